@@ -1,0 +1,380 @@
+//! A batch of operations: what one read of a client's socket asks of one Bucket.
+//!
+//! All arguments lie end to end in one buffer, so a batch costs no allocation an operation and
+//! its buffers are recycled from request to reply and back. The same type is a transaction's share
+//! of work, so there is one way in which an operation is written down: in memory, between nodes
+//! and, later, in the log.
+
+use crate::ids::{PartitionId, TableIndex};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser::SerializeTuple};
+
+/// The number of an operation in its machine's table of operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct OpCode(pub u16);
+
+/// What an operation is, beside its arguments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpHead {
+    /// What to do.
+    pub code: OpCode,
+    /// The partition that holds all of its keys.
+    pub partition: PartitionId,
+    /// The table it works on.
+    pub table: TableIndex,
+    /// Whether its reply is written in RESP3.
+    pub resp3: bool,
+    /// The placing hash of its first key ([`crate::engine::tables::hash`]); 0 if it has none.
+    pub hash: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Placed {
+    head: OpHead,
+    /// Where its arguments end in `Batch::ends`; they begin where the one before it ended.
+    args_end: u32,
+}
+
+/// Operations in order, with their arguments.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    data: Vec<u8>,
+    /// Where each argument ends in `data`.
+    ends: Vec<u32>,
+    ops: Vec<Placed>,
+}
+
+/// One operation of a batch, borrowed.
+#[derive(Clone, Copy, Debug)]
+pub struct Op<'a> {
+    /// What it is.
+    pub head: OpHead,
+    /// Its arguments, without the command's name.
+    pub args: Args<'a>,
+}
+
+/// An operation's arguments.
+#[derive(Clone, Copy, Debug)]
+pub struct Args<'a> {
+    data: &'a [u8],
+    /// Where the first argument begins.
+    start: u32,
+    ends: &'a [u32],
+}
+
+impl<'a> Args<'a> {
+    /// How many there are.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there are none.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// The argument at `index`, from 0; empty past the last one.
+    #[inline]
+    pub fn get(&self, index: usize) -> &'a [u8] {
+        let Some(&end) = self.ends.get(index) else { return &[] };
+        let start = match index {
+            0 => self.start,
+            _ => self.ends[index - 1],
+        };
+        &self.data[start as usize..end as usize]
+    }
+
+    /// The arguments in order.
+    pub fn iter(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let args = *self;
+        (0..args.len()).map(move |index| args.get(index))
+    }
+}
+
+impl Batch {
+    /// A batch without operations.
+    pub fn new() -> Batch {
+        Batch::default()
+    }
+
+    /// How many operations it holds.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.ops.len()
+    }
+
+    /// Whether it holds none.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.ops.is_empty()
+    }
+
+    /// Bytes of arguments held.
+    #[inline]
+    pub fn bytes(&self) -> usize {
+        self.data.len()
+    }
+
+    /// Forgets the operations and keeps the buffers.
+    pub fn clear(&mut self) {
+        self.data.clear();
+        self.ends.clear();
+        self.ops.clear();
+    }
+
+    /// Appends an operation.
+    #[inline]
+    pub fn push<'b>(&mut self, head: OpHead, args: impl IntoIterator<Item = &'b [u8]>) {
+        for arg in args {
+            self.data.extend_from_slice(arg);
+            self.ends.push(self.data.len() as u32);
+        }
+        self.ops.push(Placed { head, args_end: self.ends.len() as u32 });
+    }
+
+    /// Appends a copy of another batch's operation.
+    pub fn push_op(&mut self, op: &Op<'_>) {
+        self.push(op.head, op.args.iter());
+    }
+
+    /// What the operation at `index` is.
+    #[inline]
+    pub fn head(&self, index: usize) -> OpHead {
+        self.ops[index].head
+    }
+
+    /// The heads in order.
+    #[inline]
+    pub fn heads(&self) -> impl Iterator<Item = OpHead> + '_ {
+        self.ops.iter().map(|op| op.head)
+    }
+
+    /// The operation at `index`.
+    #[inline]
+    pub fn op(&self, index: usize) -> Op<'_> {
+        let op = &self.ops[index];
+        let first = match index {
+            0 => 0,
+            _ => self.ops[index - 1].args_end as usize,
+        };
+        let start = match first {
+            0 => 0,
+            _ => self.ends[first - 1],
+        };
+        let ends = &self.ends[first..op.args_end as usize];
+        Op { head: op.head, args: Args { data: &self.data, start, ends } }
+    }
+
+    /// The operations in order.
+    pub fn iter(&self) -> impl Iterator<Item = Op<'_>> {
+        (0..self.len()).map(|index| self.op(index))
+    }
+}
+
+/// Bytes of an operation's head on the wire.
+const HEAD_BYTES: usize = 18;
+
+/// A batch travels as three byte strings, so that MessagePack meets three values instead of one
+/// a number: the argument bytes, the ends, the heads (little-endian).
+impl Serialize for Batch {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut ends = Vec::with_capacity(self.ends.len() * 4);
+        for end in &self.ends {
+            ends.extend_from_slice(&end.to_le_bytes());
+        }
+        let mut heads = Vec::with_capacity(self.ops.len() * HEAD_BYTES);
+        for Placed { head, args_end } in &self.ops {
+            heads.extend_from_slice(&head.code.0.to_le_bytes());
+            heads.extend_from_slice(&head.partition.0.to_le_bytes());
+            heads.push(u8::from(head.table));
+            heads.push(u8::from(head.resp3));
+            heads.extend_from_slice(&head.hash.to_le_bytes());
+            heads.extend_from_slice(&args_end.to_le_bytes());
+        }
+        let mut tuple = serializer.serialize_tuple(3)?;
+        tuple.serialize_element(serde_bytes::Bytes::new(&self.data))?;
+        tuple.serialize_element(serde_bytes::Bytes::new(&ends))?;
+        tuple.serialize_element(serde_bytes::Bytes::new(&heads))?;
+        tuple.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for Batch {
+    /// Refuses whatever [`Batch::op`] could not walk safely.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (data, ends, heads): (serde_bytes::ByteBuf, &serde_bytes::Bytes, &serde_bytes::Bytes) =
+            Deserialize::deserialize(deserializer)?;
+        let data = data.into_vec();
+        let (ends, rest) = ends.as_chunks::<4>();
+        if !rest.is_empty() {
+            return Err(de::Error::custom("batch: argument ends cut short"));
+        }
+        let ends: Vec<u32> = ends.iter().map(|end| u32::from_le_bytes(*end)).collect();
+        if !ends.is_sorted() || ends.last().map_or(0, |end| *end as usize) != data.len() {
+            return Err(de::Error::custom("batch: argument ends do not fit the data"));
+        }
+        let (heads, rest) = heads.as_chunks::<HEAD_BYTES>();
+        if !rest.is_empty() {
+            return Err(de::Error::custom("batch: heads cut short"));
+        }
+        let mut ops = Vec::with_capacity(heads.len());
+        let mut last = 0;
+        for &[c0, c1, p0, p1, table, resp3, h0, h1, h2, h3, h4, h5, h6, h7, a0, a1, a2, a3] in heads
+        {
+            let args_end = u32::from_le_bytes([a0, a1, a2, a3]);
+            let table = TableIndex::new(table)
+                .ok_or_else(|| de::Error::custom(format!("batch: no table {table}")))?;
+            if args_end < last || args_end as usize > ends.len() {
+                return Err(de::Error::custom("batch: heads do not fit the arguments"));
+            }
+            last = args_end;
+            let head = OpHead {
+                code: OpCode(u16::from_le_bytes([c0, c1])),
+                partition: PartitionId(u16::from_le_bytes([p0, p1])),
+                table,
+                resp3: resp3 != 0,
+                hash: u64::from_le_bytes([h0, h1, h2, h3, h4, h5, h6, h7]),
+            };
+            ops.push(Placed { head, args_end });
+        }
+        if last as usize != ends.len() {
+            return Err(de::Error::custom("batch: arguments that belong to no operation"));
+        }
+        Ok(Batch { data, ends, ops })
+    }
+}
+
+/// Replies in the order of their operations, encoded for the client.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Replies {
+    /// The encoded replies, end to end.
+    pub bytes: Vec<u8>,
+    /// Where each ends in `bytes`.
+    pub ends: Vec<u32>,
+}
+
+impl Replies {
+    /// How many replies there are.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there are none.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// Notes that a reply has been written up to the end of `bytes`.
+    #[inline]
+    pub fn end(&mut self) {
+        self.ends.push(self.bytes.len() as u32);
+    }
+
+    /// Appends a whole reply.
+    pub fn push(&mut self, reply: &[u8]) {
+        self.bytes.extend_from_slice(reply);
+        self.end();
+    }
+
+    /// The reply at `index`.
+    #[inline]
+    pub fn get(&self, index: usize) -> &[u8] {
+        let start = match index {
+            0 => 0,
+            _ => self.ends[index - 1],
+        };
+        &self.bytes[start as usize..self.ends[index] as usize]
+    }
+
+    /// Forgets the replies and keeps the buffers.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.ends.clear();
+    }
+}
+
+impl Serialize for Replies {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut ends = Vec::with_capacity(self.ends.len() * 4);
+        for end in &self.ends {
+            ends.extend_from_slice(&end.to_le_bytes());
+        }
+        let mut tuple = serializer.serialize_tuple(2)?;
+        tuple.serialize_element(serde_bytes::Bytes::new(&self.bytes))?;
+        tuple.serialize_element(serde_bytes::Bytes::new(&ends))?;
+        tuple.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for Replies {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (bytes, ends): (serde_bytes::ByteBuf, &serde_bytes::Bytes) =
+            Deserialize::deserialize(deserializer)?;
+        let bytes = bytes.into_vec();
+        let (ends, rest) = ends.as_chunks::<4>();
+        let ends: Vec<u32> = ends.iter().map(|end| u32::from_le_bytes(*end)).collect();
+        let whole = ends.last().map_or(0, |end| *end as usize) == bytes.len();
+        if !rest.is_empty() || !ends.is_sorted() || !whole {
+            return Err(de::Error::custom("replies: ends do not fit the bytes"));
+        }
+        Ok(Replies { bytes, ends })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(code: u16, hash: u64) -> OpHead {
+        let table = TableIndex::new(3).unwrap();
+        OpHead { code: OpCode(code), partition: PartitionId(7), table, resp3: true, hash }
+    }
+
+    fn sample() -> Batch {
+        let mut batch = Batch::new();
+        batch.push(head(1, 9), [b"key".as_slice(), b"", b"value"]);
+        batch.push(head(2, 0), []);
+        batch.push(head(3, u64::MAX), [b"x".as_slice()]);
+        batch
+    }
+
+    #[test]
+    fn operations_come_back_as_pushed() {
+        let batch = sample();
+        let args = |index: usize| batch.op(index).args.iter().map(<[u8]>::to_vec).collect();
+        let all: Vec<Vec<Vec<u8>>> = (0..3).map(args).collect();
+        assert_eq!(all[0], [b"key".to_vec(), b"".to_vec(), b"value".to_vec()]);
+        assert!(all[1].is_empty());
+        assert_eq!(all[2], [b"x".to_vec()]);
+        assert_eq!(batch.op(2).head, head(3, u64::MAX));
+    }
+
+    #[test]
+    fn the_wire_keeps_a_batch_and_its_replies() {
+        let batch = sample();
+        let bytes = rmp_serde::to_vec(&batch).unwrap();
+        assert_eq!(rmp_serde::from_slice::<Batch>(&bytes).unwrap(), batch);
+        let mut replies = Replies::default();
+        replies.push(b"+OK\r\n");
+        replies.push(b"");
+        let bytes = rmp_serde::to_vec(&replies).unwrap();
+        assert_eq!(rmp_serde::from_slice::<Replies>(&bytes).unwrap(), replies);
+    }
+
+    #[test]
+    fn damaged_batches_are_refused_or_safe_to_walk() {
+        let bytes = rmp_serde::to_vec(&sample()).unwrap();
+        for at in 0..bytes.len() {
+            for flip in [0x01, 0x80, 0xff] {
+                let mut damaged = bytes.clone();
+                damaged[at] ^= flip;
+                if let Ok(batch) = rmp_serde::from_slice::<Batch>(&damaged) {
+                    assert!(batch.iter().all(|op| op.args.iter().count() == op.args.len()));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! What a partition runs, as far as the partition cares.
+//!
+//! The engines order, lock, log and commit operations without knowing what they mean; a
+//! [`Machine`] gives them their meaning. The Redis commands are one (`command::Redis`), the
+//! registers of the engine tests another. A machine must be deterministic: a replica that runs the
+//! same operations at the same stamps holds the same tables.
+
+use crate::engine::batch::{Op, OpCode};
+use crate::engine::tables::Tables;
+use crate::ids::Millis;
+use serde::{Deserialize, Serialize};
+
+/// Whether an operation may change what it touches. `Write` is the greater claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Access {
+    /// Looks only.
+    Read,
+    /// May change.
+    Write,
+}
+
+/// How much of a partition an operation touches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// The keys it names.
+    Keys,
+    /// The whole partition, under a lock of its own when it writes.
+    Partition,
+    /// The whole partition, looked at without a lock: each partition at its own moment.
+    Glance,
+}
+
+/// The meaning of operations.
+pub trait Machine: 'static {
+    /// Whether the machine has such an operation: asked of everything that comes from a peer.
+    fn knows(code: OpCode) -> bool;
+
+    /// What the operation may do to what it touches.
+    fn access(code: OpCode) -> Access;
+
+    /// How much the operation touches.
+    fn scope(code: OpCode) -> Scope;
+
+    /// Visits the keys the operation names, in order; duplicates are visited again.
+    fn keys(op: &Op<'_>, visit: &mut dyn FnMut(&[u8]));
+
+    /// Runs the operation as of `now` and appends its reply.
+    ///
+    /// Never fails: an operation that cannot be carried out changes nothing and replies with an
+    /// error. Expired items are as good as absent ([`Tables::get`] hides them).
+    fn run(op: &Op<'_>, tables: &mut Tables, now: Millis, reply: &mut Vec<u8>);
+}

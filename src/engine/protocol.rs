@@ -1,0 +1,367 @@
+//! The messages of the commit protocol: between Coordinators, partitions and lock managers.
+//!
+//! They are the same types in a mailbox, on the wire and in the simulator. Every one of them may
+//! come late or never, and after a reconnection it may come twice: each names its transaction by
+//! [`TxnId`], and the first decision logged stands. The rules they follow are told in
+//! [`crate::engine::rules`].
+
+use crate::engine::batch::{Batch, Replies};
+use crate::engine::machine::Access;
+use crate::ids::{Age, Incarnation, Millis, NodeId, PartitionId, TableIndex, TxnId};
+use serde::{Deserialize, Serialize};
+
+/// A key that a transaction claims.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Claim {
+    /// What is claimed.
+    pub granule: Granule,
+    /// For reading or for writing.
+    pub access: Access,
+}
+
+/// What a lock covers.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Granule {
+    /// Every key of every table of the partition.
+    Whole,
+    /// One key of one table.
+    Key(TableIndex, #[serde(with = "serde_bytes")] Vec<u8>),
+}
+
+/// A key's state as it moves between partitions and Coordinators, and as an intent holds it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// The table.
+    pub table: TableIndex,
+    /// The key.
+    #[serde(with = "serde_bytes")]
+    pub key: Vec<u8>,
+    /// What the key holds, or `None` when it is absent.
+    pub held: Option<Held>,
+}
+
+/// What a key holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// The value.
+    #[serde(with = "serde_bytes")]
+    pub value: Vec<u8>,
+    /// When it expires.
+    pub expires: Option<Millis>,
+}
+
+/// What one partition does for a transaction.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// Operations whose keys all lie in the partition.
+    pub batch: Batch,
+    /// Keys claimed beyond those of the operations (all keys of a [`Mode::Gather`]).
+    pub claims: Vec<Claim>,
+}
+
+/// How a transaction over several partitions is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mode {
+    /// Reads only: locks, reads, confirms; logs nothing.
+    Read,
+    /// Every operation is evaluated where its keys lie: prepare, decide.
+    Write,
+    /// A result depends on keys of another partition: locks and reads everywhere, evaluates the
+    /// script on a scratch table at the Coordinator, prepares the outcome.
+    Gather,
+}
+
+/// A transaction as a Session asks for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Work {
+    /// How it is served.
+    pub mode: Mode,
+    /// Each participant's share, ordered by partition, each partition once.
+    pub shares: Vec<(PartitionId, Share)>,
+    /// What the Coordinator evaluates in [`Mode::Gather`]; empty otherwise.
+    pub script: Batch,
+}
+
+/// How a transaction ended, as its Session hears it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Committed (or read); the replies of each share, in the order of [`Work::shares`]. A
+    /// gathered transaction has the one entry of its script.
+    Done(Vec<Replies>),
+    /// It was surely not executed.
+    Refused(Refusal),
+    /// The partition that holds the decision was lost with the decision in flight.
+    Unknown(Refusal),
+}
+
+/// Why a request was not served.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Refusal {
+    /// The node that serves the partition cannot be reached.
+    Unreachable(NodeId),
+    /// The request waited too long for a key that a transaction holds.
+    Locked,
+    /// It lost its locks too many times in a row.
+    Contention,
+    /// The node is stopping.
+    Stopping,
+}
+
+/// The life of a partition's leadership that granted a lock: locks that are not logged end with
+/// it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Term(pub u64);
+
+/// What a partition is asked by Coordinators and by other partitions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToPartition {
+    /// Lock the share's keys, evaluate its reads, answer [`ToCoordinator::Granted`].
+    Lock(Lock),
+    /// Lock what is not locked yet, log the intent, answer [`ToCoordinator::Voted`].
+    Prepare(Prepare),
+    /// The transaction's outcome (to the primary: the decision itself).
+    Decide(Decide),
+    /// Are these unlogged locks still held? They are given up either way; answered with
+    /// [`ToCoordinator::Confirmed`].
+    Confirm {
+        /// Whose locks.
+        txn: TxnId,
+        /// The term that granted them.
+        term: Term,
+    },
+    /// To the primary, from a participant with an old intent: what became of it? Without a
+    /// decision the primary logs an abort. Answered with [`ToPartition::Decide`] or
+    /// [`ToPartition::Lost`].
+    Resolve {
+        /// The transaction.
+        txn: TxnId,
+        /// Who asks.
+        asker: PartitionId,
+        /// The term of the primary that the participant prepared with, if it knows.
+        primary_life: Option<Incarnation>,
+    },
+    /// From the primary: it has lost its memory since, so it cannot tell.
+    Lost {
+        /// The transaction.
+        txn: TxnId,
+    },
+    /// From a participant whose primary is gone, to the other participants.
+    Inquire {
+        /// The transaction.
+        txn: TxnId,
+        /// Who asks.
+        asker: PartitionId,
+    },
+    /// A participant's answer to [`ToPartition::Inquire`].
+    Knows {
+        /// The transaction.
+        txn: TxnId,
+        /// Who answers.
+        from: PartitionId,
+        /// What it knows.
+        knowledge: Knowledge,
+    },
+    /// From a participant to the primary: the decision is applied here.
+    Applied {
+        /// The transaction.
+        txn: TxnId,
+        /// Who has applied it.
+        from: PartitionId,
+    },
+}
+
+/// What a participant or a Coordinator knows of a transaction's outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Knowledge {
+    /// It committed.
+    Committed,
+    /// It did not and will not commit here: aborted, or never prepared and refused from now on.
+    Aborted,
+    /// Prepared and waiting.
+    Undecided,
+}
+
+/// Lock a share's keys without logging anything.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lock {
+    /// For whom.
+    pub txn: TxnId,
+    /// Its age.
+    pub age: Age,
+    /// [`Mode::Read`]: evaluate the operations. [`Mode::Gather`]: answer the keys' images.
+    pub mode: Mode,
+    /// What is locked.
+    pub share: Share,
+    /// The Coordinator's transactions with smaller sequences have ended.
+    pub done_below: u64,
+}
+
+/// Log a share's intent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prepare {
+    /// For whom.
+    pub txn: TxnId,
+    /// Its age.
+    pub age: Age,
+    /// Where the decision is logged.
+    pub primary: PartitionId,
+    /// All participants, the primary among them, in order.
+    pub participants: Vec<PartitionId>,
+    /// The term that granted the locks, when they were taken beforehand by [`Lock`].
+    pub term: Option<Term>,
+    /// What is to be done.
+    pub work: Prepared,
+    /// The Coordinator's transactions with smaller sequences have ended.
+    pub done_below: u64,
+}
+
+/// What a [`Prepare`] carries.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Prepared {
+    /// Operations, evaluated where they are prepared.
+    Share(Share),
+    /// The outcome of a script that the Coordinator evaluated: the keys it changed.
+    Images(Vec<Image>),
+}
+
+/// A transaction's outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verdict {
+    /// Apply the intents.
+    Commit,
+    /// Drop them.
+    Abort,
+}
+
+/// Tells an outcome, or (to the primary, from the Coordinator) makes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decide {
+    /// The transaction.
+    pub txn: TxnId,
+    /// Its outcome.
+    pub verdict: Verdict,
+    /// Whether the receiver is to decide (it is the primary) and answer
+    /// [`ToCoordinator::Decided`].
+    pub deciding: bool,
+}
+
+/// What a Coordinator is told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToCoordinator {
+    /// The locks are held.
+    Granted {
+        /// For whom.
+        txn: TxnId,
+        /// Who grants.
+        partition: PartitionId,
+        /// The term the locks end with.
+        term: Term,
+        /// What the operations replied.
+        replies: Replies,
+        /// What the claimed keys hold.
+        images: Vec<Image>,
+    },
+    /// A participant's vote on a [`Prepare`].
+    Voted {
+        /// For whom.
+        txn: TxnId,
+        /// Who votes.
+        partition: PartitionId,
+        /// The replies when it is prepared, `None` when it refused.
+        vote: Option<Replies>,
+    },
+    /// The primary's decision: the first one logged, whatever was asked.
+    Decided {
+        /// The transaction.
+        txn: TxnId,
+        /// Its outcome.
+        verdict: Verdict,
+    },
+    /// Whether unlogged locks were still held.
+    Confirmed {
+        /// Whose locks.
+        txn: TxnId,
+        /// Who answers.
+        partition: PartitionId,
+        /// Whether they were held throughout.
+        held: bool,
+    },
+    /// An older transaction waits: abort and retry unless the decision is under way.
+    Wound {
+        /// Who is in the way.
+        txn: TxnId,
+    },
+    /// From a participant whose primary is gone: what do you know? Answered with
+    /// [`ToPartition::Knows`] from the primary's name.
+    Inquire {
+        /// The transaction.
+        txn: TxnId,
+        /// The primary that is gone.
+        primary: PartitionId,
+        /// Who asks.
+        asker: PartitionId,
+    },
+}
+
+/// Identifies a request that waits at a lock manager; unique within a Bucket's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
+/// A request for contended keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Acquire {
+    /// Names the request.
+    pub ticket: Ticket,
+    /// Where its keys lie.
+    pub partition: PartitionId,
+    /// Its age.
+    pub age: Age,
+    /// The transaction that will hold the locks, or `None` for a single operation, which holds
+    /// nothing beyond its own execution.
+    pub owner: Option<TxnId>,
+    /// What it claims, each granule once.
+    pub claims: Vec<Claim>,
+    /// Who holds what among the claimed granules that the lock manager was not told of before.
+    pub holders: Vec<(Granule, Holder)>,
+}
+
+/// Who holds a granule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// The transaction.
+    pub txn: TxnId,
+    /// Its age.
+    pub age: Age,
+    /// How it holds it.
+    pub access: Access,
+}
+
+/// What a lock manager is told by the Buckets of its node. The order from one Bucket is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ToLocks {
+    /// Queue this request.
+    Acquire(Acquire),
+    /// The request no longer waits (or gives up what it was just granted).
+    Cancel {
+        /// The request.
+        ticket: Ticket,
+        /// Its partition.
+        partition: PartitionId,
+    },
+    /// A holder of a contended granule is gone.
+    Released {
+        /// Where.
+        partition: PartitionId,
+        /// What.
+        granule: Granule,
+        /// Who held it.
+        txn: TxnId,
+    },
+    /// Nobody waits for the granule any more: forget it.
+    Uncontended {
+        /// Where.
+        partition: PartitionId,
+        /// What.
+        granule: Granule,
+    },
+}

@@ -1,0 +1,1 @@
+//! key -> slot -> partition -> node. (to be written)

@@ -1,0 +1,145 @@
+//! The names things go by: nodes, tables, slots, partitions, transactions, moments.
+//!
+//! Each is a type of its own, so that a partition cannot be passed for a slot. All of them are
+//! plain numbers on the wire.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// A node's number in `cluster.yaml`, from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct NodeId(pub u16);
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// How many tables a cluster has: what `SELECT` accepts is `0..TABLES`.
+pub const TABLES: usize = 16;
+
+/// A table's index, `0..TABLES`: what `SELECT n` chooses.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(try_from = "u8", into = "u8")]
+pub struct TableIndex(u8);
+
+impl TableIndex {
+    /// The table with this index, or `None` when there is no such table.
+    pub fn new(index: u8) -> Option<TableIndex> {
+        (usize::from(index) < TABLES).then_some(TableIndex(index))
+    }
+
+    /// The index as a place in an array of [`TABLES`].
+    #[inline]
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+
+    /// All tables in order.
+    pub fn all() -> impl Iterator<Item = TableIndex> {
+        (0..TABLES as u8).map(TableIndex)
+    }
+}
+
+impl TryFrom<u8> for TableIndex {
+    type Error = String;
+    fn try_from(index: u8) -> Result<Self, String> {
+        TableIndex::new(index).ok_or_else(|| format!("no table {index}: tables are 0 to 15"))
+    }
+}
+
+impl From<TableIndex> for u8 {
+    fn from(table: TableIndex) -> u8 {
+        table.0
+    }
+}
+
+impl fmt::Display for TableIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One of the 16384 hash slots of Redis Cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Slot(pub u16);
+
+/// A run of slots that is replicated together, `0..partitions`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PartitionId(pub u16);
+
+impl PartitionId {
+    /// The number as a place in an array.
+    #[inline]
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+impl fmt::Display for PartitionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Wall-clock time in milliseconds since the Unix epoch.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct Millis(pub u64);
+
+impl Millis {
+    /// This moment and `ms` milliseconds more, or `None` past the end of time.
+    pub fn checked_add(self, ms: u64) -> Option<Millis> {
+        self.0.checked_add(ms).map(Millis)
+    }
+}
+
+/// Which life of a node: greater at every start of its process.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct Incarnation(pub u64);
+
+/// A transaction's attempt. A retry keeps the sequence and raises the attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct TxnId {
+    /// The node whose Coordinator runs it.
+    pub node: NodeId,
+    /// That node's life: a Coordinator's transactions end with it.
+    pub incarnation: Incarnation,
+    /// Counted by the Coordinator from 1.
+    pub sequence: u64,
+    /// Counted from 1 within the sequence.
+    pub attempt: u32,
+}
+
+impl fmt::Display for TxnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let TxnId { node, incarnation, sequence, attempt } = self;
+        write!(f, "{node}.{}.{sequence}.{attempt}", incarnation.0)
+    }
+}
+
+/// How old a request is: smaller is older, and older wins a contended key.
+///
+/// `time` is a Lamport time (Lamport 1978) taken at the first attempt and kept over retries;
+/// `node` and `tie` only break ties, so that no two requests are of one age.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Age {
+    /// Lamport time of the first attempt.
+    pub time: u64,
+    /// The node that took the time.
+    pub node: NodeId,
+    /// Distinguishes requests of one node at one time.
+    pub tie: u64,
+}
+
+impl fmt::Display for Age {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}.{}", self.time, self.node, self.tie)
+    }
+}

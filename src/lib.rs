@@ -1,0 +1,7 @@
+//! Quorate: a distributed hash table that speaks the Redis protocol.
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+pub mod engine;
+pub mod ids;
