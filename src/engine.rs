@@ -4,7 +4,9 @@
 //! them out. So a seed is a run: the simulators drive the same code as the binary.
 
 pub mod batch;
+pub mod item;
 pub mod machine;
 pub mod protocol;
 pub mod slots;
+pub mod table;
 pub mod tables;

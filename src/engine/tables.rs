@@ -1,2 +1,363 @@
-//! (to be written)
-pub struct Tables;
+//! The tables of one partition: what its operations read and write.
+//!
+//! [`Tables`] adds two things to a [`Table`]: there are [`TABLES`] of them, each made when first
+//! written to, and items *expire*.
+//!
+//! Time is an argument, and expiry is decided where it can be logged. An operation that writes
+//! runs at the stamp in its log entry, the same on every replica, so it may remove what it finds
+//! expired: everybody removes it at the same place of the log. An operation that reads is not
+//! logged, so it must not change anything: it hides what it finds expired and notes the key
+//! ([`Tables::take_expired`]), so that the partition logs a removal ([`Tables::expire`]).
+//!
+//! An item expires *at* its expiry: it is there at the millisecond before.
+
+use crate::engine::item::Item;
+pub use crate::engine::item::ItemRef;
+use crate::engine::machine::Access;
+use crate::engine::protocol::{Held, Image};
+use crate::engine::table::{Place, Table};
+use crate::ids::{Millis, TABLES, TableIndex};
+use foldhash::SharedSeed;
+use foldhash::quality::FoldHasher;
+use std::hash::Hasher;
+
+/// At most so many expired keys are noted at a time; the others are met again.
+pub const EXPIRED_NOTED_MAX: usize = 1024;
+
+/// The hash that places a key inside its table: foldhash, seeded.
+///
+/// It is independent of the hash that chose the partition, on which all keys of a partition agree
+/// to some extent. Its seed is the cluster's: the hash of a key travels with an operation, and a
+/// scan's cursor is a place in the order of hashes.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyHasher {
+    seed: u64,
+    /// Drawn from the seed too: with foldhash's fixed constants anybody could make keys that
+    /// collide under every seed.
+    shared: &'static SharedSeed,
+}
+
+impl KeyHasher {
+    /// The hash function of this seed. Made once and copied: its few words live as long as the
+    /// process.
+    pub fn new(seed: u64) -> KeyHasher {
+        KeyHasher { seed, shared: Box::leak(Box::new(SharedSeed::from_u64(seed))) }
+    }
+
+    /// The key's hash.
+    #[inline]
+    pub fn hash(&self, key: &[u8]) -> u64 {
+        let mut hasher = FoldHasher::with_seed(self.seed, self.shared);
+        hasher.write(key);
+        hasher.finish()
+    }
+}
+
+/// How a put treats the expiry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expires {
+    /// The item has none.
+    Never,
+    /// The item keeps the one it has, if any.
+    Keep,
+    /// The item expires at this moment.
+    At(Millis),
+}
+
+/// The tables of one partition.
+pub struct Tables {
+    tables: [Option<Box<Table>>; TABLES],
+    hasher: KeyHasher,
+    now: Millis,
+    access: Access,
+    /// Keys that reads have found expired.
+    expired: Vec<(TableIndex, Vec<u8>)>,
+}
+
+impl Tables {
+    /// Empty tables.
+    pub fn new(hasher: KeyHasher) -> Tables {
+        Tables {
+            tables: [const { None }; TABLES],
+            hasher,
+            now: Millis(0),
+            access: Access::Write,
+            expired: Vec::new(),
+        }
+    }
+
+    /// The hash that places the keys.
+    #[inline]
+    pub fn hasher(&self) -> KeyHasher {
+        self.hasher
+    }
+
+    /// Sets the moment and the access of the operation about to run.
+    #[inline]
+    pub fn begin(&mut self, now: Millis, access: Access) {
+        self.now = now;
+        self.access = access;
+    }
+
+    /// The moment of the operation that runs.
+    #[inline]
+    pub fn now(&self) -> Millis {
+        self.now
+    }
+
+    #[inline]
+    fn table(&self, table: TableIndex) -> Option<&Table> {
+        self.tables[table.index()].as_deref()
+    }
+
+    /// The key's table and place, if it is there and not expired; removes or notes it if it is.
+    #[inline]
+    fn live(&mut self, table: TableIndex, hash: u64, key: &[u8]) -> Option<(&mut Table, Place)> {
+        let items = self.tables[table.index()].as_deref_mut()?;
+        let place = items.find(hash, key)?;
+        if !items.at(place).is_expired(self.now) {
+            return Some((items, place));
+        }
+        match self.access {
+            Access::Write => drop(items.remove(place)),
+            Access::Read => note(&mut self.expired, table, key),
+        }
+        None
+    }
+
+    /// As [`Tables::live`], for those who change what they find.
+    #[inline]
+    fn live_mut(
+        &mut self,
+        table: TableIndex,
+        hash: u64,
+        key: &[u8],
+    ) -> Option<(&mut Table, Place)> {
+        assert!(self.access == Access::Write, "an operation that reads does not write");
+        self.live(table, hash, key)
+    }
+
+    /// Puts an item whose key is not there.
+    #[inline]
+    fn insert(&mut self, table: TableIndex, hash: u64, item: Item) -> (&mut Table, Place) {
+        let items = self.tables[table.index()].get_or_insert_default();
+        let hasher = self.hasher;
+        let place = items.insert(hash, item, |key| hasher.hash(key));
+        (items, place)
+    }
+
+    /// What the key holds.
+    #[inline]
+    pub fn get(&mut self, table: TableIndex, hash: u64, key: &[u8]) -> Option<ItemRef<'_>> {
+        let (items, place) = self.live(table, hash, key)?;
+        Some(items.at(place))
+    }
+
+    /// Gives the key a value.
+    #[inline]
+    pub fn put(
+        &mut self,
+        table: TableIndex,
+        hash: u64,
+        key: &[u8],
+        value: &[u8],
+        expires: Expires,
+    ) {
+        let fresh = match expires {
+            Expires::Never | Expires::Keep => None,
+            Expires::At(moment) => Some(moment),
+        };
+        let Some((items, place)) = self.live_mut(table, hash, key) else {
+            self.insert(table, hash, Item::new(key, value, fresh));
+            return;
+        };
+        items.edit(place, |item| {
+            let expires = match expires {
+                Expires::Keep => item.as_ref().expires(),
+                Expires::Never | Expires::At(_) => fresh,
+            };
+            item.set(value, expires);
+        });
+    }
+
+    /// Appends to the key's value, made if absent; keeps the expiry; returns the new length.
+    pub fn append(&mut self, table: TableIndex, hash: u64, key: &[u8], suffix: &[u8]) -> usize {
+        let Some((items, place)) = self.live_mut(table, hash, key) else {
+            self.insert(table, hash, Item::new(key, suffix, None));
+            return suffix.len();
+        };
+        items.edit(place, |item| item.append(suffix))
+    }
+
+    /// The key's value, made if absent and cut or extended with zeros to `len` bytes, to be
+    /// written to; keeps the expiry.
+    pub fn value_mut(&mut self, table: TableIndex, hash: u64, key: &[u8], len: usize) -> &mut [u8] {
+        let place = match self.live_mut(table, hash, key) {
+            None => self.insert(table, hash, Item::zeroed(key, len, None)).1,
+            Some((items, place)) => {
+                items.edit(place, |item| item.resize(len));
+                place
+            }
+        };
+        match &mut self.tables[table.index()] {
+            Some(items) => items.value_mut(place),
+            None => &mut [],
+        }
+    }
+
+    /// Replaces the key's expiry; false if the key is absent.
+    pub fn set_expiry(
+        &mut self,
+        table: TableIndex,
+        hash: u64,
+        key: &[u8],
+        expires: Option<Millis>,
+    ) -> bool {
+        let Some((items, place)) = self.live_mut(table, hash, key) else { return false };
+        items.edit(place, |item| item.set_expires(expires));
+        true
+    }
+
+    /// Removes the key; false if it was absent.
+    pub fn remove(&mut self, table: TableIndex, hash: u64, key: &[u8]) -> bool {
+        let Some((items, place)) = self.live_mut(table, hash, key) else { return false };
+        drop(items.remove(place));
+        true
+    }
+
+    /// Removes all keys of the table.
+    pub fn clear(&mut self, table: TableIndex) {
+        assert!(self.access == Access::Write, "an operation that reads does not write");
+        self.tables[table.index()] = None;
+    }
+
+    /// How many items the table holds, those included that are expired and not removed yet.
+    #[inline]
+    pub fn len(&self, table: TableIndex) -> usize {
+        self.table(table).map_or(0, Table::len)
+    }
+
+    /// How many of them have an expiry.
+    #[inline]
+    pub fn volatile(&self, table: TableIndex) -> usize {
+        self.table(table).map_or(0, Table::volatile)
+    }
+
+    /// The memory held by all tables: items as allocated, and what finds them.
+    pub fn bytes(&self) -> usize {
+        self.tables.iter().flatten().map(|table| table.bytes()).sum()
+    }
+
+    /// Whether reads have found expired items since [`Tables::take_expired`].
+    #[inline]
+    pub fn has_expired(&self) -> bool {
+        !self.expired.is_empty()
+    }
+
+    /// The keys that reads have found expired, each once, in order.
+    pub fn take_expired(&mut self) -> Vec<(TableIndex, Vec<u8>)> {
+        let mut expired = std::mem::take(&mut self.expired);
+        expired.sort_unstable();
+        expired.dedup();
+        expired
+    }
+
+    /// Removes the key if it is expired at `now`; whether it was.
+    pub fn expire(&mut self, table: TableIndex, key: &[u8], now: Millis) -> bool {
+        let hash = self.hasher.hash(key);
+        let Some(items) = self.tables[table.index()].as_deref_mut() else { return false };
+        let Some(place) = items.find(hash, key) else { return false };
+        let expired = items.at(place).is_expired(now);
+        if expired {
+            drop(items.remove(place));
+        }
+        expired
+    }
+
+    /// The key's state as of [`Tables::begin`].
+    pub fn image(&mut self, table: TableIndex, key: &[u8]) -> Image {
+        let hash = self.hasher.hash(key);
+        let held = self
+            .get(table, hash, key)
+            .map(|item| Held { value: item.value().to_vec(), expires: item.expires() });
+        Image { table, key: key.to_vec(), held }
+    }
+
+    /// Gives the key the state of the image, whatever it was.
+    pub fn install(&mut self, image: Image) {
+        let Image { table, key, held } = image;
+        let hash = self.hasher.hash(&key);
+        let found = self.table(table).and_then(|items| items.find(hash, &key));
+        match (held, found, &mut self.tables[table.index()]) {
+            (Some(held), Some(place), Some(items)) => {
+                items.edit(place, |item| item.set(&held.value, held.expires));
+            }
+            (None, Some(place), Some(items)) => drop(items.remove(place)),
+            (Some(held), _, _) => {
+                self.insert(table, hash, Item::new(&key, &held.value, held.expires));
+            }
+            (None, _, _) => {}
+        }
+    }
+
+    /// Prefetches where a search for the hash begins.
+    #[inline]
+    pub fn prefetch_slot(&self, table: TableIndex, hash: u64) {
+        if let Some(items) = self.table(table) {
+            items.prefetch_slot(hash);
+        }
+    }
+
+    /// Prefetches the item that the hash most likely stands for; best some keys after
+    /// [`Tables::prefetch_slot`].
+    #[inline]
+    pub fn prefetch_item(&self, table: TableIndex, hash: u64) {
+        if let Some(items) = self.table(table) {
+            items.prefetch_item(hash);
+        }
+    }
+
+    /// Visits items from `cursor` (0 = start) until at least `budget` cells were examined; returns
+    /// the next cursor, 0 at the end. What is there throughout a whole scan is visited at least
+    /// once, whatever grows or shrinks meanwhile. Expired items are passed over.
+    ///
+    /// A cursor is less than 2 to the power of [`crate::engine::table::CURSOR_BITS`], and means
+    /// the same on every replica. Any number will do: one that was never returned starts
+    /// somewhere.
+    pub fn scan(
+        &self,
+        table: TableIndex,
+        cursor: u64,
+        budget: usize,
+        visit: &mut dyn FnMut(ItemRef<'_>),
+    ) -> u64 {
+        let Some(items) = self.table(table) else { return 0 };
+        items.scan(cursor, budget, &mut |item| {
+            if !item.is_expired(self.now) {
+                visit(item);
+            }
+        })
+    }
+
+    /// As [`Tables::scan`], but notes what is expired for [`Tables::take_expired`]: a step of
+    /// active expiry.
+    pub fn sweep(&mut self, table: TableIndex, cursor: u64, budget: usize) -> u64 {
+        let Some(items) = self.tables[table.index()].as_deref() else { return 0 };
+        if items.volatile() == 0 {
+            return 0;
+        }
+        items.scan(cursor, budget, &mut |item| {
+            if item.is_expired(self.now) {
+                note(&mut self.expired, table, item.key());
+            }
+        })
+    }
+}
+
+/// Notes an expired key if there is room.
+#[cold]
+fn note(expired: &mut Vec<(TableIndex, Vec<u8>)>, table: TableIndex, key: &[u8]) {
+    if expired.len() < EXPIRED_NOTED_MAX {
+        expired.push((table, key.to_vec()));
+    }
+}
