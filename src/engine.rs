@@ -3,10 +3,23 @@
 //! An engine takes its input as arguments, `now` included, and pushes effects; an actor carries
 //! them out. So a seed is a run: the simulators drive the same code as the binary.
 
+pub mod barrier;
 pub mod batch;
+pub mod bucket;
 pub mod item;
+pub mod locks;
 pub mod machine;
+pub mod marks;
+pub mod partition;
 pub mod protocol;
+pub mod replica;
+pub mod rules;
 pub mod slots;
 pub mod table;
 pub mod tables;
+pub mod txn;
+
+#[cfg(test)]
+mod script;
+#[cfg(test)]
+mod simulation;

@@ -6,6 +6,7 @@
 //! same operations at the same stamps holds the same tables.
 
 use crate::engine::batch::{Op, OpCode};
+use crate::engine::protocol::Refusal;
 use crate::engine::tables::Tables;
 use crate::ids::Millis;
 use serde::{Deserialize, Serialize};
@@ -49,4 +50,7 @@ pub trait Machine: 'static {
     /// Never fails: an operation that cannot be carried out changes nothing and replies with an
     /// error. Expired items are as good as absent ([`Tables::get`] hides them).
     fn run(op: &Op<'_>, tables: &mut Tables, now: Millis, reply: &mut Vec<u8>);
+
+    /// Appends the error that tells a client why its operation was not served.
+    fn refuse(refusal: &Refusal, reply: &mut Vec<u8>);
 }

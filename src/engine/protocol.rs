@@ -99,6 +99,8 @@ pub enum Ended {
 pub enum Refusal {
     /// The node that serves the partition cannot be reached.
     Unreachable(NodeId),
+    /// The partition is not served by the node that was asked.
+    Misplaced,
     /// The request waited too long for a key that a transaction holds.
     Locked,
     /// It lost its locks too many times in a row.
@@ -137,8 +139,8 @@ pub enum ToPartition {
         txn: TxnId,
         /// Who asks.
         asker: PartitionId,
-        /// The term of the primary that the participant prepared with, if it knows.
-        primary_life: Option<Incarnation>,
+        /// The life of the primary's node in which the transaction prepared.
+        primary_life: Incarnation,
     },
     /// From the primary: it has lost its memory since, so it cannot tell.
     Lost {
@@ -158,6 +160,13 @@ pub enum ToPartition {
         txn: TxnId,
         /// Who answers.
         from: PartitionId,
+        /// What it knows.
+        knowledge: Knowledge,
+    },
+    /// The Coordinator's answer to [`ToCoordinator::Inquire`].
+    CoordinatorKnows {
+        /// The transaction.
+        txn: TxnId,
         /// What it knows.
         knowledge: Knowledge,
     },
@@ -205,6 +214,9 @@ pub struct Prepare {
     pub age: Age,
     /// Where the decision is logged.
     pub primary: PartitionId,
+    /// The life of the primary's node that the Coordinator knows: a primary without a disk
+    /// cannot tell outcomes of an earlier one.
+    pub primary_life: Incarnation,
     /// All participants, the primary among them, in order.
     pub participants: Vec<PartitionId>,
     /// The term that granted the locks, when they were taken beforehand by [`Lock`].
@@ -240,6 +252,8 @@ pub struct Decide {
     pub txn: TxnId,
     /// Its outcome.
     pub verdict: Verdict,
+    /// Where the decision is logged, and a commit confirmed.
+    pub primary: PartitionId,
     /// Whether the receiver is to decide (it is the primary) and answer
     /// [`ToCoordinator::Decided`].
     pub deciding: bool,
@@ -256,6 +270,8 @@ pub enum ToCoordinator {
         partition: PartitionId,
         /// The term the locks end with.
         term: Term,
+        /// The partition's Lamport time.
+        time: u64,
         /// What the operations replied.
         replies: Replies,
         /// What the claimed keys hold.
@@ -267,6 +283,8 @@ pub enum ToCoordinator {
         txn: TxnId,
         /// Who votes.
         partition: PartitionId,
+        /// The partition's Lamport time.
+        time: u64,
         /// The replies when it is prepared, `None` when it refused.
         vote: Option<Replies>,
     },
@@ -292,12 +310,10 @@ pub enum ToCoordinator {
         txn: TxnId,
     },
     /// From a participant whose primary is gone: what do you know? Answered with
-    /// [`ToPartition::Knows`] from the primary's name.
+    /// [`ToPartition::CoordinatorKnows`].
     Inquire {
         /// The transaction.
         txn: TxnId,
-        /// The primary that is gone.
-        primary: PartitionId,
         /// Who asks.
         asker: PartitionId,
     },

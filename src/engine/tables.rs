@@ -74,6 +74,13 @@ pub struct Tables {
     expired: Vec<(TableIndex, Vec<u8>)>,
 }
 
+impl std::fmt::Debug for Tables {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let items: usize = TableIndex::all().map(|table| self.len(table)).sum();
+        f.debug_struct("Tables").field("items", &items).finish_non_exhaustive()
+    }
+}
+
 impl Tables {
     /// Empty tables.
     pub fn new(hasher: KeyHasher) -> Tables {

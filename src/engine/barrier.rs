@@ -1,0 +1,249 @@
+//! The startup barrier: nobody serves before all are ready.
+//!
+//! A node that is not formed yet says `Hello` to every other. Once it has met all of them it says
+//! so (`Ready`), and once all have said so the cluster is formed: everybody can reach everybody.
+//! Formation happens once. A node that meets a formed one is admitted at once, whoever else is
+//! missing: a running cluster is never held up by a barrier.
+
+use crate::ids::{Incarnation, NodeId};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The version of the messages between nodes. Nodes of different versions refuse each other.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// How a node introduces itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`PROTOCOL_VERSION`].
+    pub version: u32,
+    /// The cluster's name.
+    pub cluster: String,
+    /// Who it is.
+    pub node: NodeId,
+    /// Its life.
+    pub life: Incarnation,
+    /// Digest of what all nodes must agree on: ids, hosts, ports, partitions, tables.
+    pub digest: u64,
+    /// Whether it is formed.
+    pub formed: bool,
+}
+
+impl Hello {
+    /// Judges another node's introduction, as the node that this one is of.
+    ///
+    /// # Errors
+    /// Why the two cannot be nodes of one cluster, in words for both sides' logs.
+    pub fn judge(&self, other: &Hello) -> Result<(), String> {
+        if other.version != self.version {
+            return Err(format!(
+                "node {} speaks protocol version {}, node {} speaks version {}",
+                other.node, other.version, self.node, self.version
+            ));
+        }
+        if other.cluster != self.cluster {
+            return Err(format!(
+                "node {} belongs to cluster '{}', node {} to cluster '{}'",
+                other.node, other.cluster, self.node, self.cluster
+            ));
+        }
+        if other.node == self.node {
+            return Err(format!("two processes say they are node {}", self.node));
+        }
+        if other.digest != self.digest {
+            return Err(format!(
+                "nodes {} and {} were given cluster.yaml files that differ in their nodes, \
+                 ports, partitions or tables (digests {:016x} and {:016x})",
+                other.node, self.node, other.digest, self.digest
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Whether a node may serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Not yet: these are missing.
+    Waiting(Vec<NodeId>),
+    /// It may.
+    Formed,
+}
+
+/// What the barrier wants done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Tell every other node that this one has met all.
+    SayReady,
+    /// Serve.
+    Form,
+}
+
+/// The barrier of one node.
+#[derive(Debug)]
+pub struct Barrier {
+    own: Hello,
+    others: BTreeSet<NodeId>,
+    met: BTreeMap<NodeId, Incarnation>,
+    ready: BTreeMap<NodeId, Incarnation>,
+    said: bool,
+}
+
+impl Barrier {
+    /// The barrier of the node that introduces itself by `own`, before it met any of `others`.
+    pub fn new(own: Hello, others: impl IntoIterator<Item = NodeId>) -> Barrier {
+        let others = others.into_iter().filter(|node| *node != own.node).collect();
+        Barrier { own, others, met: BTreeMap::new(), ready: BTreeMap::new(), said: false }
+    }
+
+    /// How this node introduces itself now.
+    pub fn hello(&self) -> &Hello {
+        &self.own
+    }
+
+    /// Starts: a cluster of one node is formed at once.
+    pub fn start(&mut self, effects: &mut Vec<Effect>) {
+        self.advance(effects);
+    }
+
+    /// Whether the node may serve.
+    pub fn standing(&self) -> Standing {
+        if self.own.formed {
+            return Standing::Formed;
+        }
+        let unready =
+            |node: &&NodeId| !self.met.contains_key(node) || !self.ready.contains_key(node);
+        Standing::Waiting(self.others.iter().filter(unready).copied().collect())
+    }
+
+    /// A node introduced itself, [`Hello::judge`] accepted it, and both can reach each other.
+    pub fn met(&mut self, hello: &Hello, effects: &mut Vec<Effect>) {
+        self.met.insert(hello.node, hello.life);
+        // What an earlier life of it said is worth nothing; what this one said may come first.
+        self.ready.retain(|node, life| *node != hello.node || *life == hello.life);
+        if hello.formed && !self.own.formed {
+            self.own.formed = true;
+            effects.push(Effect::Form);
+        }
+        self.advance(effects);
+    }
+
+    /// A node said, in this life of it, that it has met all.
+    pub fn ready(&mut self, node: NodeId, life: Incarnation, effects: &mut Vec<Effect>) {
+        self.ready.insert(node, life);
+        self.advance(effects);
+    }
+
+    /// A node cannot be reached any more.
+    pub fn lost(&mut self, node: NodeId) {
+        self.met.remove(&node);
+        self.ready.remove(&node);
+        if !self.own.formed {
+            self.said = false;
+        }
+    }
+
+    fn advance(&mut self, effects: &mut Vec<Effect>) {
+        if self.own.formed || self.met.len() < self.others.len() {
+            return;
+        }
+        if !self.said {
+            self.said = true;
+            effects.push(Effect::SayReady);
+        }
+        if self.ready.len() == self.others.len() {
+            self.own.formed = true;
+            effects.push(Effect::Form);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::script::Args;
+    use std::fmt::Write;
+
+    fn hello(node: u16, life: u64, formed: bool) -> Hello {
+        Hello {
+            version: PROTOCOL_VERSION,
+            cluster: "quorate".into(),
+            node: NodeId(node),
+            life: Incarnation(life),
+            digest: 0xabc,
+            formed,
+        }
+    }
+
+    /// Scripts of what one node's barrier hears, and what it does.
+    struct Script(Option<Barrier>);
+
+    impl goldenscript::Runner for Script {
+        type Command = goldenscript::Command;
+
+        fn run(
+            &mut self,
+            command: &goldenscript::Command,
+            _: &goldenscript::Context,
+        ) -> Result<String, Box<dyn std::error::Error>> {
+            let mut args = Args::new(command);
+            let mut effects = Vec::new();
+            let mut told = String::new();
+            match command.name.as_str() {
+                "node" => {
+                    let own: u16 = args.next()?;
+                    let others: u16 = args.key("of", 3)?;
+                    let mut barrier = Barrier::new(hello(own, 1, false), (1..=others).map(NodeId));
+                    barrier.start(&mut effects);
+                    self.0 = Some(barrier);
+                }
+                "meet" => {
+                    let node: u16 = args.next()?;
+                    let life: u64 = args.key("life", 1)?;
+                    let formed: bool = args.key("formed", false)?;
+                    self.barrier()?.met(&hello(node, life, formed), &mut effects);
+                }
+                "ready" => {
+                    let node: u16 = args.next()?;
+                    let life = Incarnation(args.key("life", 1)?);
+                    self.barrier()?.ready(NodeId(node), life, &mut effects);
+                }
+                "lose" => {
+                    let node: u16 = args.next()?;
+                    self.barrier()?.lost(NodeId(node));
+                }
+                "judge" => {
+                    let mut other = hello(args.key("node", 2)?, 1, false);
+                    other.version = args.key("version", other.version)?;
+                    other.cluster = args.key("cluster", other.cluster)?;
+                    other.digest = args.key("digest", other.digest)?;
+                    match self.barrier()?.hello().judge(&other) {
+                        Ok(()) => writeln!(told, "accepted")?,
+                        Err(why) => writeln!(told, "refused: {why}")?,
+                    }
+                }
+                name => return Err(format!("no command {name}").into()),
+            }
+            args.end()?;
+            for effect in effects {
+                writeln!(told, "{effect:?}")?;
+            }
+            writeln!(told, "{:?}", self.barrier()?.standing())?;
+            Ok(told)
+        }
+    }
+
+    impl Script {
+        fn barrier(&mut self) -> Result<&mut Barrier, String> {
+            self.0.as_mut().ok_or_else(|| "no node yet".to_owned())
+        }
+    }
+
+    #[test]
+    fn scripts() {
+        for name in ["formation", "restart", "strangers"] {
+            let path = format!("tests/scripts/barrier/{name}");
+            goldenscript::run(&mut Script(None), path).unwrap();
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! The rules of the commit protocol, and a switch to break each of them in tests.
+//!
+//! Every rule answers a schedule that breaks a simpler protocol. The simulator runs with each rule
+//! broken once and must find a violation: a rule whose absence nothing notices is not tested yet.
+//! In a build that is not a test [`kept`] is the constant `true` and costs nothing.
+
+/// A rule that can be broken on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// Who meets a marked key waits; a mark is never overlooked.
+    MarksAreAuthoritative,
+    /// A wound goes through the owner's Coordinator; a lock is never snatched from its owner.
+    WoundThroughCoordinator,
+    /// An older request wounds younger owners in its way.
+    OlderWounds,
+    /// A Coordinator whose decision is under way ignores wounds.
+    DecisionIgnoresWounds,
+    /// Locks that are not logged go with their Coordinator.
+    UnloggedLocksGoWithCoordinator,
+    /// A prepare after a lock carries the term of its grant, and is refused without the grant.
+    PrepareCarriesGrant,
+    /// The keys that a writing transaction only read stay locked to its decision.
+    ReadKeysArePrepared,
+    /// A read-only transaction is answered only once every partition confirmed its locks.
+    ReadsAreConfirmed,
+    /// Reads wait on intents.
+    ReadsWaitOnIntents,
+    /// A commit counts only over the primary's own live intent.
+    CommitNeedsIntent,
+    /// The first decision logged stands.
+    FirstDecisionStands,
+    /// A commit is remembered until every participant has applied it.
+    OutcomesAreRemembered,
+    /// The primary's leader repeats a decision until it is confirmed.
+    PrimaryDrives,
+    /// A participant with an old intent asks the primary.
+    OldIntentsAsk,
+    /// Prepares of finished attempts and of older incarnations are refused.
+    LatePreparesAreRefused,
+}
+
+impl Rule {
+    /// Every rule.
+    pub const ALL: [Rule; 15] = [
+        Rule::MarksAreAuthoritative,
+        Rule::WoundThroughCoordinator,
+        Rule::OlderWounds,
+        Rule::DecisionIgnoresWounds,
+        Rule::UnloggedLocksGoWithCoordinator,
+        Rule::PrepareCarriesGrant,
+        Rule::ReadKeysArePrepared,
+        Rule::ReadsAreConfirmed,
+        Rule::ReadsWaitOnIntents,
+        Rule::CommitNeedsIntent,
+        Rule::FirstDecisionStands,
+        Rule::OutcomesAreRemembered,
+        Rule::PrimaryDrives,
+        Rule::OldIntentsAsk,
+        Rule::LatePreparesAreRefused,
+    ];
+}
+
+/// Whether the rule is kept: always, outside the tests that break it.
+#[cfg(not(test))]
+#[inline(always)]
+pub const fn kept(_rule: Rule) -> bool {
+    true
+}
+
+#[cfg(test)]
+pub use sabotage::{broken, kept};
+
+#[cfg(test)]
+mod sabotage {
+    use super::Rule;
+    use std::cell::Cell;
+
+    thread_local! {
+        static BROKEN: Cell<Option<Rule>> = const { Cell::new(None) };
+    }
+
+    /// Whether the rule is kept on this thread.
+    pub fn kept(rule: Rule) -> bool {
+        BROKEN.get() != Some(rule)
+    }
+
+    /// Runs `test` with the rule broken.
+    pub fn broken<T>(rule: Rule, test: impl FnOnce() -> T) -> T {
+        BROKEN.set(Some(rule));
+        let result = test();
+        BROKEN.set(None);
+        result
+    }
+}

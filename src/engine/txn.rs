@@ -1,0 +1,740 @@
+//! The Coordinator's side of transactions over several partitions: two-phase locking and
+//! two-phase commit, as messages in and effects out.
+//!
+//! ```text
+//!  Read    Lock everywhere ─ all Granted ─▶ Confirm everywhere ─ all held ─▶ reply
+//!  Write   Prepare everywhere ─ all Voted ─▶ Decide at the primary ─ Decided ─▶ reply, Decide to the rest
+//!  Gather  Lock everywhere ─ all Granted ─▶ evaluate the script here ─▶ Prepare with the outcome, as Write
+//! ```
+//!
+//! A wound, a refused vote or a lost lock aborts the attempt and begins another with the same age:
+//! a transaction only grows older against its rivals, so it gets through. Once the decision was
+//! sent to the primary the attempt can no longer be taken back, and if the primary is lost then,
+//! the client is told that the outcome is unknown.
+
+use crate::engine::batch::Replies;
+use crate::engine::machine::{Access, Machine};
+use crate::engine::partition::share_claims;
+use crate::engine::protocol::{
+    Decide, Ended, Granule, Image, Knowledge, Lock, Mode, Prepare, Prepared, Refusal, Share, Term,
+    ToCoordinator, ToPartition, Verdict, Work,
+};
+use crate::engine::rules::{Rule, kept};
+use crate::engine::tables::{KeyHasher, Tables};
+use crate::ids::{Age, Incarnation, Millis, NodeId, PartitionId, TxnId};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::marker::PhantomData;
+
+/// Attempts that may fail for other reasons than a wound before the client is refused.
+const FAILURES_MAX: u32 = 16;
+
+/// Commits remembered for participants whose primary died before it could tell them.
+const COMMITS_REMEMBERED: usize = 1 << 16;
+
+/// Names a client's request to the Coordinator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ClientId(pub u64);
+
+/// What a Coordinator wants done.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Tell a partition.
+    Partition(PartitionId, ToPartition),
+    /// Tell the client how its request ended.
+    Reply(ClientId, Ended),
+}
+
+/// What the Coordinator counted since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Transactions committed, read-only ones among them.
+    pub commits: u64,
+    /// Attempts aborted.
+    pub aborts: u64,
+    /// Wounds obeyed.
+    pub wounds: u64,
+}
+
+/// The transactions begun on a node.
+#[derive(Debug)]
+pub struct Transactions<M> {
+    node: NodeId,
+    life: Incarnation,
+    homes: Vec<NodeId>,
+    /// Lives of the nodes that can be reached, this one among them.
+    reachable: BTreeMap<NodeId, Incarnation>,
+    hasher: KeyHasher,
+    /// Lamport's clock.
+    clock: u64,
+    next: u64,
+    active: BTreeMap<u64, Txn>,
+    /// The latest commits, oldest first, for [`ToCoordinator::Inquire`].
+    committed: VecDeque<TxnId>,
+    wait_ms: u64,
+    counts: Counts,
+    machine: PhantomData<M>,
+}
+
+#[derive(Debug)]
+struct Txn {
+    id: TxnId,
+    age: Age,
+    client: ClientId,
+    work: Work,
+    primary: PartitionId,
+    failures: u32,
+    until: Millis,
+    phase: Phase,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Locking { waiting: BTreeSet<PartitionId>, grants: BTreeMap<PartitionId, Grant> },
+    Confirming { waiting: BTreeSet<PartitionId>, held: bool, replies: Vec<Replies> },
+    Preparing { waiting: BTreeSet<PartitionId>, replies: BTreeMap<PartitionId, Replies> },
+    Deciding { replies: Vec<Replies> },
+}
+
+#[derive(Debug)]
+struct Grant {
+    term: Term,
+    replies: Replies,
+    images: Vec<Image>,
+}
+
+impl<M: Machine> Transactions<M> {
+    /// No transactions yet. Only this node can be reached.
+    pub fn new(
+        node: NodeId,
+        life: Incarnation,
+        homes: Vec<NodeId>,
+        hasher: KeyHasher,
+        wait_ms: u64,
+    ) -> Transactions<M> {
+        Transactions {
+            node,
+            life,
+            homes,
+            reachable: BTreeMap::from([(node, life)]),
+            hasher,
+            clock: 0,
+            next: 1,
+            active: BTreeMap::new(),
+            committed: VecDeque::new(),
+            wait_ms,
+            counts: Counts::default(),
+            machine: PhantomData,
+        }
+    }
+
+    /// What it counted.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Transactions that have not ended.
+    pub fn active(&self) -> usize {
+        self.active.len()
+    }
+
+    /// Begins a transaction; its end is a [`Effect::Reply`] to `client`.
+    pub fn begin(&mut self, client: ClientId, work: Work, now: Millis, effects: &mut Vec<Effect>) {
+        if let Some(node) = self.missing(&work) {
+            let refused = Ended::Refused(Refusal::Unreachable(node));
+            effects.push(Effect::Reply(client, refused));
+            return;
+        }
+        // With one class of tables any participant will do; one of this node saves a message.
+        let here = |id: &&PartitionId| self.homes.get(id.index()) == Some(&self.node);
+        let mut ids = work.shares.iter().map(|(id, _)| id);
+        let Some(&primary) = ids.clone().find(here).or_else(|| ids.next()) else {
+            effects.push(Effect::Reply(client, Ended::Done(Vec::new())));
+            return;
+        };
+        self.clock += 1;
+        let sequence = self.next;
+        self.next += 1;
+        let id = TxnId { node: self.node, incarnation: self.life, sequence, attempt: 0 };
+        let age = Age { time: self.clock, node: self.node, tie: sequence };
+        let until = Millis(now.0.saturating_add(self.wait_ms));
+        let phase = Phase::Deciding { replies: Vec::new() };
+        let txn = Txn { id, age, client, work, primary, failures: 0, until, phase };
+        self.active.insert(sequence, txn);
+        self.attempt(sequence, effects);
+    }
+
+    /// Takes one message.
+    pub fn handle(&mut self, message: ToCoordinator, now: Millis, effects: &mut Vec<Effect>) {
+        match message {
+            ToCoordinator::Granted { txn, partition, term, time, replies, images } => {
+                self.clock = self.clock.max(time);
+                let grant = Grant { term, replies, images };
+                self.on_granted(txn, partition, grant, now, effects);
+            }
+            ToCoordinator::Voted { txn, partition, time, vote } => {
+                self.clock = self.clock.max(time);
+                self.on_voted(txn, partition, vote, effects);
+            }
+            ToCoordinator::Decided { txn, verdict } => self.on_decided(txn, verdict, effects),
+            ToCoordinator::Confirmed { txn, partition, held } => {
+                self.on_confirmed(txn, partition, held, effects);
+            }
+            ToCoordinator::Wound { txn } => self.on_wound(txn, effects),
+            ToCoordinator::Inquire { txn, asker } => {
+                let knowledge = self.knowledge(txn);
+                let answer = ToPartition::CoordinatorKnows { txn, knowledge };
+                effects.push(Effect::Partition(asker, answer));
+            }
+        }
+    }
+
+    /// A node can be reached, in this life.
+    pub fn node_up(&mut self, node: NodeId, life: Incarnation, effects: &mut Vec<Effect>) {
+        if self.reachable.get(&node).is_some_and(|known| *known != life) {
+            self.node_down(node, effects);
+        }
+        self.reachable.insert(node, life);
+    }
+
+    /// A node cannot be reached any more: transactions that need it end.
+    pub fn node_down(&mut self, node: NodeId, effects: &mut Vec<Effect>) {
+        if node == self.node {
+            return;
+        }
+        self.reachable.remove(&node);
+        let touches = |txn: &Txn| {
+            let mut ids = txn.work.shares.iter().map(|(id, _)| id);
+            ids.any(|id| self.homes.get(id.index()) == Some(&node))
+        };
+        let hit = self.active.values().filter(|txn| touches(txn));
+        let hit: Vec<u64> = hit.map(|txn| txn.id.sequence).collect();
+        for sequence in hit {
+            let Some(txn) = self.active.get(&sequence) else { continue };
+            let deciding = matches!(txn.phase, Phase::Deciding { .. });
+            let primary_lost = self.homes.get(txn.primary.index()) == Some(&node);
+            if !deciding {
+                self.refuse(sequence, Refusal::Unreachable(node), effects);
+            } else if primary_lost && let Some(txn) = self.active.remove(&sequence) {
+                // The participants ask the primary, or each other, for themselves.
+                let unknown = Ended::Unknown(Refusal::Unreachable(node));
+                effects.push(Effect::Reply(txn.client, unknown));
+            }
+        }
+    }
+
+    /// Gives up transactions that waited too long for their locks.
+    pub fn tick(&mut self, now: Millis, effects: &mut Vec<Effect>) {
+        let late = |txn: &&Txn| txn.until <= now && !matches!(txn.phase, Phase::Deciding { .. });
+        let late: Vec<u64> = self.active.values().filter(late).map(|txn| txn.id.sequence).collect();
+        for sequence in late {
+            self.refuse(sequence, Refusal::Locked, effects);
+        }
+    }
+
+    /// The first node that the work needs and that cannot be reached.
+    fn missing(&self, work: &Work) -> Option<NodeId> {
+        let mut homes = work.shares.iter().filter_map(|(id, _)| self.homes.get(id.index()));
+        homes.find(|home| !self.reachable.contains_key(home)).copied()
+    }
+
+    /// Every transaction with a smaller sequence has ended.
+    fn done_below(&self) -> u64 {
+        self.active.first_key_value().map_or(self.next, |(sequence, _)| *sequence)
+    }
+
+    fn attempt(&mut self, sequence: u64, effects: &mut Vec<Effect>) {
+        let done_below = self.done_below();
+        let Some(txn) = self.active.get_mut(&sequence) else { return };
+        txn.id.attempt += 1;
+        let waiting: BTreeSet<PartitionId> = txn.work.shares.iter().map(|(id, _)| *id).collect();
+        if txn.work.mode == Mode::Write {
+            txn.phase = Phase::Preparing { waiting, replies: BTreeMap::new() };
+            let shares = txn.work.shares.clone();
+            self.prepare(
+                sequence,
+                shares.into_iter().map(|(id, share)| (id, None, Prepared::Share(share))),
+                effects,
+            );
+            return;
+        }
+        for (id, share) in &txn.work.shares {
+            let lock = Lock {
+                txn: txn.id,
+                age: txn.age,
+                mode: txn.work.mode,
+                share: share.clone(),
+                done_below,
+            };
+            effects.push(Effect::Partition(*id, ToPartition::Lock(lock)));
+        }
+        txn.phase = Phase::Locking { waiting, grants: BTreeMap::new() };
+    }
+
+    fn prepare(
+        &self,
+        sequence: u64,
+        work: impl Iterator<Item = (PartitionId, Option<Term>, Prepared)>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(txn) = self.active.get(&sequence) else { return };
+        let home = self.homes.get(txn.primary.index());
+        let primary_life = home.and_then(|home| self.reachable.get(home)).copied();
+        let participants: Vec<PartitionId> = txn.work.shares.iter().map(|(id, _)| *id).collect();
+        for (id, term, work) in work {
+            let prepare = Prepare {
+                txn: txn.id,
+                age: txn.age,
+                primary: txn.primary,
+                primary_life: primary_life.unwrap_or_default(),
+                participants: participants.clone(),
+                term,
+                work,
+                done_below: self.done_below(),
+            };
+            effects.push(Effect::Partition(id, ToPartition::Prepare(prepare)));
+        }
+    }
+
+    /// The transaction, if this attempt of it is the one under way.
+    fn current(&mut self, id: TxnId) -> Option<&mut Txn> {
+        self.active.get_mut(&id.sequence).filter(|txn| txn.id == id)
+    }
+
+    fn on_granted(
+        &mut self,
+        id: TxnId,
+        partition: PartitionId,
+        grant: Grant,
+        now: Millis,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(txn) = self.current(id) else { return };
+        let Phase::Locking { waiting, grants } = &mut txn.phase else { return };
+        if !waiting.remove(&partition) {
+            return;
+        }
+        grants.insert(partition, grant);
+        if !waiting.is_empty() {
+            return;
+        }
+        let grants = std::mem::take(grants);
+        match txn.work.mode {
+            Mode::Read | Mode::Write => self.confirm(id, grants, None, effects),
+            Mode::Gather => self.evaluate(id, grants, now, effects),
+        }
+    }
+
+    /// Asks every partition whether its locks were held while the last one was granted. `result`
+    /// replaces the partitions' own replies.
+    fn confirm(
+        &mut self,
+        id: TxnId,
+        grants: BTreeMap<PartitionId, Grant>,
+        result: Option<Replies>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let waiting: BTreeSet<PartitionId> = grants.keys().copied().collect();
+        let terms: Vec<(PartitionId, Term)> =
+            grants.iter().map(|(partition, grant)| (*partition, grant.term)).collect();
+        for (partition, term) in terms {
+            let confirm = ToPartition::Confirm { txn: id, term };
+            effects.push(Effect::Partition(partition, confirm));
+        }
+        let replies = match result {
+            Some(result) => vec![result],
+            None => grants.into_values().map(|grant| grant.replies).collect(),
+        };
+        let Some(txn) = self.current(id) else { return };
+        if kept(Rule::ReadsAreConfirmed) {
+            txn.phase = Phase::Confirming { waiting, held: true, replies };
+        } else {
+            self.done(id, replies, effects);
+        }
+    }
+
+    /// Runs the script of a gathered transaction on a scratch table and prepares what it changed.
+    fn evaluate(
+        &mut self,
+        id: TxnId,
+        grants: BTreeMap<PartitionId, Grant>,
+        now: Millis,
+        effects: &mut Vec<Effect>,
+    ) {
+        let mut scratch = Tables::new(self.hasher);
+        scratch.begin(now, Access::Write);
+        for grant in grants.values() {
+            grant.images.iter().cloned().for_each(|image| scratch.install(image));
+        }
+        let Some(txn) = self.current(id) else { return };
+        let mut replies = Replies::default();
+        for op in txn.work.script.iter() {
+            scratch.begin(now, M::access(op.head.code));
+            M::run(&op, &mut scratch, now, &mut replies.bytes);
+            replies.end();
+        }
+        scratch.begin(now, Access::Write);
+        let mut outcome: BTreeMap<PartitionId, Vec<Image>> = BTreeMap::new();
+        let mut changed = false;
+        for (partition, share) in &txn.work.shares {
+            let images = outcome.entry(*partition).or_default();
+            let before = grants.get(partition).map_or(&[][..], |grant| &grant.images);
+            for claim in share_claims::<M>(share) {
+                let Granule::Key(table, key) = &claim.granule else { continue };
+                let image = scratch.image(*table, key);
+                if claim.access == Access::Write && !before.contains(&image) {
+                    images.push(image);
+                }
+            }
+            changed |= !images.is_empty();
+        }
+        if !changed {
+            self.confirm(id, grants, Some(replies), effects);
+            return;
+        }
+        let waiting = grants.keys().copied().collect();
+        let replies = BTreeMap::from([(txn.primary, replies)]);
+        txn.phase = Phase::Preparing { waiting, replies };
+        let work = outcome.into_iter().map(|(partition, images)| {
+            let term = grants.get(&partition).map(|grant| grant.term);
+            (partition, term, Prepared::Images(images))
+        });
+        self.prepare(id.sequence, work, effects);
+    }
+
+    fn on_voted(
+        &mut self,
+        id: TxnId,
+        partition: PartitionId,
+        vote: Option<Replies>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(txn) = self.current(id) else { return };
+        let Phase::Preparing { waiting, replies } = &mut txn.phase else { return };
+        let Some(vote) = vote else {
+            self.fail(id, effects);
+            return;
+        };
+        if !waiting.remove(&partition) {
+            return;
+        }
+        if txn.work.mode == Mode::Write {
+            replies.insert(partition, vote);
+        }
+        if !waiting.is_empty() {
+            return;
+        }
+        let replies = std::mem::take(replies).into_values().collect();
+        txn.phase = Phase::Deciding { replies };
+        let primary = txn.primary;
+        let decide = Decide { txn: id, verdict: Verdict::Commit, primary, deciding: true };
+        effects.push(Effect::Partition(primary, ToPartition::Decide(decide)));
+    }
+
+    fn on_decided(&mut self, id: TxnId, verdict: Verdict, effects: &mut Vec<Effect>) {
+        let Some(txn) = self.current(id) else { return };
+        let Phase::Deciding { replies } = &mut txn.phase else { return };
+        if verdict == Verdict::Abort {
+            // A participant lost patience and the primary took its side.
+            self.fail(id, effects);
+            return;
+        }
+        let replies = std::mem::take(replies);
+        let primary = txn.primary;
+        let others = txn.work.shares.iter().map(|(id, _)| *id).filter(|id| *id != primary);
+        for partition in others {
+            let decide = Decide { txn: id, verdict, primary, deciding: false };
+            effects.push(Effect::Partition(partition, ToPartition::Decide(decide)));
+        }
+        if self.committed.len() >= COMMITS_REMEMBERED {
+            self.committed.pop_front();
+        }
+        self.committed.push_back(id);
+        self.done(id, replies, effects);
+    }
+
+    fn on_confirmed(
+        &mut self,
+        id: TxnId,
+        partition: PartitionId,
+        held_there: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(txn) = self.current(id) else { return };
+        let Phase::Confirming { waiting, held, replies } = &mut txn.phase else { return };
+        if !waiting.remove(&partition) {
+            return;
+        }
+        *held &= held_there;
+        if !waiting.is_empty() {
+            return;
+        }
+        if *held {
+            let replies = std::mem::take(replies);
+            self.done(id, replies, effects);
+        } else {
+            self.fail(id, effects);
+        }
+    }
+
+    fn on_wound(&mut self, id: TxnId, effects: &mut Vec<Effect>) {
+        let Some(txn) = self.current(id) else { return };
+        let wounded = match txn.phase {
+            Phase::Locking { .. } | Phase::Preparing { .. } => true,
+            // Its locks are being given up already.
+            Phase::Confirming { .. } => false,
+            Phase::Deciding { .. } => !kept(Rule::DecisionIgnoresWounds),
+        };
+        if wounded {
+            self.counts.wounds += 1;
+            self.abort(id.sequence, effects);
+            self.attempt(id.sequence, effects);
+        }
+    }
+
+    fn knowledge(&self, id: TxnId) -> Knowledge {
+        if self.committed.contains(&id) {
+            return Knowledge::Committed;
+        }
+        match self.active.get(&id.sequence) {
+            Some(txn) if txn.id == id => Knowledge::Undecided,
+            // No commit of it will be sent any more.
+            _ => Knowledge::Aborted,
+        }
+    }
+
+    /// Ends an attempt that failed through no wound, and begins another, a bounded number of
+    /// times.
+    fn fail(&mut self, id: TxnId, effects: &mut Vec<Effect>) {
+        let Some(txn) = self.current(id) else { return };
+        txn.failures += 1;
+        if txn.failures > FAILURES_MAX {
+            self.refuse(id.sequence, Refusal::Contention, effects);
+            return;
+        }
+        self.abort(id.sequence, effects);
+        if let Some(txn) = self.active.get(&id.sequence)
+            && let Some(node) = self.missing(&txn.work)
+        {
+            self.refuse(id.sequence, Refusal::Unreachable(node), effects);
+            return;
+        }
+        self.attempt(id.sequence, effects);
+    }
+
+    fn refuse(&mut self, sequence: u64, refusal: Refusal, effects: &mut Vec<Effect>) {
+        self.abort(sequence, effects);
+        if let Some(txn) = self.active.remove(&sequence) {
+            effects.push(Effect::Reply(txn.client, Ended::Refused(refusal)));
+        }
+    }
+
+    fn abort(&mut self, sequence: u64, effects: &mut Vec<Effect>) {
+        let Some(txn) = self.active.get(&sequence) else { return };
+        self.counts.aborts += 1;
+        for (partition, _) in &txn.work.shares {
+            let decide = Decide {
+                txn: txn.id,
+                verdict: Verdict::Abort,
+                primary: txn.primary,
+                deciding: false,
+            };
+            effects.push(Effect::Partition(*partition, ToPartition::Decide(decide)));
+        }
+    }
+
+    fn done(&mut self, id: TxnId, replies: Vec<Replies>, effects: &mut Vec<Effect>) {
+        if let Some(txn) = self.active.remove(&id.sequence) {
+            self.counts.commits += 1;
+            effects.push(Effect::Reply(txn.client, Ended::Done(replies)));
+        }
+    }
+}
+
+/// A share of operations only.
+impl From<crate::engine::batch::Batch> for Share {
+    fn from(batch: crate::engine::batch::Batch) -> Share {
+        Share { batch, claims: Vec::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::batch::{Batch, OpCode, OpHead};
+    use crate::engine::protocol::{Claim, Held};
+    use crate::engine::script::Args;
+    use crate::engine::simulation::Lists;
+    use crate::ids::TableIndex;
+    use std::error::Error;
+    use std::fmt::Write;
+
+    /// Scripts of one Coordinator, on node 1 of three; partition 0 is node 1's, and so on.
+    struct Script(Transactions<Lists>);
+
+    fn head(code: u16, partition: PartitionId) -> OpHead {
+        let table = TableIndex::default();
+        OpHead { code: OpCode(code), partition, table, resp3: false, hash: 0 }
+    }
+
+    fn key(partition: PartitionId) -> Vec<u8> {
+        format!("k{partition}").into_bytes()
+    }
+
+    fn work(mode: Mode, partitions: &[PartitionId]) -> Work {
+        let share = |id: &PartitionId| {
+            let mut share = Share::default();
+            let granule = Granule::Key(TableIndex::default(), key(*id));
+            match mode {
+                Mode::Read => share.batch.push(head(0, *id), [key(*id).as_slice()]),
+                Mode::Write => share.batch.push(head(1, *id), [key(*id).as_slice(), b"tag1"]),
+                Mode::Gather => share.claims.push(Claim { granule, access: Access::Write }),
+            }
+            (*id, share)
+        };
+        let mut script = Batch::new();
+        if mode == Mode::Gather {
+            let keys: Vec<Vec<u8>> = partitions.iter().copied().map(key).collect();
+            let args = keys.iter().map(Vec::as_slice).chain([b"tag1".as_slice()]);
+            script.push(head(2, PartitionId(0)), args);
+        }
+        Work { mode, shares: partitions.iter().map(share).collect(), script }
+    }
+
+    fn tell(effect: &Effect) -> String {
+        match effect {
+            Effect::Partition(to, ToPartition::Lock(lock)) => {
+                format!("p{to} lock attempt={} age={}", lock.txn.attempt, lock.age.time)
+            }
+            Effect::Partition(to, ToPartition::Prepare(prepare)) => {
+                let work = match &prepare.work {
+                    Prepared::Share(_) => "its share".to_owned(),
+                    Prepared::Images(images) => format!("{} images", images.len()),
+                };
+                let Prepare { txn, primary, age, .. } = prepare;
+                let age = age.time;
+                format!("p{to} prepare {work} attempt={} age={age} primary=p{primary}", txn.attempt)
+            }
+            Effect::Partition(to, ToPartition::Decide(decide)) => {
+                let what = if decide.deciding { "decide" } else { "told" };
+                format!("p{to} {what} {:?} attempt={}", decide.verdict, decide.txn.attempt)
+            }
+            Effect::Partition(to, ToPartition::Confirm { txn, .. }) => {
+                format!("p{to} confirm attempt={}", txn.attempt)
+            }
+            Effect::Partition(to, message) => format!("p{to} {message:?}"),
+            Effect::Reply(client, Ended::Done(replies)) => {
+                format!("client {} done, {} replies", client.0, replies.len())
+            }
+            Effect::Reply(client, ended) => format!("client {} {ended:?}", client.0),
+        }
+    }
+
+    impl goldenscript::Runner for Script {
+        type Command = goldenscript::Command;
+
+        fn run(
+            &mut self,
+            command: &goldenscript::Command,
+            _: &goldenscript::Context,
+        ) -> Result<String, Box<dyn Error>> {
+            let mut args = Args::new(command);
+            let mut effects = Vec::new();
+            let sequence: u64 = args.key("txn", 1)?;
+            let attempt: u32 = args.key("attempt", 1)?;
+            let (node, incarnation) = (NodeId(1), Incarnation(1));
+            let txn = TxnId { node, incarnation, sequence, attempt };
+            let now = Millis(args.key("at", 0)?);
+            let handle = |transactions: &mut Transactions<Lists>, message, effects: &mut Vec<_>| {
+                transactions.handle(message, now, effects);
+            };
+            match command.name.as_str() {
+                "begin" => {
+                    let mode = match args.next::<String>()?.as_str() {
+                        "read" => Mode::Read,
+                        "write" => Mode::Write,
+                        _ => Mode::Gather,
+                    };
+                    let client = ClientId(args.key("client", 1)?);
+                    let ids = args.words().into_iter().map(|word| word.parse().map(PartitionId));
+                    let ids = ids.collect::<Result<Vec<_>, _>>()?;
+                    self.0.begin(client, work(mode, &ids), now, &mut effects);
+                }
+                "granted" => {
+                    let length: usize = args.key("length", 0)?;
+                    for word in args.words() {
+                        let partition = PartitionId(word.parse()?);
+                        let held = Held { value: b"tag0".repeat(length), expires: None };
+                        let image = Image {
+                            table: TableIndex::default(),
+                            key: key(partition),
+                            held: (length > 0).then_some(held),
+                        };
+                        let granted = ToCoordinator::Granted {
+                            txn,
+                            partition,
+                            term: Term(1),
+                            time: 0,
+                            replies: Replies::default(),
+                            images: vec![image],
+                        };
+                        handle(&mut self.0, granted, &mut effects);
+                    }
+                }
+                "voted" => {
+                    let vote = args.key("yes", true)?.then(Replies::default);
+                    for word in args.words() {
+                        let (partition, vote) = (PartitionId(word.parse()?), vote.clone());
+                        let voted = ToCoordinator::Voted { txn, partition, time: 0, vote };
+                        handle(&mut self.0, voted, &mut effects);
+                    }
+                }
+                "confirmed" => {
+                    let held = args.key("held", true)?;
+                    for word in args.words() {
+                        let partition = PartitionId(word.parse()?);
+                        let confirmed = ToCoordinator::Confirmed { txn, partition, held };
+                        handle(&mut self.0, confirmed, &mut effects);
+                    }
+                }
+                "decided" => {
+                    let commit = args.key("commit", true)?;
+                    let verdict = if commit { Verdict::Commit } else { Verdict::Abort };
+                    handle(&mut self.0, ToCoordinator::Decided { txn, verdict }, &mut effects);
+                }
+                "wound" => handle(&mut self.0, ToCoordinator::Wound { txn }, &mut effects),
+                "inquire" => {
+                    let inquire = ToCoordinator::Inquire { txn, asker: PartitionId(2) };
+                    handle(&mut self.0, inquire, &mut effects);
+                }
+                "up" => self.0.node_up(NodeId(args.next()?), Incarnation(1), &mut effects),
+                "down" => self.0.node_down(NodeId(args.next()?), &mut effects),
+                "tick" => self.0.tick(now, &mut effects),
+                name => return Err(format!("no command {name}").into()),
+            }
+            args.end()?;
+            let mut told = String::new();
+            for effect in &effects {
+                writeln!(told, "{}", tell(effect))?;
+            }
+            if effects.is_empty() {
+                writeln!(told, "nothing")?;
+            }
+            Ok(told)
+        }
+    }
+
+    #[test]
+    fn scripts() {
+        let scripts =
+            ["write", "read", "gather", "wounds", "votes_against", "lost_nodes", "patience"];
+        for name in scripts {
+            let homes = vec![NodeId(1), NodeId(2), NodeId(3)];
+            let hasher = KeyHasher::new(0);
+            let mut script =
+                Script(Transactions::new(NodeId(1), Incarnation(1), homes, hasher, 100));
+            script.0.node_up(NodeId(2), Incarnation(1), &mut Vec::new());
+            script.0.node_up(NodeId(3), Incarnation(1), &mut Vec::new());
+            goldenscript::run(&mut script, format!("tests/scripts/txn/{name}")).unwrap();
+        }
+    }
+}
