@@ -79,7 +79,7 @@ impl Tree {
             Value::Bool(value) => value.to_string(),
             Value::Number(value) => value.to_string(),
             Value::Fraction(value) => value.to_string(),
-            Value::Text(value) => format!("\"{value}\""),
+            Value::Text(value) => format!("{value:?}"),
             Value::List(_) => "a list".to_owned(),
             Value::Map(_) => "a group of fields".to_owned(),
         }
@@ -246,9 +246,10 @@ impl<'a> Field<'a> {
     pub(super) fn text(&self) -> Result<&'a str, Fault> {
         match &self.tree.value {
             Value::Text(text) => Ok(text),
-            Value::Bool(_) | Value::Number(_) | Value::Fraction(_) => {
-                Err(self.fault(format!("expected text, found {}; quote it", self.tree.kind())))
-            }
+            Value::Bool(_) | Value::Number(_) | Value::Fraction(_) => Err(self.fault(format!(
+                "expected text, found {}; quote it if that is meant",
+                self.tree.kind()
+            ))),
             _ => Err(self.expected("text")),
         }
     }
