@@ -3,5 +3,7 @@
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+pub mod config;
 pub mod engine;
+pub mod error;
 pub mod ids;
