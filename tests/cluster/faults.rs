@@ -75,11 +75,8 @@ fn a_paused_node_mixes_nothing_and_stops_nobody_else() {
 fn a_killed_node_leaves_no_lock_and_comes_back_empty() {
     let mut cluster = Cluster::start();
     let keys = cluster.keys_everywhere("killed", 2);
-    let survivors: Vec<String> = [
-        cluster.keys_on(1, "killed", 2),
-        cluster.keys_on(2, "killed", 2),
-    ]
-    .concat();
+    let survivors: Vec<String> =
+        [cluster.keys_on(1, "killed", 2), cluster.keys_on(2, "killed", 2)].concat();
     let lost = cluster.key_on(3, "lost");
     let kept = [cluster.key_on(1, "kept"), cluster.key_on(2, "kept")];
     let mut one = cluster.connect(1);

@@ -97,7 +97,11 @@ fn a_cluster_of_one_waits_for_nobody() {
 }
 
 /// Nodes 1 and 2 have the cluster's file; node 3 comes with another.
-fn strangers_are_refused(other: impl FnOnce(&Cluster) -> String, at_one: &[&str], at_three: &[&str]) {
+fn strangers_are_refused(
+    other: impl FnOnce(&Cluster) -> String,
+    at_one: &[&str],
+    at_three: &[&str],
+) {
     let mut cluster = Cluster::new(3);
     let text = other(&cluster);
     let file = cluster.write("other.yaml", &text);
