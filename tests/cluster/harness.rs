@@ -145,11 +145,22 @@ impl Drop for Process {
     }
 }
 
-/// Runs the binary to its end: exit code, standard output, standard error.
+/// Runs the binary to its end: exit code, standard output, standard error. One that does not end
+/// is killed, and the test fails.
+#[track_caller]
 pub fn run(args: &[&str]) -> (Option<i32>, String, String) {
-    let output = Command::new(binary()).args(args).stdin(Stdio::null()).output().expect("it runs");
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    (output.status.code(), text(output.stdout), text(output.stderr))
+    let folder = TempDir::new().expect("a temporary folder");
+    let paths = ["out", "err"].map(|name| folder.path().join(name));
+    let [out, err] = [0, 1].map(|n| File::create(&paths[n]).expect("a file for the output"));
+    let mut command = Command::new(binary());
+    command.args(args).stdin(Stdio::null()).stdout(out).stderr(err);
+    let mut process = Process { child: command.spawn().expect("the binary starts") };
+    let status = process.wait();
+    let [out, err] = paths.map(|path| {
+        let bytes = fs::read(path).expect("the output");
+        String::from_utf8_lossy(&bytes).into_owned()
+    });
+    (status.code(), out, err)
 }
 
 /// One node of the file.
@@ -426,6 +437,12 @@ fn show_value(value: &Value) -> String {
         Value::SimpleString(text) => text.clone(),
         Value::BulkString(bytes) => format!("\"{}\"", bytes.escape_ascii()),
         Value::Array(values) => format!("[{}]", list(values)),
+        Value::Map(pairs) => {
+            let pairs = pairs.iter();
+            let pairs =
+                pairs.map(|(key, value)| format!("{}: {}", show_value(key), show_value(value)));
+            format!("{{{}}}", pairs.collect::<Vec<_>>().join(", "))
+        }
         other => format!("{other:?}"),
     }
 }
