@@ -3,8 +3,8 @@
 use crate::harness::{Client, Cluster, Protocol};
 
 /// A conversation: lines with `>` are sent, the others are the replies. `K` stands for a key that
-/// one node leads, `A`, `B` and `C` for keys of nodes 1, 2 and 3;
-/// `~100` for what is left of 100 seconds on a slow machine.
+/// one node leads, `A`, `B` and `C` for keys of nodes 1, 2 and 3, `~100` for what may be left of
+/// 100 seconds on a slow machine.
 const STORY: &str = r#"
 > PING
 PONG

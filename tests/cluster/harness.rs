@@ -133,6 +133,16 @@ impl Process {
         eventually("the process ends", PATIENCE, || self.ended())
     }
 
+    /// The memory that the process has in use, in bytes.
+    pub fn memory(&self) -> u64 {
+        let output = Command::new("ps")
+            .args(["-o", "rss=", "-p", &self.child.id().to_string()])
+            .output()
+            .expect("ps");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.trim().parse::<u64>().expect("kibibytes") * 1024
+    }
+
     /// How the process ended, if it has.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("a child can be waited for")
