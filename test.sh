@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# All tests: unit and property tests, the commit protocol with each of its rules broken on purpose,
+# a cluster of real processes, and redis-py against it.
+#
+#   ./test.sh              everything
+#   ./test.sh rust         without Python: unit, simulated and cluster tests
+#   ./test.sh clients      redis-py only
+#
+# Needs cargo and, for the clients, Python 3 with venv. Nothing is installed outside target/.
+# What is missing fails; nothing is skipped.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+what=${1:-all}
+case $what in
+    all | rust | clients) ;;
+    *)
+        echo "usage: ./test.sh [all|rust|clients]" >&2
+        exit 2
+        ;;
+esac
+
+target=${CARGO_TARGET_DIR:-target}
+step() { printf '\n== %s\n' "$*"; }
+
+if [[ $what != clients ]]; then
+    step "unit tests"
+    cargo test --locked --lib --bins
+    step "documentation examples"
+    cargo test --locked --doc
+    step "tidy, and the other tests that start no process"
+    cargo test --locked --test tidy
+    step "the commit protocol, each rule broken once"
+    cargo test --locked --features sabotage --lib
+    step "a cluster of processes"
+    cargo test --locked --test cluster
+fi
+
+if [[ $what != rust ]]; then
+    step "redis-py"
+    cargo build --locked
+    python=${PYTHON:-python3}
+    venv=$target/venv
+    wanted=$(cat tests/clients/requirements.txt; "$python" --version)
+    if [[ ! -x $venv/bin/python || $(cat "$venv/wanted" 2>/dev/null || true) != "$wanted" ]]; then
+        rm -rf "$venv"
+        "$python" -m venv "$venv"
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+            --requirement tests/clients/requirements.txt
+        printf '%s\n' "$wanted" >"$venv/wanted"
+    fi
+    binary=${QUORATE_BINARY:-$(cd "$target" && pwd)/debug/quorate}
+    QUORATE_BINARY=$binary PYTHONDONTWRITEBYTECODE=1 "$venv/bin/python" -m pytest -q tests/clients
+fi
+
+step "all tests passed"

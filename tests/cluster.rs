@@ -1,0 +1,28 @@
+//! A real cluster: processes of the built binary on loopback, real clients, real signals.
+//!
+//! What the simulators cannot see is tested here: the command line, the listeners, the framing
+//! between processes, the client library's view, what `kill -9` leaves behind. Each test starts a
+//! cluster of its own on free ports, so tests run side by side.
+//!
+//! `QUORATE_BINARY` names another binary to test than the one cargo has just built.
+
+// Tests measure time and wait in threads of their own; a failing test may panic anywhere.
+#![allow(clippy::disallowed_types, clippy::disallowed_methods)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "cluster/atomicity.rs"]
+mod atomicity;
+#[path = "cluster/binary.rs"]
+mod binary;
+#[path = "cluster/commands.rs"]
+mod commands;
+#[path = "cluster/faults.rs"]
+mod faults;
+#[path = "cluster/formation.rs"]
+mod formation;
+#[path = "cluster/harness.rs"]
+mod harness;
+#[path = "cluster/load.rs"]
+mod load;
+#[path = "cluster/wire.rs"]
+mod wire;

@@ -1,0 +1,172 @@
+//! The command line: roles, help, exit codes, and the cluster in one process.
+
+use crate::harness::{
+    Client, Cluster, PATIENCE, Process, Protocol, eventually, health, is_free, run,
+};
+use std::fs;
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicU16, Ordering};
+use tempfile::TempDir;
+
+/// A base for `--port` whose client, peer and HTTP ports are free.
+fn free_base() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Below the ports that `harness::free_port` hands out.
+    let offset = (std::process::id() % 40) as u16;
+    for _ in 0..40 {
+        let base = 10_000 + (offset + NEXT.fetch_add(1, Ordering::Relaxed)) % 40 * 220;
+        let taken = |port: &u16| !is_free(*port);
+        if ![1, 2, 3, 101, 102, 103, 201, 202, 203].map(|n| base + n).iter().any(taken) {
+            return base;
+        }
+    }
+    panic!("no free ports for a local cluster");
+}
+
+#[test]
+fn the_local_role_is_a_whole_cluster() {
+    let folder = TempDir::new().unwrap();
+    let log = folder.path().join("local.log");
+    let base = free_base();
+    let mut process = Process::start(&["--role", "local", "--port", &base.to_string()], &log);
+    for n in 1..=3 {
+        eventually("the local cluster is ready", PATIENCE, || {
+            if let Some(status) = process.ended() {
+                panic!("ended: {status}: {}", fs::read_to_string(&log).unwrap_or_default());
+            }
+            (health(base + 200 + n) == Some(200)).then_some(())
+        });
+    }
+    let connect = |n: u16| Client::connect(base + n, Protocol::Resp2).expect("served");
+    assert_eq!(connect(2).say("MSET a 1 b 2 c 3 d 4"), "OK");
+    assert_eq!(connect(3).say("MGET a b c d"), "[\"1\" \"2\" \"3\" \"4\"]");
+    assert_eq!(connect(1).say("DEL a b c d"), "4");
+
+    let banner = eventually("a banner with all ports", PATIENCE, || {
+        let text = fs::read_to_string(&log).ok()?;
+        (1..=3).all(|n| text.contains(&(base + n).to_string())).then_some(text)
+    });
+    for word in ["redis-cli", "Ctrl"] {
+        assert!(banner.contains(word), "{word} in {banner}");
+    }
+
+    process.signal("INT");
+    let status = process.wait();
+    assert_eq!(status.code(), Some(0), "{status}");
+}
+
+#[test]
+fn the_local_role_takes_a_number_of_nodes() {
+    let folder = TempDir::new().unwrap();
+    let base = free_base();
+    let args = ["local", "--nodes", "1", "--port", &base.to_string()];
+    let _process = Process::start(&args, &folder.path().join("local.log"));
+    eventually("one node is ready", PATIENCE, || (health(base + 201) == Some(200)).then_some(()));
+    let mut client = Client::connect(base + 1, Protocol::Resp3).expect("served");
+    assert_eq!(client.say("MSET a 1 b 2 c 3"), "OK");
+    assert!(is_free(base + 2), "there is no second node");
+}
+
+#[test]
+fn a_port_taken_from_the_local_role_names_the_flag() {
+    let base = free_base();
+    let _taken = TcpListener::bind(("127.0.0.1", base + 2)).expect("a free port");
+    let (code, _, error) = run(&["--role", "local", "--port", &base.to_string()]);
+    assert!(matches!(code, Some(1..)), "{code:?}: {error}");
+    assert!(error.contains(&(base + 2).to_string()), "{error}");
+    assert!(error.contains("--port"), "{error}");
+}
+
+#[test]
+fn check_reads_the_file_and_starts_nothing() {
+    let cluster = Cluster::new(3);
+    let file = cluster.write("checked.yaml", &cluster.yaml("checked", 12));
+    let file = file.to_str().unwrap();
+    let (code, _, error) = run(&["--role", "node", "--id", "2", "--config", file, "--check"]);
+    assert_eq!(code, Some(0), "{error}");
+    assert!(is_free(cluster.ports(2).client));
+
+    let (code, _, error) = run(&["--role", "node", "--id", "9", "--config", file, "--check"]);
+    assert_eq!(code, Some(2), "{error}");
+    assert!(error.contains('9'), "{error}");
+}
+
+/// What is wrong, and words that the error has to contain.
+#[test]
+fn a_bad_file_is_refused_with_line_and_field() {
+    let cluster = Cluster::new(3);
+    let good = cluster.yaml("bad", 12);
+    let ports = cluster.ports(1);
+    let second = cluster.ports(2);
+    let mistakes: &[(&str, String, &[&str])] = &[
+        ("an unknown field", good.replace("partitions", "partions"), &[":6:", "partions"]),
+        ("no partitions", good.replace(": 12", ": 0"), &[":6:", "partitions"]),
+        ("a duplicate id", good.replace("id: 2", "id: 1"), &[":4:", "id"]),
+        (
+            "a duplicate port",
+            good.replace(&second.client.to_string(), &ports.client.to_string()),
+            &[":4:", "client"],
+        ),
+        ("a port out of range", good.replace(&ports.http.to_string(), "70000"), &[":3:"]),
+        ("replicas", good.replace("replicas: 1", "replicas: 3"), &[":7:", "replicas"]),
+        ("sync", good.replace("durability: none", "durability: sync"), &[":7:", "durability"]),
+        ("eventual", good.replace("mode: strong", "mode: eventual"), &[":7:", "mode"]),
+        ("not YAML", "cluster: [".to_owned(), &["bad.yaml"]),
+        ("no nodes", "cluster: x\nnodes: []\n".to_owned(), &["nodes"]),
+    ];
+    for (what, text, words) in mistakes {
+        assert_ne!(*text, good, "{what} is a mistake");
+        let file = cluster.write("bad.yaml", text);
+        for check in [&["--check"][..], &[]] {
+            let file = file.to_str().unwrap();
+            let args = [&["--role", "node", "--id", "1", "--config", file], check].concat();
+            let (code, _, error) = run(&args);
+            assert_eq!(code, Some(2), "{what}: {error}");
+            for word in *words {
+                assert!(error.contains(word), "{what}: {word} in {error}");
+            }
+        }
+    }
+    let (code, _, error) = run(&["--role", "node", "--id", "1", "--config", "/nosuch.yaml"]);
+    assert_eq!(code, Some(2), "{error}");
+    assert!(error.contains("/nosuch.yaml"), "{error}");
+}
+
+#[test]
+fn help_shows_the_options_of_the_role_asked_for() {
+    for args in [&["--role", "node", "--help"], &["node", "--help"][..]] {
+        let (code, out, _) = run(args);
+        assert_eq!(code, Some(0));
+        for word in ["quorate --role node", "--id", "--config", "--check"] {
+            assert!(out.contains(word), "{word} in {out}");
+        }
+        assert!(!out.contains("--nodes"), "{out}");
+    }
+    let (code, out, _) = run(&["--role", "local", "--help"]);
+    assert_eq!(code, Some(0));
+    assert!(out.contains("--nodes") && out.contains("--port") && !out.contains("--id"), "{out}");
+
+    let (code, out, _) = run(&["--help"]);
+    assert_eq!(code, Some(0));
+    for role in ["local", "node", "bench"] {
+        assert!(out.contains(role), "{role} in {out}");
+    }
+    let (code, out, _) = run(&["--version"]);
+    assert_eq!(code, Some(0));
+    assert!(out.contains(env!("CARGO_PKG_VERSION")), "{out}");
+}
+
+#[test]
+fn a_wrong_argument_ends_with_two() {
+    for args in [
+        &["--role", "nosuch"][..],
+        &["--role", "node", "--nosuch"],
+        &["--role", "node"],
+        &["--role", "local", "--nodes", "0"],
+        &["--role", "local", "--port", "70000"],
+    ] {
+        let (code, _, error) = run(args);
+        assert_eq!(code, Some(2), "{args:?}: {error}");
+        assert!(!error.is_empty(), "{args:?}");
+    }
+}

@@ -1,0 +1,176 @@
+//! A node stops, hangs or dies in the middle of a load.
+//!
+//! Until partitions are replicated a dead node takes its keys along; what must hold then is that
+//! the others serve theirs, that nobody sees half an MSET, and that no key stays locked.
+
+use crate::harness::{Client, Cluster, PATIENCE, dial, eventually, expect};
+use crate::load::{EXCUSES, Load, Progress, settle};
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+/// Every key takes a write again, asked of every node. Refusals are retried until the deadline.
+fn all_writable(cluster: &Cluster, nodes: &[u16], keys: &[String]) {
+    for node in nodes {
+        let mut client = cluster.connect(*node);
+        for key in keys {
+            eventually(&format!("{key} is writable at node {node}"), PATIENCE, || {
+                written(&mut client, key).then_some(())
+            });
+        }
+    }
+}
+
+/// Whether a SET was answered with OK; it may only be refused as a fault excuses.
+fn written(client: &mut Client, key: &str) -> bool {
+    let reply = client.say(&format!("SET {key} x"));
+    let code = reply.trim_start_matches('-').split(' ').next().unwrap_or_default();
+    assert!(reply == "OK" || EXCUSES.contains(&code), "SET {key}: {reply}");
+    reply == "OK"
+}
+
+/// Waits for so many more writes and checks of a load.
+fn more(progress: &Progress, writes: u64, checks: u64) {
+    let before = progress.count();
+    eventually("the load goes on", PATIENCE, || {
+        let now = progress.count();
+        (now.0 >= before.0 + writes && now.1 >= before.1 + checks).then_some(())
+    });
+}
+
+#[test]
+fn a_paused_node_mixes_nothing_and_stops_nobody_else() {
+    const PAUSE: Duration = Duration::from_secs(3);
+    let mut cluster = Cluster::start();
+    let keys = cluster.keys_everywhere("paused", 2);
+    let elsewhere = [cluster.key_on(1, "elsewhere"), cluster.key_on(2, "elsewhere")];
+    let progress = Progress::default();
+    let load = Load { progress: &progress, written: &keys, read: &keys, mortal: None };
+    std::thread::scope(|scope| {
+        let threads = load.start(scope, &cluster);
+        more(&progress, 50, 50);
+
+        let mut clients = [cluster.connect(1), cluster.connect(2)];
+        cluster.pause(3);
+        let paused = Instant::now();
+        let mut served = 0;
+        while paused.elapsed() < PAUSE {
+            for client in &mut clients {
+                for key in &elsewhere {
+                    assert_eq!(client.say(&format!("SET {key} x")), "OK");
+                    served += 1;
+                }
+            }
+        }
+        assert!(served > 100, "{served} commands served elsewhere");
+        cluster.resume(3);
+
+        more(&progress, 50, 50);
+        progress.stop();
+        settle(threads);
+    });
+    all_writable(&cluster, &[1, 2, 3], &keys);
+}
+
+#[test]
+fn a_killed_node_leaves_no_lock_and_comes_back_empty() {
+    let mut cluster = Cluster::start();
+    let keys = cluster.keys_everywhere("killed", 2);
+    let survivors: Vec<String> =
+        [cluster.keys_on(1, "killed", 2), cluster.keys_on(2, "killed", 2)].concat();
+    let lost = cluster.key_on(3, "lost");
+    let kept = [cluster.key_on(1, "kept"), cluster.key_on(2, "kept")];
+    let mut one = cluster.connect(1);
+    let mut two = cluster.connect(2);
+    assert_eq!(one.say(&format!("SET {lost} x")), "OK");
+    one.mset_all(&kept, "kept").unwrap();
+
+    let progress = Progress::default();
+    let load = Load { progress: &progress, written: &keys, read: &survivors, mortal: Some(3) };
+    std::thread::scope(|scope| {
+        let threads = load.start(scope, &cluster);
+        more(&progress, 50, 50);
+
+        cluster.kill(3);
+        for client in [&mut one, &mut two] {
+            eventually("the dead node's keys are refused", PATIENCE, || {
+                client.say(&format!("GET {lost}")).starts_with("-CLUSTERDOWN").then_some(())
+            });
+            let reply = client.say(&format!("SET {lost} y"));
+            assert!(reply.starts_with("-CLUSTERDOWN"), "{reply}");
+            let reply = client.say(&format!("MSET {lost} y {} y", kept[0]));
+            assert!(reply.starts_with("-CLUSTERDOWN"), "{reply}");
+            // Nothing of the refused MSET is there.
+            let values = client.mget(&kept).unwrap();
+            assert!(values.iter().all(|value| value.as_deref() == Some("kept")), "{values:?}");
+        }
+        // Nor does anybody wait for what the dead node had locked or prepared.
+        more(&progress, 0, 50);
+        progress.stop();
+        settle(threads);
+    });
+    all_writable(&cluster, &[1, 2], &survivors);
+    one.mset_all(&survivors, "without 3").unwrap();
+    let values = two.mget(&survivors).unwrap();
+    assert!(values.iter().all(|value| value.as_deref() == Some("without 3")), "{values:?}");
+
+    let started = Instant::now();
+    cluster.spawn(3);
+    cluster.wait_ready(3);
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(3), "admitted after {took:?}");
+    for client in [&mut one, &mut two, &mut cluster.connect(3)] {
+        eventually("the new life of node 3 is reached", PATIENCE, || {
+            (client.say(&format!("GET {lost}")) == "nil").then_some(())
+        });
+        let values = client.mget(&kept).unwrap();
+        assert!(values.iter().all(|value| value.as_deref() == Some("kept")), "{values:?}");
+    }
+    all_writable(&cluster, &[1, 2, 3], &keys);
+    for node in cluster.ids() {
+        cluster.connect(node).mset_all(&keys, &format!("again {node}")).unwrap();
+        let values = cluster.connect(node % 3 + 1).mget(&keys).unwrap();
+        assert!(values.iter().all(|value| value.as_ref() == Some(&format!("again {node}"))));
+    }
+}
+
+/// The load goes on while the node is away and after it is back.
+#[test]
+fn a_load_outlives_a_restart() {
+    let mut cluster = Cluster::start();
+    let keys = cluster.keys_everywhere("restart", 2);
+    let survivors: Vec<String> =
+        keys.iter().filter(|key| crate::harness::leader_of(key, 3) != 2).cloned().collect();
+    let progress = Progress::default();
+    let load = Load { progress: &progress, written: &keys, read: &survivors, mortal: Some(2) };
+    std::thread::scope(|scope| {
+        let threads = load.start(scope, &cluster);
+        for _ in 0..3 {
+            more(&progress, 30, 30);
+            cluster.kill(2);
+            more(&progress, 0, 30);
+            cluster.spawn(2);
+            cluster.wait_ready(2);
+        }
+        more(&progress, 30, 30);
+        progress.stop();
+        settle(threads);
+    });
+    all_writable(&cluster, &[1, 2, 3], &keys);
+    cluster.connect(2).mset_all(&keys, "the end").unwrap();
+    let values = cluster.connect(1).mget(&keys).unwrap();
+    assert!(values.iter().all(|value| value.as_deref() == Some("the end")), "{values:?}");
+}
+
+/// The pause is shorter than any timeout: what was sent meanwhile is late, not refused.
+#[test]
+fn a_short_pause_is_only_a_delay() {
+    let mut cluster = Cluster::start();
+    let [a, b, c] = [1, 2, 3].map(|id| cluster.key_on(id, "delay"));
+    let mut stream = dial(cluster.ports(1).client);
+    for _ in 0..5 {
+        cluster.pause(2);
+        write!(stream, "MSET {a} 1 {b} 1 {c} 1\r\nINCR {b}\r\nGET {c}\r\n").unwrap();
+        cluster.resume(2);
+        expect(&mut stream, "+OK\r\n:2\r\n$1\r\n1\r\n");
+    }
+}

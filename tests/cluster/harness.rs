@@ -1,0 +1,512 @@
+//! Starts, hurts and stops the processes of a cluster, and talks to them.
+//!
+//! Nothing here waits for a fixed time: whatever is waited for is asked for again until it is
+//! there or a deadline passes ([`eventually`]).
+
+use redis::{ConnectionLike, RedisResult, Value};
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// How many partitions a test cluster has, as `cluster.yaml` has by default.
+pub const PARTITIONS: u16 = 12;
+
+/// How long anything may take before the test gives up: generous, for slow and busy machines.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How often a condition is asked for again.
+const POLL: Duration = Duration::from_millis(5);
+
+/// The binary under test.
+pub fn binary() -> PathBuf {
+    std::env::var_os("QUORATE_BINARY")
+        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_quorate")), PathBuf::from)
+}
+
+/// Asks until `ask` answers, and returns the answer.
+///
+/// # Panics
+/// When it has no answer within `deadline`.
+#[track_caller]
+pub fn eventually<T>(what: &str, deadline: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(begun.elapsed() < deadline, "not within {deadline:?}: {what}");
+        std::thread::sleep(POLL);
+    }
+}
+
+/// A port that nobody listens on, handed out once in this process.
+///
+/// They lie below the range from which the kernel takes the ports of outgoing connections, so a
+/// node that is restarted finds its port free again.
+pub fn free_port() -> u16 {
+    const FIRST: u32 = 20_000;
+    const COUNT: u32 = 10_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Test processes that run at the same time start at different places.
+    let offset = std::process::id().wrapping_mul(61) % COUNT;
+    for _ in 0..COUNT {
+        let next = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = (FIRST + (offset + next) % COUNT) as u16;
+        if is_free(port) {
+            return port;
+        }
+    }
+    panic!("no free port from {FIRST} to {}", FIRST + COUNT);
+}
+
+/// Whether a listener could be bound to this loopback port.
+pub fn is_free(port: u16) -> bool {
+    TcpListener::bind(("127.0.0.1", port)).is_ok()
+}
+
+/// The node that leads a key's partition: partitions are dealt to the nodes in turn.
+pub fn leader_of(key: &str, nodes: u16) -> u16 {
+    let slot = crc16(tag_of(key.as_bytes())) % 16_384;
+    let partition = u32::from(slot) * u32::from(PARTITIONS) / 16_384;
+    partition as u16 % nodes + 1
+}
+
+fn tag_of(key: &[u8]) -> &[u8] {
+    let Some(open) = key.iter().position(|byte| *byte == b'{') else { return key };
+    match key[open + 1..].iter().position(|byte| *byte == b'}') {
+        None | Some(0) => key,
+        Some(len) => &key[open + 1..open + 1 + len],
+    }
+}
+
+/// CRC16/XMODEM, bit by bit: a second opinion on the table-driven one in `engine/slots.rs`.
+fn crc16(bytes: &[u8]) -> u16 {
+    bytes.iter().fold(0, |crc: u16, byte| {
+        (0..8).fold(crc ^ (u16::from(*byte) << 8), |crc, _| {
+            if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 }
+        })
+    })
+}
+
+/// A process of the binary whose output goes to a file. It is killed when dropped.
+pub struct Process {
+    child: Child,
+}
+
+impl Process {
+    /// Starts the binary; its output is appended to `log`.
+    pub fn start(args: &[&str], log: &Path) -> Process {
+        let out = File::options().create(true).append(true).open(log).expect("a log file");
+        let err = out.try_clone().expect("a second handle of the log file");
+        let child = Command::new(binary())
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(out)
+            .stderr(err)
+            .spawn()
+            .expect("the binary starts");
+        Process { child }
+    }
+
+    /// Sends a signal by its name (`STOP`, `CONT`, `TERM`, `INT`).
+    pub fn signal(&self, name: &str) {
+        let kill = format!("kill -{name} {}", self.child.id());
+        let status = Command::new("sh").arg("-c").arg(&kill).status().expect("a shell");
+        assert!(status.success(), "{kill}: {status}");
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        // A process that is gone already is as dead as it can be.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Waits until the process has ended by itself.
+    #[track_caller]
+    pub fn wait(&mut self) -> ExitStatus {
+        eventually("the process ends", PATIENCE, || self.ended())
+    }
+
+    /// The memory that the process has in use, in bytes.
+    pub fn memory(&self) -> u64 {
+        let output = Command::new("ps")
+            .args(["-o", "rss=", "-p", &self.child.id().to_string()])
+            .output()
+            .expect("ps");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.trim().parse::<u64>().expect("kibibytes") * 1024
+    }
+
+    /// How the process ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("a child can be waited for")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Runs the binary to its end: exit code, standard output, standard error. One that does not end
+/// is killed, and the test fails.
+#[track_caller]
+pub fn run(args: &[&str]) -> (Option<i32>, String, String) {
+    let folder = TempDir::new().expect("a temporary folder");
+    let paths = ["out", "err"].map(|name| folder.path().join(name));
+    let [out, err] = [0, 1].map(|n| File::create(&paths[n]).expect("a file for the output"));
+    let mut command = Command::new(binary());
+    command.args(args).stdin(Stdio::null()).stdout(out).stderr(err);
+    let mut process = Process { child: command.spawn().expect("the binary starts") };
+    let status = process.wait();
+    let [out, err] = paths.map(|path| {
+        let bytes = fs::read(path).expect("the output");
+        String::from_utf8_lossy(&bytes).into_owned()
+    });
+    (status.code(), out, err)
+}
+
+/// One node of the file.
+#[derive(Clone, Copy, Debug)]
+pub struct Ports {
+    pub client: u16,
+    pub peer: u16,
+    pub http: u16,
+}
+
+/// A cluster of processes, each started with `--role node` on a generated `cluster.yaml`.
+pub struct Cluster {
+    folder: TempDir,
+    name: String,
+    ports: Vec<Ports>,
+    processes: Vec<Option<Process>>,
+}
+
+impl Cluster {
+    /// Three nodes, all ready.
+    pub fn start() -> Cluster {
+        let mut cluster = Cluster::new(3);
+        for id in cluster.ids() {
+            cluster.spawn(id);
+        }
+        for id in cluster.ids() {
+            cluster.wait_ready(id);
+        }
+        cluster
+    }
+
+    /// A cluster's file and ports; no process runs yet.
+    pub fn new(nodes: u16) -> Cluster {
+        let ports: Vec<Ports> = (0..nodes)
+            .map(|_| Ports { client: free_port(), peer: free_port(), http: free_port() })
+            .collect();
+        let cluster = Cluster {
+            folder: TempDir::new().expect("a temporary folder"),
+            name: format!("test-{}-{}", std::process::id(), ports[0].client),
+            processes: ports.iter().map(|_| None).collect(),
+            ports,
+        };
+        let text = cluster.yaml(&cluster.name, PARTITIONS);
+        cluster.write("cluster.yaml", &text);
+        cluster
+    }
+
+    /// The cluster's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The text of a `cluster.yaml` for this cluster's nodes.
+    pub fn yaml(&self, name: &str, partitions: u16) -> String {
+        let mut text = format!("cluster: {name}\nnodes:\n");
+        for (id, Ports { client, peer, http }) in (1..).zip(&self.ports) {
+            text += &format!(
+                "  - {{ id: {id}, host: 127.0.0.1, client: {client}, peer: {peer}, http: {http} }}\n"
+            );
+        }
+        text += &format!("partitions: {partitions}\n");
+        text += "defaults: { mode: strong, replicas: 1, durability: none }\n";
+        text
+    }
+
+    /// Writes a file into the cluster's folder.
+    pub fn write(&self, file: &str, text: &str) -> PathBuf {
+        let path = self.folder.path().join(file);
+        fs::write(&path, text).expect("a file in a temporary folder");
+        path
+    }
+
+    /// The ids of the nodes, from 1.
+    pub fn ids(&self) -> std::ops::RangeInclusive<u16> {
+        1..=self.ports.len() as u16
+    }
+
+    /// The ports of a node.
+    pub fn ports(&self, id: u16) -> Ports {
+        self.ports[usize::from(id) - 1]
+    }
+
+    /// Starts a node.
+    pub fn spawn(&mut self, id: u16) {
+        let file = self.folder.path().join("cluster.yaml");
+        self.spawn_with(id, &file);
+    }
+
+    /// Starts a node with a file of its own.
+    pub fn spawn_with(&mut self, id: u16, file: &Path) {
+        let slot = &mut self.processes[usize::from(id) - 1];
+        assert!(slot.is_none(), "node {id} runs already");
+        let file = file.to_str().expect("a path in UTF-8");
+        let args = ["--role", "node", "--id", &id.to_string(), "--config", file];
+        let log = self.folder.path().join(format!("node-{id}.log"));
+        *slot = Some(Process::start(&args, &log));
+    }
+
+    /// A running node.
+    #[track_caller]
+    pub fn process(&mut self, id: u16) -> &mut Process {
+        self.processes[usize::from(id) - 1].as_mut().expect("the node runs")
+    }
+
+    /// `kill -9`: nothing is said to anybody.
+    pub fn kill(&mut self, id: u16) {
+        self.process(id).kill();
+        self.processes[usize::from(id) - 1] = None;
+    }
+
+    /// Stops a node in the middle of whatever it does; its sockets stay open.
+    pub fn pause(&mut self, id: u16) {
+        self.process(id).signal("STOP");
+    }
+
+    /// Lets a paused node go on.
+    pub fn resume(&mut self, id: u16) {
+        self.process(id).signal("CONT");
+    }
+
+    /// Waits until `/health` of the node answers 200.
+    #[track_caller]
+    pub fn wait_ready(&mut self, id: u16) {
+        let http = self.ports(id).http;
+        eventually(&format!("node {id} is ready"), PATIENCE, || {
+            if let Some(status) = self.process(id).ended() {
+                panic!("node {id} ended before it was ready: {status}");
+            }
+            (health(http) == Some(200)).then_some(())
+        });
+    }
+
+    /// What the node has written to its output so far.
+    pub fn log(&self, id: u16) -> String {
+        let bytes = fs::read(self.folder.path().join(format!("node-{id}.log")));
+        String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned()
+    }
+
+    /// Waits for a log line in which every one of `words` occurs.
+    #[track_caller]
+    pub fn wait_log(&self, id: u16, words: &[&str]) -> String {
+        eventually(&format!("node {id} logs {words:?}"), PATIENCE, || {
+            let log = self.log(id);
+            let line = log.lines().find(|line| words.iter().all(|word| line.contains(word)));
+            line.map(str::to_owned)
+        })
+    }
+
+    /// A connection to a node that serves.
+    #[track_caller]
+    pub fn connect(&self, id: u16) -> Client {
+        Client::connect(self.ports(id).client, Protocol::Resp2).expect("a node that serves")
+    }
+
+    /// A key that the given node leads.
+    pub fn key_on(&self, id: u16, prefix: &str) -> String {
+        self.keys_on(id, prefix, 1).remove(0)
+    }
+
+    /// Keys that the given node leads.
+    pub fn keys_on(&self, id: u16, prefix: &str, count: usize) -> Vec<String> {
+        let nodes = self.ports.len() as u16;
+        let keys = (0..).map(|n| format!("{prefix}:{n}"));
+        keys.filter(|key| leader_of(key, nodes) == id).take(count).collect()
+    }
+
+    /// `each` keys of every node, the nodes in turn.
+    pub fn keys_everywhere(&self, prefix: &str, each: usize) -> Vec<String> {
+        let of_nodes: Vec<_> = self.ids().map(|id| self.keys_on(id, prefix, each)).collect();
+        (0..each).flat_map(|n| of_nodes.iter().map(move |keys| keys[n].clone())).collect()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // Before the processes are killed, so that their last lines are what they said themselves.
+        if std::thread::panicking() {
+            for id in self.ids() {
+                let log = self.log(id);
+                let lines: Vec<&str> = log.lines().collect();
+                let tail = &lines[lines.len().saturating_sub(40)..];
+                eprintln!("--- the last lines of node {id}:\n{}", tail.join("\n"));
+            }
+        }
+    }
+}
+
+/// Which protocol a client speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    Resp2,
+    Resp3,
+}
+
+/// A connection of the `redis` crate.
+pub struct Client {
+    connection: redis::Connection,
+}
+
+impl Client {
+    /// Connects to a client port.
+    pub fn connect(port: u16, protocol: Protocol) -> RedisResult<Client> {
+        let query = if protocol == Protocol::Resp3 { "?protocol=resp3" } else { "" };
+        let client = redis::Client::open(format!("redis://127.0.0.1:{port}/{query}"))?;
+        let connection = client.get_connection_with_timeout(PATIENCE)?;
+        connection.set_read_timeout(Some(PATIENCE))?;
+        Ok(Client { connection })
+    }
+
+    /// Sends one command and waits for its reply.
+    pub fn ask<S: AsRef<str>>(&mut self, words: &[S]) -> RedisResult<Value> {
+        self.connection.req_command(&command(words))?.extract_error()
+    }
+
+    /// Sends one command, given as words between spaces, and shows its reply as text.
+    pub fn say(&mut self, line: &str) -> String {
+        show(&self.ask(&line.split_whitespace().collect::<Vec<_>>()))
+    }
+
+    /// Sends all commands in one write and shows their replies as text.
+    pub fn pipeline(&mut self, lines: &[String]) -> Vec<String> {
+        let mut bytes = Vec::new();
+        for line in lines {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            bytes.extend(command(&words).get_packed_command());
+        }
+        let replies = self.connection.req_packed_commands(&bytes, 0, lines.len());
+        let replies = replies.expect("a pipeline is answered");
+        replies.into_iter().map(|value| show(&value.extract_error())).collect()
+    }
+
+    /// The values of several keys, `None` for those absent.
+    pub fn mget<S: AsRef<str>>(&mut self, keys: &[S]) -> RedisResult<Vec<Option<String>>> {
+        let words: Vec<&str> =
+            std::iter::once("MGET").chain(keys.iter().map(AsRef::as_ref)).collect();
+        Ok(redis::from_redis_value(self.ask(&words)?)?)
+    }
+
+    /// Sets all keys to one value.
+    pub fn mset_all<S: AsRef<str>>(&mut self, keys: &[S], value: &str) -> RedisResult<()> {
+        let mut words = vec!["MSET"];
+        for key in keys {
+            words.extend([key.as_ref(), value]);
+        }
+        self.ask(&words).map(drop)
+    }
+}
+
+fn command<S: AsRef<str>>(words: &[S]) -> redis::Cmd {
+    let mut command = redis::Cmd::new();
+    for word in words {
+        command.arg(word.as_ref());
+    }
+    command
+}
+
+/// A reply as `redis-cli` would show it, more or less: on one line.
+pub fn show(reply: &RedisResult<Value>) -> String {
+    match reply {
+        Ok(value) => show_value(value),
+        Err(error) => match (error.code(), error.detail()) {
+            (Some(code), detail) => format!("-{code} {}", detail.unwrap_or_default()),
+            (None, _) => format!("({error})"),
+        },
+    }
+}
+
+fn show_value(value: &Value) -> String {
+    let list = |values: &[Value]| values.iter().map(show_value).collect::<Vec<_>>().join(" ");
+    match value {
+        Value::Nil => "nil".into(),
+        Value::Okay => "OK".into(),
+        Value::Int(number) => number.to_string(),
+        Value::SimpleString(text) => text.clone(),
+        Value::BulkString(bytes) => format!("\"{}\"", bytes.escape_ascii()),
+        Value::Array(values) => format!("[{}]", list(values)),
+        Value::Map(pairs) => {
+            let pairs = pairs.iter();
+            let pairs =
+                pairs.map(|(key, value)| format!("{}: {}", show_value(key), show_value(value)));
+            format!("{{{}}}", pairs.collect::<Vec<_>>().join(", "))
+        }
+        other => format!("{other:?}"),
+    }
+}
+
+/// A plain socket to a port, for what no client library would say.
+pub fn dial(port: u16) -> TcpStream {
+    let stream = TcpStream::connect(("127.0.0.1", port)).expect("a listener");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    stream.set_nodelay(true).expect("no delay");
+    stream
+}
+
+/// Reads exactly the bytes expected; what came instead is shown when they do not come.
+#[track_caller]
+pub fn expect(stream: &mut TcpStream, expected: &str) {
+    let mut got = Vec::new();
+    while got.len() < expected.len() && expected.as_bytes().starts_with(&got) {
+        let mut piece = vec![0; expected.len() - got.len()];
+        match stream.read(&mut piece) {
+            Ok(0) => break,
+            Ok(n) => got.extend(&piece[..n]),
+            Err(error) => panic!("got {:?}, then {error}", String::from_utf8_lossy(&got)),
+        }
+    }
+    assert_eq!(String::from_utf8_lossy(&got), expected);
+}
+
+/// Reads what comes until the other side closes.
+#[track_caller]
+pub fn read_to_end(stream: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    match stream.read_to_end(&mut bytes) {
+        Ok(_) => {}
+        // The other side closed with bytes of ours unread.
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
+        Err(error) => panic!("got {:?}, then {error}", String::from_utf8_lossy(&bytes)),
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// One HTTP request on a connection of its own: status and body, or `None` when nobody answers.
+pub fn http(port: u16, path: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let status = head.split_whitespace().nth(1)?.parse().ok()?;
+    Some((status, body.to_owned()))
+}
+
+/// What `/health` answers.
+pub fn health(port: u16) -> Option<u16> {
+    http(port, "/health").map(|(status, _)| status)
+}
