@@ -80,13 +80,14 @@ fn panel(
     lines: &[Line],
 ) -> Drawn {
     let peak = lines.iter().map(Line::peak).max().unwrap_or(0).max(1);
+    // The room above the highest line is the legend's.
     let mut chart: ChartContext<'_, _, Cartesian2d<RangedCoordu64, RangedCoordu64>> =
         ChartBuilder::on(area)
             .caption(caption, FONT)
             .margin(MARGIN)
             .x_label_area_size(28)
             .y_label_area_size(80)
-            .build_cartesian_2d(1..end, 0..peak + peak / 10 + 1)?;
+            .build_cartesian_2d(1..end, 0..peak + peak / 2 + 1)?;
     chart.configure_mesh().label_style(FONT).x_desc("seconds").light_line_style(WHITE).draw()?;
     for line in lines {
         let colour = line.colour;
@@ -97,7 +98,7 @@ fn panel(
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::LowerRight)
+        .position(SeriesLabelPosition::UpperRight)
         .label_font(FONT)
         .background_style(WHITE.mix(0.8))
         .border_style(BLACK.mix(0.2))
