@@ -3,5 +3,7 @@
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+pub mod command;
 pub mod engine;
 pub mod ids;
+pub mod net;
