@@ -1,1 +1,7 @@
-fn main() {}
+//! The one binary: argv -> role -> exit code.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    quorate::cli::run(std::env::args_os().collect())
+}

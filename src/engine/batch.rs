@@ -116,6 +116,11 @@ impl Batch {
         self.data.len()
     }
 
+    /// Bytes of arguments that it can hold without growing.
+    pub fn capacity(&self) -> usize {
+        self.data.capacity()
+    }
+
     /// Forgets the operations and keeps the buffers.
     pub fn clear(&mut self) {
         self.data.clear();

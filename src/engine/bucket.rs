@@ -6,7 +6,7 @@
 //! answered once all holes are filled.
 
 use crate::engine::batch::{Batch, Op, Replies};
-use crate::engine::machine::{Machine, Scope};
+use crate::engine::machine::Machine;
 use crate::engine::partition::{Effect, Neighbours, Partition};
 use crate::engine::protocol::{Refusal, Ticket, ToPartition};
 use crate::engine::tables::KeyHasher;
@@ -298,5 +298,5 @@ impl<M: Machine> Bucket<M> {
 
 /// Whether an operation of a peer may be given to a Bucket at all.
 pub fn is_sound<M: Machine>(batch: &Batch) -> bool {
-    batch.heads().all(|head| M::knows(head.code) && M::scope(head.code) != Scope::Partition)
+    batch.heads().all(|head| M::knows(head.code))
 }

@@ -1,0 +1,15 @@
+//! Mailboxes around the engines: what carries messages between cores, sockets and clocks.
+//!
+//! Every actor is the same few lines: take a message, hand it to the engine, drain the engine's
+//! effects, send each where it belongs. Decisions are in `engine`; where something goes is in the
+//! [`book::Book`].
+
+pub mod book;
+pub mod bucket;
+pub mod coordinator;
+pub mod local;
+pub mod lock_manager;
+pub mod metrics;
+pub mod node;
+pub mod peer;
+pub mod session;

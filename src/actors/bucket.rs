@@ -1,0 +1,344 @@
+//! The Bucket: the partitions placed on one arbiter, and the clients connected there.
+//!
+//! Sessions are tasks on the Bucket's own arbiter, so a command for a key that lies here crosses
+//! no thread. The Bucket also gives its Sessions what they share ([`Local`]).
+
+use crate::actors::book::Book;
+use crate::actors::local::{Local, Setup};
+use crate::actors::peer::{self, Peer};
+use crate::actors::session;
+use crate::command::Redis;
+use crate::command::facts::Facts;
+use crate::engine::barrier::{Hello, Standing};
+use crate::engine::batch::{Batch, Replies};
+use crate::engine::bucket::{self as core, Executed, Parked};
+use crate::engine::partition::Effect;
+use crate::engine::protocol::{Refusal, Ticket, ToPartition};
+use crate::ids::{Incarnation, Millis, NodeId, PartitionId};
+use crate::metrics::Counters;
+use crate::net::listen::TcpStream;
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, MessageResult};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// How often unanswered questions are repeated and late operations given up.
+const TICK: Duration = Duration::from_millis(100);
+
+/// The actor around the [`core::Bucket`].
+#[derive(Debug)]
+pub struct Bucket {
+    core: core::Bucket<Redis>,
+    /// Who waits for a batch that waits for a contended key.
+    parked: BTreeMap<Parked, Answer>,
+    effects: Vec<Effect>,
+    clock: fn() -> Millis,
+    setup: Setup,
+    local: Option<Rc<Local>>,
+}
+
+/// Operations to be executed, from a Session here or elsewhere.
+#[derive(Message, Debug)]
+#[rtype(result = "()")]
+pub struct Execute {
+    /// The operations.
+    pub batch: Batch,
+    /// An empty buffer for their replies.
+    pub replies: Replies,
+    /// Where the replies go.
+    pub answer: Answer,
+}
+
+/// What became of an [`Execute`]: the batch comes back for its buffers, with as many replies as
+/// were reached before they grew too large, or with the reason for none.
+pub type Outcome = Result<(Batch, Replies), (Batch, Failure)>;
+
+/// Why operations have no replies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// They were surely not executed.
+    Refused(Refusal),
+    /// The node was lost while they were under way.
+    Unknown(NodeId),
+}
+
+/// Where an outcome goes.
+#[derive(Debug)]
+pub enum Answer {
+    /// To a task of this node.
+    Session(oneshot::Sender<Outcome>),
+    /// To another node, through its Peer.
+    Peer {
+        /// The Peer.
+        peer: Addr<Peer>,
+        /// Which of its streams asked.
+        stream: u64,
+        /// The request's id on that stream.
+        id: u64,
+    },
+}
+
+impl Answer {
+    fn give(self, batch: Batch, replies: Replies) {
+        match self {
+            // A Session that is gone needs no answer.
+            Answer::Session(session) => drop(session.send(Ok((batch, replies)))),
+            Answer::Peer { peer, stream, id } => {
+                peer.do_send(peer::Answered { stream, id, batch, replies });
+            }
+        }
+    }
+}
+
+/// A message of the commit protocol for one of the partitions.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct ForPartition {
+    /// Which.
+    pub to: PartitionId,
+    /// The message.
+    pub message: ToPartition,
+}
+
+/// The lock manager grants a request.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Granted {
+    /// Where.
+    pub partition: PartitionId,
+    /// Which request.
+    pub ticket: Ticket,
+}
+
+/// The address book is ready.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Wire(pub Arc<Book>);
+
+/// Whether the node may serve has changed, or whom it waits for.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Stand(pub Standing);
+
+/// A node is linked both ways.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct NodeUp(pub Hello);
+
+/// A node cannot be reached; its life may be known to be over.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct NodeDown(pub NodeId, pub Option<Incarnation>);
+
+/// A client has connected.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Connect {
+    /// Its socket, on no arbiter yet.
+    pub stream: std::net::TcpStream,
+    /// Its id, unique on the node.
+    pub client: u64,
+}
+
+/// What the node knows to report has changed.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Inform(pub Arc<Facts>);
+
+/// Let the Sessions finish what they are doing, then close them.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Retire;
+
+/// What has the Bucket counted, and what does it hold?
+#[derive(Message)]
+#[rtype(result = "Report")]
+pub struct Observe;
+
+/// The answer to [`Observe`].
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Counted by its Sessions.
+    pub counters: Counters,
+    /// Counted by its core.
+    pub core: core::Counts,
+    /// Sessions that live.
+    pub sessions: usize,
+    /// Bytes of its tables.
+    pub bytes: usize,
+    /// Items and volatile items by table.
+    pub tables: Vec<(usize, usize)>,
+    /// Intents and outcomes that are not settled.
+    pub unsettled: usize,
+}
+
+impl Bucket {
+    /// A Bucket around its core.
+    pub fn new(core: core::Bucket<Redis>, clock: fn() -> Millis, setup: Setup) -> Bucket {
+        Bucket { core, parked: BTreeMap::new(), effects: Vec::new(), clock, setup, local: None }
+    }
+
+    fn carry(&mut self) {
+        if self.effects.is_empty() {
+            return;
+        }
+        if let Some(local) = &self.local {
+            local.book.carry(&mut self.effects);
+        }
+    }
+
+    fn complete(&mut self, completed: impl IntoIterator<Item = (Parked, Batch, Replies)>) {
+        for (parked, batch, replies) in completed {
+            if let Some(answer) = self.parked.remove(&parked) {
+                answer.give(batch, replies);
+            }
+        }
+    }
+}
+
+impl Actor for Bucket {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        ctx.run_interval(TICK, |bucket, _| {
+            let now = (bucket.clock)();
+            let completed = bucket.core.tick(now, &mut bucket.effects);
+            bucket.complete(completed);
+            bucket.carry();
+        });
+    }
+}
+
+impl Handler<Execute> for Bucket {
+    type Result = ();
+
+    fn handle(&mut self, execute: Execute, _: &mut Context<Self>) {
+        let Execute { batch, replies, answer } = execute;
+        let now = (self.clock)();
+        match self.core.execute(batch, replies, now, &mut self.effects) {
+            Executed::Done(batch, replies) => answer.give(batch, replies),
+            Executed::Parked(parked) => {
+                self.parked.insert(parked, answer);
+            }
+        }
+        self.carry();
+    }
+}
+
+impl Handler<ForPartition> for Bucket {
+    type Result = ();
+
+    fn handle(&mut self, message: ForPartition, _: &mut Context<Self>) {
+        let now = (self.clock)();
+        self.core.handle(message.to, message.message, now, &mut self.effects);
+        self.carry();
+    }
+}
+
+impl Handler<Granted> for Bucket {
+    type Result = ();
+
+    fn handle(&mut self, granted: Granted, _: &mut Context<Self>) {
+        let now = (self.clock)();
+        let Granted { partition, ticket } = granted;
+        let completed = self.core.granted(partition, ticket, now, &mut self.effects);
+        self.complete(completed);
+        self.carry();
+    }
+}
+
+impl Handler<Wire> for Bucket {
+    type Result = ();
+
+    fn handle(&mut self, wire: Wire, _: &mut Context<Self>) {
+        self.local = Some(Local::new(wire.0, self.setup.clone()));
+    }
+}
+
+impl Handler<Stand> for Bucket {
+    type Result = ();
+
+    fn handle(&mut self, stand: Stand, _: &mut Context<Self>) {
+        if let Some(local) = &self.local {
+            local.stand(stand.0);
+        }
+    }
+}
+
+impl Handler<NodeUp> for Bucket {
+    type Result = ();
+
+    fn handle(&mut self, NodeUp(hello): NodeUp, _: &mut Context<Self>) {
+        self.core.node_up(hello.node, hello.life, &mut self.effects);
+        self.carry();
+    }
+}
+
+impl Handler<NodeDown> for Bucket {
+    type Result = ();
+
+    fn handle(&mut self, NodeDown(node, ended): NodeDown, _: &mut Context<Self>) {
+        self.core.node_down(node, ended, &mut self.effects);
+        self.carry();
+    }
+}
+
+impl Handler<Connect> for Bucket {
+    type Result = ();
+
+    fn handle(&mut self, connect: Connect, _: &mut Context<Self>) {
+        let Some(local) = &self.local else { return };
+        match TcpStream::from_std(connect.stream) {
+            Ok(stream) => {
+                actix_rt::spawn(session::serve(stream, connect.client, local.clone()));
+            }
+            Err(error) => log::warn!(target: "session", "a socket cannot be taken over: {error}"),
+        }
+    }
+}
+
+impl Handler<Inform> for Bucket {
+    type Result = ();
+
+    fn handle(&mut self, inform: Inform, _: &mut Context<Self>) {
+        if let Some(local) = &self.local {
+            local.inform(inform.0);
+        }
+    }
+}
+
+impl Handler<Retire> for Bucket {
+    type Result = ();
+
+    fn handle(&mut self, _: Retire, _: &mut Context<Self>) {
+        if let Some(local) = &self.local {
+            local.retire();
+        }
+    }
+}
+
+impl Handler<Observe> for Bucket {
+    type Result = MessageResult<Observe>;
+
+    fn handle(&mut self, _: Observe, _: &mut Context<Self>) -> MessageResult<Observe> {
+        let mut report = Report { core: self.core.counts(), ..Report::default() };
+        if let Some(local) = &self.local {
+            report.counters = *local.counters.borrow();
+            report.sessions = local.sessions();
+        }
+        report.tables = vec![(0, 0); crate::ids::TABLES];
+        for partition in self.core.partitions() {
+            let replica = partition.replica();
+            report.bytes += replica.tables().bytes();
+            report.unsettled += replica.intents().len() + replica.outcomes().len();
+            for table in crate::ids::TableIndex::all() {
+                let (items, volatile) = &mut report.tables[table.index()];
+                *items += replica.tables().len(table);
+                *volatile += replica.tables().volatile(table);
+            }
+        }
+        MessageResult(report)
+    }
+}

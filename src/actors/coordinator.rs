@@ -1,0 +1,250 @@
+//! The Coordinator: the startup barrier, and the transactions begun on this node.
+
+use crate::actors::book::Book;
+use crate::actors::bucket;
+use crate::actors::peer::{self, Convey};
+use crate::engine::barrier::{self, Barrier, Hello, Standing};
+use crate::engine::protocol::{Ended, ToCoordinator, Work};
+use crate::engine::txn::{self, ClientId, Transactions};
+use crate::ids::{Incarnation, Millis, NodeId};
+use crate::net::packet::Packet;
+use actix::{Actor, AsyncContext, Context, Handler, Message, MessageResult};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+/// How often transactions that waited too long are looked for.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How often the log names the nodes that the barrier waits for.
+const REMIND_AFTER: Duration = Duration::from_secs(3);
+
+/// The actor around [`Barrier`] and [`Transactions`].
+#[derive(Debug)]
+pub struct Coordinator {
+    barrier: Barrier,
+    transactions: Transactions<crate::command::Redis>,
+    clients: BTreeMap<ClientId, oneshot::Sender<Ended>>,
+    next_client: u64,
+    effects: Vec<txn::Effect>,
+    clock: fn() -> Millis,
+    book: Option<Arc<Book>>,
+    reminded: Instant,
+    formed: Option<oneshot::Sender<()>>,
+}
+
+/// The address book is ready: the barrier may begin.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Wire(pub Arc<Book>);
+
+/// A message of the commit protocol.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct ForCoordinator(pub ToCoordinator);
+
+/// A Session begins a transaction.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Begin {
+    /// What is to be done.
+    pub work: Work,
+    /// Where the end is told.
+    pub ended: oneshot::Sender<Ended>,
+}
+
+/// A node is linked both ways.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct NodeUp(pub Hello);
+
+/// A node cannot be reached.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct NodeDown(pub NodeId);
+
+/// A node has met all others.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct NodeReady(pub NodeId, pub Incarnation);
+
+/// What the Coordinator is doing.
+#[derive(Message)]
+#[rtype(result = "Report")]
+pub struct Observe;
+
+/// The answer to [`Observe`].
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Whether the node serves.
+    pub standing: Standing,
+    /// Transactions under way.
+    pub active: usize,
+    /// Totals.
+    pub counts: txn::Counts,
+}
+
+impl Coordinator {
+    /// A Coordinator that tells `formed` once the node may serve.
+    pub fn new(
+        barrier: Barrier,
+        transactions: Transactions<crate::command::Redis>,
+        clock: fn() -> Millis,
+        formed: oneshot::Sender<()>,
+    ) -> Coordinator {
+        Coordinator {
+            barrier,
+            transactions,
+            clients: BTreeMap::new(),
+            next_client: 0,
+            effects: Vec::new(),
+            clock,
+            book: None,
+            reminded: Instant::now(),
+            formed: Some(formed),
+        }
+    }
+
+    fn carry(&mut self) {
+        let Some(book) = &self.book else { return };
+        for effect in self.effects.drain(..) {
+            match effect {
+                txn::Effect::Partition(to, message) => book.tell_partition(to, message),
+                txn::Effect::Reply(client, ended) => {
+                    if let Some(waiting) = self.clients.remove(&client) {
+                        // A Session that is gone needs no answer.
+                        let _ = waiting.send(ended);
+                    }
+                }
+            }
+        }
+    }
+
+    fn carry_barrier(&mut self, effects: Vec<barrier::Effect>) {
+        let Some(book) = &self.book else { return };
+        for effect in effects {
+            match effect {
+                barrier::Effect::SayReady => {
+                    book.peers.values().for_each(|peer| peer.do_send(Convey(Packet::Ready)));
+                }
+                barrier::Effect::Form => {
+                    log::info!(target: "barrier", "all nodes are ready, serving");
+                    book.peers.values().for_each(|peer| peer.do_send(peer::Formed));
+                    if let Some(formed) = self.formed.take() {
+                        // Who starts the node may have stopped waiting.
+                        let _ = formed.send(());
+                    }
+                }
+            }
+        }
+        let standing = self.barrier.standing();
+        for bucket in &book.buckets {
+            bucket.do_send(bucket::Stand(standing.clone()));
+        }
+    }
+
+    fn remind(&mut self) {
+        if self.reminded.elapsed() < REMIND_AFTER {
+            return;
+        }
+        self.reminded = Instant::now();
+        if let Standing::Waiting(missing) = self.barrier.standing() {
+            let missing: Vec<String> = missing.iter().map(NodeId::to_string).collect();
+            log::warn!(target: "barrier", "waiting for nodes {}", missing.join(", "));
+        }
+    }
+}
+
+impl Actor for Coordinator {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        ctx.run_interval(TICK, |coordinator, _| {
+            let now = (coordinator.clock)();
+            coordinator.transactions.tick(now, &mut coordinator.effects);
+            coordinator.carry();
+            coordinator.remind();
+        });
+    }
+}
+
+impl Handler<Wire> for Coordinator {
+    type Result = ();
+
+    fn handle(&mut self, wire: Wire, _: &mut Context<Self>) {
+        self.book = Some(wire.0);
+        let mut effects = Vec::new();
+        self.barrier.start(&mut effects);
+        self.carry_barrier(effects);
+    }
+}
+
+impl Handler<Begin> for Coordinator {
+    type Result = ();
+
+    fn handle(&mut self, begin: Begin, _: &mut Context<Self>) {
+        self.next_client += 1;
+        let client = ClientId(self.next_client);
+        self.clients.insert(client, begin.ended);
+        let now = (self.clock)();
+        self.transactions.begin(client, begin.work, now, &mut self.effects);
+        self.carry();
+    }
+}
+
+impl Handler<ForCoordinator> for Coordinator {
+    type Result = ();
+
+    fn handle(&mut self, message: ForCoordinator, _: &mut Context<Self>) {
+        let now = (self.clock)();
+        self.transactions.handle(message.0, now, &mut self.effects);
+        self.carry();
+    }
+}
+
+impl Handler<NodeUp> for Coordinator {
+    type Result = ();
+
+    fn handle(&mut self, NodeUp(hello): NodeUp, _: &mut Context<Self>) {
+        self.transactions.node_up(hello.node, hello.life, &mut self.effects);
+        self.carry();
+        let mut effects = Vec::new();
+        self.barrier.met(&hello, &mut effects);
+        self.carry_barrier(effects);
+    }
+}
+
+impl Handler<NodeDown> for Coordinator {
+    type Result = ();
+
+    fn handle(&mut self, NodeDown(node): NodeDown, _: &mut Context<Self>) {
+        self.transactions.node_down(node, &mut self.effects);
+        self.carry();
+        self.barrier.lost(node);
+        self.carry_barrier(Vec::new());
+    }
+}
+
+impl Handler<NodeReady> for Coordinator {
+    type Result = ();
+
+    fn handle(&mut self, NodeReady(node, life): NodeReady, _: &mut Context<Self>) {
+        let mut effects = Vec::new();
+        self.barrier.ready(node, life, &mut effects);
+        self.carry_barrier(effects);
+    }
+}
+
+impl Handler<Observe> for Coordinator {
+    type Result = MessageResult<Observe>;
+
+    fn handle(&mut self, _: Observe, _: &mut Context<Self>) -> MessageResult<Observe> {
+        MessageResult(Report {
+            standing: self.barrier.standing(),
+            active: self.transactions.active(),
+            counts: self.transactions.counts(),
+        })
+    }
+}

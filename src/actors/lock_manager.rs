@@ -1,0 +1,89 @@
+//! The LockManager: the queues of contended keys of all partitions led by this node.
+
+use crate::actors::book::Book;
+use crate::actors::bucket;
+use crate::engine::locks::{Effect, LockTable};
+use crate::engine::protocol::{ToCoordinator, ToLocks};
+use actix::{Actor, AsyncContext, Context, Handler, Message, MessageResult};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often wounds that were not answered are sent again.
+const TICK: Duration = Duration::from_millis(100);
+
+/// The actor around a [`LockTable`].
+#[derive(Debug, Default)]
+pub struct LockManager {
+    table: LockTable,
+    effects: Vec<Effect>,
+    book: Option<Arc<Book>>,
+}
+
+/// A Bucket's message.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct ForLocks(pub ToLocks);
+
+/// The address book is ready.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Wire(pub Arc<Book>);
+
+/// How many requests wait?
+#[derive(Message)]
+#[rtype(result = "usize")]
+pub struct CountWaiting;
+
+impl Actor for LockManager {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        ctx.run_interval(TICK, |manager, _| {
+            manager.table.tick(&mut manager.effects);
+            manager.carry();
+        });
+    }
+}
+
+impl Handler<Wire> for LockManager {
+    type Result = ();
+
+    fn handle(&mut self, wire: Wire, _: &mut Context<Self>) {
+        self.book = Some(wire.0);
+    }
+}
+
+impl Handler<ForLocks> for LockManager {
+    type Result = ();
+
+    fn handle(&mut self, message: ForLocks, _: &mut Context<Self>) {
+        self.table.handle(message.0, &mut self.effects);
+        self.carry();
+    }
+}
+
+impl Handler<CountWaiting> for LockManager {
+    type Result = MessageResult<CountWaiting>;
+
+    fn handle(&mut self, _: CountWaiting, _: &mut Context<Self>) -> MessageResult<CountWaiting> {
+        MessageResult(self.table.waiting())
+    }
+}
+
+impl LockManager {
+    fn carry(&mut self) {
+        let Some(book) = &self.book else { return };
+        for effect in self.effects.drain(..) {
+            match effect {
+                Effect::Grant { partition, ticket } => {
+                    if let Some(Some(placed)) = book.placed.get(partition.index()) {
+                        book.buckets[*placed].do_send(bucket::Granted { partition, ticket });
+                    }
+                }
+                Effect::Wound { txn } => {
+                    book.tell_coordinator(txn.node, ToCoordinator::Wound { txn });
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! A node: its actors, placed and wired, and its listening sockets.
+
+use crate::actors::book::Book;
+use crate::actors::bucket::{self, Bucket};
+use crate::actors::coordinator::{self, Coordinator};
+use crate::actors::local::Setup;
+use crate::actors::lock_manager::{self, LockManager};
+use crate::actors::metrics::{self, Metrics};
+use crate::actors::peer::{self, Peer};
+use crate::config::{Config, Service};
+use crate::engine::barrier::{Barrier, Hello, PROTOCOL_VERSION};
+use crate::engine::bucket as core;
+use crate::engine::slots::Ring;
+use crate::engine::tables::KeyHasher;
+use crate::engine::txn::Transactions;
+use crate::error::{Error, Listen, Result};
+use crate::ids::{Incarnation, Millis, NodeId, PartitionId};
+use crate::net::listen::{TcpListener, listen};
+use crate::net::http;
+use actix::{Actor, Addr, Context};
+use actix_rt::ArbiterHandle;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+
+/// How long a stopping node waits for its clients' last replies to be taken.
+const RETIRE_MAX: Duration = Duration::from_secs(5);
+
+/// Questions over HTTP that may wait.
+const HTTP_QUEUE: usize = 64;
+
+/// Where a node's actors live.
+#[derive(Clone, Debug)]
+pub enum Placement {
+    /// All on the current arbiter.
+    Here,
+    /// A Bucket on each of these; everything else on the current one, which is the first of them.
+    On(Vec<ArbiterHandle>),
+}
+
+/// What a node is born with, beside its configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Birth {
+    /// Its life: greater than that of any earlier process of the node.
+    pub life: Incarnation,
+    /// The wall clock.
+    pub clock: fn() -> Millis,
+    /// When it was born.
+    pub started: Millis,
+}
+
+/// A node that runs.
+#[derive(Debug)]
+pub struct Node {
+    book: Arc<Book>,
+    connected: Arc<AtomicUsize>,
+    tasks: Vec<JoinHandle<()>>,
+    formed: Option<oneshot::Receiver<()>>,
+}
+
+/// Starts a node. To be called on the arbiter that is to be its first.
+///
+/// # Errors
+/// When one of its ports cannot be listened on.
+pub async fn start(
+    config: Arc<Config>,
+    id: NodeId,
+    placement: Placement,
+    birth: Birth,
+) -> Result<Node> {
+    let Some(own) = config.node(id).cloned() else {
+        let known: Vec<String> = config.nodes().iter().map(|node| node.id.to_string()).collect();
+        let known = known.join(", ");
+        return Err(Error::Config(format!("there is no node {id}; the file has nodes {known}")));
+    };
+    let clients = open(&config, &own, Service::Client).await?;
+    let peers = open(&config, &own, Service::Peer).await?;
+    let web = open(&config, &own, Service::Http).await?;
+
+    let homes: Vec<NodeId> =
+        (0..config.partitions()).map(|id| config.leader_of(PartitionId(id))).collect();
+    let hasher = KeyHasher::new(config.hash_seed());
+    let hello = Hello {
+        version: PROTOCOL_VERSION,
+        cluster: config.cluster().to_owned(),
+        node: id,
+        life: birth.life,
+        digest: config.digest(),
+        formed: false,
+    };
+    let connected = Arc::new(AtomicUsize::new(0));
+    let setup = Setup {
+        ring: Ring::new(config.partitions()),
+        hasher,
+        limits: config.limits.clone(),
+        connected: connected.clone(),
+    };
+
+    let (buckets, placed) = start_buckets(&homes, id, birth, &setup, &placement);
+    let others: Vec<NodeId> =
+        config.nodes().iter().map(|node| node.id).filter(|node| *node != id).collect();
+    let mut links = BTreeMap::new();
+    for node in config.nodes().iter().filter(|node| node.id != id) {
+        let address = peer::Address { host: node.host.clone(), port: node.peer };
+        links.insert(node.id, Peer::new(node.id, address, hello.clone()).start());
+    }
+    let locks = LockManager::default().start();
+    let (tell_formed, formed) = oneshot::channel();
+    let lock_wait = setup.limits.lock_wait.as_millis() as u64;
+    let transactions = Transactions::new(id, birth.life, homes.clone(), hasher, lock_wait);
+    let barrier = Barrier::new(hello, others);
+    let coordinator =
+        Coordinator::new(barrier, transactions, birth.clock, tell_formed).start();
+
+    let book = Book::new(
+        id,
+        homes,
+        buckets.clone(),
+        placed,
+        links.clone(),
+        coordinator.clone(),
+        locks.clone(),
+    );
+    let refused = Arc::new(AtomicUsize::new(0));
+    let metrics = Metrics::new(
+        config.clone(),
+        own,
+        birth,
+        book.clone(),
+        connected.clone(),
+        refused.clone(),
+    );
+    // Mailboxes keep the order, so whatever a Peer brings finds every book in place.
+    buckets.iter().for_each(|bucket| bucket.do_send(bucket::Wire(book.clone())));
+    locks.do_send(lock_manager::Wire(book.clone()));
+    links.values().for_each(|link| link.do_send(peer::Wire(book.clone())));
+    coordinator.do_send(coordinator::Wire(book.clone()));
+    let metrics = metrics.start();
+
+    let door = Door { connected: connected.clone(), refused, limit: config.limits.connections };
+    let (ask, asks) = mpsc::channel(HTTP_QUEUE);
+    let tasks = vec![
+        actix_rt::spawn(accept_clients(clients, book.clone(), door)),
+        actix_rt::spawn(accept_peers(peers, book.clone())),
+        actix_rt::spawn(serve_web(web, ask)),
+        actix_rt::spawn(metrics::answer(asks, metrics)),
+    ];
+    Ok(Node { book, connected, tasks, formed: Some(formed) })
+}
+
+fn start_buckets(
+    homes: &[NodeId],
+    node: NodeId,
+    birth: Birth,
+    setup: &Setup,
+    placement: &Placement,
+) -> (Vec<Addr<Bucket>>, Vec<Option<usize>>) {
+    let arbiters = match placement {
+        Placement::Here => 1,
+        Placement::On(arbiters) => arbiters.len(),
+    };
+    let mut placed = vec![None; homes.len()];
+    let mut owned: Vec<Vec<PartitionId>> = vec![Vec::new(); arbiters];
+    let here = homes.iter().enumerate().filter(|(_, home)| **home == node);
+    for (turn, (index, _)) in here.enumerate() {
+        placed[index] = Some(turn % arbiters);
+        owned[turn % arbiters].push(PartitionId(index as u16));
+    }
+    let start = |(index, owned): (usize, &Vec<PartitionId>)| {
+        let core = core::Bucket::new(
+            node,
+            birth.life,
+            homes.to_vec(),
+            owned,
+            setup.hasher,
+            // Tickets of different Buckets never meet.
+            (index as u64) << 48,
+            setup.limits.lock_wait.as_millis() as u64,
+        );
+        let setup = setup.clone();
+        let bucket = move |_: &mut Context<Bucket>| Bucket::new(core, birth.clock, setup);
+        match placement {
+            Placement::On(arbiters) if index > 0 => {
+                Bucket::start_in_arbiter(&arbiters[index], bucket)
+            }
+            _ => Bucket::create(bucket),
+        }
+    };
+    (owned.iter().enumerate().map(start).collect(), placed)
+}
+
+async fn open(
+    config: &Config,
+    node: &crate::config::Node,
+    service: Service,
+) -> Result<TcpListener> {
+    let (host, port) = config.bind(node, service);
+    listen(&host, port).await.map_err(|cause| {
+        Error::Listen(Listen { node: node.id, service: service.name(), host, port, cause })
+    })
+}
+
+/// How many clients there are, and may be.
+struct Door {
+    connected: Arc<AtomicUsize>,
+    refused: Arc<AtomicUsize>,
+    limit: usize,
+}
+
+/// Accepts clients and gives them to the Buckets in turn.
+async fn accept_clients(listener: TcpListener, book: Arc<Book>, door: Door) {
+    let mut next: u64 = 0;
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of file descriptors, most likely: others will close some.
+                log::warn!(target: "session", "cannot accept a client: {error}");
+                sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        if door.connected.fetch_add(1, Ordering::Relaxed) >= door.limit {
+            door.connected.fetch_sub(1, Ordering::Relaxed);
+            door.refused.fetch_add(1, Ordering::Relaxed);
+            // A client that cannot take even this is told by the closing.
+            let _ = stream.try_write(b"-ERR max number of clients reached\r\n");
+            continue;
+        }
+        let handed = stream.set_nodelay(true).and_then(|()| stream.into_std());
+        match handed {
+            Ok(stream) => {
+                let bucket = &book.buckets[next as usize % book.buckets.len()];
+                next += 1;
+                bucket.do_send(bucket::Connect { stream, client: next });
+            }
+            Err(error) => {
+                door.connected.fetch_sub(1, Ordering::Relaxed);
+                log::debug!(target: "session", "a client left at once: {error}");
+            }
+        }
+    }
+}
+
+async fn accept_peers(listener: TcpListener, book: Arc<Book>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, from)) => {
+                actix_rt::spawn(peer::receive(stream, from.to_string(), book.clone()));
+            }
+            Err(error) => {
+                log::warn!(target: "peer", "cannot accept a node: {error}");
+                sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn serve_web(listener: TcpListener, ask: mpsc::Sender<http::Ask>) {
+    if let Err(error) = http::serve(listener, ask, std::future::pending()).await {
+        log::error!(target: "http", "stopped serving: {error}");
+    }
+}
+
+impl Node {
+    /// Tells once the node serves. To be taken once.
+    pub fn take_formed(&mut self) -> Option<oneshot::Receiver<()>> {
+        self.formed.take()
+    }
+
+    /// Stops: takes no more clients, lets every Session answer what it has read, closes.
+    pub async fn stop(self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+        self.book.buckets.iter().for_each(|bucket| bucket.do_send(bucket::Retire));
+        let begun = Instant::now();
+        while self.connected.load(Ordering::Relaxed) > 0 && begun.elapsed() < RETIRE_MAX {
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+}

@@ -1,0 +1,741 @@
+//! A Peer: the pair of streams to one other node.
+//!
+//! Each node dials every other. Requests go out on the stream dialled here, and the answers to
+//! the other node's requests on the one it dialled. What one turn of the mailbox brought leaves in
+//! one write. When either stream breaks, both are dropped with all that was queued: what a new
+//! link carries was said after the old one broke, and nothing said before is repeated.
+
+use crate::actors::book::Book;
+use crate::actors::bucket::{self, Answer, Execute, Failure};
+use crate::actors::coordinator;
+use crate::engine::barrier::Hello;
+use crate::engine::batch::{Batch, Replies};
+use crate::engine::bucket::is_sound;
+use crate::engine::protocol::Refusal;
+use crate::ids::{Incarnation, NodeId};
+use crate::net::frame;
+use crate::net::listen::{OwnedReadHalf, OwnedWriteHalf, TcpStream, dial};
+use crate::net::packet::Packet;
+use actix::fut::{ActorFutureExt, WrapFuture};
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::AsyncReadExt;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
+
+/// How often a node says that it is there.
+const HEARTBEAT: Duration = Duration::from_millis(500);
+
+/// A node that was silent for so long is taken for lost.
+const SILENCE_MAX: Duration = Duration::from_secs(3);
+
+/// How long dialling and introducing may take.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(2);
+
+/// The first and the longest pause between two attempts to dial.
+const BACKOFF_MIN: Duration = Duration::from_millis(20);
+const BACKOFF_MAX: Duration = Duration::from_millis(1_000);
+
+/// Bytes of an introduction at most: whoever dials is a stranger until then.
+const HELLO_BYTES_MAX: usize = 64 << 10;
+
+/// Bytes that may wait for a node that does not read before it is taken for lost.
+const QUEUE_BYTES_MAX: usize = 1 << 30;
+
+/// Where a node listens for its peers.
+#[derive(Clone, Debug)]
+pub struct Address {
+    /// The host.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+/// The actor.
+#[derive(Debug)]
+pub struct Peer {
+    other: NodeId,
+    address: Address,
+    /// How this node introduces itself.
+    hello: Hello,
+    book: Option<Arc<Book>>,
+    dialled: Option<Stream>,
+    accepted: Option<Stream>,
+    /// How the other introduced itself on the stream dialled, and on the one accepted.
+    met: Option<Hello>,
+    guest: Option<Hello>,
+    up: bool,
+    dialling: bool,
+    backoff: Duration,
+    heard: Instant,
+    next_stream: u64,
+    next_request: u64,
+    pending: BTreeMap<u64, (Batch, Answer)>,
+    flushing: bool,
+    /// The life last seen, and whether its end was told.
+    life: Option<(Incarnation, bool)>,
+    /// What was logged since the link last stood: a node refused every second is told of once.
+    complaints: BTreeSet<String>,
+}
+
+#[derive(Debug)]
+struct Stream {
+    id: u64,
+    writer: Rc<OwnedWriteHalf>,
+    out: Vec<u8>,
+    written: usize,
+    /// The socket is full and will say when it is not.
+    blocked: bool,
+}
+
+/// The address book is ready: dial.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Wire(pub Arc<Book>);
+
+/// Send this packet, if the node can be reached.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Convey(pub Packet);
+
+/// This node is formed: introductions say so from now on.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Formed;
+
+/// A Bucket answers what the other node asked.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Answered {
+    /// The stream that asked.
+    pub stream: u64,
+    /// The request's id there.
+    pub id: u64,
+    /// The operations, for their buffers.
+    pub batch: Batch,
+    /// Their replies.
+    pub replies: Replies,
+}
+
+/// The other node has dialled and introduced itself.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Introduced {
+    /// Its introduction.
+    pub hello: Hello,
+    /// The stream, and what was read of it beyond the introduction.
+    pub stream: TcpStream,
+    /// Bytes after the introduction.
+    pub rest: Vec<u8>,
+}
+
+/// Packets that one read brought.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Inbound {
+    stream: u64,
+    packets: Vec<Packet>,
+}
+
+/// A stream has ended.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Closed {
+    stream: u64,
+    why: String,
+}
+
+/// Write what was queued since the mailbox was last empty.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Flush;
+
+impl Peer {
+    /// The Peer of node `other`.
+    pub fn new(other: NodeId, address: Address, hello: Hello) -> Peer {
+        Peer {
+            other,
+            address,
+            hello,
+            book: None,
+            dialled: None,
+            accepted: None,
+            met: None,
+            guest: None,
+            up: false,
+            dialling: false,
+            backoff: BACKOFF_MIN,
+            heard: Instant::now(),
+            next_stream: 0,
+            next_request: 0,
+            pending: BTreeMap::new(),
+            flushing: false,
+            life: None,
+            complaints: BTreeSet::new(),
+        }
+    }
+
+    fn complain(&mut self, complaint: String) {
+        if self.complaints.insert(complaint.clone()) {
+            log::warn!(target: "peer", "{complaint}");
+        }
+    }
+
+    fn dial(&mut self, ctx: &mut Context<Self>) {
+        if self.dialling || self.dialled.is_some() {
+            return;
+        }
+        self.dialling = true;
+        let attempt = introduce(self.address.clone(), self.hello.clone()).into_actor(self);
+        ctx.spawn(attempt.map(|result, peer, ctx| {
+            peer.dialling = false;
+            match result {
+                Ok((stream, hello, rest)) => peer.on_dialled(stream, hello, rest, ctx),
+                Err(error) => peer.on_dial_failed(error, ctx),
+            }
+        }));
+    }
+
+    fn on_dialled(
+        &mut self,
+        stream: TcpStream,
+        hello: Hello,
+        rest: Vec<u8>,
+        ctx: &mut Context<Self>,
+    ) {
+        let judged = self.hello.judge(&hello).and_then(|()| match hello.node == self.other {
+            true => Ok(()),
+            false => Err(format!("node {} answers in place of node {}", hello.node, self.other)),
+        });
+        if let Err(why) = judged {
+            self.complain(format!("refused node {}: {why}", self.other));
+            self.retry(ctx);
+            return;
+        }
+        self.backoff = BACKOFF_MIN;
+        self.met = Some(hello);
+        self.dialled = Some(self.open(stream, rest, ctx));
+        self.heard = Instant::now();
+        self.come_up(ctx);
+    }
+
+    fn on_dial_failed(&mut self, error: DialError, ctx: &mut Context<Self>) {
+        match error {
+            DialError::Io(error) => {
+                // Nobody listens where it listened: the process is gone, not merely slow. Its
+                // streams were read to their end before this attempt.
+                let gone = error.kind() == io::ErrorKind::ConnectionRefused;
+                if let Some((life, told @ false)) = &mut self.life
+                    && gone
+                {
+                    *told = true;
+                    let life = *life;
+                    self.tell_down(Some(life));
+                }
+                let pause = self.backoff.as_millis();
+                log::debug!(target: "peer", "node {}: {error}, retrying in {pause} ms", self.other);
+            }
+            DialError::Refused(why) => {
+                self.complain(format!("node {} refuses this node: {why}", self.other));
+            }
+        }
+        self.retry(ctx);
+    }
+
+    fn retry(&mut self, ctx: &mut Context<Self>) {
+        ctx.run_later(self.backoff, |peer, ctx| peer.dial(ctx));
+        self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
+    }
+
+    fn open(&mut self, stream: TcpStream, rest: Vec<u8>, ctx: &mut Context<Self>) -> Stream {
+        self.next_stream += 1;
+        let id = self.next_stream;
+        let (reader, writer) = stream.into_split();
+        actix_rt::spawn(read(reader, rest, id, ctx.address()));
+        Stream { id, writer: Rc::new(writer), out: Vec::new(), written: 0, blocked: false }
+    }
+
+    /// The link stands once both streams do, to one and the same life of the other node.
+    fn come_up(&mut self, _: &mut Context<Self>) {
+        let (Some(met), Some(guest)) = (&self.met, &self.guest) else { return };
+        if self.up || met.life != guest.life {
+            return;
+        }
+        // Either introduction may be the older one.
+        let hello = Hello { formed: met.formed || guest.formed, ..met.clone() };
+        self.up = true;
+        self.life = Some((hello.life, false));
+        self.complaints.clear();
+        log::info!(target: "peer", "linked with node {}", self.other);
+        if let Some(book) = &self.book {
+            for bucket in &book.buckets {
+                bucket.do_send(bucket::NodeUp(hello.clone()));
+            }
+            book.coordinator.do_send(coordinator::NodeUp(hello));
+        }
+    }
+
+    fn go_down(&mut self, why: &str, ctx: &mut Context<Self>) {
+        self.dialled = None;
+        self.accepted = None;
+        self.met = None;
+        self.guest = None;
+        if std::mem::take(&mut self.up) {
+            let pause = self.backoff.as_millis();
+            log::warn!(target: "peer", "lost node {}: {why}, retrying in {pause} ms", self.other);
+            for (_, (batch, answer)) in std::mem::take(&mut self.pending) {
+                fail(answer, batch, Failure::Unknown(self.other));
+            }
+            self.tell_down(None);
+        }
+        self.retry(ctx);
+    }
+
+    fn tell_down(&self, ended: Option<Incarnation>) {
+        if let Some(book) = &self.book {
+            for bucket in &book.buckets {
+                bucket.do_send(bucket::NodeDown(self.other, ended));
+            }
+            book.coordinator.do_send(coordinator::NodeDown(self.other));
+        }
+    }
+
+    /// Queues a packet on one of the streams. Answers go where they were asked.
+    fn queue(&mut self, packet: &Packet, ctx: &mut Context<Self>) {
+        let answer =
+            matches!(packet, Packet::Executed { .. } | Packet::Coordinator(_) | Packet::Pong(_));
+        let stream = if answer { &mut self.accepted } else { &mut self.dialled };
+        let Some(stream) = stream else { return };
+        if let Err(error) = frame::push(packet, &mut stream.out) {
+            log::error!(target: "peer", "cannot tell node {}: {error}", self.other);
+            return;
+        }
+        if stream.out.len() - stream.written > QUEUE_BYTES_MAX {
+            self.go_down("it does not read", ctx);
+        } else if !self.flushing {
+            self.flushing = true;
+            ctx.address().do_send(Flush);
+        }
+    }
+
+    fn flush(&mut self, ctx: &mut Context<Self>) {
+        for dialled in [true, false] {
+            let stream = if dialled { &mut self.dialled } else { &mut self.accepted };
+            let Some(stream) = stream.as_mut().filter(|stream| !stream.blocked) else { continue };
+            match stream.write() {
+                Ok(true) => {}
+                Ok(false) => {
+                    stream.blocked = true;
+                    let (id, writer) = (stream.id, stream.writer.clone());
+                    let writable = async move { writer.writable().await }.into_actor(self);
+                    ctx.spawn(writable.map(move |result, peer, ctx| match result {
+                        Ok(()) => peer.unblock(id, ctx),
+                        Err(error) => peer.on_closed(id, &error.to_string(), ctx),
+                    }));
+                }
+                Err(error) => {
+                    let id = stream.id;
+                    self.on_closed(id, &error.to_string(), ctx);
+                }
+            }
+        }
+    }
+
+    fn unblock(&mut self, id: u64, ctx: &mut Context<Self>) {
+        for stream in [&mut self.dialled, &mut self.accepted].into_iter().flatten() {
+            stream.blocked &= stream.id != id;
+        }
+        self.flush(ctx);
+    }
+
+    fn on_closed(&mut self, id: u64, why: &str, ctx: &mut Context<Self>) {
+        let of = |stream: &Option<Stream>| stream.as_ref().is_some_and(|stream| stream.id == id);
+        if of(&self.dialled) || of(&self.accepted) {
+            self.go_down(why, ctx);
+        }
+    }
+
+    fn heartbeat(&mut self, ctx: &mut Context<Self>) {
+        if self.dialled.is_none() && self.accepted.is_none() {
+            return;
+        }
+        if self.heard.elapsed() > SILENCE_MAX {
+            let why = format!("silent for {} s", SILENCE_MAX.as_secs());
+            self.go_down(&why, ctx);
+            return;
+        }
+        self.queue(&Packet::Ping(self.next_request), ctx);
+    }
+
+    fn receive(&mut self, stream: u64, packet: Packet, ctx: &mut Context<Self>) {
+        let Some(book) = self.book.clone() else { return };
+        match packet {
+            Packet::Execute { id, batch } => self.on_execute(stream, id, batch, &book, ctx),
+            Packet::Executed { id, replies } => {
+                if let Some((batch, answer)) = self.pending.remove(&id) {
+                    if replies.len() > batch.len() || replies.is_empty() && !batch.is_empty() {
+                        fail(answer, batch, Failure::Unknown(self.other));
+                        self.go_down("it answers what was not asked", ctx);
+                        return;
+                    }
+                    give(answer, batch, replies);
+                }
+            }
+            Packet::Partition(to, message) => {
+                // A message for a partition that is not here would come straight back.
+                if book.placed.get(to.index()).is_some_and(Option::is_some) {
+                    book.tell_partition(to, message);
+                }
+            }
+            Packet::Coordinator(message) => book.tell_coordinator(book.node, message),
+            Packet::Ready => {
+                let hello = self.guest.as_ref().or(self.met.as_ref());
+                if let Some(hello) = hello {
+                    book.coordinator.do_send(coordinator::NodeReady(self.other, hello.life));
+                }
+            }
+            Packet::Ping(number) => self.queue(&Packet::Pong(number), ctx),
+            Packet::Pong(_) => {}
+            Packet::Hello(_) => self.go_down("it introduced itself twice", ctx),
+            Packet::Refused(why) => self.go_down(&why, ctx),
+        }
+    }
+
+    fn on_execute(
+        &mut self,
+        stream: u64,
+        id: u64,
+        batch: Batch,
+        book: &Arc<Book>,
+        ctx: &mut Context<Self>,
+    ) {
+        if !is_sound::<crate::command::Redis>(&batch) {
+            self.go_down("it sent operations that do not exist", ctx);
+            return;
+        }
+        let placed = |head: crate::engine::batch::OpHead| {
+            book.placed.get(head.partition.index()).copied().flatten()
+        };
+        let first = batch.heads().next().and_then(placed);
+        let together = batch.heads().all(|head| placed(head) == first);
+        let answer = Answer::Peer { peer: ctx.address(), stream, id };
+        if together {
+            let bucket = &book.buckets[first.unwrap_or(0)];
+            bucket.do_send(Execute { batch, replies: Replies::default(), answer });
+        } else {
+            actix_rt::spawn(split(batch, answer, book.clone()));
+        }
+    }
+}
+
+/// Serves a batch whose partitions lie with several Buckets of this node.
+async fn split(batch: Batch, answer: Answer, book: Arc<Book>) {
+    let mut shares: BTreeMap<usize, Batch> = BTreeMap::new();
+    let place = |op: &crate::engine::batch::Op<'_>| {
+        book.placed.get(op.head.partition.index()).copied().flatten().unwrap_or(0)
+    };
+    for op in batch.iter() {
+        shares.entry(place(&op)).or_default().push_op(&op);
+    }
+    let mut waiting = Vec::new();
+    for (bucket, share) in shares {
+        let (told, outcome) = oneshot::channel();
+        let answer = Answer::Session(told);
+        book.buckets[bucket].do_send(Execute { batch: share, replies: Replies::default(), answer });
+        waiting.push((bucket, outcome));
+    }
+    let mut done: BTreeMap<usize, (Replies, usize)> = BTreeMap::new();
+    for (bucket, outcome) in waiting {
+        // Without an answer the node is stopping, and its stream with it.
+        let Ok(Ok((_, replies))) = outcome.await else { return };
+        done.insert(bucket, (replies, 0));
+    }
+    let mut replies = Replies::default();
+    for op in batch.iter() {
+        let Some((share, next)) = done.get_mut(&place(&op)) else { return };
+        // What a Bucket left for later ends the answer here: the rest is asked for again.
+        if *next == share.len() {
+            break;
+        }
+        replies.push(share.get(*next));
+        *next += 1;
+    }
+    give(answer, batch, replies);
+}
+
+fn give(answer: Answer, batch: Batch, replies: Replies) {
+    match answer {
+        // A Session that is gone needs no answer.
+        Answer::Session(session) => drop(session.send(Ok((batch, replies)))),
+        Answer::Peer { peer, stream, id } => peer.do_send(Answered { stream, id, batch, replies }),
+    }
+}
+
+fn fail(answer: Answer, batch: Batch, failure: Failure) {
+    if let Answer::Session(session) = answer {
+        drop(session.send(Err((batch, failure))));
+    }
+}
+
+impl Stream {
+    /// Writes what is queued; tells whether all of it is gone.
+    fn write(&mut self) -> io::Result<bool> {
+        while self.written < self.out.len() {
+            match self.writer.try_write(&self.out[self.written..]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(bytes) => self.written += bytes,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        self.out.clear();
+        self.written = 0;
+        Ok(true)
+    }
+}
+
+enum DialError {
+    Io(io::Error),
+    Refused(String),
+}
+
+impl From<io::Error> for DialError {
+    fn from(error: io::Error) -> DialError {
+        DialError::Io(error)
+    }
+}
+
+/// Dials a node and introduces this one.
+async fn introduce(
+    address: Address,
+    hello: Hello,
+) -> Result<(TcpStream, Hello, Vec<u8>), DialError> {
+    let handshake = async {
+        let mut stream = dial(&address.host, address.port).await?;
+        greet(&mut stream, &Packet::Hello(hello)).await?;
+        let (packet, rest) = listen_to(&mut stream).await?;
+        match packet {
+            Packet::Hello(hello) => Ok((stream, hello, rest)),
+            Packet::Refused(why) => Err(DialError::Refused(why)),
+            _ => Err(DialError::Refused("it does not introduce itself".into())),
+        }
+    };
+    match timeout(HANDSHAKE_MAX, handshake).await {
+        Ok(result) => result,
+        Err(_) => Err(DialError::Io(io::ErrorKind::TimedOut.into())),
+    }
+}
+
+async fn greet(stream: &mut TcpStream, packet: &Packet) -> io::Result<()> {
+    let mut out = Vec::new();
+    frame::push(packet, &mut out).map_err(|error| io::Error::other(error.to_string()))?;
+    tokio::io::AsyncWriteExt::write_all(stream, &out).await
+}
+
+/// Reads the first packet of a stream.
+async fn listen_to(stream: &mut TcpStream) -> io::Result<(Packet, Vec<u8>)> {
+    let mut buffer = Vec::new();
+    let mut packets = Vec::new();
+    loop {
+        if stream.read_buf(&mut buffer).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let garbled = |error: frame::FrameError| io::Error::other(error.to_string());
+        if frame::missing(&buffer) > HELLO_BYTES_MAX {
+            return Err(io::Error::other("its introduction is too long"));
+        }
+        // One frame at a time: what follows the introduction is not for here.
+        let whole = frame::first(&mut buffer).map_err(garbled)?;
+        packets.extend(whole);
+        if let Some(packet) = packets.pop() {
+            return Ok((packet, buffer));
+        }
+    }
+}
+
+/// Receives a stream that somebody dialled: a node introduces itself, anybody else is shown out.
+pub async fn receive(mut stream: TcpStream, from: String, book: Arc<Book>) {
+    let refuse = |why: String| log::warn!(target: "peer", "refused {from}: {why}");
+    match timeout(HANDSHAKE_MAX, listen_to(&mut stream)).await {
+        Ok(Ok((Packet::Hello(hello), rest))) => match book.peers.get(&hello.node) {
+            Some(peer) => peer.do_send(Introduced { hello, stream, rest }),
+            None => {
+                let why = format!("node {} is not in the cluster file of node {}", hello.node, book.node);
+                refuse(why.clone());
+                // It may have gone already.
+                let _ = greet(&mut stream, &Packet::Refused(why)).await;
+            }
+        },
+        Ok(Ok(_)) => refuse("it does not introduce itself".into()),
+        Ok(Err(error)) => refuse(error.to_string()),
+        Err(_) => refuse("it does not introduce itself in time".into()),
+    }
+}
+
+/// Reads a stream to its end and passes its packets on, one message a read. Waiting for the Peer
+/// to take them pushes back on the sender.
+async fn read(mut reader: OwnedReadHalf, mut buffer: Vec<u8>, stream: u64, peer: Addr<Peer>) {
+    let why = loop {
+        let mut packets = Vec::new();
+        let taken = frame::take(&mut buffer, &mut packets);
+        if !packets.is_empty() && peer.send(Inbound { stream, packets }).await.is_err() {
+            return;
+        }
+        if let Err(error) = taken {
+            break error.to_string();
+        }
+        buffer.reserve(frame::missing(&buffer).clamp(16 << 10, 1 << 20));
+        match reader.read_buf(&mut buffer).await {
+            Ok(0) => break "it closed the stream".into(),
+            Ok(_) => {}
+            Err(error) => break error.to_string(),
+        }
+    };
+    peer.do_send(Closed { stream, why });
+}
+
+impl Actor for Peer {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        ctx.run_interval(HEARTBEAT, |peer, ctx| peer.heartbeat(ctx));
+    }
+}
+
+impl Handler<Wire> for Peer {
+    type Result = ();
+
+    fn handle(&mut self, wire: Wire, ctx: &mut Context<Self>) {
+        self.book = Some(wire.0);
+        self.dial(ctx);
+    }
+}
+
+impl Handler<Convey> for Peer {
+    type Result = ();
+
+    fn handle(&mut self, Convey(packet): Convey, ctx: &mut Context<Self>) {
+        self.queue(&packet, ctx);
+    }
+}
+
+impl Handler<Formed> for Peer {
+    type Result = ();
+
+    fn handle(&mut self, _: Formed, _: &mut Context<Self>) {
+        self.hello.formed = true;
+    }
+}
+
+impl Handler<Execute> for Peer {
+    type Result = ();
+
+    fn handle(&mut self, execute: Execute, ctx: &mut Context<Self>) {
+        let Execute { batch, answer, .. } = execute;
+        if !self.up {
+            fail(answer, batch, Failure::Refused(Refusal::Unreachable(self.other)));
+            return;
+        }
+        self.next_request += 1;
+        let id = self.next_request;
+        let packet = Packet::Execute { id, batch };
+        self.queue(&packet, ctx);
+        let Packet::Execute { batch, .. } = packet else { return };
+        if self.up {
+            self.pending.insert(id, (batch, answer));
+        } else {
+            fail(answer, batch, Failure::Unknown(self.other));
+        }
+    }
+}
+
+impl Handler<Answered> for Peer {
+    type Result = ();
+
+    fn handle(&mut self, answered: Answered, ctx: &mut Context<Self>) {
+        let Answered { stream, id, replies, .. } = answered;
+        if self.accepted.as_ref().is_some_and(|accepted| accepted.id == stream) {
+            self.queue(&Packet::Executed { id, replies }, ctx);
+        }
+    }
+}
+
+impl Handler<Introduced> for Peer {
+    type Result = ();
+
+    fn handle(&mut self, introduced: Introduced, ctx: &mut Context<Self>) {
+        let Introduced { hello, mut stream, rest } = introduced;
+        let stale = self.life.is_some_and(|(life, _)| hello.life < life);
+        let judged = self.hello.judge(&hello).and_then(|()| match stale {
+            true => Err(format!("node {} has been started again since", hello.node)),
+            false => Ok(()),
+        });
+        if let Err(why) = judged {
+            self.complain(format!("refused node {}: {why}", self.other));
+            actix_rt::spawn(async move {
+                // It may have gone already.
+                let _ = greet(&mut stream, &Packet::Refused(why)).await;
+            });
+            return;
+        }
+        if let Err(error) = stream.set_nodelay(true) {
+            log::debug!(target: "peer", "node {}: {error}", self.other);
+        }
+        if self.up {
+            self.go_down("it dialled again", ctx);
+        }
+        if self.met.as_ref().is_some_and(|met| met.life != hello.life) {
+            self.dialled = None;
+            self.met = None;
+        }
+        let mut accepted = self.open(stream, rest, ctx);
+        if let Err(error) = frame::push(&Packet::Hello(self.hello.clone()), &mut accepted.out) {
+            log::error!(target: "peer", "cannot introduce this node: {error}");
+        }
+        self.accepted = Some(accepted);
+        self.guest = Some(hello);
+        self.heard = Instant::now();
+        self.flush(ctx);
+        // Whoever dials is there: no need to wait for the next attempt.
+        self.backoff = BACKOFF_MIN;
+        self.dial(ctx);
+        self.come_up(ctx);
+    }
+}
+
+impl Handler<Inbound> for Peer {
+    type Result = ();
+
+    fn handle(&mut self, inbound: Inbound, ctx: &mut Context<Self>) {
+        let Inbound { stream, packets } = inbound;
+        for packet in packets {
+            let known = [&self.dialled, &self.accepted];
+            if !known.into_iter().flatten().any(|known| known.id == stream) {
+                return;
+            }
+            self.heard = Instant::now();
+            self.receive(stream, packet, ctx);
+        }
+    }
+}
+
+impl Handler<Closed> for Peer {
+    type Result = ();
+
+    fn handle(&mut self, closed: Closed, ctx: &mut Context<Self>) {
+        self.on_closed(closed.stream, &closed.why, ctx);
+    }
+}
+
+impl Handler<Flush> for Peer {
+    type Result = ();
+
+    fn handle(&mut self, _: Flush, ctx: &mut Context<Self>) {
+        self.flushing = false;
+        self.flush(ctx);
+    }
+}

@@ -1,0 +1,146 @@
+//! Runs nodes until they are told to stop: the one place that makes arbiters.
+
+use crate::actors::node::{Birth, Node, Placement, start};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::ids::{Incarnation, Millis, NodeId};
+use crate::logging;
+use actix_rt::{Arbiter, System};
+use std::process::ExitCode;
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+
+/// The wall clock. Everything below gets it handed in.
+#[allow(clippy::disallowed_methods, reason = "this is where wall time is handed in from")]
+pub fn wall_clock() -> Millis {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    Millis(now.map_or(0, |since| since.as_millis() as u64))
+}
+
+/// Runs these nodes of a cluster in this process until SIGINT or SIGTERM. `ready` is called once
+/// all of them serve, with the milliseconds that took.
+pub fn run(config: Config, nodes: &[NodeId], ready: impl FnOnce(&Config, u64)) -> Result<()> {
+    let config = Arc::new(config);
+    let started = wall_clock();
+    System::new().block_on(async {
+        let mut arbiters = Vec::new();
+        let mut running = Vec::new();
+        let served = async {
+            for &id in nodes {
+                running.push(launch(config.clone(), id, started, &mut arbiters).await?);
+            }
+            Ok(())
+        };
+        if let Err(error) = served.await {
+            stop(running).await;
+            return Err(error);
+        }
+        let formed: Vec<oneshot::Receiver<()>> = running.iter_mut().map(Running::formed).collect();
+        let mut stopping = std::pin::pin!(told_to_stop());
+        let serving = async {
+            for formed in formed {
+                // The node tells, or is gone and tells by that.
+                let _ = formed.await;
+            }
+        };
+        tokio::select! {
+            biased;
+            told = &mut stopping => {
+                told?;
+                stop(running).await;
+                return Ok(());
+            }
+            () = serving => ready(&config, wall_clock().0.saturating_sub(started.0)),
+        }
+        let told = stopping.await;
+        stop(running).await;
+        told
+    })
+}
+
+/// A node on its arbiters, as the main thread holds it.
+struct Running {
+    id: NodeId,
+    formed: Option<oneshot::Receiver<()>>,
+    stop: oneshot::Sender<()>,
+    stopped: oneshot::Receiver<()>,
+}
+
+impl Running {
+    fn formed(&mut self) -> oneshot::Receiver<()> {
+        self.formed.take().unwrap_or_else(|| oneshot::channel().1)
+    }
+}
+
+/// Starts a node on arbiters of its own.
+async fn launch(
+    config: Arc<Config>,
+    id: NodeId,
+    started: Millis,
+    arbiters: &mut Vec<Arbiter>,
+) -> Result<Running> {
+    let own: Vec<Arbiter> = (0..config.arbiters).map(|_| Arbiter::new()).collect();
+    let handles: Vec<_> = own.iter().map(Arbiter::handle).collect();
+    for handle in &handles {
+        handle.spawn_fn(move || logging::set_node(id));
+    }
+    let birth = Birth { life: Incarnation(started.0), clock: wall_clock, started };
+    let (tell_begun, begun) = oneshot::channel();
+    let (stop, told_to_stop) = oneshot::channel();
+    let (tell_stopped, stopped) = oneshot::channel();
+    let placement = Placement::On(handles.clone());
+    let lost = || Error::Io("starting a node".into(), std::io::Error::other("its thread ended"));
+    let Some(first) = handles.first() else { return Err(lost()) };
+    first.spawn(async move {
+        let mut node: Node = match start(config, id, placement, birth).await {
+            Ok(node) => node,
+            Err(error) => {
+                // The main thread waits for this.
+                let _ = tell_begun.send(Err(error));
+                return;
+            }
+        };
+        let formed = node.take_formed();
+        let _ = tell_begun.send(Ok(formed));
+        // Dropping the sender says stop as well.
+        let _ = told_to_stop.await;
+        node.stop().await;
+        let _ = tell_stopped.send(());
+    });
+    arbiters.extend(own);
+    let formed = begun.await.map_err(|_| lost())??;
+    Ok(Running { id, formed, stop, stopped })
+}
+
+async fn stop(running: Vec<Running>) {
+    let mut waiting = Vec::new();
+    for Running { id, stop, stopped, .. } in running {
+        log::info!(target: "node", "stopping node {id}");
+        // A node that is gone has stopped.
+        let _ = stop.send(());
+        waiting.push(stopped);
+    }
+    for stopped in waiting {
+        let _ = stopped.await;
+    }
+}
+
+/// Waits for SIGINT or SIGTERM.
+async fn told_to_stop() -> Result<()> {
+    let listen = |kind| signal(kind).map_err(|error| Error::Io("listening for signals".into(), error));
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut terminate = listen(SignalKind::terminate())?;
+    tokio::select! {
+        biased;
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}
+
+/// Tells the operator what is wrong, and the shell by the exit code.
+pub fn report(error: &Error, advice: &str) -> ExitCode {
+    eprintln!("quorate: {error}{advice}");
+    ExitCode::from(error.exit_code())
+}

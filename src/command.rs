@@ -1,0 +1,210 @@
+//! What clients can ask: the Redis commands.
+//!
+//! A request's way: [`resolve`] finds the command's row in the table ([`spec`]) and answers what
+//! is no command in Redis's words; [`plan`] says which partitions have to do what; the partitions
+//! run the operations through [`Redis`], the [`Machine`] over the same table; and the plan's
+//! layout puts their replies together. Commands that need no data are answered by the session
+//! itself, from its own state ([`client`]) and what the node tells of itself ([`facts`]).
+//!
+//! Everything here is pure: no sockets, mailboxes or clocks.
+
+pub mod client;
+mod connection;
+pub mod facts;
+pub mod glob;
+mod info;
+mod keys;
+pub mod number;
+pub mod plan;
+pub mod reply;
+mod server;
+pub mod spec;
+mod strings;
+pub mod words;
+
+use crate::engine::batch::{Args, Op, OpCode};
+use crate::engine::machine::{Access, Machine, Scope};
+use crate::engine::protocol::Refusal;
+use crate::engine::tables::{Expires, ItemRef, Tables};
+use crate::ids::{Millis, TableIndex};
+use reply::Reply;
+use spec::{Run, Spec};
+use words::Words;
+
+/// The longest value, as Redis's `proto-max-bulk-len` has it.
+pub const VALUE_BYTES_MAX: usize = 512 << 20;
+
+/// The longest key. Redis has no bound of its own for keys; here locks, intents and packets hold
+/// them, so they are kept small.
+pub const KEY_BYTES_MAX: usize = u16::MAX as usize;
+
+const SYNTAX: &str = "ERR syntax error";
+const NOT_AN_INTEGER: &str = "ERR value is not an integer or out of range";
+
+/// The Redis commands as a partition runs them.
+#[derive(Debug)]
+pub struct Redis;
+
+impl Machine for Redis {
+    fn knows(code: OpCode) -> bool {
+        spec::by_code(code).is_some()
+    }
+
+    fn access(code: OpCode) -> Access {
+        spec::by_code(code).map_or(Access::Write, |(spec, _)| spec.access())
+    }
+
+    fn scope(code: OpCode) -> Scope {
+        spec::by_code(code).map_or(Scope::Partition, |(spec, _)| spec.scope())
+    }
+
+    #[inline]
+    fn keys(op: &Op<'_>, visit: &mut dyn FnMut(&[u8])) {
+        let Some((spec, _)) = spec::by_code(op.head.code) else { return };
+        // The table counts words with the command's name, an operation's arguments lack it.
+        for position in spec.keys.positions(op.args.len() + 1) {
+            visit(op.args.get(position - 1));
+        }
+    }
+
+    #[inline]
+    fn run(op: &Op<'_>, tables: &mut Tables, now: Millis, reply: &mut Vec<u8>) {
+        let mut reply = Reply::new(reply, op.head.resp3);
+        let Some((_, data)) = spec::by_code(op.head.code) else {
+            return reply.error("ERR this node does not know the operation");
+        };
+        let (table, hash) = (op.head.table, op.head.hash);
+        (data.run)(&mut Call { args: op.args, table, hash, now, tables, reply });
+    }
+
+    fn refuse(refusal: &Refusal, reply: &mut Vec<u8>) {
+        let text = match refusal {
+            Refusal::Unreachable(node) => format!("CLUSTERDOWN node {node} cannot be reached"),
+            Refusal::Misplaced => "TRYAGAIN the partition is served by another node".into(),
+            Refusal::Locked => "TRYAGAIN a transaction holds the key for too long".into(),
+            Refusal::Contention => "TRYAGAIN the transaction lost its locks too often".into(),
+            Refusal::Stopping => "CLUSTERDOWN the node is stopping".into(),
+        };
+        Reply::new(reply, false).error(&text);
+    }
+}
+
+/// An operation as its function meets it.
+pub struct Call<'a> {
+    /// The arguments, without the command's name.
+    pub args: Args<'a>,
+    /// The table it works on.
+    pub table: TableIndex,
+    /// The placing hash of its first key.
+    pub hash: u64,
+    /// The moment it runs at.
+    pub now: Millis,
+    /// The partition's tables.
+    pub tables: &'a mut Tables,
+    /// Where its reply goes.
+    pub reply: Reply<'a>,
+}
+
+impl Call<'_> {
+    /// The item under the operation's first argument.
+    #[inline]
+    fn get(&mut self) -> Option<ItemRef<'_>> {
+        self.tables.get(self.table, self.hash, self.args.get(0))
+    }
+
+    /// Puts a value under the operation's first argument.
+    #[inline]
+    fn put(&mut self, value: &[u8], expires: Expires) {
+        self.tables.put(self.table, self.hash, self.args.get(0), value, expires);
+    }
+
+    /// Removes what is under the operation's first argument.
+    fn remove(&mut self) -> bool {
+        self.tables.remove(self.table, self.hash, self.args.get(0))
+    }
+
+    /// The placing hash of the key at `index`, given for the first one.
+    #[inline]
+    fn hash_of(&self, index: usize) -> u64 {
+        match index {
+            0 => self.hash,
+            _ => self.tables.hasher().hash(self.args.get(index)),
+        }
+    }
+}
+
+/// The row of a request's command; what is none, or has too few or too many words, is answered.
+pub fn resolve(words: Words<'_>, reply: &mut Reply<'_>) -> Option<&'static Spec> {
+    let Some(spec) = spec::lookup(words.name()) else {
+        unknown_command(words, reply);
+        return None;
+    };
+    if !spec.takes(words.len()) {
+        wrong_arity(spec.name, reply);
+        return None;
+    }
+    let Run::Container { subcommands, .. } = spec.run else { return Some(spec) };
+    if words.len() == 1 {
+        return Some(spec);
+    }
+    let name = words.get(1);
+    let named = |sub: &&Spec| sub.name.as_bytes().eq_ignore_ascii_case(name);
+    let Some(sub) = subcommands.iter().find(named) else {
+        unknown_subcommand(spec.name, name, reply);
+        return None;
+    };
+    if !sub.takes(words.len()) {
+        wrong_arity(&format!("{}|{}", spec.name, sub.name), reply);
+        return None;
+    }
+    Some(sub)
+}
+
+fn wrong_arity(name: &str, reply: &mut Reply<'_>) {
+    reply.error(&format!("ERR wrong number of arguments for '{name}' command"));
+}
+
+/// How much of an unknown command and of its arguments an error repeats.
+const REPEATED_BYTES_MAX: usize = 128;
+
+fn unknown_command(words: Words<'_>, reply: &mut Reply<'_>) {
+    let mut text = b"ERR unknown command '".to_vec();
+    text.extend_from_slice(clip(words.name(), REPEATED_BYTES_MAX));
+    text.extend_from_slice(b"', with args beginning with: ");
+    let start = text.len();
+    for word in words.from(1) {
+        let repeated = text.len() - start;
+        if repeated >= REPEATED_BYTES_MAX {
+            break;
+        }
+        text.push(b'\'');
+        text.extend_from_slice(clip(word, REPEATED_BYTES_MAX - repeated));
+        text.extend_from_slice(b"' ");
+    }
+    reply.error_bytes(&text);
+}
+
+fn unknown_subcommand(container: &str, name: &[u8], reply: &mut Reply<'_>) {
+    let mut text = b"ERR unknown subcommand '".to_vec();
+    text.extend_from_slice(clip(name, REPEATED_BYTES_MAX));
+    let container = container.to_ascii_uppercase();
+    text.extend_from_slice(format!("'. Try {container} HELP.").as_bytes());
+    reply.error_bytes(&text);
+}
+
+/// Answers a container's `HELP`.
+fn help(container: &str, subcommands: &[Spec], reply: &mut Reply<'_>) {
+    reply.array(1 + subcommands.len() * 2);
+    reply.simple(&format!("{container} <subcommand> [<arg> [value] [opt] ...]. Subcommands are:"));
+    for sub in subcommands {
+        let line = format!("{} {}", sub.name.to_ascii_uppercase(), sub.doc.syntax);
+        reply.simple(line.trim_end());
+        reply.simple(&format!("    {}", sub.doc.summary));
+    }
+}
+
+/// The word's beginning as C would print it: up to `max` bytes or its first NUL.
+fn clip(word: &[u8], max: usize) -> &[u8] {
+    let word = &word[..word.len().min(max)];
+    &word[..memchr::memchr(0, word).unwrap_or(word.len())]
+}

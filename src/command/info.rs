@@ -1,0 +1,192 @@
+//! `INFO`: a node's figures under Redis's section and field names.
+
+use super::facts::{Facts, REDIS_VERSION};
+use super::words::Words;
+use std::fmt::{Display, Write};
+
+/// The report of the sections asked for: all of them when none is named.
+pub(super) fn report(facts: &Facts, asked: Words<'_>) -> String {
+    let asked_for = |section: &str| {
+        let names = |word: &[u8]| {
+            let is = |name: &str| word.eq_ignore_ascii_case(name.as_bytes());
+            is(section) || is("default") || is("all") || is("everything")
+        };
+        asked.is_empty() || asked.from(0).any(names)
+    };
+    let sections: [(&str, fn(&Facts, &mut Section)); 8] = [
+        ("Server", server),
+        ("Clients", clients),
+        ("Memory", memory),
+        ("Stats", stats),
+        ("Replication", replication),
+        ("CPU", cpu),
+        ("Cluster", cluster),
+        ("Keyspace", keyspace),
+    ];
+    let mut report = String::new();
+    for (name, write) in sections {
+        if !asked_for(name) {
+            continue;
+        }
+        let mut section = Section::default();
+        write(facts, &mut section);
+        if !report.is_empty() {
+            report.push_str("\r\n");
+        }
+        report.push_str(&format!("# {name}\r\n{}", section.lines));
+    }
+    report
+}
+
+/// A section's lines.
+#[derive(Default)]
+struct Section {
+    lines: String,
+}
+
+impl Section {
+    fn field(&mut self, name: &str, value: impl Display) {
+        // Writing to a string does not fail.
+        let _ = write!(self.lines, "{name}:{value}\r\n");
+    }
+
+    /// A field that is left out when nobody measures it.
+    fn measured(&mut self, name: &str, value: Option<impl Display>) {
+        if let Some(value) = value {
+            self.field(name, value);
+        }
+    }
+
+    /// Bytes, once as a number and once for people.
+    fn bytes(&mut self, name: &str, bytes: u64) {
+        self.field(name, bytes);
+        self.field(&format!("{name}_human"), human(bytes));
+    }
+}
+
+/// A number of bytes as Redis shows it to people.
+fn human(bytes: u64) -> String {
+    let units = [("B", 0), ("K", 10), ("M", 20), ("G", 30), ("T", 40)];
+    let within = |(_, shift): &&(&str, u32)| *shift == 0 || bytes >> shift > 0;
+    match units.iter().rev().find(within) {
+        Some((unit, shift)) if *shift > 0 => {
+            format!("{:.2}{unit}", bytes as f64 / (1u64 << shift) as f64)
+        }
+        _ => format!("{bytes}B"),
+    }
+}
+
+fn server(facts: &Facts, section: &mut Section) {
+    let uptime = facts.now.0.saturating_sub(facts.started_at.0) / 1000;
+    section.field("redis_version", REDIS_VERSION);
+    section.field("redis_mode", "standalone");
+    section.field("quorate_version", env!("CARGO_PKG_VERSION"));
+    section.field("quorate_node", facts.node);
+    section.field("quorate_nodes", facts.nodes);
+    section.field("os", &facts.os);
+    section.field("arch_bits", usize::BITS);
+    section.field("process_id", facts.process_id);
+    section.field("run_id", &facts.run_id);
+    section.field("tcp_port", facts.port);
+    section.field("server_time_usec", facts.now.0.saturating_mul(1000));
+    section.field("uptime_in_seconds", uptime);
+    section.field("uptime_in_days", uptime / 86_400);
+    section.field("config_file", &facts.config_file);
+}
+
+fn clients(facts: &Facts, section: &mut Section) {
+    section.field("connected_clients", facts.clients_connected);
+    section.field("maxclients", facts.clients_max);
+}
+
+fn memory(facts: &Facts, section: &mut Section) {
+    section.bytes("used_memory", facts.memory_tables);
+    if let Some(resident) = facts.memory_resident {
+        section.bytes("used_memory_rss", resident);
+    }
+}
+
+fn stats(facts: &Facts, section: &mut Section) {
+    section.field("total_connections_received", facts.connections_total);
+    section.field("total_commands_processed", facts.commands_total);
+    section.field("instantaneous_ops_per_sec", facts.commands_per_second);
+    section.measured("total_net_input_bytes", facts.input_bytes);
+    section.measured("total_net_output_bytes", facts.output_bytes);
+    section.field("rejected_connections", facts.connections_rejected);
+    section.measured("expired_keys", facts.expired_total);
+    section.measured("keyspace_hits", facts.hits_total);
+    section.measured("keyspace_misses", facts.misses_total);
+    section.measured("total_error_replies", facts.errors_total);
+}
+
+fn replication(_: &Facts, section: &mut Section) {
+    // To clients the cluster is one server that takes writes.
+    section.field("role", "master");
+    section.field("connected_slaves", 0);
+}
+
+fn cpu(facts: &Facts, section: &mut Section) {
+    if let Some((kernel, own)) = facts.cpu_seconds {
+        section.field("used_cpu_sys", format_args!("{kernel:.6}"));
+        section.field("used_cpu_user", format_args!("{own:.6}"));
+    }
+}
+
+fn cluster(_: &Facts, section: &mut Section) {
+    section.field("cluster_enabled", 0);
+}
+
+fn keyspace(facts: &Facts, section: &mut Section) {
+    for table in facts.tables.iter().filter(|table| table.keys > 0) {
+        let figures = format_args!("keys={},expires={}", table.keys, table.volatile);
+        section.field(&format!("db{}", table.index), figures);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::facts::TableFacts;
+    use crate::command::words::Phrase;
+    use crate::ids::Millis;
+
+    fn ask(sections: &[&str]) -> String {
+        let facts = Facts {
+            now: Millis(90_061_500),
+            commands_total: 12,
+            hits_total: Some(7),
+            tables: vec![
+                TableFacts { index: 0, keys: 3, volatile: 1 },
+                TableFacts { index: 1, keys: 0, volatile: 0 },
+            ],
+            ..Facts::default()
+        };
+        report(&facts, sections.iter().collect::<Phrase>().words())
+    }
+
+    #[test]
+    fn sections_come_in_order_and_by_name() {
+        let all = ask(&[]);
+        assert!(all.starts_with("# Server\r\nredis_version:7.0.15\r\nredis_mode:standalone\r\n"));
+        assert!(all.contains("\r\nuptime_in_seconds:90061\r\nuptime_in_days:1\r\n"));
+        assert!(all.ends_with("\r\n\r\n# Cluster\r\ncluster_enabled:0\r\n\r\n# Keyspace\r\ndb0:keys=3,expires=1\r\n"));
+        assert_eq!(ask(&["everything"]), all);
+        let two = ask(&["KEYSPACE", "replication"]);
+        let expected = "# Replication\r\nrole:master\r\nconnected_slaves:0\r\n\r\n# Keyspace\r\ndb0:keys=3,expires=1\r\n";
+        assert_eq!(two, expected);
+        assert_eq!(ask(&["nonsense"]), "");
+    }
+
+    #[test]
+    fn what_nobody_measures_is_not_reported() {
+        let stats = ask(&["stats"]);
+        assert!(stats.contains("keyspace_hits:7\r\n"));
+        assert!(!stats.contains("keyspace_misses"));
+    }
+
+    #[test]
+    fn bytes_for_people() {
+        let shown = [0, 1023, 1024, 1536, 5 << 20, 3 << 30].map(human);
+        assert_eq!(shown, ["0B", "1023B", "1.00K", "1.50K", "5.00M", "3.00G"]);
+    }
+}

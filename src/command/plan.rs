@@ -1,0 +1,266 @@
+//! From a command to the partitions that serve it, and from their replies back to one.
+//!
+//! Most commands have one key and go to its partition as they are ([`route_one`]). Those whose
+//! keys happen to lie in one partition do too. The others are cut up as their row's
+//! [`Split`] says: an operation a key, so that each partition runs its own in the command's order
+//! (`MSET a 1 a 2` leaves 2, `DEL a a` counts 1), and a [`Layout`] that remembers where each reply
+//! belongs.
+
+use super::reply::Reply;
+use super::spec::{Data, Merge, Run, SessionFn, Spec, Split};
+use super::words::Words;
+use crate::engine::batch::{Batch, OpHead, Replies};
+use crate::engine::machine::Access;
+use crate::engine::protocol::{Claim, Granule, Mode, Share, Work};
+use crate::engine::slots::Ring;
+use crate::engine::tables::KeyHasher;
+use crate::ids::{PartitionId, TableIndex};
+use std::collections::BTreeMap;
+
+/// Where a command is asked: what turns its keys into places.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    /// Which partition holds a key.
+    pub ring: &'a Ring,
+    /// The placing hash inside it.
+    pub hasher: KeyHasher,
+    /// The table the connection works on.
+    pub table: TableIndex,
+    /// Whether the connection speaks RESP3.
+    pub resp3: bool,
+    /// The longest key.
+    pub key_bytes_max: usize,
+}
+
+/// How a command is served.
+#[derive(Debug)]
+pub enum Plan {
+    /// By the session itself.
+    Session(SessionFn),
+    /// By one partition: the command as it is, its arguments as the operation's.
+    One(OpHead),
+    /// By several partitions at one moment: a transaction.
+    Spread {
+        /// What the Coordinator is asked.
+        work: Work,
+        /// How its replies become one.
+        layout: Layout,
+    },
+    /// By several partitions, each at its own moment.
+    Each {
+        /// A batch a partition, in the order of partitions.
+        batches: Vec<(PartitionId, Batch)>,
+        /// How their replies become one.
+        layout: Layout,
+    },
+    /// Not at all.
+    Refused(String),
+}
+
+/// The operation of a command with one key; nothing if it has none, several, or one that is too
+/// long: then [`plan`] knows. The usual case, so it costs two hashes and no allocation.
+#[inline]
+pub fn route_one(spec: &Spec, words: Words<'_>, place: &Place<'_>) -> Option<OpHead> {
+    let Run::Data(data) = &spec.run else { return None };
+    let first = match data.split {
+        Split::Single => 1,
+        _ => return None,
+    };
+    let key = words.get(first);
+    (key.len() <= place.key_bytes_max).then(|| place.head(data, key))
+}
+
+impl Place<'_> {
+    #[inline]
+    fn head(&self, data: &Data, key: &[u8]) -> OpHead {
+        OpHead {
+            code: data.code,
+            partition: self.ring.partition_of_key(key),
+            table: self.table,
+            resp3: self.resp3,
+            hash: self.hasher.hash(key),
+        }
+    }
+
+    fn head_without_keys(&self, data: &Data, partition: PartitionId) -> OpHead {
+        OpHead { code: data.code, partition, table: self.table, resp3: self.resp3, hash: 0 }
+    }
+}
+
+/// How a command is served whose number of words has been found right.
+pub fn plan(spec: &Spec, words: Words<'_>, place: &Place<'_>) -> Plan {
+    let Run::Data(data) = &spec.run else {
+        return match spec.session() {
+            Some(run) => Plan::Session(run),
+            None => Plan::Refused("ERR syntax error".into()),
+        };
+    };
+    let mut keys = spec.keys.positions(words.len()).map(|at| words.get(at));
+    if keys.any(|key| key.len() > place.key_bytes_max) {
+        let max = place.key_bytes_max;
+        return Plan::Refused(format!("ERR key is longer than {max} bytes"));
+    }
+    if let Split::Everywhere { merge, locked } = data.split {
+        return everywhere(spec, data, merge, locked, words, place);
+    }
+    let mut partitions =
+        spec.keys.positions(words.len()).map(|at| place.ring.partition_of_key(words.get(at)));
+    let first = partitions.next();
+    if partitions.all(|partition| Some(partition) == first) {
+        return Plan::One(place.head(data, words.get(spec.keys.first as usize)));
+    }
+    match data.split {
+        Split::PerKey(merge) => per_key(spec, data, merge, words, place),
+        _ => gather(spec, data, words, place),
+    }
+}
+
+fn mode(spec: &Spec) -> Mode {
+    match spec.access() {
+        Access::Read => Mode::Read,
+        Access::Write => Mode::Write,
+    }
+}
+
+fn everywhere(
+    spec: &Spec,
+    data: &Data,
+    merge: Merge,
+    locked: bool,
+    words: Words<'_>,
+    place: &Place<'_>,
+) -> Plan {
+    let partitions = (0..place.ring.partitions()).map(PartitionId);
+    let batches: Vec<(PartitionId, Batch)> = partitions
+        .map(|partition| {
+            let mut batch = Batch::new();
+            batch.push(place.head_without_keys(data, partition), words.from(1));
+            (partition, batch)
+        })
+        .collect();
+    if let [(partition, _)] = batches[..] {
+        return Plan::One(place.head_without_keys(data, partition));
+    }
+    let ops = (0..batches.len() as u32).map(|share| Piece { share, op: 0 }).collect();
+    let layout = Layout { merge, pieces: ops };
+    if !locked {
+        return Plan::Each { batches, layout };
+    }
+    let shares = batches
+        .into_iter()
+        .map(|(partition, batch)| (partition, Share { batch, claims: Vec::new() }))
+        .collect();
+    Plan::Spread { work: Work { mode: mode(spec), shares, script: Batch::new() }, layout }
+}
+
+fn per_key(
+    spec: &Spec,
+    data: &Data,
+    merge: Merge,
+    words: Words<'_>,
+    place: &Place<'_>,
+) -> Plan {
+    let step = spec.keys.step as usize;
+    let mut shares: BTreeMap<PartitionId, Share> = BTreeMap::new();
+    let mut placed: Vec<(PartitionId, u32)> = Vec::new();
+    for at in spec.keys.positions(words.len()) {
+        let head = place.head(data, words.get(at));
+        let batch = &mut shares.entry(head.partition).or_default().batch;
+        placed.push((head.partition, batch.len() as u32));
+        batch.push(head, words.from(at).take(step));
+    }
+    let order: BTreeMap<PartitionId, u32> = shares.keys().copied().zip(0..).collect();
+    let piece = |(partition, op)| Piece { share: order[&partition], op };
+    let layout = Layout { merge, pieces: placed.into_iter().map(piece).collect() };
+    let shares = shares.into_iter().collect();
+    Plan::Spread { work: Work { mode: mode(spec), shares, script: Batch::new() }, layout }
+}
+
+fn gather(spec: &Spec, data: &Data, words: Words<'_>, place: &Place<'_>) -> Plan {
+    let mut shares: BTreeMap<PartitionId, Share> = BTreeMap::new();
+    for at in spec.keys.positions(words.len()) {
+        let key = words.get(at);
+        let granule = Granule::Key(place.table, key.to_vec());
+        let claims = &mut shares.entry(place.ring.partition_of_key(key)).or_default().claims;
+        claims.push(Claim { granule, access: spec.access() });
+    }
+    for share in shares.values_mut() {
+        share.claims.sort_unstable();
+        share.claims.dedup();
+    }
+    let mut script = Batch::new();
+    script.push(place.head(data, words.get(spec.keys.first as usize)), words.from(1));
+    let layout = Layout { merge: Merge::Status, pieces: vec![Piece { share: 0, op: 0 }] };
+    Plan::Spread {
+        work: Work { mode: Mode::Gather, shares: shares.into_iter().collect(), script },
+        layout,
+    }
+}
+
+/// Where the replies to a command's pieces are, in the order of its keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    merge: Merge,
+    pieces: Vec<Piece>,
+}
+
+/// The reply to one piece: which share, which operation of its.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Piece {
+    share: u32,
+    op: u32,
+}
+
+impl Layout {
+    /// Makes one reply of those of the shares, in the order of [`Work::shares`] (or of
+    /// [`Plan::Each`]'s batches). An error among them is the reply, whatever the others say.
+    pub fn merge(&self, replies: &[Replies], reply: &mut Reply<'_>) {
+        let Some(pieces) = self.collect(replies) else {
+            return reply.error("ERR a partition's reply is missing or damaged");
+        };
+        match pieces {
+            Merged::Error(error) => reply.raw(error),
+            Merged::First(first) => reply.raw(first),
+            Merged::Sum(sum) => reply.int(sum),
+            Merged::Elements(elements) => {
+                reply.array(elements.len());
+                elements.into_iter().for_each(|element| reply.raw(element));
+            }
+        }
+    }
+
+    fn collect<'r>(&self, replies: &'r [Replies]) -> Option<Merged<'r>> {
+        let mut encoded = Vec::with_capacity(self.pieces.len());
+        for piece in &self.pieces {
+            let share = replies.get(piece.share as usize)?;
+            let op = piece.op as usize;
+            encoded.push((op < share.len()).then(|| share.get(op))?);
+        }
+        if let Some(error) = encoded.iter().find(|reply| reply.first() == Some(&b'-')) {
+            return Some(Merged::Error(error));
+        }
+        Some(match self.merge {
+            Merge::Status => Merged::First(encoded.first()?),
+            Merge::Sum => {
+                let numbers = encoded.iter().map(|reply| integer(reply));
+                Merged::Sum(numbers.sum::<Option<i64>>()?)
+            }
+            Merge::Array => {
+                let elements = encoded.iter().map(|reply| reply.strip_prefix(b"*1\r\n"));
+                Merged::Elements(elements.collect::<Option<_>>()?)
+            }
+        })
+    }
+}
+
+enum Merged<'r> {
+    Error(&'r [u8]),
+    First(&'r [u8]),
+    Sum(i64),
+    Elements(Vec<&'r [u8]>),
+}
+
+/// The number of an encoded integer reply.
+fn integer(reply: &[u8]) -> Option<i64> {
+    super::number::parse_int(reply.strip_prefix(b":")?.strip_suffix(b"\r\n")?)
+}

@@ -1,0 +1,349 @@
+//! Commands on the server: what it can do, what it knows of itself, its tables as a whole.
+
+use super::client::{Client, Then};
+use super::facts::Facts;
+use super::reply::Reply;
+use super::spec::{
+    self, ADMIN, DANGEROUS, Doc, FAST, Group, KEYSPACE, Keys, LOADING, Merge, NO_KEYS, NOSCRIPT,
+    READONLY, Run, STALE, Spec, Split, WRITE, data,
+};
+use super::words::Words;
+use super::{Call, SYNTAX, glob, info};
+use crate::ids::TableIndex;
+
+const fn doc(
+    since: &'static str,
+    complexity: &'static str,
+    summary: &'static str,
+    syntax: &'static str,
+) -> Doc {
+    Doc { group: Group::Server, since, complexity, summary, syntax }
+}
+
+const GLANCE: Split = Split::Everywhere { merge: Merge::Sum, locked: false };
+const FLUSH: Split = Split::Everywhere { merge: Merge::Status, locked: true };
+
+#[rustfmt::skip]
+pub(super) const COMMANDS: &[Spec] = &[
+    Spec { name: "command", arity: -1, flags: LOADING | STALE, keys: NO_KEYS,
+        run: Run::Container { subcommands: COMMAND, bare: Some(command) },
+        doc: doc("2.8.13", "O(N) with N the number of commands", "Describes the commands; holds the commands on commands.", "") },
+    Spec { name: "config", arity: -2, flags: 0, keys: NO_KEYS, run: Run::Container { subcommands: CONFIG, bare: None },
+        doc: doc("2.0.0", "O(1)", "Holds the commands on the configuration.", "") },
+    Spec { name: "dbsize", arity: 1, flags: READONLY | FAST | KEYSPACE, keys: NO_KEYS, run: data(80, dbsize, GLANCE),
+        doc: doc("1.0.0", "O(1)", "Counts the keys of the table.", "") },
+    Spec { name: "flushall", arity: -1, flags: WRITE | KEYSPACE | DANGEROUS, keys: NO_KEYS, run: data(81, flushall, FLUSH),
+        doc: doc("1.0.0", "O(N) with N the number of keys", "Deletes the keys of all tables at one moment.", "[ASYNC | SYNC]") },
+    Spec { name: "flushdb", arity: -1, flags: WRITE | KEYSPACE | DANGEROUS, keys: NO_KEYS, run: data(82, flushdb, FLUSH),
+        doc: doc("1.0.0", "O(N) with N the number of keys", "Deletes the keys of the table at one moment.", "[ASYNC | SYNC]") },
+    Spec { name: "info", arity: -1, flags: LOADING | STALE | DANGEROUS, keys: NO_KEYS, run: Run::Session(info),
+        doc: doc("1.0.0", "O(1)", "Tells the node's figures.", "[section [section ...]]") },
+];
+
+#[rustfmt::skip]
+const COMMAND: &[Spec] = &[
+    Spec { name: "count", arity: 2, flags: LOADING | STALE, keys: NO_KEYS, run: Run::Session(command_count),
+        doc: doc("2.8.13", "O(1)", "Counts the commands.", "") },
+    Spec { name: "docs", arity: -2, flags: LOADING | STALE, keys: NO_KEYS, run: Run::Session(command_docs),
+        doc: doc("7.0.0", "O(N) with N the number of commands", "Documents commands.", "[command-name [command-name ...]]") },
+    Spec { name: "getkeys", arity: -3, flags: LOADING | STALE, keys: NO_KEYS, run: Run::Session(command_getkeys),
+        doc: doc("2.8.13", "O(N) with N the number of arguments", "Picks the keys out of a command.", "command [arg [arg ...]]") },
+    Spec { name: "help", arity: 2, flags: LOADING | STALE, keys: NO_KEYS, run: Run::Session(command_help),
+        doc: doc("5.0.0", "O(1)", "Lists the subcommands.", "") },
+    Spec { name: "info", arity: -2, flags: LOADING | STALE, keys: NO_KEYS, run: Run::Session(command_info),
+        doc: doc("2.8.13", "O(N) with N the number of commands", "Describes commands.", "[command-name [command-name ...]]") },
+    Spec { name: "list", arity: -2, flags: LOADING | STALE, keys: NO_KEYS, run: Run::Session(command_list),
+        doc: doc("7.0.0", "O(N) with N the number of commands", "Lists the commands' names.", "[FILTERBY MODULE module-name | ACLCAT category | PATTERN pattern]") },
+];
+
+#[rustfmt::skip]
+const CONFIG: &[Spec] = &[
+    Spec { name: "get", arity: -3, flags: ADMIN | NOSCRIPT | LOADING | STALE, keys: NO_KEYS, run: Run::Session(config_get),
+        doc: doc("2.0.0", "O(N) with N the number of settings", "Reads settings whose names match patterns.", "parameter [parameter ...]") },
+    Spec { name: "help", arity: 2, flags: LOADING | STALE, keys: NO_KEYS, run: Run::Session(config_help),
+        doc: doc("5.0.0", "O(1)", "Lists the subcommands.", "") },
+];
+
+fn dbsize(call: &mut Call<'_>) {
+    call.reply.count(call.tables.len(call.table));
+}
+
+fn flushdb(call: &mut Call<'_>) {
+    if flush_options_are_right(call) {
+        call.tables.clear(call.table);
+        call.reply.ok();
+    }
+}
+
+fn flushall(call: &mut Call<'_>) {
+    if flush_options_are_right(call) {
+        for table in TableIndex::all() {
+            call.tables.clear(table);
+        }
+        call.reply.ok();
+    }
+}
+
+/// `ASYNC` and `SYNC` say how Redis frees the memory; here there is one way.
+fn flush_options_are_right(call: &mut Call<'_>) -> bool {
+    let args = call.args;
+    let word = args.get(0);
+    let known = word.eq_ignore_ascii_case(b"async") || word.eq_ignore_ascii_case(b"sync");
+    let right = args.is_empty() || args.len() == 1 && known;
+    if !right {
+        call.reply.error(SYNTAX);
+    }
+    right
+}
+
+fn info(_: &mut Client, facts: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
+    reply.verbatim("txt", info::report(facts, words.tail(1)).as_bytes());
+    Then::Continue
+}
+
+/// What every node answers to `CONFIG GET`, beside its own settings.
+const SETTINGS: [(&str, &str); 5] = [
+    ("appendonly", "no"),
+    ("databases", "16"),
+    ("maxmemory", "0"),
+    ("proto-max-bulk-len", "536870912"),
+    ("save", ""),
+];
+
+fn config_get(_: &mut Client, facts: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
+    let own = facts.config.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    let mut settings: Vec<(&str, &str)> = own.collect();
+    // A node's own word counts before the common one.
+    for setting in SETTINGS {
+        if !settings.iter().any(|(name, _)| *name == setting.0) {
+            settings.push(setting);
+        }
+    }
+    settings.sort_unstable();
+    let asked = |name: &str| {
+        words.from(2).any(|pattern| glob::matches(pattern, name.as_bytes(), true))
+    };
+    settings.retain(|(name, _)| asked(name));
+    reply.map(settings.len());
+    for (name, value) in settings {
+        reply.bulk(name.as_bytes());
+        reply.bulk(value.as_bytes());
+    }
+    Then::Continue
+}
+
+fn config_help(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+    super::help("CONFIG", CONFIG, reply);
+    Then::Continue
+}
+
+fn command(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+    reply.array(spec::all().count());
+    for spec in spec::all() {
+        describe(spec, spec.name, reply);
+    }
+    Then::Continue
+}
+
+fn command_count(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+    reply.count(spec::all().count());
+    Then::Continue
+}
+
+fn command_help(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+    super::help("COMMAND", COMMAND, reply);
+    Then::Continue
+}
+
+fn command_info(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
+    if words.len() == 2 {
+        reply.array(spec::all().count());
+        for spec in spec::all() {
+            describe(spec, spec.name, reply);
+        }
+        return Then::Continue;
+    }
+    reply.array(words.len() - 2);
+    for name in words.from(2) {
+        match named(name) {
+            Some((spec, full)) => describe(spec, &full, reply),
+            None => reply.nil_array(),
+        }
+    }
+    Then::Continue
+}
+
+/// The row that `command` or `container|subcommand` names, and its whole name.
+fn named(name: &[u8]) -> Option<(&'static Spec, String)> {
+    let mut parts = name.splitn(2, |byte| *byte == b'|');
+    let spec = spec::lookup(parts.next()?)?;
+    let Some(second) = parts.next() else { return Some((spec, spec.name.to_string())) };
+    let mut subcommands = spec.subcommands().iter();
+    let sub = subcommands.find(|sub| sub.name.as_bytes().eq_ignore_ascii_case(second))?;
+    Some((sub, format!("{}|{}", spec.name, sub.name)))
+}
+
+/// A command's entry in `COMMAND`: ten fields since Redis 7.0.
+fn describe(spec: &Spec, name: &str, reply: &mut Reply<'_>) {
+    let Keys { first, last, step } = spec.keys;
+    reply.array(10);
+    reply.bulk(name.as_bytes());
+    reply.int(spec.arity.into());
+    simple_set(spec.flag_names(), reply);
+    reply.int(first.into());
+    reply.int(last.into());
+    reply.int(step.into());
+    simple_set(spec.categories(), reply);
+    reply.array(0);
+    describe_keys(spec, reply);
+    reply.array(spec.subcommands().len());
+    for sub in spec.subcommands() {
+        describe(sub, &format!("{}|{}", spec.name, sub.name), reply);
+    }
+}
+
+fn simple_set(names: impl Iterator<Item = &'static str>, reply: &mut Reply<'_>) {
+    let names: Vec<&str> = names.collect();
+    reply.set(names.len());
+    for name in names {
+        reply.simple(name);
+    }
+}
+
+/// Where the keys are, in the words of Redis 7's key specifications.
+fn describe_keys(spec: &Spec, reply: &mut Reply<'_>) {
+    let Keys { first, last, step } = spec.keys;
+    if first == 0 {
+        return reply.array(0);
+    }
+    reply.array(1);
+    reply.map(3);
+    reply.bulk(b"flags");
+    let flags = if spec.flags & WRITE != 0 { ["RW", "update"] } else { ["RO", "access"] };
+    simple_set(flags.into_iter(), reply);
+    reply.bulk(b"begin_search");
+    reply.map(2);
+    reply.bulk(b"type");
+    reply.bulk(b"index");
+    reply.bulk(b"spec");
+    reply.map(1);
+    reply.bulk(b"index");
+    reply.int(first.into());
+    reply.bulk(b"find_keys");
+    reply.map(2);
+    reply.bulk(b"type");
+    reply.bulk(b"range");
+    reply.bulk(b"spec");
+    reply.map(3);
+    reply.bulk(b"lastkey");
+    // Counted from the first key, unless it counts from the end.
+    reply.int(if last < 0 { last } else { last - first }.into());
+    reply.bulk(b"keystep");
+    reply.int(step.into());
+    reply.bulk(b"limit");
+    reply.int(0);
+}
+
+fn command_docs(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
+    let specs: Vec<(&Spec, String)> = match words.len() {
+        2 => spec::all().map(|spec| (spec, spec.name.to_string())).collect(),
+        _ => words.from(2).filter_map(named).collect(),
+    };
+    reply.map(specs.len());
+    for (spec, name) in specs {
+        document(spec, &name, reply);
+    }
+    Then::Continue
+}
+
+fn document(spec: &Spec, name: &str, reply: &mut Reply<'_>) {
+    let Doc { group, since, complexity, summary, syntax } = spec.doc;
+    let subcommands = spec.subcommands();
+    reply.bulk(name.as_bytes());
+    reply.map(4 + usize::from(!syntax.is_empty()) + usize::from(!subcommands.is_empty()));
+    let facts =
+        [("summary", summary), ("since", since), ("group", group.name()), ("complexity", complexity)];
+    for (label, text) in facts {
+        reply.bulk(label.as_bytes());
+        reply.bulk(text.as_bytes());
+    }
+    if !syntax.is_empty() {
+        // One argument that reads as all of them together: clients show it as their hint.
+        reply.bulk(b"arguments");
+        reply.array(1);
+        reply.map(2);
+        reply.bulk(b"name");
+        reply.bulk(syntax.as_bytes());
+        reply.bulk(b"type");
+        reply.bulk(b"string");
+    }
+    if !subcommands.is_empty() {
+        reply.bulk(b"subcommands");
+        reply.map(subcommands.len());
+        for sub in subcommands {
+            document(sub, &format!("{}|{}", spec.name, sub.name), reply);
+        }
+    }
+}
+
+fn command_getkeys(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
+    let words = words.tail(2);
+    let resolved = spec::lookup(words.name()).and_then(|spec| {
+        let mut subcommands = spec.subcommands().iter();
+        match spec.subcommands().is_empty() {
+            true => Some(spec),
+            false => subcommands.find(|s| s.name.as_bytes().eq_ignore_ascii_case(words.get(1))),
+        }
+    });
+    match resolved {
+        None => reply.error("ERR Invalid command specified"),
+        Some(spec) if spec.keys == NO_KEYS => {
+            reply.error("ERR The command has no key arguments");
+        }
+        Some(spec) if !spec.takes(words.len()) => {
+            reply.error("ERR Invalid number of arguments specified for command");
+        }
+        Some(spec) => {
+            reply.array(spec.keys.count(words.len()));
+            for position in spec.keys.positions(words.len()) {
+                reply.bulk(words.get(position));
+            }
+        }
+    }
+    Then::Continue
+}
+
+fn command_list(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
+    let filter = |spec: &Spec| -> Option<bool> {
+        let kind = words.get(3);
+        let value = words.get(4);
+        match (words.len(), words.get(2).eq_ignore_ascii_case(b"filterby")) {
+            (2, _) => Some(true),
+            (5, true) if kind.eq_ignore_ascii_case(b"module") => Some(false),
+            (5, true) if kind.eq_ignore_ascii_case(b"aclcat") => {
+                let is = |name: &str| name.as_bytes()[1..].eq_ignore_ascii_case(value);
+                Some(spec.categories().any(is))
+            }
+            (5, true) if kind.eq_ignore_ascii_case(b"pattern") => {
+                Some(glob::matches(value, spec.name.as_bytes(), true))
+            }
+            _ => None,
+        }
+    };
+    let mut names = Vec::new();
+    for spec in spec::all() {
+        match filter(spec) {
+            None => {
+                reply.error(SYNTAX);
+                return Then::Continue;
+            }
+            Some(true) => names.push(spec.name),
+            Some(false) => {}
+        }
+    }
+    reply.array(names.len());
+    for name in names {
+        reply.bulk(name.as_bytes());
+    }
+    Then::Continue
+}

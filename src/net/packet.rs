@@ -1,0 +1,59 @@
+//! What nodes say to each other, in MessagePack.
+//!
+//! Most packets are messages of the engines as they are. Requests go out on the stream that the
+//! asking node dialled; answers come back on it.
+
+use crate::engine::barrier::Hello;
+use crate::engine::batch::{Batch, Replies};
+use crate::engine::protocol::{ToCoordinator, ToPartition};
+use crate::ids::PartitionId;
+use serde::{Deserialize, Serialize};
+
+/// One packet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Packet {
+    /// The first packet either way.
+    Hello(Hello),
+    /// The other side is not accepted, and why. The stream ends with it.
+    Refused(String),
+    /// The sender has met all nodes.
+    Ready,
+    /// Operations for partitions that the receiver serves.
+    Execute {
+        /// Names the request on this stream.
+        id: u64,
+        /// The operations.
+        batch: Batch,
+    },
+    /// The answer to an `Execute`.
+    Executed {
+        /// Its id.
+        id: u64,
+        /// The replies: fewer than operations if they grew too large.
+        replies: Replies,
+    },
+    /// A message of the commit protocol for a partition.
+    Partition(PartitionId, ToPartition),
+    /// A message of the commit protocol for the Coordinator.
+    Coordinator(ToCoordinator),
+    /// Are you there? Sent regularly.
+    Ping(u64),
+    /// The answer, with the same number.
+    Pong(u64),
+}
+
+/// Appends a packet's encoding.
+///
+/// # Errors
+/// In words, when a part of it cannot be encoded.
+pub fn encode(packet: &Packet, out: &mut Vec<u8>) -> Result<(), String> {
+    rmp_serde::encode::write(out, packet).map_err(|error| error.to_string())
+}
+
+/// Decodes one packet.
+///
+/// # Errors
+/// In words, when the bytes are no packet.
+pub fn decode(bytes: &[u8]) -> Result<Packet, String> {
+    rmp_serde::from_slice(bytes).map_err(|error| error.to_string())
+}
