@@ -325,7 +325,8 @@ class Report:
             reached = ratio >= value if bound == "least" else ratio <= value
             verdict = "" if reached else "  MISSED"
             if not reached:
-                self.missed.append(f"{section} {test} P={pipeline} {metric}: {ratio:.2f}")
+                case = f"{test} P={pipeline} " if test else ""
+                self.missed.append(f"{section} {case}{metric} {ratio:.2f}, goal {wanted}")
         ours, theirs = statistics.median(ours), statistics.median(theirs)
         shown = "" if pipeline is None else pipeline
         print(f"  {test:<9}{shown:>3}  {metric:<13}{ratio:>6.2f}  {f'{low:.2f}-{high:.2f}':<13}"
