@@ -30,8 +30,6 @@ if [[ $what != clients ]]; then
     cargo test --locked --doc
     step "tidy, and the other tests that start no process"
     cargo test --locked --test tidy
-    step "the commit protocol, each rule broken once"
-    cargo test --locked --features sabotage --lib
     step "a cluster of processes"
     cargo test --locked --test cluster
 fi

@@ -136,11 +136,7 @@ pub async fn answer(mut asks: mpsc::Receiver<Ask>, metrics: Addr<Metrics>) {
     }
 }
 
-async fn look(
-    book: Arc<Book>,
-    connected: u64,
-    refused: u64,
-) -> Option<(Snapshot, Standing)> {
+async fn look(book: Arc<Book>, connected: u64, refused: u64) -> Option<(Snapshot, Standing)> {
     let mut counters = Counters::default();
     let mut snapshot = Snapshot { connected, refused, ..Snapshot::default() };
     snapshot.tables = vec![(0, 0); crate::ids::TABLES];

@@ -15,8 +15,8 @@ use crate::engine::tables::KeyHasher;
 use crate::engine::txn::Transactions;
 use crate::error::{Error, Listen, Result};
 use crate::ids::{Incarnation, Millis, NodeId, PartitionId};
-use crate::net::listen::{TcpListener, listen};
 use crate::net::http;
+use crate::net::listen::{TcpListener, listen};
 use actix::{Actor, Addr, Context};
 use actix_rt::ArbiterHandle;
 use std::collections::BTreeMap;
@@ -113,8 +113,7 @@ pub async fn start(
     let lock_wait = setup.limits.lock_wait.as_millis() as u64;
     let transactions = Transactions::new(id, birth.life, homes.clone(), hasher, lock_wait);
     let barrier = Barrier::new(hello, others);
-    let coordinator =
-        Coordinator::new(barrier, transactions, birth.clock, tell_formed).start();
+    let coordinator = Coordinator::new(barrier, transactions, birth.clock, tell_formed).start();
 
     let book = Book::new(
         id,
@@ -126,14 +125,8 @@ pub async fn start(
         locks.clone(),
     );
     let refused = Arc::new(AtomicUsize::new(0));
-    let metrics = Metrics::new(
-        config.clone(),
-        own,
-        birth,
-        book.clone(),
-        connected.clone(),
-        refused.clone(),
-    );
+    let metrics =
+        Metrics::new(config.clone(), own, birth, book.clone(), connected.clone(), refused.clone());
     // Mailboxes keep the order, so whatever a Peer brings finds every book in place.
     buckets.iter().for_each(|bucket| bucket.do_send(bucket::Wire(book.clone())));
     locks.do_send(lock_manager::Wire(book.clone()));

@@ -564,7 +564,8 @@ pub async fn receive(mut stream: TcpStream, from: String, book: Arc<Book>) {
         Ok(Ok((Packet::Hello(hello), rest))) => match book.peers.get(&hello.node) {
             Some(peer) => peer.do_send(Introduced { hello, stream, rest }),
             None => {
-                let why = format!("node {} is not in the cluster file of node {}", hello.node, book.node);
+                let why =
+                    format!("node {} is not in the cluster file of node {}", hello.node, book.node);
                 refuse(why.clone());
                 // It may have gone already.
                 let _ = greet(&mut stream, &Packet::Refused(why)).await;

@@ -330,11 +330,7 @@ impl Session {
     }
 
     /// Asks every partition, each at its own moment.
-    async fn each(
-        &mut self,
-        batches: Vec<(PartitionId, Batch)>,
-        layout: Layout,
-    ) -> io::Result<()> {
+    async fn each(&mut self, batches: Vec<(PartitionId, Batch)>, layout: Layout) -> io::Result<()> {
         let destinations: Vec<usize> =
             batches.iter().map(|(partition, _)| self.local.book.route(*partition)).collect();
         for ((_, batch), &destination) in batches.iter().zip(&destinations) {

@@ -54,7 +54,8 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
 /// What a person who has just started a cluster wants to know.
 fn banner(config: &Config, took: u64) -> String {
     let nodes = config.nodes();
-    let mut text = format!("Quorate {}: {} nodes ready after {took} ms\n\n", super::VERSION, nodes.len());
+    let mut text =
+        format!("Quorate {}: {} nodes ready after {took} ms\n\n", super::VERSION, nodes.len());
     text += "  node  clients          peers            http\n";
     for node in nodes {
         let at = |port: u16| format!("{}:{port}", node.host);

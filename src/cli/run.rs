@@ -128,7 +128,8 @@ async fn stop(running: Vec<Running>) {
 
 /// Waits for SIGINT or SIGTERM.
 async fn told_to_stop() -> Result<()> {
-    let listen = |kind| signal(kind).map_err(|error| Error::Io("listening for signals".into(), error));
+    let listen =
+        |kind| signal(kind).map_err(|error| Error::Io("listening for signals".into(), error));
     let mut interrupt = listen(SignalKind::interrupt())?;
     let mut terminate = listen(SignalKind::terminate())?;
     tokio::select! {

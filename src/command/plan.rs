@@ -153,13 +153,7 @@ fn everywhere(
     Plan::Spread { work: Work { mode: mode(spec), shares, script: Batch::new() }, layout }
 }
 
-fn per_key(
-    spec: &Spec,
-    data: &Data,
-    merge: Merge,
-    words: Words<'_>,
-    place: &Place<'_>,
-) -> Plan {
+fn per_key(spec: &Spec, data: &Data, merge: Merge, words: Words<'_>, place: &Place<'_>) -> Plan {
     let step = spec.keys.step as usize;
     let mut shares: BTreeMap<PartitionId, Share> = BTreeMap::new();
     let mut placed: Vec<(PartitionId, u32)> = Vec::new();

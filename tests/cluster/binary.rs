@@ -100,7 +100,7 @@ fn a_bad_file_is_refused_with_line_and_field() {
     let second = cluster.ports(2);
     let mistakes: &[(&str, String, &[&str])] = &[
         ("an unknown field", good.replace("partitions", "partions"), &[":6:", "partions"]),
-        ("no partitions", good.replace(": 12", ": 0"), &[":6:", "partitions"]),
+        ("no partitions", good.replace("partitions: 12", "partitions: 0"), &[":6:", "partitions"]),
         ("a duplicate id", good.replace("id: 2", "id: 1"), &[":4:", "id"]),
         (
             "a duplicate port",
