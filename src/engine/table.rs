@@ -28,19 +28,21 @@
 //!
 //! # Scanning
 //!
-//! A cursor is a place in the order of (top 32 bits of the hash, tag), in which segments are
-//! intervals: `prefix << 16 | tag`, meaning that what lies before it has been visited. It survives
-//! every change of the table. Suppose an item is there throughout.
+//! A cursor is a place in the order of (top 31 bits of the hash, tag), in which segments are
+//! intervals. It names a segment by the prefix that its items' hashes share, and a tag: what lies
+//! in segments before that one has been visited, and in that one whatever has a lesser tag. It
+//! survives every change of the table. Suppose an item is there throughout the scan.
 //!
 //! 1. A segment is scanned in the order of tags, whatever its capacity at each call
-//!    ([`Segment::scan`]), so it is met if its segment is neither split nor merged meanwhile.
-//! 2. Splitting a segment at whose tag *t* the cursor stands leaves the cursor at tag *t* of the
-//!    left part, then goes through the right part from its beginning: what is met twice had a tag
-//!    less than *t*; nothing is left out.
-//! 3. Segments are never merged (only made small, down to 16 cells). After a `clear`, no item was
-//!    there throughout.
-//! 4. A cursor from another replica, whose segments were split otherwise, may stand inside a
-//!    segment; the segment is then visited from its beginning, and the cursor goes on from there.
+//!    ([`Segment::scan`]), so doubling and halving between calls lose nothing.
+//! 2. When the segment at whose tag *t* the cursor stands is split, the scan goes on at tag *t*
+//!    of the left part and visits the right part from its beginning. What is visited twice has a
+//!    tag less than *t*; nothing is left out.
+//! 3. Segments are never merged (only made small, down to 16 cells), and after a `clear` no item
+//!    was there throughout.
+//! 4. Another replica may have split less. There a cursor's prefix, whose length it tells, can be
+//!    longer than that of the segment around it: "whatever has a lesser tag" is then known of a
+//!    part of the segment only, so the segment is visited from its beginning.
 
 mod cell;
 mod segment;
@@ -50,16 +52,19 @@ use cell::Cell;
 use segment::{CELLS_MIN, CELLS_SPLIT, Segment};
 
 /// A scan's cursor is less than two to this power: the bits above are the caller's.
-pub const CURSOR_BITS: u32 = PREFIX_BITS + TAG_BITS;
+pub const CURSOR_BITS: u32 = PREFIX_BITS + 1 + TAG_BITS;
 
 /// Bits of the hash that the directory may use at most.
-const PREFIX_BITS: u32 = 32;
+const PREFIX_BITS: u32 = 31;
 /// Bits of the hash that a cell keeps.
 const TAG_BITS: u32 = 16;
 
 /// The directory has at most so many entries for each segment. With a good hash segments fill at
 /// nearly the same time and two would do.
 const DIRECTORY_SLACK: usize = 8;
+
+/// How many cells a pick looks at between two looks at what it has.
+const PICK_CELLS: usize = 16;
 
 /// How far ahead of the key that is hashed a split prefetches.
 const SPLIT_AHEAD: usize = 8;
@@ -276,34 +281,65 @@ impl Table {
         self.segments.push(right_part);
     }
 
+    /// The segment around a prefix of [`PREFIX_BITS`], with the first of its prefixes and their
+    /// number.
+    fn interval(&self, prefix: u64) -> (&Segment, u64, u64) {
+        let segment = &self.segments[self.route(prefix << (64 - PREFIX_BITS))];
+        let width = 1 << (PREFIX_BITS - u32::from(segment.depth));
+        (segment, prefix & !(width - 1), width)
+    }
+
     /// Visits items from `cursor` (0 = start) until at least `budget` cells were examined; returns
     /// the next cursor, 0 at the end. See the module's documentation for what it guarantees.
     ///
     /// Any number will do as a cursor; one that was never returned starts somewhere.
-    pub fn scan(&self, cursor: u64, budget: usize, visit: &mut dyn FnMut(ItemRef<'_>)) -> u64 {
+    pub fn scan<'a>(
+        &'a self,
+        cursor: u64,
+        budget: usize,
+        visit: &mut dyn FnMut(ItemRef<'a>),
+    ) -> u64 {
         let mut left = budget.max(1);
-        let mut prefix = (cursor >> TAG_BITS) & ((1 << PREFIX_BITS) - 1);
-        let mut tag = cursor as u16;
+        let Cursor { mut prefix, mut depth, mut tag } = Cursor::decode(cursor);
         loop {
-            let segment = &self.segments[self.route(prefix << (64 - PREFIX_BITS))];
-            let width = 1 << (PREFIX_BITS - u32::from(segment.depth));
-            let start = prefix & !(width - 1);
-            if start != prefix {
+            let (segment, start, width) = self.interval(prefix);
+            if u32::from(segment.depth) < depth {
                 tag = 0;
             }
             let (examined, next) = segment.scan(tag, left, visit);
             if let Some(tag) = next {
-                return start << TAG_BITS | u64::from(tag);
+                return Cursor { prefix: start, depth: segment.depth.into(), tag }.encode();
             }
-            (prefix, tag) = (start + width, 0);
+            // Nothing is known of the next segment, as of one that was split off a segment with
+            // the longest prefix there can be.
+            (prefix, depth, tag) = (start + width, PREFIX_BITS, 0);
             if prefix == 1 << PREFIX_BITS {
                 return 0;
             }
             left = left.saturating_sub(examined);
             if left == 0 {
-                return prefix << TAG_BITS;
+                return Cursor { prefix, depth, tag }.encode();
             }
         }
+    }
+
+    /// Some item that `wanted` agrees to, chosen by `dice`, each about as likely as the others;
+    /// `None` when there is no such item.
+    pub fn pick(&self, dice: u64, wanted: impl Fn(ItemRef<'_>) -> bool) -> Option<ItemRef<'_>> {
+        let (segment, prefix, _) = self.interval(dice >> (64 - PREFIX_BITS));
+        let mut cursor = Cursor { prefix, depth: segment.depth.into(), tag: dice as u16 }.encode();
+        let mut picked = None;
+        let mut ends = 0;
+        // From there to the end, then once more from the start.
+        while picked.is_none() && ends < 2 {
+            cursor = self.scan(cursor, PICK_CELLS, &mut |item| {
+                if picked.is_none() && wanted(item) {
+                    picked = Some(item);
+                }
+            });
+            ends += usize::from(cursor == 0);
+        }
+        picked
     }
 
     /// Prefetches where a search for the hash begins.
@@ -316,6 +352,34 @@ impl Table {
     #[inline]
     pub fn prefetch_item(&self, hash: u64) {
         self.segments[self.route(hash)].prefetch_item(hash);
+    }
+}
+
+/// Where a scan goes on, as in the module's documentation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Cursor {
+    /// The top bits that the segment's items share, followed by zeros.
+    prefix: u64,
+    /// How many bits they share.
+    depth: u32,
+    tag: u16,
+}
+
+impl Cursor {
+    /// The prefix, closed by a one so that its length can be told; then the tag.
+    fn encode(self) -> u64 {
+        let close = 1 << (PREFIX_BITS - self.depth);
+        (self.prefix << 1 | close) << TAG_BITS | u64::from(self.tag)
+    }
+
+    fn decode(cursor: u64) -> Cursor {
+        let closed = cursor >> TAG_BITS & ((1 << (PREFIX_BITS + 1)) - 1);
+        if closed == 0 {
+            return Cursor { prefix: 0, depth: 0, tag: 0 };
+        }
+        let close = closed.trailing_zeros();
+        let prefix = (closed ^ (1 << close)) >> 1;
+        Cursor { prefix, depth: PREFIX_BITS - close, tag: cursor as u16 }
     }
 }
 
@@ -339,3 +403,6 @@ fn prefetch(address: *const u8) {
     #[cfg(not(all(target_arch = "x86_64", not(miri))))]
     let _ = address;
 }
+
+#[cfg(test)]
+mod tests;

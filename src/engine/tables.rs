@@ -346,6 +346,12 @@ impl Tables {
         })
     }
 
+    /// Some item that is not expired, chosen by `dice` (64 random bits), each about as likely as
+    /// the others.
+    pub fn pick(&self, table: TableIndex, dice: u64) -> Option<ItemRef<'_>> {
+        self.table(table)?.pick(dice, |item| !item.is_expired(self.now))
+    }
+
     /// As [`Tables::scan`], but notes what is expired for [`Tables::take_expired`]: a step of
     /// active expiry.
     pub fn sweep(&mut self, table: TableIndex, cursor: u64, budget: usize) -> u64 {
@@ -368,3 +374,6 @@ fn note(expired: &mut Vec<(TableIndex, Vec<u8>)>, table: TableIndex, key: &[u8])
         expired.push((table, key.to_vec()));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -151,11 +151,11 @@ impl Segment {
     /// meets every item that is there throughout: a call visits exactly the items with tags from
     /// `from` up to the tag returned, wherever displacement has put them, and resizing does not
     /// change a tag.
-    pub(super) fn scan(
-        &self,
+    pub(super) fn scan<'a>(
+        &'a self,
         from: u16,
         budget: usize,
-        visit: &mut dyn FnMut(ItemRef<'_>),
+        visit: &mut dyn FnMut(ItemRef<'a>),
     ) -> (usize, Option<u16>) {
         let capacity = self.cells.len();
         let mask = capacity - 1;
