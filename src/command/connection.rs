@@ -173,12 +173,7 @@ fn client_getname(client: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Repl
     Then::Continue
 }
 
-fn client_setname(
-    client: &mut Client,
-    _: &Facts,
-    words: Words<'_>,
-    reply: &mut Reply<'_>,
-) -> Then {
+fn client_setname(client: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
     if !is_plain(words.get(2)) {
         return answer(reply, NAME_NOT_PLAIN);
     }
@@ -187,12 +182,7 @@ fn client_setname(
     Then::Continue
 }
 
-fn client_setinfo(
-    client: &mut Client,
-    _: &Facts,
-    words: Words<'_>,
-    reply: &mut Reply<'_>,
-) -> Then {
+fn client_setinfo(client: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
     let option = words.get(2);
     let (field, label) = match () {
         () if option.eq_ignore_ascii_case(b"lib-name") => (&mut client.lib_name, "lib-name"),

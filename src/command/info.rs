@@ -169,7 +169,9 @@ mod tests {
         let all = ask(&[]);
         assert!(all.starts_with("# Server\r\nredis_version:7.0.15\r\nredis_mode:standalone\r\n"));
         assert!(all.contains("\r\nuptime_in_seconds:90061\r\nuptime_in_days:1\r\n"));
-        assert!(all.ends_with("\r\n\r\n# Cluster\r\ncluster_enabled:0\r\n\r\n# Keyspace\r\ndb0:keys=3,expires=1\r\n"));
+        assert!(all.ends_with(
+            "\r\n\r\n# Cluster\r\ncluster_enabled:0\r\n\r\n# Keyspace\r\ndb0:keys=3,expires=1\r\n"
+        ));
         assert_eq!(ask(&["everything"]), all);
         let two = ask(&["KEYSPACE", "replication"]);
         let expected = "# Replication\r\nrole:master\r\nconnected_slaves:0\r\n\r\n# Keyspace\r\ndb0:keys=3,expires=1\r\n";

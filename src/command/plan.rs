@@ -96,7 +96,7 @@ pub fn plan(spec: &Spec, words: Words<'_>, place: &Place<'_>) -> Plan {
     };
     let mut keys = spec.keys.positions(words.len()).map(|at| words.get(at));
     if keys.any(|key| key.len() > KEY_BYTES_MAX) {
-        return Plan::Refused("ERR key is longer than 65535 bytes");
+        return Plan::Refused("ERR key is longer than 16777215 bytes");
     }
     if let Split::Everywhere { merge, locked } = data.split {
         return everywhere(spec, data, merge, locked, words, place);
@@ -151,13 +151,7 @@ fn everywhere(
     Plan::Spread { work: Work { mode: mode(spec), shares, script: Batch::new() }, layout }
 }
 
-fn per_key(
-    spec: &Spec,
-    data: &Data,
-    merge: Merge,
-    words: Words<'_>,
-    place: &Place<'_>,
-) -> Plan {
+fn per_key(spec: &Spec, data: &Data, merge: Merge, words: Words<'_>, place: &Place<'_>) -> Plan {
     let step = spec.keys.step as usize;
     let mut shares: BTreeMap<PartitionId, Share> = BTreeMap::new();
     let mut placed: Vec<(PartitionId, u32)> = Vec::new();
@@ -240,8 +234,8 @@ impl Layout {
         Some(match self.merge {
             Merge::Status => Merged::First(encoded.first()?),
             Merge::Sum => {
-                let numbers = encoded.iter().map(|reply| integer(reply));
-                Merged::Sum(numbers.sum::<Option<i64>>()?)
+                let mut numbers = encoded.iter().map(|reply| integer(reply));
+                Merged::Sum(numbers.try_fold(0i64, |sum, number| sum.checked_add(number?))?)
             }
             Merge::Array => {
                 let elements = encoded.iter().map(|reply| reply.strip_prefix(b"*1\r\n"));

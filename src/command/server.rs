@@ -120,9 +120,8 @@ fn config_get(_: &mut Client, facts: &Facts, words: Words<'_>, reply: &mut Reply
         }
     }
     settings.sort_unstable();
-    let asked = |name: &str| {
-        words.from(2).any(|pattern| glob::matches(pattern, name.as_bytes(), true))
-    };
+    let asked =
+        |name: &str| words.from(2).any(|pattern| glob::matches(pattern, name.as_bytes(), true));
     settings.retain(|(name, _)| asked(name));
     reply.map(settings.len());
     for (name, value) in settings {
@@ -261,8 +260,12 @@ fn document(spec: &Spec, name: &str, reply: &mut Reply<'_>) {
     let subcommands = spec.subcommands();
     reply.bulk(name.as_bytes());
     reply.map(4 + usize::from(!syntax.is_empty()) + usize::from(!subcommands.is_empty()));
-    let facts =
-        [("summary", summary), ("since", since), ("group", group.name()), ("complexity", complexity)];
+    let facts = [
+        ("summary", summary),
+        ("since", since),
+        ("group", group.name()),
+        ("complexity", complexity),
+    ];
     for (label, text) in facts {
         reply.bulk(label.as_bytes());
         reply.bulk(text.as_bytes());

@@ -466,7 +466,8 @@ mod tests {
             }
         }
         // The last three become names when their bit for small letters is set.
-        for name in ["", "g", "gett", "get ", "mse\u{14}", "nosuchcommand", "\u{07}et", "G\u{05}T"] {
+        for name in ["", "g", "gett", "get ", "mse\u{14}", "nosuchcommand", "\u{07}et", "G\u{05}T"]
+        {
             assert!(lookup(name.as_bytes()).is_none(), "{name}");
         }
         assert!(by_code(OpCode(0)).is_none());

@@ -219,10 +219,8 @@ impl Requests {
                 self.word = Some(length);
                 return Ok(false);
             }
-            let span = Span {
-                start: (self.at - self.start) as u32,
-                end: (end - self.start) as u32,
-            };
+            let span =
+                Span { start: (self.at - self.start) as u32, end: (end - self.start) as u32 };
             self.spans.push(span);
             self.at = end + 2;
             self.word = None;
