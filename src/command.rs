@@ -20,6 +20,8 @@ pub mod reply;
 mod server;
 pub mod spec;
 mod strings;
+#[cfg(test)]
+mod tests;
 pub mod words;
 
 use crate::engine::batch::{Args, Op, OpCode};
@@ -34,9 +36,8 @@ use words::Words;
 /// The longest value, as Redis's `proto-max-bulk-len` has it.
 pub const VALUE_BYTES_MAX: usize = 512 << 20;
 
-/// The longest key. Redis has no bound of its own for keys; here locks, intents and packets hold
-/// them, so they are kept small.
-pub const KEY_BYTES_MAX: usize = u16::MAX as usize;
+/// The longest key: what an item's header can tell. Redis has no bound of its own for keys.
+pub const KEY_BYTES_MAX: usize = (1 << 24) - 1;
 
 const SYNTAX: &str = "ERR syntax error";
 const NOT_AN_INTEGER: &str = "ERR value is not an integer or out of range";

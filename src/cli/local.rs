@@ -73,8 +73,8 @@ fn banner(config: &Config, took: u64) -> String {
     let _ = write!(
         text,
         "\nAny Redis client, any node, any keys:\n  \
-         redis-cli -p {} mset a 1 b 2 c 3 d 4     one atomic write, wherever the keys lie\n  \
-         redis-cli -p {} mget a b c d             seen alike from every node\n  \
+         redis-cli -p {} mset a 1 b 2 c 3 d 4   one atomic write, wherever they lie\n  \
+         redis-cli -p {} mget a b c d           seen alike from every node\n  \
          redis-benchmark -p {} -t set,get -P 16 -q\n\n\
          Everything is in memory and gone when this process ends. Ctrl-C stops it.",
         port(1),

@@ -80,16 +80,19 @@ fn reset(client: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) ->
 }
 
 fn select(client: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
-    // Redis reads the index as a C int.
-    match parse_int(words.get(1)).and_then(|index| i32::try_from(index).ok()) {
-        None => reply.error(NOT_AN_INTEGER),
-        Some(index) => match u8::try_from(index).ok().and_then(TableIndex::new) {
-            None => reply.error("ERR DB index is out of range"),
-            Some(table) => {
-                client.table = table;
-                reply.ok();
-            }
-        },
+    let Some(index) = parse_int(words.get(1)) else { return answer(reply, NOT_AN_INTEGER) };
+    if i32::try_from(index).is_err() {
+        // Redis reads the index as a C int.
+        let (min, max) = (i32::MIN, i32::MAX);
+        let text = format!("ERR value is out of range, value must between {min} and {max}");
+        return answer(reply, &text);
+    }
+    match u8::try_from(index).ok().and_then(TableIndex::new) {
+        None => reply.error("ERR DB index is out of range"),
+        Some(table) => {
+            client.table = table;
+            reply.ok();
+        }
     }
     Then::Continue
 }
@@ -213,19 +216,35 @@ fn client_list(
     words: Words<'_>,
     reply: &mut Reply<'_>,
 ) -> Then {
-    if words.len() > 2 {
-        return answer(reply, SYNTAX);
+    let option = |name: &str| words.get(2).eq_ignore_ascii_case(name.as_bytes());
+    let mut ids = None;
+    let mut normal = true;
+    match words.len() {
+        2 => {}
+        4 if option("type") => {
+            let kinds = ["normal", "master", "replica", "slave", "pubsub"];
+            let is = |kind: &&&str| words.get(3).eq_ignore_ascii_case(kind.as_bytes());
+            let Some(kind) = kinds.iter().find(is) else {
+                let shown = clip(words.get(3), usize::MAX);
+                reply.error_bytes(&[b"ERR Unknown client type '".as_slice(), shown, b"'"].concat());
+                return Then::Continue;
+            };
+            normal = *kind == "normal";
+        }
+        4.. if option("id") => {
+            let Some(asked) = words.from(3).map(parse_int).collect::<Option<Vec<i64>>>() else {
+                return answer(reply, "ERR Invalid client ID");
+            };
+            ids = Some(asked);
+        }
+        _ => return answer(reply, SYNTAX),
     }
+    let asked = |id: u64| normal && ids.as_ref().is_none_or(|ids| ids.contains(&(id as i64)));
     // The list is as old as the facts; the connection that asks is sure to be there as it is now.
-    let mut lines: Vec<(u64, String)> = facts
-        .clients
-        .iter()
-        .filter(|other| other.id != client.id)
-        .map(|other| (other.id, other.describe(facts.now)))
-        .collect();
-    lines.push((client.id, client.describe(facts.now)));
-    lines.sort_unstable();
-    let list: String = lines.into_iter().map(|(_, line)| line).collect();
+    let others = facts.clients.iter().filter(|other| other.id != client.id);
+    let mut listed: Vec<&Client> = others.chain([&*client]).filter(|c| asked(c.id)).collect();
+    listed.sort_unstable_by_key(|client| client.id);
+    let list: String = listed.into_iter().map(|client| client.describe(facts.now)).collect();
     reply.verbatim("txt", list.as_bytes());
     Then::Continue
 }

@@ -236,8 +236,8 @@ impl Layout {
         Some(match self.merge {
             Merge::Status => Merged::First(encoded.first()?),
             Merge::Sum => {
-                let numbers = encoded.iter().map(|reply| integer(reply));
-                Merged::Sum(numbers.sum::<Option<i64>>()?)
+                let mut numbers = encoded.iter().map(|reply| integer(reply));
+                Merged::Sum(numbers.try_fold(0i64, |sum, number| sum.checked_add(number?))?)
             }
             Merge::Array => {
                 let elements = encoded.iter().map(|reply| reply.strip_prefix(b"*1\r\n"));

@@ -4,8 +4,8 @@ use super::client::{Client, Then};
 use super::facts::Facts;
 use super::reply::Reply;
 use super::spec::{
-    self, ADMIN, DANGEROUS, Doc, FAST, Group, KEYSPACE, Keys, LOADING, Merge, NO_KEYS, NOSCRIPT,
-    READONLY, Run, STALE, Spec, Split, WRITE, data,
+    self, ADMIN, CONNECTION, DANGEROUS, Doc, FAST, Group, KEYSPACE, Keys, LOADING, Merge, NO_KEYS,
+    NOSCRIPT, READONLY, Run, STALE, Spec, Split, WRITE, data,
 };
 use super::words::Words;
 use super::{Call, SYNTAX, glob, info};
@@ -25,7 +25,7 @@ const FLUSH: Split = Split::Everywhere { merge: Merge::Status, locked: true };
 
 #[rustfmt::skip]
 pub(super) const COMMANDS: &[Spec] = &[
-    Spec { name: "command", arity: -1, flags: LOADING | STALE, keys: NO_KEYS,
+    Spec { name: "command", arity: -1, flags: LOADING | STALE | CONNECTION, keys: NO_KEYS,
         run: Run::Container { subcommands: COMMAND, bare: Some(command) },
         doc: doc("2.8.13", "O(N) with N the number of commands", "Describes the commands; holds the commands on commands.", "") },
     Spec { name: "config", arity: -2, flags: 0, keys: NO_KEYS, run: Run::Container { subcommands: CONFIG, bare: None },
@@ -42,17 +42,17 @@ pub(super) const COMMANDS: &[Spec] = &[
 
 #[rustfmt::skip]
 const COMMAND: &[Spec] = &[
-    Spec { name: "count", arity: 2, flags: LOADING | STALE, keys: NO_KEYS, run: Run::Session(command_count),
+    Spec { name: "count", arity: 2, flags: LOADING | STALE | CONNECTION, keys: NO_KEYS, run: Run::Session(command_count),
         doc: doc("2.8.13", "O(1)", "Counts the commands.", "") },
-    Spec { name: "docs", arity: -2, flags: LOADING | STALE, keys: NO_KEYS, run: Run::Session(command_docs),
+    Spec { name: "docs", arity: -2, flags: LOADING | STALE | CONNECTION, keys: NO_KEYS, run: Run::Session(command_docs),
         doc: doc("7.0.0", "O(N) with N the number of commands", "Documents commands.", "[command-name [command-name ...]]") },
-    Spec { name: "getkeys", arity: -3, flags: LOADING | STALE, keys: NO_KEYS, run: Run::Session(command_getkeys),
+    Spec { name: "getkeys", arity: -3, flags: LOADING | STALE | CONNECTION, keys: NO_KEYS, run: Run::Session(command_getkeys),
         doc: doc("2.8.13", "O(N) with N the number of arguments", "Picks the keys out of a command.", "command [arg [arg ...]]") },
-    Spec { name: "help", arity: 2, flags: LOADING | STALE, keys: NO_KEYS, run: Run::Session(command_help),
+    Spec { name: "help", arity: 2, flags: LOADING | STALE | CONNECTION, keys: NO_KEYS, run: Run::Session(command_help),
         doc: doc("5.0.0", "O(1)", "Lists the subcommands.", "") },
-    Spec { name: "info", arity: -2, flags: LOADING | STALE, keys: NO_KEYS, run: Run::Session(command_info),
+    Spec { name: "info", arity: -2, flags: LOADING | STALE | CONNECTION, keys: NO_KEYS, run: Run::Session(command_info),
         doc: doc("2.8.13", "O(N) with N the number of commands", "Describes commands.", "[command-name [command-name ...]]") },
-    Spec { name: "list", arity: -2, flags: LOADING | STALE, keys: NO_KEYS, run: Run::Session(command_list),
+    Spec { name: "list", arity: -2, flags: LOADING | STALE | CONNECTION, keys: NO_KEYS, run: Run::Session(command_list),
         doc: doc("7.0.0", "O(N) with N the number of commands", "Lists the commands' names.", "[FILTERBY MODULE module-name | ACLCAT category | PATTERN pattern]") },
 ];
 
@@ -166,7 +166,7 @@ fn command_info(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'
     for name in words.from(2) {
         match named(name) {
             Some((spec, full)) => describe(spec, &full, reply),
-            None => reply.nil_array(),
+            None => reply.nil(),
         }
     }
     Then::Continue
@@ -193,9 +193,9 @@ fn describe(spec: &Spec, name: &str, reply: &mut Reply<'_>) {
     reply.int(last.into());
     reply.int(step.into());
     simple_set(spec.categories(), reply);
-    reply.array(0);
+    reply.set(0);
     describe_keys(spec, reply);
-    reply.array(spec.subcommands().len());
+    reply.set(spec.subcommands().len());
     for sub in spec.subcommands() {
         describe(sub, &format!("{}|{}", spec.name, sub.name), reply);
     }
@@ -213,9 +213,9 @@ fn simple_set(names: impl Iterator<Item = &'static str>, reply: &mut Reply<'_>) 
 fn describe_keys(spec: &Spec, reply: &mut Reply<'_>) {
     let Keys { first, last, step } = spec.keys;
     if first == 0 {
-        return reply.array(0);
+        return reply.set(0);
     }
-    reply.array(1);
+    reply.set(1);
     reply.map(3);
     reply.bulk(b"flags");
     let flags = if spec.flags & WRITE != 0 { ["RW", "update"] } else { ["RO", "access"] };
@@ -303,7 +303,7 @@ fn command_getkeys(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Repl
         Some(spec) if spec.keys == NO_KEYS => {
             reply.error("ERR The command has no key arguments");
         }
-        Some(spec) if !spec.takes(words.len()) => {
+        Some(spec) if !spec.admits(words.len()) => {
             reply.error("ERR Invalid number of arguments specified for command");
         }
         Some(spec) => {
@@ -316,32 +316,51 @@ fn command_getkeys(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Repl
     Then::Continue
 }
 
+/// Which commands `COMMAND LIST` lists.
+enum Filter<'a> {
+    All,
+    /// Of a module: there are none.
+    Module,
+    Category(&'a [u8]),
+    Pattern(&'a [u8]),
+}
+
+impl Filter<'_> {
+    fn admits(&self, spec: &Spec, name: &str) -> bool {
+        match self {
+            Filter::All => true,
+            Filter::Module => false,
+            Filter::Category(category) => {
+                spec.categories().any(|name| name.as_bytes()[1..].eq_ignore_ascii_case(category))
+            }
+            Filter::Pattern(pattern) => glob::matches(pattern, name.as_bytes(), true),
+        }
+    }
+}
+
 fn command_list(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
-    let filter = |spec: &Spec| -> Option<bool> {
-        let kind = words.get(3);
-        let value = words.get(4);
-        match (words.len(), words.get(2).eq_ignore_ascii_case(b"filterby")) {
-            (2, _) => Some(true),
-            (5, true) if kind.eq_ignore_ascii_case(b"module") => Some(false),
-            (5, true) if kind.eq_ignore_ascii_case(b"aclcat") => {
-                let is = |name: &str| name.as_bytes()[1..].eq_ignore_ascii_case(value);
-                Some(spec.categories().any(is))
-            }
-            (5, true) if kind.eq_ignore_ascii_case(b"pattern") => {
-                Some(glob::matches(value, spec.name.as_bytes(), true))
-            }
-            _ => None,
+    let by = |kind: &str| {
+        words.get(2).eq_ignore_ascii_case(b"filterby")
+            && words.get(3).eq_ignore_ascii_case(kind.as_bytes())
+    };
+    let filter = match words.len() {
+        2 => Filter::All,
+        5 if by("module") => Filter::Module,
+        5 if by("aclcat") => Filter::Category(words.get(4)),
+        5 if by("pattern") => Filter::Pattern(words.get(4)),
+        _ => {
+            reply.error(SYNTAX);
+            return Then::Continue;
         }
     };
     let mut names = Vec::new();
     for spec in spec::all() {
-        match filter(spec) {
-            None => {
-                reply.error(SYNTAX);
-                return Then::Continue;
+        let full = |sub: &Spec| format!("{}|{}", spec.name, sub.name);
+        let subcommands = spec.subcommands().iter().map(|sub| (sub, full(sub)));
+        for (row, name) in std::iter::once((spec, spec.name.to_string())).chain(subcommands) {
+            if filter.admits(row, &name) {
+                names.push(name);
             }
-            Some(true) => names.push(spec.name),
-            Some(false) => {}
         }
     }
     reply.array(names.len());

@@ -81,6 +81,8 @@ pub const NO_MULTI: Flags = 1 << 10;
 pub const DANGEROUS: Flags = 1 << 11;
 /// In the access category of the key space without being of the group. Not shown as a flag.
 pub const KEYSPACE: Flags = 1 << 12;
+/// In the access category of connections without being of the group. Not shown as a flag.
+pub const CONNECTION: Flags = 1 << 13;
 
 /// The flags that `COMMAND` shows, in its order.
 const FLAG_NAMES: [(Flags, &str); 11] = [
@@ -238,14 +240,19 @@ pub(super) const fn data(code: u16, run: DataFn, split: Split) -> Run {
 }
 
 impl Spec {
-    /// Whether a request of `len` words has as many as the command takes.
+    /// Whether its arity admits a request of `len` words.
+    #[inline]
+    pub fn admits(&self, len: usize) -> bool {
+        let arity = usize::from(self.arity.unsigned_abs());
+        if self.arity < 0 { len >= arity } else { len == arity }
+    }
+
+    /// Whether a request of `len` words has as many as the command takes: as its arity says, and
+    /// whole pairs if it takes pairs. So no plan ever cuts a pair in two.
     #[inline]
     pub fn takes(&self, len: usize) -> bool {
-        let arity = usize::from(self.arity.unsigned_abs());
-        let fits = if self.arity < 0 { len >= arity } else { len == arity };
-        // MSET's pairs: the table can say it, so no plan ever cuts a pair in two.
         let whole = self.keys.step <= 1 || (len - 1).is_multiple_of(self.keys.step as usize);
-        fits && whole
+        self.admits(len) && whole
     }
 
     /// What it may do to the data.
@@ -293,8 +300,9 @@ impl Spec {
     /// Its access categories, as `COMMAND` shows them.
     pub fn categories(&self) -> impl Iterator<Item = &'static str> {
         let has = |flag| self.flags & flag != 0;
-        // A container has no work of its own, so it is in no category but that of its speed.
-        let group = |group| self.doc.group == group && !matches!(self.run, Run::Container { .. });
+        // A container without work of its own is in no category but that of its speed.
+        let works = !matches!(self.run, Run::Container { bare: None, .. });
+        let group = |group| works && self.doc.group == group;
         let all = [
             (group(Group::Generic) || has(KEYSPACE), "@keyspace"),
             (has(READONLY), "@read"),
@@ -304,7 +312,7 @@ impl Spec {
             (has(FAST), "@fast"),
             (!has(FAST), "@slow"),
             (has(ADMIN) || has(DANGEROUS), "@dangerous"),
-            (group(Group::Connection), "@connection"),
+            (group(Group::Connection) || has(CONNECTION), "@connection"),
             (group(Group::Transactions), "@transaction"),
         ];
         all.into_iter().filter(|(within, _)| *within).map(|(_, name)| name)

@@ -7,5 +7,7 @@
 //! The protocol is described at <https://redis.io/docs/reference/protocol-spec/>.
 
 pub mod request;
+pub mod value;
 
 pub use request::{Limits, ProtocolError, Requests};
+pub use value::{ReplyError, ReplyReader, Value, encode_request};

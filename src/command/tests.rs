@@ -1,0 +1,311 @@
+//! Commands from the client's words to the reply's bytes, over several partitions without
+//! anything in between: what the golden scripts in `tests/scripts/plan` and the tests here ask.
+//!
+//! The replies in the scripts are those of redis-server 7.0.15.
+
+use super::client::{Client, Then};
+use super::facts::Facts;
+use super::plan::{Layout, Place, Plan, plan, route_one};
+use super::reply::Reply;
+use super::words::Phrase;
+use super::{Redis, resolve, spec};
+use crate::engine::batch::{Batch, OpHead, Replies};
+use crate::engine::machine::Machine;
+use crate::engine::protocol::{Granule, Mode, Work};
+use crate::engine::slots::Ring;
+use crate::engine::tables::{KeyHasher, Tables};
+use crate::ids::{Millis, PartitionId};
+use std::error::Error;
+use std::fmt::Write;
+
+/// A cluster reduced to its partitions and one client.
+pub(super) struct Cluster {
+    ring: Ring,
+    hasher: KeyHasher,
+    partitions: Vec<Tables>,
+    pub(super) client: Client,
+    facts: Facts,
+    pub(super) now: Millis,
+}
+
+impl Cluster {
+    pub(super) fn new(partitions: u16) -> Cluster {
+        let hasher = KeyHasher::new(7);
+        let now = Millis(1_700_000_000_000);
+        Cluster {
+            ring: Ring::new(partitions),
+            hasher,
+            partitions: (0..partitions).map(|_| Tables::new(hasher)).collect(),
+            client: Client::new(9, "127.0.0.1:5000".into(), "127.0.0.1:7001".into(), now),
+            facts: Facts { now, ..Facts::default() },
+            now,
+        }
+    }
+
+    /// The reply to a request, and how it was served.
+    pub(super) fn ask<W: AsRef<[u8]>>(&mut self, words: &[W]) -> (Vec<u8>, String) {
+        let phrase: Phrase = words.iter().collect();
+        let words = phrase.words();
+        let mut out = Vec::new();
+        let mut reply = Reply::new(&mut out, self.client.resp3);
+        let Some(spec) = resolve(words, &mut reply) else { return (out, "refused".into()) };
+        let place = Place {
+            key_bytes_max: super::KEY_BYTES_MAX,
+            ring: &self.ring,
+            hasher: self.hasher,
+            table: self.client.table,
+            resp3: self.client.resp3,
+        };
+        let planned = plan(spec, words, &place);
+        if let Some(head) = route_one(spec, words, &place) {
+            let Plan::One(planned) = planned else { panic!("a single key is planned as one") };
+            assert_eq!(planned, head);
+        }
+        let mut way = String::new();
+        match planned {
+            Plan::Refused(error) => {
+                reply.error(&error);
+                way.push_str("refused");
+            }
+            Plan::Session(run) => {
+                let then = run(&mut self.client, &self.facts, words, &mut reply);
+                way.push_str("session");
+                if then != Then::Continue {
+                    write!(way, ", then {then:?}").unwrap();
+                }
+            }
+            Plan::One(head) => {
+                let mut batch = Batch::new();
+                batch.push(head, words.from(1));
+                let replies = self.run(head.partition, &batch);
+                reply.raw(replies.get(0));
+                write!(way, "one {}", head.partition).unwrap();
+            }
+            Plan::Each { batches, layout } => {
+                way.push_str("each");
+                let replies: Vec<Replies> = batches
+                    .iter()
+                    .map(|(partition, batch)| {
+                        write!(way, " {partition}: {}", show(batch)).unwrap();
+                        self.run(*partition, batch)
+                    })
+                    .collect();
+                layout.merge(&replies, &mut reply);
+            }
+            Plan::Spread { work, layout } => {
+                self.spread(&work, &layout, &mut reply, &mut way);
+            }
+        }
+        (out, way)
+    }
+
+    fn spread(&mut self, work: &Work, layout: &Layout, reply: &mut Reply<'_>, way: &mut String) {
+        write!(way, "{:?}", work.mode).unwrap();
+        for (partition, share) in &work.shares {
+            write!(way, " {partition}: {}", show(&share.batch)).unwrap();
+            for claim in &share.claims {
+                let Granule::Key(_, key) = &claim.granule else { panic!("commands claim keys") };
+                write!(way, "[{:?} {}]", claim.access, key.escape_ascii()).unwrap();
+            }
+        }
+        if work.mode != Mode::Gather {
+            let shares = work.shares.iter();
+            let replies: Vec<Replies> =
+                shares.map(|(partition, share)| self.run(*partition, &share.batch)).collect();
+            return layout.merge(&replies, reply);
+        }
+        write!(way, " script {}", show(&work.script)).unwrap();
+        let access = Redis::access(work.script.head(0).code);
+        let mut scratch = Tables::new(self.hasher);
+        scratch.begin(self.now, access);
+        let mut claimed = Vec::new();
+        for (partition, share) in &work.shares {
+            let tables = &mut self.partitions[partition.index()];
+            tables.begin(self.now, access);
+            for claim in &share.claims {
+                let Granule::Key(table, key) = &claim.granule else { continue };
+                scratch.install(tables.image(*table, key));
+                claimed.push((*partition, *table, key));
+            }
+        }
+        let mut replies = Replies::default();
+        Redis::run(&work.script.op(0), &mut scratch, self.now, &mut replies.bytes);
+        replies.end();
+        for (partition, table, key) in claimed {
+            self.partitions[partition.index()].install(scratch.image(table, key));
+        }
+        layout.merge(&[replies], reply);
+    }
+
+    fn run(&mut self, partition: PartitionId, batch: &Batch) -> Replies {
+        let tables = &mut self.partitions[partition.index()];
+        let mut replies = Replies::default();
+        for op in batch.iter() {
+            assert_eq!(op.head.partition, partition);
+            assert!(Redis::knows(op.head.code));
+            Redis::keys(&op, &mut |key| assert_eq!(self.ring.partition_of_key(key), partition));
+            tables.begin(self.now, Redis::access(op.head.code));
+            Redis::run(&op, tables, self.now, &mut replies.bytes);
+            replies.end();
+        }
+        replies
+    }
+}
+
+/// A batch's operations as commands.
+fn show(batch: &Batch) -> String {
+    let ops = batch.iter().map(|op| {
+        let (spec, _) = spec::by_code(op.head.code).unwrap();
+        let args = op.args.iter().map(|arg| format!(" {}", arg.escape_ascii()));
+        format!("{}{}", spec.name, args.collect::<String>())
+    });
+    ops.collect::<Vec<_>>().join(", ")
+}
+
+impl goldenscript::Runner for Cluster {
+    type Command = goldenscript::Command;
+
+    /// A command as a client would type it; `clock MS` moves the clock to so many milliseconds
+    /// after the script's beginning.
+    fn run(
+        &mut self,
+        command: &goldenscript::Command,
+        _: &goldenscript::Context,
+    ) -> Result<String, Box<dyn Error>> {
+        let mut words = vec![command.name.as_str()];
+        for argument in &command.args {
+            let goldenscript::Argument::Positional(word) = argument else {
+                return Err("commands have no named arguments".into());
+            };
+            words.push(word);
+        }
+        if let ["clock", ms] = words[..] {
+            self.now = Millis(1_700_000_000_000 + ms.parse::<u64>()?);
+            return Ok(format!("{command}\n"));
+        }
+        let (reply, way) = self.ask(&words);
+        let reply = reply.escape_ascii().to_string().replace("\\'", "'");
+        Ok(format!("{command} ({way})\n    {reply}\n"))
+    }
+}
+
+fn script(name: &str) {
+    let path = format!("{}/tests/scripts/plan/{name}", env!("CARGO_MANIFEST_DIR"));
+    goldenscript::run(&mut Cluster::new(4), path).unwrap();
+}
+
+#[test]
+fn strings() {
+    script("strings");
+}
+
+#[test]
+fn expiry() {
+    script("expiry");
+}
+
+#[test]
+fn several_keys() {
+    script("several_keys");
+}
+
+#[test]
+fn session() {
+    script("session");
+}
+
+fn reply_of(cluster: &mut Cluster, line: &str) -> String {
+    let words: Vec<&str> = line.split(' ').collect();
+    String::from_utf8(cluster.ask(&words).0).unwrap()
+}
+
+#[test]
+fn one_partition_and_many_answer_alike() {
+    let (mut one, mut many) = (Cluster::new(1), Cluster::new(64));
+    let lines = [
+        "mset a 1 b 2 c 3 a 4",
+        "mget a b nosuch c a",
+        "exists a a b nosuch",
+        "msetnx d 1 e 2 d 3",
+        "msetnx f 1 a 2",
+        "mget d e f",
+        "dbsize",
+        "touch a b x",
+        "del a a b nosuch",
+        "unlink c d",
+        "dbsize",
+        "flushall",
+        "dbsize",
+    ];
+    for line in lines {
+        assert_eq!(reply_of(&mut one, line), reply_of(&mut many, line), "{line}");
+    }
+}
+
+#[test]
+fn merging_survives_peers_that_answer_nonsense() {
+    let mut cluster = Cluster::new(8);
+    let place = Place {
+        key_bytes_max: super::KEY_BYTES_MAX,
+        ring: &cluster.ring,
+        hasher: cluster.hasher,
+        table: cluster.client.table,
+        resp3: false,
+    };
+    for line in ["mget a b c d", "del a b c d"] {
+        let phrase: Phrase = line.split(' ').collect();
+        let spec = spec::lookup(phrase.words().name()).unwrap();
+        let Plan::Spread { work, layout } = plan(spec, phrase.words(), &place) else {
+            panic!("{line} is spread")
+        };
+        let answer = |bytes: &[u8]| {
+            let mut replies = Replies::default();
+            replies.push(bytes);
+            replies.push(bytes);
+            replies
+        };
+        let shares = work.shares.len();
+        let lots: [Vec<Replies>; 4] = [
+            Vec::new(),
+            vec![Replies::default(); shares],
+            vec![answer(b"+what?\r\n"); shares],
+            vec![answer(b":9223372036854775807\r\n"); shares],
+        ];
+        for replies in lots {
+            let mut out = Vec::new();
+            layout.merge(&replies, &mut Reply::new(&mut out, false));
+            assert_eq!(out[0], b'-', "{line}: {}", out.escape_ascii());
+        }
+        // One partition's error is the whole command's reply.
+        let mut replies = vec![answer(b":1\r\n"); shares];
+        replies[1] = answer(b"-UNKNOWN outcome\r\n");
+        let mut out = Vec::new();
+        layout.merge(&replies, &mut Reply::new(&mut out, false));
+        assert_eq!(out, b"-UNKNOWN outcome\r\n");
+    }
+    assert_eq!(reply_of(&mut cluster, "dbsize"), ":0\r\n");
+}
+
+#[test]
+fn operations_with_too_few_arguments_do_no_harm() {
+    let hasher = KeyHasher::new(7);
+    let mut tables = Tables::new(hasher);
+    for spec in spec::all() {
+        let spec::Run::Data(data) = spec.run else { continue };
+        for len in 0..4 {
+            let head = OpHead {
+                code: data.code,
+                partition: PartitionId(0),
+                table: Default::default(),
+                resp3: true,
+                hash: if len == 0 { hasher.hash(b"") } else { hasher.hash(b"1") },
+            };
+            let mut batch = Batch::new();
+            batch.push(head, [b"1".as_slice(); 3].into_iter().take(len));
+            tables.begin(Millis(5), Redis::access(data.code));
+            let mut reply = Vec::new();
+            Redis::run(&batch.op(0), &mut tables, Millis(5), &mut reply);
+            assert!(reply.ends_with(b"\r\n"), "{} replies", spec.name);
+        }
+    }
+}
