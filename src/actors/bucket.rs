@@ -16,7 +16,7 @@ use crate::engine::partition::Effect;
 use crate::engine::protocol::{Refusal, Ticket, ToPartition};
 use crate::ids::{Incarnation, Millis, NodeId, PartitionId};
 use crate::metrics::Counters;
-use crate::net::listen::TcpStream;
+use crate::net::listen::{LooseStream, TcpStream};
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, MessageResult};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -137,7 +137,7 @@ pub struct NodeDown(pub NodeId, pub Option<Incarnation>);
 #[rtype(result = "()")]
 pub struct Connect {
     /// Its socket, on no arbiter yet.
-    pub stream: std::net::TcpStream,
+    pub stream: LooseStream,
     /// Its id, unique on the node.
     pub client: u64,
 }

@@ -96,7 +96,7 @@ pub async fn start(
     let setup = Setup {
         ring: Ring::new(config.partitions()),
         hasher,
-        limits: config.limits.clone(),
+        limits: config.limits,
         connected: connected.clone(),
     };
 

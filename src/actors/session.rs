@@ -19,7 +19,7 @@ use crate::engine::batch::{Batch, Replies};
 use crate::engine::machine::{Access, Machine};
 use crate::engine::protocol::{Ended, Work};
 use crate::ids::{NodeId, PartitionId};
-use crate::net::listen::TcpStream;
+use crate::net::listen::{SocketAddr, TcpStream};
 use crate::net::resp::{Limits, Requests};
 use smallvec::SmallVec;
 use std::future::poll_fn;
@@ -47,7 +47,7 @@ const OWN: u16 = u16::MAX;
 pub async fn serve(stream: TcpStream, id: u64, local: Rc<Local>) {
     let place = local.enter(id);
     local.counters.borrow_mut().connections_opened += 1;
-    let address = |address: io::Result<std::net::SocketAddr>| {
+    let address = |address: io::Result<SocketAddr>| {
         address.map(|address| address.to_string()).unwrap_or_default()
     };
     let facts = local.facts();

@@ -4,6 +4,9 @@ use super::facts::{Facts, REDIS_VERSION};
 use super::words::Words;
 use std::fmt::{Display, Write};
 
+/// Writes one section.
+type Fill = fn(&Facts, &mut Section);
+
 /// The report of the sections asked for: all of them when none is named.
 pub(super) fn report(facts: &Facts, asked: Words<'_>) -> String {
     let asked_for = |section: &str| {
@@ -13,7 +16,7 @@ pub(super) fn report(facts: &Facts, asked: Words<'_>) -> String {
         };
         asked.is_empty() || asked.from(0).any(names)
     };
-    let sections: [(&str, fn(&Facts, &mut Section)); 8] = [
+    let sections: [(&str, Fill); 8] = [
         ("Server", server),
         ("Clients", clients),
         ("Memory", memory),

@@ -57,7 +57,7 @@ impl Machine for Lists {
         let append = match op.head.code {
             READ => false,
             APPEND => true,
-            _ => length % 2 == 0,
+            _ => length.is_multiple_of(2),
         };
         for index in 0..keys.len() {
             if append {

@@ -1,8 +1,8 @@
 //! Listening sockets and the streams between nodes and clients: the one place that names them.
 
 use std::io;
-use std::net::SocketAddr;
 
+pub use std::net::{SocketAddr, TcpStream as LooseStream};
 pub use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 pub use tokio::net::{TcpListener, TcpStream};
 
