@@ -184,10 +184,17 @@ impl Requests {
     /// Reads `*N\r\n`; false if its line has not arrived. N below 1 asks for nothing.
     #[inline]
     fn begin(&mut self, buf: &[u8], limits: &Limits) -> Result<bool, ProtocolError> {
-        let Some(count) = self.read_number(buf, limits, ProtocolError::MultibulkLine)? else {
-            return Ok(false);
+        let count = match buf.get(self.at..) {
+            // Most requests have few words: a digit, known at a glance.
+            Some(&[b'*', digit @ b'0'..=b'9', b'\r', _, ..]) => {
+                self.at += 4;
+                i64::from(digit - b'0')
+            }
+            _ => match self.read_number(buf, limits, ProtocolError::MultibulkLine)? {
+                Some(count) => count.ok_or(ProtocolError::MultibulkLength)?,
+                None => return Ok(false),
+            },
         };
-        let count = count.ok_or(ProtocolError::MultibulkLength)?;
         if count > limits.words as i64 {
             return Err(ProtocolError::MultibulkLength);
         }
@@ -205,23 +212,36 @@ impl Requests {
     /// Reads the words that the request lacks; false if they have not all arrived.
     #[inline]
     fn read_words(&mut self, buf: &[u8], limits: &Limits) -> Result<bool, ProtocolError> {
+        let start = self.start;
         while self.missing > 0 {
-            let length = match self.word {
-                Some(length) => length,
-                None => match self.read_word_length(buf, limits)? {
-                    Some(length) => length,
+            let (at, length) = match (self.word, buf.get(self.at..)) {
+                (Some(length), _) => (self.at, length),
+                // Most words are short: a digit or two, known at a glance.
+                (None, Some(&[b'$', a @ b'0'..=b'9', b'\r', _, ..])) => {
+                    (self.at + 4, usize::from(a - b'0'))
+                }
+                (None, Some(&[b'$', a @ b'1'..=b'9', b @ b'0'..=b'9', b'\r', _, ..])) => {
+                    (self.at + 5, usize::from(a - b'0') * 10 + usize::from(b - b'0'))
+                }
+                _ => match self.read_word_length(buf, limits)? {
+                    Some(length) => (self.at, length),
                     None => return Ok(false),
                 },
             };
+            if length > limits.word_bytes {
+                return Err(ProtocolError::BulkLength);
+            }
+            let end = at + length;
+            if end - start + 2 > limits.request_bytes {
+                return Err(ProtocolError::RequestLength);
+            }
             // What ends a word is not looked at, only passed over, as in Redis.
-            let end = self.at + length;
             if end + 2 > buf.len() {
+                self.at = at;
                 self.word = Some(length);
                 return Ok(false);
             }
-            let span =
-                Span { start: (self.at - self.start) as u32, end: (end - self.start) as u32 };
-            self.spans.push(span);
+            self.spans.push(Span { start: (at - start) as u32, end: (end - start) as u32 });
             self.at = end + 2;
             self.word = None;
             self.missing -= 1;
@@ -230,41 +250,21 @@ impl Requests {
     }
 
     /// Reads `$N\r\n`; nothing if its line has not arrived.
-    #[inline]
+    #[cold]
     fn read_word_length(
         &mut self,
         buf: &[u8],
         limits: &Limits,
     ) -> Result<Option<usize>, ProtocolError> {
-        let length = match buf.get(self.at..) {
-            // Most words are short: a digit or two, known at a glance.
-            Some(&[b'$', a @ b'0'..=b'9', b'\r', _, ..]) => {
-                self.at += 4;
-                usize::from(a - b'0')
-            }
-            Some(&[b'$', a @ b'1'..=b'9', b @ b'0'..=b'9', b'\r', _, ..]) => {
-                self.at += 5;
-                usize::from(a - b'0') * 10 + usize::from(b - b'0')
-            }
-            _ => {
-                let line_start = self.at;
-                let number = self.read_number(buf, limits, ProtocolError::BulkLine)?;
-                let Some(number) = number else { return Ok(None) };
-                match buf[line_start] {
-                    b'$' => {}
-                    got => return Err(ProtocolError::Dollar(got)),
-                }
-                let length = number.ok_or(ProtocolError::BulkLength)?;
-                usize::try_from(length).map_err(|_| ProtocolError::BulkLength)?
-            }
-        };
-        if length > limits.word_bytes {
-            return Err(ProtocolError::BulkLength);
+        let line_start = self.at;
+        let number = self.read_number(buf, limits, ProtocolError::BulkLine)?;
+        let Some(number) = number else { return Ok(None) };
+        match buf[line_start] {
+            b'$' => {}
+            got => return Err(ProtocolError::Dollar(got)),
         }
-        if self.at - self.start + length + 2 > limits.request_bytes {
-            return Err(ProtocolError::RequestLength);
-        }
-        Ok(Some(length))
+        let length = number.ok_or(ProtocolError::BulkLength)?;
+        usize::try_from(length).map(Some).map_err(|_| ProtocolError::BulkLength)
     }
 
     /// Reads a line that is a type byte and a number: nothing if it has not arrived, nothing
