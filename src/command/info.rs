@@ -2,10 +2,7 @@
 
 use super::facts::{Facts, REDIS_VERSION};
 use super::words::Words;
-use std::fmt::{Display, Write};
-
-/// Writes one section.
-type Fill = fn(&Facts, &mut Section);
+use std::fmt::{Display, Write as _};
 
 /// The report of the sections asked for: all of them when none is named.
 pub(super) fn report(facts: &Facts, asked: Words<'_>) -> String {
@@ -16,7 +13,8 @@ pub(super) fn report(facts: &Facts, asked: Words<'_>) -> String {
         };
         asked.is_empty() || asked.from(0).any(names)
     };
-    let sections: [(&str, Fill); 8] = [
+    type Write = fn(&Facts, &mut Section);
+    let sections: [(&str, Write); 8] = [
         ("Server", server),
         ("Clients", clients),
         ("Memory", memory),

@@ -184,10 +184,17 @@ impl Requests {
     /// Reads `*N\r\n`; false if its line has not arrived. N below 1 asks for nothing.
     #[inline]
     fn begin(&mut self, buf: &[u8], limits: &Limits) -> Result<bool, ProtocolError> {
-        let Some(count) = self.read_number(buf, limits, ProtocolError::MultibulkLine)? else {
-            return Ok(false);
+        let count = match buf.get(self.at..) {
+            // Most requests have few words: a digit, known at a glance.
+            Some(&[b'*', digit @ b'0'..=b'9', b'\r', _, ..]) => {
+                self.at += 4;
+                i64::from(digit - b'0')
+            }
+            _ => match self.read_number(buf, limits, ProtocolError::MultibulkLine)? {
+                Some(count) => count.ok_or(ProtocolError::MultibulkLength)?,
+                None => return Ok(false),
+            },
         };
-        let count = count.ok_or(ProtocolError::MultibulkLength)?;
         if count > limits.words as i64 {
             return Err(ProtocolError::MultibulkLength);
         }
@@ -205,23 +212,36 @@ impl Requests {
     /// Reads the words that the request lacks; false if they have not all arrived.
     #[inline]
     fn read_words(&mut self, buf: &[u8], limits: &Limits) -> Result<bool, ProtocolError> {
+        let start = self.start;
         while self.missing > 0 {
-            let length = match self.word {
-                Some(length) => length,
-                None => match self.read_word_length(buf, limits)? {
-                    Some(length) => length,
+            let (at, length) = match (self.word, buf.get(self.at..)) {
+                (Some(length), _) => (self.at, length),
+                // Most words are short: a digit or two, known at a glance.
+                (None, Some(&[b'$', a @ b'0'..=b'9', b'\r', _, ..])) => {
+                    (self.at + 4, usize::from(a - b'0'))
+                }
+                (None, Some(&[b'$', a @ b'1'..=b'9', b @ b'0'..=b'9', b'\r', _, ..])) => {
+                    (self.at + 5, usize::from(a - b'0') * 10 + usize::from(b - b'0'))
+                }
+                _ => match self.read_word_length(buf, limits)? {
+                    Some(length) => (self.at, length),
                     None => return Ok(false),
                 },
             };
+            if length > limits.word_bytes {
+                return Err(ProtocolError::BulkLength);
+            }
+            let end = at + length;
+            if end - start + 2 > limits.request_bytes {
+                return Err(ProtocolError::RequestLength);
+            }
             // What ends a word is not looked at, only passed over, as in Redis.
-            let end = self.at + length;
             if end + 2 > buf.len() {
+                self.at = at;
                 self.word = Some(length);
                 return Ok(false);
             }
-            let span =
-                Span { start: (self.at - self.start) as u32, end: (end - self.start) as u32 };
-            self.spans.push(span);
+            self.spans.push(Span { start: (at - start) as u32, end: (end - start) as u32 });
             self.at = end + 2;
             self.word = None;
             self.missing -= 1;
@@ -230,41 +250,21 @@ impl Requests {
     }
 
     /// Reads `$N\r\n`; nothing if its line has not arrived.
-    #[inline]
+    #[cold]
     fn read_word_length(
         &mut self,
         buf: &[u8],
         limits: &Limits,
     ) -> Result<Option<usize>, ProtocolError> {
-        let length = match buf.get(self.at..) {
-            // Most words are short: a digit or two, known at a glance.
-            Some(&[b'$', a @ b'0'..=b'9', b'\r', _, ..]) => {
-                self.at += 4;
-                usize::from(a - b'0')
-            }
-            Some(&[b'$', a @ b'1'..=b'9', b @ b'0'..=b'9', b'\r', _, ..]) => {
-                self.at += 5;
-                usize::from(a - b'0') * 10 + usize::from(b - b'0')
-            }
-            _ => {
-                let line_start = self.at;
-                let number = self.read_number(buf, limits, ProtocolError::BulkLine)?;
-                let Some(number) = number else { return Ok(None) };
-                match buf[line_start] {
-                    b'$' => {}
-                    got => return Err(ProtocolError::Dollar(got)),
-                }
-                let length = number.ok_or(ProtocolError::BulkLength)?;
-                usize::try_from(length).map_err(|_| ProtocolError::BulkLength)?
-            }
-        };
-        if length > limits.word_bytes {
-            return Err(ProtocolError::BulkLength);
+        let line_start = self.at;
+        let number = self.read_number(buf, limits, ProtocolError::BulkLine)?;
+        let Some(number) = number else { return Ok(None) };
+        match buf[line_start] {
+            b'$' => {}
+            got => return Err(ProtocolError::Dollar(got)),
         }
-        if self.at - self.start + length + 2 > limits.request_bytes {
-            return Err(ProtocolError::RequestLength);
-        }
-        Ok(Some(length))
+        let length = number.ok_or(ProtocolError::BulkLength)?;
+        usize::try_from(length).map(Some).map_err(|_| ProtocolError::BulkLength)
     }
 
     /// Reads a line that is a type byte and a number: nothing if it has not arrived, nothing
@@ -319,7 +319,7 @@ pub fn split_line(line: &[u8], words: &mut Phrase) -> Option<()> {
     let mut rest = line;
     let mut word = Vec::new();
     loop {
-        let begin = rest.iter().position(|byte| !is_space(*byte) && *byte != 0);
+        let begin = rest.iter().position(|byte| !is_space(*byte));
         let Some(begin) = begin else { return Some(()) };
         rest = &rest[begin..];
         word.clear();
@@ -328,7 +328,7 @@ pub fn split_line(line: &[u8], words: &mut Phrase) -> Option<()> {
                 [] => break,
                 [b'"', ref quoted @ ..] => rest = double_quoted(quoted, &mut word)?,
                 [b'\'', ref quoted @ ..] => rest = single_quoted(quoted, &mut word)?,
-                [byte, ..] if is_space(byte) || byte == 0 => break,
+                [byte, ..] if is_space(byte) => break,
                 [byte, ref more @ ..] => {
                     word.push(byte);
                     rest = more;
@@ -393,5 +393,207 @@ fn single_quoted<'a>(mut rest: &'a [u8], word: &mut Vec<u8>) -> Option<&'a [u8]>
                 more
             }
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::resp::encode_request;
+    use proptest::prelude::*;
+
+    type Request = Vec<Vec<u8>>;
+
+    /// Reads as a session does: a chunk a read, dropping what is done now and then.
+    fn read(chunks: &[&[u8]], limits: &Limits) -> (Vec<Request>, Option<ProtocolError>) {
+        let (mut requests, mut buf, mut got) = (Requests::new(), Vec::new(), Vec::new());
+        for (turn, chunk) in chunks.iter().enumerate() {
+            buf.extend_from_slice(chunk);
+            loop {
+                match requests.next(&buf, limits) {
+                    Ok(Some(words)) => got.push(words.from(0).map(<[u8]>::to_vec).collect()),
+                    Ok(None) => break,
+                    Err(error) => return (got, Some(error)),
+                }
+            }
+            assert!(requests.needs(buf.len()) > buf.len());
+            if turn % 2 == 0 {
+                buf.drain(..requests.done());
+                requests.dropped(requests.done());
+            }
+        }
+        (got, None)
+    }
+
+    fn whole(bytes: &[u8]) -> (Vec<Request>, Option<ProtocolError>) {
+        read(&[bytes], &Limits::default())
+    }
+
+    fn requests(lines: &[&[&str]]) -> Vec<Request> {
+        let words = |line: &&[&str]| line.iter().map(|word| word.as_bytes().to_vec()).collect();
+        lines.iter().map(words).collect()
+    }
+
+    const PIPELINE: &[u8] = b"*2\r\n$3\r\nGET\r\n$1\r\na\r\n\r\nPING\r\n*0\r\n*-1\r\n\n  \r\n\
+        set  'a b'\t\"\\x41\\n\"\r\n*1\r\n$0\r\n\r\n*3\r\n$3\r\nSET\r\n$2\r\n\r\n\r\n$13\r\n*1\r\n$4\r\nPING\n\r\necho x\n";
+
+    #[test]
+    fn a_pipeline_is_read_however_it_is_cut_in_two_or_three() {
+        let expected = requests(&[
+            &["GET", "a"],
+            &["PING"],
+            &["set", "a b", "A\n"],
+            &[""],
+            &["SET", "\r\n", "*1\r\n$4\r\nPING\n"],
+            &["echo", "x"],
+        ]);
+        assert_eq!(whole(PIPELINE), (expected.clone(), None));
+        let limits = Limits::default();
+        for first in 0..=PIPELINE.len() {
+            for second in first..=PIPELINE.len() {
+                let chunks = [&PIPELINE[..first], &PIPELINE[first..second], &PIPELINE[second..]];
+                assert_eq!(read(&chunks, &limits), (expected.clone(), None), "{first} {second}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn chunks_read_as_the_whole(
+            requests in prop::collection::vec(
+                prop::collection::vec(prop::collection::vec(any::<u8>(), 0..150), 1..6), 1..8),
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
+        ) {
+            let mut bytes = Vec::new();
+            for request in &requests {
+                encode_request(request, &mut bytes);
+            }
+            let (got, error) = in_chunks(&bytes, &cuts);
+            prop_assert_eq!(error, None);
+            prop_assert_eq!(got, requests);
+        }
+
+        #[test]
+        fn nonsense_is_the_same_nonsense_in_chunks(
+            bytes in prop::collection::vec(
+                prop::sample::select(b"*$0123-\r\n\r\n\r\n\"'\\ ax\0".to_vec()), 0..80),
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
+        ) {
+            prop_assert_eq!(in_chunks(&bytes, &cuts), whole(&bytes));
+        }
+    }
+
+    fn in_chunks(
+        bytes: &[u8],
+        cuts: &[prop::sample::Index],
+    ) -> (Vec<Request>, Option<ProtocolError>) {
+        let mut ends: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+        ends.push(bytes.len());
+        ends.sort_unstable();
+        let mut start = 0;
+        let chunk = |end| &bytes[std::mem::replace(&mut start, end)..end];
+        let chunks: Vec<&[u8]> = ends.into_iter().map(chunk).collect();
+        read(&chunks, &Limits::default())
+    }
+
+    #[test]
+    fn malformed_requests_are_named_in_redis_words() {
+        let cases: [(&[u8], &str); 20] = [
+            (b"*x\r\n", "invalid multibulk length"),
+            (b"*\r\n", "invalid multibulk length"),
+            (b"*01\r\n", "invalid multibulk length"),
+            (b"*+1\r\n", "invalid multibulk length"),
+            (b"*1 \r\n", "invalid multibulk length"),
+            (b"*1048577\r\n", "invalid multibulk length"),
+            (b"*99999999999999999999\r\n", "invalid multibulk length"),
+            (b"*1\r\nPING\r\n", "expected '$', got 'P'"),
+            (b"*1\r\n*1\r\n", "expected '$', got '*'"),
+            (b"*1\r\n\r\n", "expected '$', got '\r'"),
+            (b"*1\r\n\0\r\n", "expected '$', got '"),
+            (b"*1\r\n$x\r\n", "invalid bulk length"),
+            (b"*1\r\n$\r\n", "invalid bulk length"),
+            (b"*1\r\n$-1\r\n", "invalid bulk length"),
+            (b"*1\r\n$01\r\n", "invalid bulk length"),
+            (b"*1\r\n$536870913\r\n", "invalid bulk length"),
+            (b"set \"a\r\n", "unbalanced quotes in request"),
+            (b"set 'a\r\n", "unbalanced quotes in request"),
+            (b"set \"a\"b\r\n", "unbalanced quotes in request"),
+            (b"set a\"b\"c\r\n", "unbalanced quotes in request"),
+        ];
+        for (bytes, text) in cases {
+            let (got, error) = whole(bytes);
+            let error = error.unwrap_or_else(|| panic!("{} passes", bytes.escape_ascii()));
+            let expected = format!("ERR Protocol error: {text}");
+            assert_eq!(error.reply_text(), expected.as_bytes(), "{}", bytes.escape_ascii());
+            assert!(got.is_empty());
+        }
+    }
+
+    #[test]
+    fn lines_without_end_are_given_up() {
+        for (begin, text) in [
+            ("*1", "too big mbulk count string"),
+            ("*1\r\n$1", "too big bulk count string"),
+            ("set a ", "too big inline request"),
+        ] {
+            let enough = [begin.as_bytes(), &[b'1'; 64 << 10][..]].concat();
+            let (got, error) = whole(&enough);
+            let expected = format!("ERR Protocol error: {text}");
+            assert_eq!(error.map(|error| error.to_string()), Some(expected));
+            assert!(got.is_empty());
+            let less = &enough[..60 << 10];
+            assert_eq!(whole(less), (Vec::new(), None), "{begin}");
+        }
+    }
+
+    #[test]
+    fn a_request_as_a_whole_is_bounded() {
+        let limits = Limits { request_bytes: 40, ..Limits::default() };
+        let fits = b"*2\r\n$10\r\n0123456789\r\n$10\r\n0123456789\r\n";
+        assert_eq!(read(&[fits], &Limits { request_bytes: fits.len(), ..limits }).1, None);
+        let error = read(&[fits], &Limits { request_bytes: fits.len() - 1, ..limits }).1;
+        assert_eq!(error, Some(ProtocolError::RequestLength));
+    }
+
+    #[test]
+    fn a_long_word_says_how_much_room_it_needs() {
+        let mut requests = Requests::new();
+        let limits = Limits::default();
+        let mut buf = b"*2\r\n$3\r\nGET\r\n$1000\r\nab".to_vec();
+        assert!(requests.next(&buf, &limits).unwrap().is_none());
+        assert_eq!(requests.done(), 0);
+        assert_eq!(requests.needs(buf.len()), buf.len() - 2 + 1002);
+        buf.resize(requests.needs(buf.len()), b'x');
+        assert_eq!(requests.next(&buf, &limits).unwrap().unwrap().get(1).len(), 1000);
+        assert_eq!(requests.done(), buf.len());
+    }
+
+    #[test]
+    fn an_unfinished_request_is_not_read_again() {
+        // Ten thousand words in pieces of one byte would be a thousand million bytes to look at.
+        let words = vec!["0123456789"; 10_000];
+        let mut bytes = Vec::new();
+        encode_request(&words, &mut bytes);
+        let (mut requests, limits) = (Requests::new(), Limits::default());
+        let mut moves = 0;
+        for end in 0..bytes.len() {
+            let before = requests.at;
+            assert!(requests.next(&bytes[..end], &limits).unwrap().is_none());
+            assert!(requests.at >= before && requests.start == 0);
+            moves += requests.at - before;
+        }
+        assert_eq!(requests.next(&bytes, &limits).unwrap().unwrap().len(), 10_000);
+        assert!(moves <= bytes.len());
+    }
+
+    #[test]
+    fn what_a_huge_request_took_is_given_back() {
+        let mut bytes = Vec::new();
+        encode_request(&vec!["x"; 100_000], &mut bytes);
+        encode_request(&["ping"], &mut bytes);
+        let (mut requests, limits) = (Requests::new(), Limits::default());
+        assert_eq!(requests.next(&bytes, &limits).unwrap().unwrap().len(), 100_000);
+        assert_eq!(requests.next(&bytes, &limits).unwrap().unwrap().name(), b"ping");
+        assert!(requests.spans.capacity() < 2 * SPANS_KEPT);
     }
 }
