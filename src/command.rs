@@ -22,6 +22,7 @@ pub mod spec;
 mod strings;
 #[cfg(test)]
 mod tests;
+pub mod transaction;
 pub mod words;
 
 use crate::engine::batch::{Args, Op, OpCode};

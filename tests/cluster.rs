@@ -24,5 +24,7 @@ mod formation;
 mod harness;
 #[path = "cluster/load.rs"]
 mod load;
+#[path = "cluster/transactions.rs"]
+mod transactions;
 #[path = "cluster/wire.rs"]
 mod wire;
