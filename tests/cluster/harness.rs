@@ -113,6 +113,13 @@ impl Process {
         Process { child }
     }
 
+    /// Starts the binary with a standard output that the caller made.
+    pub fn start_with_output(args: &[&str], out: impl Into<Stdio>) -> Process {
+        let mut command = Command::new(binary());
+        command.args(args).stdin(Stdio::null()).stdout(out);
+        Process { child: command.spawn().expect("the binary starts") }
+    }
+
     /// Sends a signal by its name (`STOP`, `CONT`, `TERM`, `INT`).
     pub fn signal(&self, name: &str) {
         let kill = format!("kill -{name} {}", self.child.id());
