@@ -3,7 +3,6 @@
 //!
 //! The replies in the scripts are those of redis-server 7.0.15.
 
-use std::collections::BTreeMap;
 use super::client::{Client, Then};
 use super::facts::Facts;
 use super::plan::{Layout, Place, Plan, plan, route_one};
@@ -16,6 +15,7 @@ use crate::engine::protocol::{Granule, Mode, Work};
 use crate::engine::slots::Ring;
 use crate::engine::tables::{KeyHasher, Tables};
 use crate::ids::{Millis, PartitionId};
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt::Write;
 

@@ -117,6 +117,8 @@ pub enum Refusal {
     Unreachable(NodeId),
     /// The partition is not served by the node that was asked.
     Misplaced,
+    /// What is asked, or would be answered, is longer than can be carried.
+    TooLong,
     /// The request waited too long for a key that a transaction holds.
     Locked,
     /// It lost its locks too many times in a row.
