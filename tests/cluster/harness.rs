@@ -230,7 +230,8 @@ impl Cluster {
         &self.name
     }
 
-    /// The text of a `cluster.yaml` for this cluster's nodes.
+    /// The text of a `cluster.yaml` for this cluster's nodes. Each has two arbiters, so that
+    /// Buckets, Sessions and Peers meet over threads; the local role has one.
     pub fn yaml(&self, name: &str, partitions: u16) -> String {
         let mut text = format!("cluster: {name}\nnodes:\n");
         for (id, Ports { client, peer, http }) in (1..).zip(&self.ports) {
@@ -240,6 +241,7 @@ impl Cluster {
         }
         text += &format!("partitions: {partitions}\n");
         text += "defaults: { mode: strong, replicas: 1, durability: none }\n";
+        text += "arbiters: 2\n";
         text
     }
 
