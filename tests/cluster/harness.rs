@@ -120,6 +120,11 @@ impl Process {
         Process { child: command.spawn().expect("the binary starts") }
     }
 
+    /// Any other process that is to end with the test.
+    pub fn adopt(child: Child) -> Process {
+        Process { child }
+    }
+
     /// Sends a signal by its name (`STOP`, `CONT`, `TERM`, `INT`).
     pub fn signal(&self, name: &str) {
         let kill = format!("kill -{name} {}", self.child.id());
