@@ -11,6 +11,7 @@ use crate::actors::local::{Local, Signal};
 use crate::command::client::{Client, Then};
 use crate::command::plan::{self, Layout, Place, Plan};
 use crate::command::reply::Reply;
+use crate::command::scan::Walk;
 use crate::command::spec::{LOADING, WRITE};
 use crate::command::words::Words;
 use crate::command::{self, Redis};
@@ -72,6 +73,8 @@ struct Session {
     order: Vec<u16>,
     own: Replies,
     out: Vec<u8>,
+    /// Walks so far: no two throw the same dice.
+    walks: u64,
 }
 
 #[derive(Default)]
@@ -92,6 +95,8 @@ enum Next {
     Spread(Work, Layout),
     /// The same, without locks: each partition at its own moment.
     Each(Vec<(PartitionId, Batch)>, Layout),
+    /// A step after the other.
+    Walk(Walk),
     /// The connection ends with them.
     Close,
 }
@@ -117,6 +122,7 @@ impl Session {
             order: Vec::new(),
             own: Replies::default(),
             out: Vec::new(),
+            walks: 0,
         }
     }
 
@@ -130,6 +136,7 @@ impl Session {
                     Next::Read => break,
                     Next::Spread(work, layout) => self.spread(work, layout).await?,
                     Next::Each(batches, layout) => self.each(batches, layout).await?,
+                    Next::Walk(walk) => self.walk(walk).await?,
                     Next::Close => return Ok(()),
                 }
             }
@@ -359,6 +366,28 @@ impl Session {
         Ok(())
     }
 
+    /// Asks one partition after the other. Others are served between two steps.
+    async fn walk(&mut self, mut walk: Walk) -> io::Result<()> {
+        self.walks += 1;
+        let seed = [self.local.facts().now.0, self.client.id, self.walks].map(u64::to_le_bytes);
+        walk.throw(self.local.setup.hasher.hash(seed.as_flattened()));
+        let mut batch = Batch::new();
+        while let Some(partition) = walk.step(&mut batch) {
+            let destination = self.local.book.route(partition);
+            batch.iter().for_each(|op| self.shares[destination].batch.push_op(&op));
+            batch.clear();
+            self.ask().await?;
+            walk.take(self.shares[destination].replies.get(0));
+            self.recycle();
+        }
+        let mut out = std::mem::take(&mut self.out);
+        walk.finish(&mut Reply::new(&mut out, self.client.resp3));
+        self.write(&out).await?;
+        out.clear();
+        self.out = out;
+        Ok(())
+    }
+
     async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.local.counters.borrow_mut().bytes_out += bytes.len() as u64;
         let mut written = 0;
@@ -409,6 +438,7 @@ fn request(
             Plan::One(head) => head,
             Plan::Spread { work, layout } => return Some(Next::Spread(work, layout)),
             Plan::Each { batches, layout } => return Some(Next::Each(batches, layout)),
+            Plan::Walk(walk) => return Some(Next::Walk(walk)),
             Plan::Session(run) => {
                 local.counters.borrow_mut().others += 1;
                 let then = run(client, &local.facts(), words, &mut reply);

@@ -92,6 +92,15 @@ impl Cluster {
                     .collect();
                 layout.merge(&replies, &mut reply);
             }
+            Plan::Walk(mut walk) => {
+                way.push_str("walk");
+                let mut batch = Batch::new();
+                while let Some(partition) = walk.step(&mut batch) {
+                    walk.take(self.run(partition, &batch).get(0));
+                    batch.clear();
+                }
+                walk.finish(&mut reply);
+            }
             Plan::Spread { work, layout } => {
                 self.spread(&work, &layout, &mut reply, &mut way);
             }
@@ -143,7 +152,7 @@ impl Cluster {
         for op in batch.iter() {
             assert_eq!(op.head.partition, partition);
             assert!(Redis::knows(op.head.code));
-            Redis::keys(&op, &mut |key| assert_eq!(self.ring.partition_of_key(key), partition));
+            Redis::keys(&op, &mut |_, key| assert_eq!(self.ring.partition_of_key(key), partition));
             tables.begin(self.now, Redis::access(op.head.code));
             Redis::run(&op, tables, self.now, &mut replies.bytes);
             replies.end();

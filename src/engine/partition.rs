@@ -232,8 +232,8 @@ impl<M: Machine> Partition<M> {
             }
             Scope::Keys => {
                 let mut blocked = false;
-                M::keys(op, &mut |key| {
-                    blocked |= self.marks.blocks(op.head.table, key, access);
+                M::keys(op, &mut |table, key| {
+                    blocked |= self.marks.blocks(table, key, access);
                 });
                 blocked
             }
@@ -757,8 +757,8 @@ fn claims_of<'a, M: Machine>(ops: impl Iterator<Item = Op<'a>>) -> Vec<Claim> {
         match M::scope(op.head.code) {
             Scope::Glance => {}
             Scope::Partition => claims.push(Claim { granule: Granule::Whole, access }),
-            Scope::Keys => M::keys(&op, &mut |key| {
-                let granule = Granule::Key(op.head.table, key.to_vec());
+            Scope::Keys => M::keys(&op, &mut |table, key| {
+                let granule = Granule::Key(table, key.to_vec());
                 claims.push(Claim { granule, access });
             }),
         }

@@ -236,8 +236,8 @@ impl<M: Machine> Replica<M> {
             return false;
         }
         let mut locked = M::scope(op.head.code) == Scope::Partition;
-        M::keys(op, &mut |key| {
-            let claim = (op.head.table, key);
+        M::keys(op, &mut |table, key| {
+            let claim = (table, key);
             locked |= self.intents.values().any(|intent| intent.claims_key(claim));
         });
         locked
@@ -280,8 +280,8 @@ impl<M: Machine> Replica<M> {
         for op in share.batch.iter() {
             let access = M::access(op.head.code);
             whole |= M::scope(op.head.code) == Scope::Partition;
-            M::keys(&op, &mut |key| {
-                let place = (op.head.table, key.to_vec());
+            M::keys(&op, &mut |table, key| {
+                let place = (table, key.to_vec());
                 let claimed = copied.entry(place).or_insert_with_key(|(table, key)| {
                     self.tables.begin(stamp, Access::Read);
                     self.scratch.begin(stamp, Access::Write);
