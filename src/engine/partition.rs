@@ -22,8 +22,8 @@ use crate::engine::protocol::{
 };
 use crate::engine::replica::{Applied, Mutation, Replica};
 use crate::engine::rules::{Rule, kept};
-use crate::engine::tables::KeyHasher;
-use crate::ids::{Age, Incarnation, Millis, NodeId, PartitionId, TxnId};
+use crate::engine::tables::{EXPIRED_NOTED_MAX, KeyHasher};
+use crate::ids::{Age, Incarnation, Millis, NodeId, PartitionId, TableIndex, TxnId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How long an intent waits for its decision before it asks the primary, while its Coordinator
@@ -32,6 +32,18 @@ pub const RESOLVE_AFTER_MS: u64 = 3_000;
 
 /// How often a question or a decision that is not answered is repeated.
 pub const REPEAT_AFTER_MS: u64 = 300;
+
+/// Cells that a step of active expiry looks at. No more expired items than cells are found, so
+/// none is forgotten for lack of room.
+const EXPIRE_CELLS: usize = 1024;
+const _: () = assert!(EXPIRE_CELLS <= EXPIRED_NOTED_MAX);
+
+/// Where active expiry goes on.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sweep {
+    table: TableIndex,
+    cursor: u64,
+}
 
 /// What a partition wants done.
 #[derive(Debug, PartialEq, Eq)]
@@ -144,6 +156,7 @@ pub struct Partition<M> {
     inquiries: BTreeMap<TxnId, Inquiry>,
     /// When an intent or an outcome was last asked for or repeated.
     repeated: BTreeMap<TxnId, Millis>,
+    sweep: Sweep,
 }
 
 impl<M: Machine> Partition<M> {
@@ -168,6 +181,7 @@ impl<M: Machine> Partition<M> {
             tickets: BTreeMap::new(),
             inquiries: BTreeMap::new(),
             repeated: BTreeMap::new(),
+            sweep: Sweep::default(),
         }
     }
 
@@ -215,6 +229,30 @@ impl<M: Machine> Partition<M> {
                 self.replica.apply(Mutation::Expire(table, &key), stamp, &mut Vec::new());
             }
         }
+    }
+
+    /// A step of active expiry: looks at about [`EXPIRE_CELLS`] cells of a table in which something
+    /// may expire, and removes what has. Tells how many that was and whether the partition holds
+    /// anything that may expire at all. Keys under a lock are left to their transaction.
+    pub fn expire_some(&mut self, now: Millis) -> Option<usize> {
+        let volatile = |table: &TableIndex| self.replica.tables().volatile(*table) > 0;
+        if !volatile(&self.sweep.table) || self.sweep.cursor == 0 {
+            let next = self.sweep.table.index() + 1;
+            let table = TableIndex::all().chain(TableIndex::all()).skip(next).find(volatile)?;
+            self.sweep = Sweep { table, cursor: 0 };
+        }
+        let stamp = self.replica.stamp(now);
+        let Sweep { table, cursor } = self.sweep;
+        self.sweep.cursor = self.replica.sweep(table, cursor, EXPIRE_CELLS, stamp);
+        let mut removed = 0;
+        for (table, key) in self.replica.expired().into_iter().flatten() {
+            if !self.marks.is_empty() && self.marks.blocks(table, &key, Access::Write) {
+                continue;
+            }
+            let applied = self.replica.apply(Mutation::Expire(table, &key), stamp, &mut Vec::new());
+            removed += usize::from(applied == Applied::Done);
+        }
+        Some(removed)
     }
 
     #[cold]

@@ -157,6 +157,12 @@ impl<M: Machine> Replica<M> {
         self.tables.has_expired().then(|| self.tables.take_expired())
     }
 
+    /// Looks for expired items and notes them for [`Replica::expired`]: [`Tables::sweep`].
+    pub fn sweep(&mut self, table: TableIndex, cursor: u64, cells: usize, stamp: Millis) -> u64 {
+        self.tables.begin(stamp, Access::Read);
+        self.tables.sweep(table, cursor, cells)
+    }
+
     /// The images of keys as of `stamp`.
     pub fn images(&mut self, claims: &[Claim], stamp: Millis) -> Vec<Image> {
         self.tables.begin(stamp, Access::Read);
@@ -306,6 +312,10 @@ impl<M: Machine> Replica<M> {
             }
             let hash = self.scratch.hasher().hash(&key);
             self.scratch.remove(table, hash, &key);
+        }
+        if whole {
+            // Keys may have changed places under an operation on everything.
+            TableIndex::all().for_each(|table| self.scratch.clear(table));
         }
         self.scratch.take_expired();
         (writes, replies)
