@@ -27,6 +27,12 @@ pub struct Float {
     exponent: i64,
 }
 
+/// Whether the text is a name of infinity, which is read as a number and then always too great.
+pub fn is_infinite(text: &[u8]) -> bool {
+    let name = text.strip_prefix(b"-").or(text.strip_prefix(b"+")).unwrap_or(text);
+    name.eq_ignore_ascii_case(b"inf") || name.eq_ignore_ascii_case(b"infinity")
+}
+
 /// A natural number of any size, its least 32 bits first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Natural(Vec<u32>);

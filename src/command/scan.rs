@@ -248,7 +248,7 @@ impl Walk {
                 let partition = PartitionId((cursor.turn - 1) as u16);
                 let (at, cells) = (cursor.encode().to_string(), CELLS_MAX.to_string());
                 let args = [at.as_bytes(), b"MATCH", pattern, b"COUNT", cells.as_bytes()];
-                batch.push(head(SCAN, partition), args.into_iter());
+                batch.push(head(SCAN, partition), args);
                 Some(partition)
             }
             Errand::Random { dice, asked, answer } => {

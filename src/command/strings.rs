@@ -1,6 +1,6 @@
 //! Commands on strings.
 
-use super::float::Float;
+use super::float::{Float, is_infinite};
 use super::number::parse_int;
 use super::spec::{
     DENYOOM, Doc, FAST, Group, KEY, KEYS, Merge, PAIRS, READONLY, Spec, Split, WRITE, data,
@@ -404,14 +404,16 @@ fn decrby(call: &mut Call<'_>) {
 
 fn incrbyfloat(call: &mut Call<'_>) {
     const NOT_A_FLOAT: &str = "ERR value is not a valid float";
-    let number = |item: ItemRef<'_>| Float::parse(item.value());
-    let Some(before) = call.get().map_or_else(|| Float::parse(b"0"), number) else {
+    let increment = call.args.get(1);
+    let before = call.get().map_or(&b"0"[..], |item| item.value());
+    let numbers = [before, increment].map(Float::parse);
+    let known = |(text, number): (&[u8], &Option<Float>)| number.is_some() || is_infinite(text);
+    if ![before, increment].into_iter().zip(&numbers).all(known) {
         return call.reply.error(NOT_A_FLOAT);
-    };
-    let Some(increment) = Float::parse(call.args.get(1)) else {
-        return call.reply.error(NOT_A_FLOAT);
-    };
-    let Some(after) = before.add(&increment) else {
+    }
+    let [before, increment] = numbers;
+    let after = before.zip(increment).and_then(|(before, increment)| before.add(&increment));
+    let Some(after) = after else {
         return call.reply.error("ERR increment would produce NaN or Infinity");
     };
     let text = after.text();
