@@ -8,16 +8,24 @@
 //!
 //! Everything here is pure: no sockets, mailboxes or clocks.
 
+mod bits;
 pub mod client;
 mod connection;
+mod dump;
 pub mod facts;
+mod float;
 pub mod glob;
 mod info;
 mod keys;
+mod lcs;
 pub mod number;
+mod object;
 pub mod plan;
+mod rename;
 pub mod reply;
+pub mod scan;
 mod server;
+mod sort;
 pub mod spec;
 mod strings;
 #[cfg(test)]
@@ -25,11 +33,11 @@ mod tests;
 pub mod transaction;
 pub mod words;
 
-use crate::engine::batch::{Args, Op, OpCode};
+use crate::engine::batch::{Args, Op, OpCode, OpHead};
 use crate::engine::machine::{Access, Machine, Scope};
 use crate::engine::protocol::Refusal;
 use crate::engine::tables::{Expires, ItemRef, Tables};
-use crate::ids::{Millis, TableIndex};
+use crate::ids::{Millis, PartitionId, TableIndex};
 use reply::Reply;
 use spec::{Run, Spec};
 use words::Words;
@@ -41,6 +49,7 @@ pub const VALUE_BYTES_MAX: usize = 512 << 20;
 pub const KEY_BYTES_MAX: usize = (1 << 24) - 1;
 
 const SYNTAX: &str = "ERR syntax error";
+const WRONG_TYPE: &str = "WRONGTYPE Operation against a key holding the wrong kind of value";
 const NOT_AN_INTEGER: &str = "ERR value is not an integer or out of range";
 
 /// The Redis commands as a partition runs them.
@@ -61,11 +70,14 @@ impl Machine for Redis {
     }
 
     #[inline]
-    fn keys(op: &Op<'_>, visit: &mut dyn FnMut(&[u8])) {
-        let Some((spec, _)) = spec::by_code(op.head.code) else { return };
+    fn keys(op: &Op<'_>, visit: &mut dyn FnMut(TableIndex, &[u8])) {
+        let Some((spec, data)) = spec::by_code(op.head.code) else { return };
+        if let Some(reach) = data.reach {
+            return reach(op.head.table, op.args, visit);
+        }
         // The table counts words with the command's name, an operation's arguments lack it.
         for position in spec.keys.positions(op.args.len() + 1) {
-            visit(op.args.get(position - 1));
+            visit(op.head.table, op.args.get(position - 1));
         }
     }
 
@@ -75,8 +87,8 @@ impl Machine for Redis {
         let Some((_, data)) = spec::by_code(op.head.code) else {
             return reply.error("ERR this node does not know the operation");
         };
-        let (table, hash) = (op.head.table, op.head.hash);
-        (data.run)(&mut Call { args: op.args, table, hash, now, tables, reply });
+        let OpHead { table, hash, partition, .. } = op.head;
+        (data.run)(&mut Call { args: op.args, table, hash, partition, now, tables, reply });
     }
 
     fn refuse(refusal: &Refusal, reply: &mut Vec<u8>) {
@@ -100,6 +112,8 @@ pub struct Call<'a> {
     pub table: TableIndex,
     /// The placing hash of its first key.
     pub hash: u64,
+    /// The partition it runs in.
+    pub partition: PartitionId,
     /// The moment it runs at.
     pub now: Millis,
     /// The partition's tables.
@@ -113,6 +127,11 @@ impl Call<'_> {
     #[inline]
     fn get(&mut self) -> Option<ItemRef<'_>> {
         self.tables.get(self.table, self.hash, self.args.get(0))
+    }
+
+    /// The same, looked at without being used: its idle time goes on.
+    fn peek(&mut self) -> Option<ItemRef<'_>> {
+        self.tables.peek(self.table, self.hash, self.args.get(0))
     }
 
     /// Puts a value under the operation's first argument.

@@ -62,6 +62,8 @@ pub struct Snapshot {
     pub operations: u64,
     /// Operations that waited for a contended key.
     pub waits: u64,
+    /// Items removed because their time had come.
+    pub expired: u64,
     /// Requests that wait at the lock manager now.
     pub waiting: u64,
     /// Transactions under way.
@@ -169,6 +171,12 @@ pub fn prometheus(snapshot: &Snapshot) -> String {
         &one(snapshot.operations),
     );
     metric("batches_total", "counter", "Batches of operations.", &one(snapshot.batches));
+    metric(
+        "expired_total",
+        "counter",
+        "Keys removed because their time had come.",
+        &one(snapshot.expired),
+    );
     metric(
         "lock_waits_total",
         "counter",

@@ -89,6 +89,7 @@ impl Metrics {
             connections_rejected: self.latest.refused,
             commands_total: counters.commands(),
             commands_per_second: sample.reads + sample.writes + sample.transactions,
+            expired_total: Some(self.latest.expired),
             input_bytes: Some(counters.bytes_in),
             output_bytes: Some(counters.bytes_out),
             errors_total: Some(counters.errors),
@@ -146,6 +147,7 @@ async fn look(book: Arc<Book>, connected: u64, refused: u64) -> Option<(Snapshot
         snapshot.batches += report.core.batches;
         snapshot.operations += report.core.operations;
         snapshot.waits += report.core.waits;
+        snapshot.expired += report.core.expired;
         snapshot.table_bytes += report.bytes as u64;
         snapshot.unsettled += report.unsettled as u64;
         for (sum, (items, volatile)) in snapshot.tables.iter_mut().zip(report.tables) {

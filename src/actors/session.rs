@@ -11,6 +11,7 @@ use crate::actors::local::{Local, Signal};
 use crate::command::client::{Client, Then};
 use crate::command::plan::{self, Layout, Place, Plan};
 use crate::command::reply::Reply;
+use crate::command::scan::Walk;
 use crate::command::spec::{Control, LOADING, NO_MULTI, Run, Spec, WRITE};
 use crate::command::transaction::{Exec, Queue, Script, read_versions};
 use crate::command::words::Words;
@@ -76,6 +77,8 @@ struct Session {
     order: Vec<u16>,
     own: Replies,
     out: Vec<u8>,
+    /// Walks so far: no two throw the same dice.
+    walks: u64,
 }
 
 /// What a connection is in the midst of.
@@ -108,6 +111,8 @@ enum Next {
     Watch(Vec<Vec<u8>>, Plan),
     /// `EXEC`, of a queue and what it watches.
     Exec(Work, Script),
+    /// A step after the other.
+    Walk(Walk),
     /// The connection ends with them.
     Close,
 }
@@ -133,6 +138,7 @@ impl Session {
             order: Vec::new(),
             own: Replies::default(),
             out: Vec::new(),
+            walks: 0,
         }
     }
 
@@ -148,6 +154,7 @@ impl Session {
                     Next::Each(batches, layout) => self.each(batches, layout).await?,
                     Next::Watch(keys, plan) => self.watch(keys, plan).await?,
                     Next::Exec(work, script) => self.exec(work, script).await?,
+                    Next::Walk(walk) => self.walk(walk).await?,
                     Next::Close => return Ok(()),
                 }
             }
@@ -425,6 +432,25 @@ impl Session {
         self.write_out().await
     }
 
+    /// Asks one partition after the other. Others are served between two steps.
+    async fn walk(&mut self, mut walk: Walk) -> io::Result<()> {
+        self.walks += 1;
+        let seed =
+            [self.local.facts().now.0, self.state.client.id, self.walks].map(u64::to_le_bytes);
+        walk.throw(self.local.setup.hasher.hash(seed.as_flattened()));
+        let mut batch = Batch::new();
+        while let Some(partition) = walk.step(&mut batch) {
+            let destination = self.local.book.route(partition);
+            batch.iter().for_each(|op| self.shares[destination].batch.push_op(&op));
+            batch.clear();
+            self.ask().await?;
+            walk.take(self.shares[destination].replies.get(0));
+            self.recycle();
+        }
+        walk.finish(&mut Reply::new(&mut self.out, self.state.client.resp3));
+        self.write_out().await
+    }
+
     async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.local.counters.borrow_mut().bytes_out += bytes.len() as u64;
         let mut written = 0;
@@ -490,6 +516,7 @@ fn request(
             Plan::One(head) => head,
             Plan::Spread { work, layout } => return Some(Next::Spread(work, layout)),
             Plan::Each { batches, layout } => return Some(Next::Each(batches, layout)),
+            Plan::Walk(walk) => return Some(Next::Walk(walk)),
             Plan::Session(run) => {
                 local.counters.borrow_mut().others += 1;
                 let then = run(client, &local.facts(), words, &mut reply);

@@ -36,7 +36,7 @@ pub(super) const COMMANDS: &[Spec] = &[
         doc: doc("7.0.0", "O(1)", "Tells when a key expires, as a Unix time in milliseconds.", "key") },
     Spec { name: "pttl", arity: 2, flags: READONLY | FAST, keys: KEY, run: data(49, pttl, Split::Single),
         doc: doc("2.6.0", "O(1)", "Tells how many milliseconds a key has left.", "key") },
-    Spec { name: "touch", arity: -2, flags: READONLY | FAST, keys: KEYS, run: data(50, exists, Split::PerKey(Merge::Sum)),
+    Spec { name: "touch", arity: -2, flags: READONLY | FAST, keys: KEYS, run: data(50, touch, Split::PerKey(Merge::Sum)),
         doc: doc("3.2.1", "O(N) with N the number of keys", "Looks keys up and counts those that exist.", "key [key ...]") },
     Spec { name: "ttl", arity: 2, flags: READONLY | FAST, keys: KEY, run: data(51, ttl, Split::Single),
         doc: doc("1.0.0", "O(1)", "Tells how many seconds a key has left.", "key") },
@@ -61,13 +61,23 @@ fn exists(call: &mut Call<'_>) {
     let mut found = 0;
     for (index, key) in args.iter().enumerate() {
         let hash = call.hash_of(index);
+        found += i64::from(call.tables.peek(call.table, hash, key).is_some());
+    }
+    call.reply.int(found);
+}
+
+fn touch(call: &mut Call<'_>) {
+    let args = call.args;
+    let mut found = 0;
+    for (index, key) in args.iter().enumerate() {
+        let hash = call.hash_of(index);
         found += i64::from(call.tables.get(call.table, hash, key).is_some());
     }
     call.reply.int(found);
 }
 
 fn type_of(call: &mut Call<'_>) {
-    let name = if call.get().is_some() { "string" } else { "none" };
+    let name = if call.peek().is_some() { "string" } else { "none" };
     call.reply.simple(name);
 }
 
@@ -105,7 +115,7 @@ fn pexpiretime(call: &mut Call<'_>) {
 
 fn tell_expiry(call: &mut Call<'_>, tell: Tell) {
     let now = call.now;
-    let expires = call.get().map(|item| item.expires());
+    let expires = call.peek().map(|item| item.expires());
     // Seconds are rounded, not cut: a key that was just given 10 seconds has 10 left.
     let seconds = |ms: u64| ms.saturating_add(500) / 1000;
     let told = match expires {

@@ -6,11 +6,13 @@
 //! (`MSET a 1 a 2` leaves 2, `DEL a a` counts 1), and a [`Layout`] that remembers where each reply
 //! belongs.
 
+use super::Redis;
 use super::reply::Reply;
+use super::scan::{self, Walk};
 use super::spec::{Data, Merge, Run, SessionFn, Spec, Split};
 use super::words::Words;
 use crate::engine::batch::{Batch, OpHead, Replies};
-use crate::engine::machine::Access;
+use crate::engine::machine::{Access, Machine};
 use crate::engine::protocol::{Claim, Granule, Mode, Share, Work};
 use crate::engine::slots::Ring;
 use crate::engine::tables::KeyHasher;
@@ -53,6 +55,8 @@ pub enum Plan {
         /// How their replies become one.
         layout: Layout,
     },
+    /// By one partition after the other, in steps of bounded work.
+    Walk(Walk),
     /// Not at all.
     Refused(String),
 }
@@ -62,11 +66,10 @@ pub enum Plan {
 #[inline]
 pub fn route_one(spec: &Spec, words: Words<'_>, place: &Place<'_>) -> Option<OpHead> {
     let Run::Data(data) = &spec.run else { return None };
-    let first = match data.split {
-        Split::Single => 1,
-        _ => return None,
-    };
-    let key = words.get(first);
+    if data.split != Split::Single {
+        return None;
+    }
+    let key = words.get(spec.keys.first as usize);
     (key.len() <= place.key_bytes_max).then(|| place.head(data, key))
 }
 
@@ -97,11 +100,24 @@ pub fn plan(spec: &Spec, words: Words<'_>, place: &Place<'_>) -> Plan {
     };
     let mut keys = spec.keys.positions(words.len()).map(|at| words.get(at));
     if keys.any(|key| key.len() > place.key_bytes_max) {
-        let max = place.key_bytes_max;
-        return Plan::Refused(format!("ERR key is longer than {max} bytes"));
+        return key_too_long(place);
     }
-    if let Split::Everywhere { merge, locked } = data.split {
-        return everywhere(spec, data, merge, locked, words, place);
+    match data.split {
+        Split::Everywhere { merge, locked } => {
+            return everywhere(spec, data, merge, locked, words, place);
+        }
+        Split::Scan => {
+            let partition = scan::route(words, place.ring.partitions());
+            return Plan::One(place.head_without_keys(data, partition));
+        }
+        Split::Walk => {
+            let partitions = place.ring.partitions();
+            return Plan::Walk(Walk::new(data.code, words, place.table, partitions));
+        }
+        Split::Single | Split::PerKey(_) | Split::Gather => {}
+    }
+    if data.reach.is_some() {
+        return gather(spec, data, words, place);
     }
     let mut partitions =
         spec.keys.positions(words.len()).map(|at| place.ring.partition_of_key(words.get(at)));
@@ -113,6 +129,10 @@ pub fn plan(spec: &Spec, words: Words<'_>, place: &Place<'_>) -> Plan {
         Split::PerKey(merge) => per_key(spec, data, merge, words, place),
         _ => gather(spec, data, words, place),
     }
+}
+
+fn key_too_long(place: &Place<'_>) -> Plan {
+    Plan::Refused(format!("ERR key is longer than {} bytes", place.key_bytes_max))
 }
 
 fn mode(spec: &Spec) -> Mode {
@@ -169,19 +189,27 @@ fn per_key(spec: &Spec, data: &Data, merge: Merge, words: Words<'_>, place: &Pla
 }
 
 fn gather(spec: &Spec, data: &Data, words: Words<'_>, place: &Place<'_>) -> Plan {
+    let head = place.head(data, words.get(spec.keys.first as usize));
+    let mut script = Batch::new();
+    script.push(head, words.from(1));
     let mut shares: BTreeMap<PartitionId, Share> = BTreeMap::new();
-    for at in spec.keys.positions(words.len()) {
-        let key = words.get(at);
-        let granule = Granule::Key(place.table, key.to_vec());
+    let mut too_long = false;
+    Redis::keys(&script.op(0), &mut |table, key| {
+        too_long |= key.len() > place.key_bytes_max;
+        let granule = Granule::Key(table, key.to_vec());
         let claims = &mut shares.entry(place.ring.partition_of_key(key)).or_default().claims;
         claims.push(Claim { granule, access: spec.access() });
+    });
+    if too_long {
+        return key_too_long(place);
+    }
+    if shares.len() == 1 {
+        return Plan::One(head);
     }
     for share in shares.values_mut() {
         share.claims.sort_unstable();
         share.claims.dedup();
     }
-    let mut script = Batch::new();
-    script.push(place.head(data, words.get(spec.keys.first as usize)), words.from(1));
     let layout = Layout { merge: Merge::Status, pieces: vec![Piece { share: 0, op: 0 }] };
     Plan::Spread {
         work: Work { mode: Mode::Gather, shares: shares.into_iter().collect(), script },

@@ -11,16 +11,26 @@ use super::client::{Client, Then};
 use super::facts::Facts;
 use super::reply::Reply;
 use super::words::Words;
-use super::{connection, keys, server, strings, transaction};
-use crate::engine::batch::OpCode;
+use super::{
+    bits, connection, dump, keys, lcs, object, rename, scan, server, sort, strings, transaction,
+};
+use crate::engine::batch::{Args, OpCode};
 use crate::engine::machine::{Access, Scope};
+use crate::ids::TableIndex;
 
 /// All rows, a slice a group.
-const GROUPS: [&[Spec]; 5] = [
+const GROUPS: [&[Spec]; 12] = [
     connection::COMMANDS,
     server::COMMANDS,
     keys::COMMANDS,
+    scan::COMMANDS,
+    rename::COMMANDS,
+    object::COMMANDS,
+    dump::COMMANDS,
+    sort::COMMANDS,
     strings::COMMANDS,
+    lcs::COMMANDS,
+    bits::COMMANDS,
     transaction::COMMANDS,
 ];
 
@@ -111,6 +121,8 @@ pub enum Group {
     Generic,
     /// Strings.
     String,
+    /// Strings as arrays of bits.
+    Bitmap,
     /// The connection itself.
     Connection,
     /// The server itself.
@@ -125,6 +137,7 @@ impl Group {
         match self {
             Group::Generic => "generic",
             Group::String => "string",
+            Group::Bitmap => "bitmap",
             Group::Connection => "connection",
             Group::Server => "server",
             Group::Transactions => "transactions",
@@ -224,7 +237,12 @@ pub struct Data {
     pub run: DataFn,
     /// How it is served when its keys lie in several.
     pub split: Split,
+    /// The keys it touches, where its row's positions do not tell them all.
+    pub reach: Option<ReachFn>,
 }
+
+/// Visits the keys that an operation on a table touches, each with its own table.
+pub type ReachFn = fn(TableIndex, Args<'_>, &mut dyn FnMut(TableIndex, &[u8]));
 
 /// How a command is served when its keys lie in several partitions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -236,6 +254,10 @@ pub enum Split {
     /// Its result needs all of its keys together: they are locked and read where they lie, and
     /// the command is evaluated in one place.
     Gather,
+    /// Its cursor tells which partition goes on: one a call.
+    Scan,
+    /// It has no keys and goes from partition to partition, a bounded step at a time.
+    Walk,
     /// It has no keys and asks every partition.
     Everywhere {
         /// What becomes of the replies.
@@ -258,7 +280,12 @@ pub enum Merge {
 
 /// A row's [`Run`] for a command on data.
 pub(super) const fn data(code: u16, run: DataFn, split: Split) -> Run {
-    Run::Data(Data { code: OpCode(code), run, split })
+    Run::Data(Data { code: OpCode(code), run, split, reach: None })
+}
+
+/// As [`data`], for a command that touches more than the keys its row tells.
+pub(super) const fn reaching(code: u16, run: DataFn, split: Split, reach: ReachFn) -> Run {
+    Run::Data(Data { code: OpCode(code), run, split, reach: Some(reach) })
 }
 
 impl Spec {
@@ -290,7 +317,10 @@ impl Spec {
             Run::Data(Data { split: Split::Everywhere { locked: true, .. }, .. }) => {
                 Scope::Partition
             }
-            Run::Data(Data { split: Split::Everywhere { locked: false, .. }, .. }) => Scope::Glance,
+            Run::Data(Data {
+                split: Split::Everywhere { locked: false, .. } | Split::Scan | Split::Walk,
+                ..
+            }) => Scope::Glance,
             _ => Scope::Keys,
         }
     }
@@ -344,6 +374,7 @@ impl Spec {
             (has(READONLY), "@read"),
             (has(WRITE), "@write"),
             (group(Group::String), "@string"),
+            (group(Group::Bitmap), "@bitmap"),
             (has(ADMIN), "@admin"),
             (has(FAST), "@fast"),
             (!has(FAST), "@slow"),
@@ -376,8 +407,7 @@ pub fn lookup(name: &[u8]) -> Option<&'static Spec> {
 /// The command on data with this code.
 #[inline]
 pub fn by_code(code: OpCode) -> Option<(&'static Spec, Data)> {
-    let row = usize::from(*BY_CODE.get(usize::from(code.0))?).checked_sub(1)?;
-    let spec = ROWS[row];
+    let spec = (*BY_CODE.get(usize::from(code.0))?)?;
     Some((spec, spec.data()?))
 }
 
@@ -433,21 +463,34 @@ static BY_NAME: [u16; PLACES] = {
 /// Codes are below this.
 const CODES: usize = 512;
 
-/// The row of each code, plus one.
-static BY_CODE: [u16; CODES] = {
-    let mut index = [0; CODES];
+/// The row of each code, be it a command's or a subcommand's.
+static BY_CODE: [Option<&Spec>; CODES] = {
+    let mut index = [None; CODES];
     let mut row = 0;
     while row < ROWS_LEN {
         if let Some(data) = ROWS_CONST[row].data() {
-            let code = data.code.0 as usize;
-            assert!(code > 0 && code < CODES, "a command's code is out of range");
-            assert!(index[code] == 0, "a command's code is given twice");
-            index[code] = row as u16 + 1;
+            enter(&mut index, data.code, ROWS_CONST[row]);
+        }
+        if let Run::Container { subcommands, .. } = ROWS_CONST[row].run {
+            let mut sub = 0;
+            while sub < subcommands.len() {
+                if let Some(data) = subcommands[sub].data() {
+                    enter(&mut index, data.code, &subcommands[sub]);
+                }
+                sub += 1;
+            }
         }
         row += 1;
     }
     index
 };
+
+const fn enter(index: &mut [Option<&'static Spec>; CODES], code: OpCode, spec: &'static Spec) {
+    let code = code.0 as usize;
+    assert!(code > 0 && code < CODES, "a command's code is out of range");
+    assert!(index[code].is_none(), "a command's code is given twice");
+    index[code] = Some(spec);
+}
 
 const fn same(a: &[u8], b: &[u8]) -> bool {
     if a.len() != b.len() {
@@ -533,9 +576,12 @@ mod tests {
                 "{name} reads or writes"
             );
             match data.split {
-                Split::Single => assert_eq!(spec.keys, KEY, "{name}"),
-                Split::PerKey(_) | Split::Gather => assert_eq!(spec.keys.last, -1, "{name}"),
-                Split::Everywhere { .. } => assert_eq!(spec.keys, NO_KEYS, "{name}"),
+                Split::Single => assert_eq!(spec.keys.count(9), 1, "{name}"),
+                Split::PerKey(_) => assert_eq!(spec.keys.last, -1, "{name}"),
+                Split::Gather => assert!(spec.keys.count(9) > 0, "{name}"),
+                Split::Scan | Split::Walk | Split::Everywhere { .. } => {
+                    assert_eq!(spec.keys, NO_KEYS, "{name}");
+                }
             }
         }
     }
@@ -543,7 +589,7 @@ mod tests {
     #[test]
     fn codes_stay_what_logs_hold() {
         let mut codes: Vec<(u16, &str)> = Vec::new();
-        for spec in all() {
+        for spec in all().flat_map(|spec| std::iter::once(spec).chain(spec.subcommands())) {
             if let Some(data) = spec.data() {
                 codes.push((data.code.0, spec.name));
             }

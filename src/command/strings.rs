@@ -1,5 +1,6 @@
 //! Commands on strings.
 
+use super::float::{Float, is_infinite};
 use super::number::parse_int;
 use super::spec::{
     DENYOOM, Doc, FAST, Group, KEY, KEYS, Merge, PAIRS, READONLY, Spec, Split, WRITE, data,
@@ -40,6 +41,8 @@ pub(super) const COMMANDS: &[Spec] = &[
         doc: doc("1.0.0", "O(1)", "Adds one to a key's integer, which begins at 0.", "key") },
     Spec { name: "incrby", arity: 3, flags: WRITE | DENYOOM | FAST, keys: KEY, run: data(10, incrby, Split::Single),
         doc: doc("1.0.0", "O(1)", "Adds a number to a key's integer, which begins at 0.", "key increment") },
+    Spec { name: "incrbyfloat", arity: 3, flags: WRITE | DENYOOM | FAST, keys: KEY, run: data(11, incrbyfloat, Split::Single),
+        doc: doc("2.6.0", "O(1)", "Adds a floating-point number to a key's number, which begins at 0.", "key increment") },
     Spec { name: "mget", arity: -2, flags: READONLY | FAST, keys: KEYS, run: data(12, mget, Split::PerKey(Merge::Array)),
         doc: doc("1.0.0", "O(N) with N the number of keys", "Reads the strings of several keys at one moment.", "key [key ...]") },
     Spec { name: "mset", arity: -3, flags: WRITE | DENYOOM, keys: PAIRS, run: data(13, mset, Split::PerKey(Merge::Status)),
@@ -59,6 +62,8 @@ pub(super) const COMMANDS: &[Spec] = &[
         doc: doc("2.2.0", "O(N) with N the length written", "Overwrites a part of a key's string, filling up with zero bytes.", "key offset value") },
     Spec { name: "strlen", arity: 2, flags: READONLY | FAST, keys: KEY, run: data(20, strlen, Split::Single),
         doc: doc("2.2.0", "O(1)", "Tells the length of a key's string.", "key") },
+    Spec { name: "substr", arity: 4, flags: READONLY, keys: KEY, run: data(21, getrange, Split::Single),
+        doc: doc("1.0.0", "O(N) with N the length read", "Reads a part of a key's string.", "key start end") },
 ];
 
 const OVERFLOW: &str = "ERR increment or decrement would overflow";
@@ -395,6 +400,25 @@ fn decrby(call: &mut Call<'_>) {
         Some(decrement) => add(call, -decrement),
         None => call.reply.error(NOT_AN_INTEGER),
     }
+}
+
+fn incrbyfloat(call: &mut Call<'_>) {
+    const NOT_A_FLOAT: &str = "ERR value is not a valid float";
+    let increment = call.args.get(1);
+    let before = call.get().map_or(&b"0"[..], |item| item.value());
+    let numbers = [before, increment].map(Float::parse);
+    let known = |(text, number): (&[u8], &Option<Float>)| number.is_some() || is_infinite(text);
+    if ![before, increment].into_iter().zip(&numbers).all(known) {
+        return call.reply.error(NOT_A_FLOAT);
+    }
+    let [before, increment] = numbers;
+    let after = before.zip(increment).and_then(|(before, increment)| before.add(&increment));
+    let Some(after) = after else {
+        return call.reply.error("ERR increment would produce NaN or Infinity");
+    };
+    let text = after.text();
+    call.put(text.as_bytes(), Expires::Keep);
+    call.reply.bulk(text.as_bytes());
 }
 
 fn add(call: &mut Call<'_>, increment: i64) {

@@ -93,6 +93,15 @@ impl Cluster {
                     .collect();
                 layout.merge(&replies, &mut reply);
             }
+            Plan::Walk(mut walk) => {
+                way.push_str("walk");
+                let mut batch = Batch::new();
+                while let Some(partition) = walk.step(&mut batch) {
+                    walk.take(self.run(partition, &batch).get(0));
+                    batch.clear();
+                }
+                walk.finish(&mut reply);
+            }
             Plan::Spread { work, layout } => {
                 self.spread(&work, &layout, &mut reply, &mut way);
             }
@@ -144,7 +153,7 @@ impl Cluster {
         for op in batch.iter() {
             assert_eq!(op.head.partition, partition);
             assert!(Redis::knows(op.head.code));
-            Redis::keys(&op, &mut |key| assert_eq!(self.ring.partition_of_key(key), partition));
+            Redis::keys(&op, &mut |_, key| assert_eq!(self.ring.partition_of_key(key), partition));
             tables.begin(self.now, Redis::access(op.head.code));
             Redis::run(&op, tables, self.now, &mut replies.bytes);
             replies.end();
@@ -208,6 +217,104 @@ fn expiry() {
 #[test]
 fn several_keys() {
     script("several_keys");
+}
+
+#[test]
+fn bits() {
+    script("bits");
+}
+
+#[test]
+fn values() {
+    script("values");
+}
+
+#[test]
+fn names() {
+    script("names");
+}
+
+/// The keys that a whole scan meets, a call at a time; after each call `meanwhile` may do more.
+fn scanned(
+    cluster: &mut Cluster,
+    options: &str,
+    mut meanwhile: impl FnMut(&mut Cluster),
+) -> Vec<String> {
+    let mut cursor = "0".to_string();
+    let mut keys = Vec::new();
+    loop {
+        let reply = reply_of(cluster, &format!("scan {cursor}{options}"));
+        let mut lines = reply.split("\r\n").filter(|line| !line.starts_with(['*', '$']));
+        cursor = lines.next().unwrap().to_string();
+        keys.extend(lines.filter(|line| !line.is_empty()).map(str::to_string));
+        if cursor == "0" {
+            return keys;
+        }
+        meanwhile(cluster);
+    }
+}
+
+#[test]
+fn a_scan_meets_what_is_there_throughout() {
+    let mut cluster = Cluster::new(5);
+    for number in 0..2000 {
+        reply_of(&mut cluster, &format!("set stays{number} 1"));
+    }
+    let mut fresh = 0;
+    let mut keys = scanned(&mut cluster, " COUNT 7", |cluster| {
+        // First the tables grow, then they shrink.
+        for _ in 0..40 {
+            let change = if fresh < 20_000 { "set" } else { "del" };
+            let value = if change == "set" { " 1" } else { "" };
+            reply_of(cluster, &format!("{change} fresh{}{value}", fresh % 20_000));
+            fresh += 1;
+        }
+    });
+    keys.sort_unstable();
+    keys.dedup();
+    let stayed = keys.iter().filter(|key| key.starts_with("stays")).count();
+    assert_eq!(stayed, 2000);
+    assert!(fresh > 20_000, "the tables grew and shrank: {fresh}");
+}
+
+#[test]
+fn a_scan_is_told_what_to_pass_over() {
+    let mut cluster = Cluster::new(3);
+    for number in 0..100 {
+        reply_of(&mut cluster, &format!("set key{number} 1"));
+    }
+    let nothing = |_: &mut Cluster| {};
+    assert_eq!(scanned(&mut cluster, "", nothing).len(), 100);
+    assert_eq!(scanned(&mut cluster, " MATCH key7* COUNT 1000", nothing).len(), 11);
+    assert_eq!(scanned(&mut cluster, " TYPE STRING", nothing).len(), 100);
+    assert_eq!(scanned(&mut cluster, " TYPE list", nothing).len(), 0);
+    assert_eq!(reply_of(&mut cluster, "keys key*").matches("\r\nkey").count(), 100);
+    let cursors = ["1", "281474976710656", "18446744073709551615", "-1"];
+    for cursor in cursors {
+        let reply = reply_of(&mut cluster, &format!("scan {cursor}"));
+        assert!(reply.starts_with("*2\r\n"), "any number is a cursor: {reply}");
+    }
+}
+
+#[test]
+fn idle_time_passes_until_a_key_is_used() {
+    let mut cluster = Cluster::new(2);
+    reply_of(&mut cluster, "set a 1");
+    cluster.now = Millis(cluster.now.0 + 7000);
+    for looks in ["exists a", "ttl a", "type a", "object encoding a"] {
+        reply_of(&mut cluster, looks);
+    }
+    assert_eq!(reply_of(&mut cluster, "object idletime a"), ":7\r\n");
+    reply_of(&mut cluster, "touch a");
+    assert_eq!(reply_of(&mut cluster, "object idletime a"), ":0\r\n");
+    reply_of(&mut cluster, "set b 12");
+    let payload = cluster.ask(&["dump", "b"]).0;
+    let payload = &payload[payload.iter().position(|byte| *byte == b'\n').unwrap() + 1..];
+    let payload = &payload[..payload.len() - 2];
+    let words: [&[u8]; 6] = [b"restore", b"c", b"0", payload, b"idletime", b"40"];
+    assert_eq!(cluster.ask(&words).0, b"+OK\r\n");
+    assert_eq!(reply_of(&mut cluster, "object idletime c"), ":40\r\n");
+    assert_eq!(reply_of(&mut cluster, "get c"), "$2\r\n12\r\n");
 }
 
 #[test]

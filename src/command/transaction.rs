@@ -10,7 +10,6 @@
 //!
 //! Watched keys are part of the work: their partitions compare versions once all is locked.
 
-use super::Call;
 use super::client::Client;
 use super::facts::Facts;
 use super::plan::{Layout, Piece, Place, Plan, plan};
@@ -20,8 +19,9 @@ use super::spec::{
     STALE, Spec, Split,
 };
 use super::words::{Phrase, Words};
+use super::{Call, Redis};
 use crate::engine::batch::{Batch, OpCode, Replies};
-use crate::engine::machine::Scope;
+use crate::engine::machine::{Machine, Scope};
 use crate::engine::protocol::{Claim, Granule, Mode, Share, Watched, Work};
 use crate::ids::PartitionId;
 use std::collections::BTreeMap;
@@ -43,7 +43,7 @@ pub(super) const COMMANDS: &[Spec] = &[
     Spec { name: "unwatch", arity: 1, flags: CONTROL, keys: NO_KEYS, run: Run::Control(Control::Unwatch),
         doc: doc("2.2.0", "Forgets the watched keys.", "") },
     Spec { name: "watch", arity: -2, flags: CONTROL, keys: KEYS,
-        run: Run::Control(Control::Watch(Data { code: OpCode(400), run: versions, split: Split::PerKey(Merge::Array) })),
+        run: Run::Control(Control::Watch(Data { code: OpCode(400), run: versions, split: Split::PerKey(Merge::Array), reach: None })),
         doc: doc("2.2.0", "Lets the next EXEC fail if one of the keys has changed by then.", "key [key ...]") },
 ];
 
@@ -192,12 +192,13 @@ impl Draft {
             self.whole = Some(spec.name);
         }
         self.script.push(place.head(&data, words.get(1)), words.from(1));
-        for at in spec.keys.positions(words.len()) {
-            let key = words.get(at);
-            let granule = Granule::Key(place.table, key.to_vec());
-            let claims = self.claims.entry(place.ring.partition_of_key(key)).or_default();
+        let op = self.script.op(self.script.len() - 1);
+        let claims = &mut self.claims;
+        Redis::keys(&op, &mut |table, key| {
+            let granule = Granule::Key(table, key.to_vec());
+            let claims = claims.entry(place.ring.partition_of_key(key)).or_default();
             claims.push(Claim { granule, access: spec.access() });
-        }
+        });
         let (merge, pieces) = match plan(spec, words, place) {
             Plan::One(head) => {
                 let batch = &mut self.shares.entry(head.partition).or_default().batch;
@@ -213,6 +214,10 @@ impl Draft {
                 self.take(shares.collect(), layout)
             }
             Plan::Each { batches, layout } => self.take(batches, layout),
+            Plan::Walk(_) => {
+                let name = spec.name.to_uppercase();
+                return Err(format!("ERR {name} is not possible inside a transaction"));
+            }
             Plan::Session(_) => return Err("ERR syntax error".into()),
             Plan::Refused(refused) => return Err(refused),
         };

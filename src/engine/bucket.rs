@@ -18,6 +18,12 @@ pub const REPLY_BYTES_MAX: usize = 1 << 20;
 
 /// A single reply that is longer is not given: it would fit no frame, and its end no offset.
 pub const ONE_REPLY_BYTES_MAX: usize = 1 << 29;
+/// Steps of active expiry that a tick takes in each partition at most.
+const EXPIRE_STEPS_MAX: usize = 16;
+
+/// A step that removes at least so many items is followed by another one: as in Redis, the work
+/// grows with what there is to do, up to a bound.
+const EXPIRE_MORE: usize = 64;
 
 /// Names a batch that waits for a contended key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,6 +57,8 @@ pub struct Counts {
     pub batches: u64,
     /// Operations that waited for a contended key.
     pub waits: u64,
+    /// Items removed because their time had come.
+    pub expired: u64,
 }
 
 /// The state of one Bucket.
@@ -103,7 +111,8 @@ impl<M: Machine> Bucket<M> {
 
     /// What it counted.
     pub fn counts(&self) -> Counts {
-        self.counts
+        let expired = self.partitions().map(|one| one.replica().tables().expirations()).sum();
+        Counts { expired, ..self.counts }
     }
 
     /// What it knows of the nodes.
@@ -242,6 +251,7 @@ impl<M: Machine> Bucket<M> {
         for partition in self.partitions.iter_mut().flatten() {
             partition.tick(now, &self.neighbours, effects);
         }
+        self.expire(now);
         let late = |(ticket, (_, _, _, until)): (&Ticket, &(_, _, _, Millis))| {
             (*until <= now).then_some(*ticket)
         };
@@ -257,6 +267,20 @@ impl<M: Machine> Bucket<M> {
             completed.extend(self.fill(parked, index, reply));
         }
         completed
+    }
+
+    /// A cycle of active expiry. The steps go round the partitions, so that none waits for the
+    /// others' backlog.
+    fn expire(&mut self, now: Millis) {
+        let mut busy: Vec<&mut Partition<M>> = self.partitions.iter_mut().flatten().collect();
+        for _ in 0..EXPIRE_STEPS_MAX {
+            busy.retain_mut(|partition| {
+                partition.expire_some(now).is_some_and(|removed| removed >= EXPIRE_MORE)
+            });
+            if busy.is_empty() {
+                break;
+            }
+        }
     }
 
     /// A node lives and can be reached.
@@ -308,4 +332,82 @@ impl<M: Machine> Bucket<M> {
 /// Whether an operation of a peer may be given to a Bucket at all.
 pub fn is_sound<M: Machine>(batch: &Batch) -> bool {
     batch.heads().all(|head| M::knows(head.code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::Redis;
+    use crate::engine::batch::{OpCode, OpHead};
+    use crate::ids::TableIndex;
+
+    const SET: OpCode = OpCode(16);
+    const GET: OpCode = OpCode(4);
+
+    fn bucket() -> (Bucket<Redis>, KeyHasher) {
+        let hasher = KeyHasher::new(7);
+        let node = NodeId(1);
+        let owned = [PartitionId(0), PartitionId(1)];
+        (Bucket::new(node, Incarnation(1), vec![node; 2], &owned, hasher, 0, 1000), hasher)
+    }
+
+    fn run(bucket: &mut Bucket<Redis>, hasher: KeyHasher, code: OpCode, words: &[&str], now: u64) {
+        let mut batch = Batch::new();
+        let head = OpHead {
+            code,
+            partition: PartitionId(words[0].len() as u16 % 2),
+            table: TableIndex::default(),
+            resp3: false,
+            hash: hasher.hash(words[0].as_bytes()),
+        };
+        batch.push(head, words.iter().map(|word| word.as_bytes()));
+        let executed = bucket.execute(batch, Replies::default(), Millis(now), &mut Vec::new());
+        assert!(matches!(executed, Executed::Done(..)));
+    }
+
+    fn held(bucket: &Bucket<Redis>) -> usize {
+        let table = TableIndex::default();
+        bucket.partitions().map(|partition| partition.replica().tables().len(table)).sum()
+    }
+
+    #[test]
+    fn what_nobody_asks_for_expires_a_bounded_number_at_a_time() {
+        const KEYS: usize = 100_000;
+        let (mut bucket, hasher) = bucket();
+        for number in 0..KEYS {
+            let key = format!("key{number}");
+            run(&mut bucket, hasher, SET, &[&key, "value", "PX", "1000"], 5);
+            if number % 10 == 0 {
+                run(&mut bucket, hasher, SET, &[&format!("stays{number}"), "value"], 5);
+            }
+        }
+        let mut effects = Vec::new();
+        bucket.tick(Millis(1004), &mut effects);
+        assert_eq!((held(&bucket), bucket.counts().expired), (KEYS + KEYS / 10, 0));
+        let mut ticks = 0;
+        let mut before = held(&bucket);
+        while bucket.counts().expired < KEYS as u64 {
+            bucket.tick(Millis(1005 + ticks), &mut effects);
+            let removed = before - held(&bucket);
+            assert!(removed > 0, "every tick comes nearer");
+            assert!(removed <= 2 * EXPIRE_STEPS_MAX * 1024, "and none does too much: {removed}");
+            before = held(&bucket);
+            ticks += 1;
+        }
+        assert!(ticks > 2, "the work was spread over {ticks} ticks");
+        assert_eq!(held(&bucket), KEYS / 10);
+    }
+
+    #[test]
+    fn what_is_met_late_is_counted_once() {
+        let (mut bucket, hasher) = bucket();
+        run(&mut bucket, hasher, SET, &["key", "value", "PX", "10"], 5);
+        run(&mut bucket, hasher, GET, &["key"], 20);
+        assert_eq!((held(&bucket), bucket.counts().expired), (0, 1));
+        run(&mut bucket, hasher, SET, &["key", "value", "PX", "10"], 30);
+        run(&mut bucket, hasher, SET, &["key", "other"], 50);
+        assert_eq!((held(&bucket), bucket.counts().expired), (1, 2));
+        bucket.tick(Millis(100), &mut Vec::new());
+        assert_eq!((held(&bucket), bucket.counts().expired), (1, 2));
+    }
 }

@@ -33,7 +33,7 @@ pub const VALUE_BYTES_MAX: usize = 512 << 20;
 
 /// Where the value's length lies.
 const VALUE_LEN: usize = 4;
-/// Where the access clock lies. Reserved for idle time (OBJECT IDLETIME, eviction).
+/// Where the access clock lies: seconds since the Unix epoch, until 2106.
 const CLOCK: usize = 8;
 /// Where the expiry lies in an item that has one; the key in others.
 const BODY: usize = 12;
@@ -166,6 +166,13 @@ impl<'a> ItemRef<'a> {
         Some(Millis(unsafe { self.raw.add(BODY).cast::<u64>().read_unaligned() }))
     }
 
+    /// The second in which the item was last used.
+    #[inline]
+    pub fn used(&self) -> u32 {
+        // SAFETY: the clock's word is aligned as the allocation is, and always initialised.
+        unsafe { self.raw.add(CLOCK).cast::<u32>().read() }
+    }
+
     /// Whether the item is expired at `now`: its last moment is the one before its expiry.
     #[inline]
     pub fn is_expired(&self, now: Millis) -> bool {
@@ -256,6 +263,17 @@ impl Item {
             let shape = ItemRef::from_raw(raw).shape();
             slice::from_raw_parts_mut(raw.add(shape.value_at()).as_ptr(), shape.value)
         }
+    }
+
+    /// Sets the second in which the item that `raw` points to was last used.
+    ///
+    /// # Safety
+    /// `raw` is the pointer of a live item that nobody else looks at, changes or drops meanwhile.
+    #[inline]
+    pub(super) unsafe fn use_at(raw: NonNull<u8>, second: u32) {
+        // SAFETY: the caller has said that the item is live and unshared; its clock's word is
+        // aligned as the allocation is.
+        unsafe { raw.add(CLOCK).cast::<u32>().write(second) }
     }
 
     /// Replaces value and expiry.

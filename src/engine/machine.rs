@@ -8,7 +8,7 @@
 use crate::engine::batch::{Op, OpCode};
 use crate::engine::protocol::Refusal;
 use crate::engine::tables::Tables;
-use crate::ids::Millis;
+use crate::ids::{Millis, TableIndex};
 use serde::{Deserialize, Serialize};
 
 /// Whether an operation may change what it touches. `Write` is the greater claim.
@@ -43,8 +43,9 @@ pub trait Machine: 'static {
     /// How much the operation touches.
     fn scope(code: OpCode) -> Scope;
 
-    /// Visits the keys the operation names, in order; duplicates are visited again.
-    fn keys(op: &Op<'_>, visit: &mut dyn FnMut(&[u8]));
+    /// Visits the keys the operation names, each with its table (a few commands name keys of a
+    /// table other than their own), in order; duplicates are visited again.
+    fn keys(op: &Op<'_>, visit: &mut dyn FnMut(TableIndex, &[u8]));
 
     /// Runs the operation as of `now` and appends its reply.
     ///

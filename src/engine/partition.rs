@@ -22,8 +22,8 @@ use crate::engine::protocol::{
 };
 use crate::engine::replica::{Applied, Mutation, Replica};
 use crate::engine::rules::{Rule, kept};
-use crate::engine::tables::KeyHasher;
-use crate::ids::{Age, Incarnation, Millis, NodeId, PartitionId, TxnId};
+use crate::engine::tables::{EXPIRED_NOTED_MAX, KeyHasher};
+use crate::ids::{Age, Incarnation, Millis, NodeId, PartitionId, TableIndex, TxnId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How long an intent waits for its decision before it asks the primary, while its Coordinator
@@ -32,6 +32,18 @@ pub const RESOLVE_AFTER_MS: u64 = 3_000;
 
 /// How often a question or a decision that is not answered is repeated.
 pub const REPEAT_AFTER_MS: u64 = 300;
+
+/// Cells that a step of active expiry looks at. No more expired items than cells are found, so
+/// none is forgotten for lack of room.
+const EXPIRE_CELLS: usize = 1024;
+const _: () = assert!(EXPIRE_CELLS <= EXPIRED_NOTED_MAX);
+
+/// Where active expiry goes on.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sweep {
+    table: TableIndex,
+    cursor: u64,
+}
 
 /// What a partition wants done.
 #[derive(Debug, PartialEq, Eq)]
@@ -144,6 +156,7 @@ pub struct Partition<M> {
     inquiries: BTreeMap<TxnId, Inquiry>,
     /// When an intent or an outcome was last asked for or repeated.
     repeated: BTreeMap<TxnId, Millis>,
+    sweep: Sweep,
 }
 
 impl<M: Machine> Partition<M> {
@@ -170,6 +183,7 @@ impl<M: Machine> Partition<M> {
             tickets: BTreeMap::new(),
             inquiries: BTreeMap::new(),
             repeated: BTreeMap::new(),
+            sweep: Sweep::default(),
         }
     }
 
@@ -219,6 +233,30 @@ impl<M: Machine> Partition<M> {
         }
     }
 
+    /// A step of active expiry: looks at about [`EXPIRE_CELLS`] cells of a table in which something
+    /// may expire, and removes what has. Tells how many that was and whether the partition holds
+    /// anything that may expire at all. Keys under a lock are left to their transaction.
+    pub fn expire_some(&mut self, now: Millis) -> Option<usize> {
+        let volatile = |table: &TableIndex| self.replica.tables().volatile(*table) > 0;
+        if !volatile(&self.sweep.table) || self.sweep.cursor == 0 {
+            let next = self.sweep.table.index() + 1;
+            let table = TableIndex::all().chain(TableIndex::all()).skip(next).find(volatile)?;
+            self.sweep = Sweep { table, cursor: 0 };
+        }
+        let stamp = self.replica.stamp(now);
+        let Sweep { table, cursor } = self.sweep;
+        self.sweep.cursor = self.replica.sweep(table, cursor, EXPIRE_CELLS, stamp);
+        let mut removed = 0;
+        for (table, key) in self.replica.expired().into_iter().flatten() {
+            if !self.marks.is_empty() && self.marks.blocks(table, &key, Access::Write) {
+                continue;
+            }
+            let applied = self.replica.apply(Mutation::Expire(table, &key), stamp, &mut Vec::new());
+            removed += usize::from(applied == Applied::Done);
+        }
+        Some(removed)
+    }
+
     #[cold]
     fn blocks(&self, op: &Op<'_>) -> bool {
         let access = M::access(op.head.code);
@@ -234,8 +272,8 @@ impl<M: Machine> Partition<M> {
             }
             Scope::Keys => {
                 let mut blocked = false;
-                M::keys(op, &mut |key| {
-                    blocked |= self.marks.blocks(op.head.table, key, access);
+                M::keys(op, &mut |table, key| {
+                    blocked |= self.marks.blocks(table, key, access);
                 });
                 blocked
             }
@@ -784,8 +822,8 @@ fn claims_of<'a, M: Machine>(ops: impl Iterator<Item = Op<'a>>) -> Vec<Claim> {
             Scope::Glance | Scope::Partition => {
                 claims.push(Claim { granule: Granule::Whole, access })
             }
-            Scope::Keys => M::keys(&op, &mut |key| {
-                let granule = Granule::Key(op.head.table, key.to_vec());
+            Scope::Keys => M::keys(&op, &mut |table, key| {
+                let granule = Granule::Key(table, key.to_vec());
                 claims.push(Claim { granule, access });
             }),
         }

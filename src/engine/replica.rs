@@ -158,6 +158,12 @@ impl<M: Machine> Replica<M> {
         self.tables.has_expired().then(|| self.tables.take_expired())
     }
 
+    /// Looks for expired items and notes them for [`Replica::expired`]: [`Tables::sweep`].
+    pub fn sweep(&mut self, table: TableIndex, cursor: u64, cells: usize, stamp: Millis) -> u64 {
+        self.tables.begin(stamp, Access::Read);
+        self.tables.sweep(table, cursor, cells)
+    }
+
     /// The images of keys as of `stamp`.
     pub fn images(&mut self, claims: &[Claim], stamp: Millis) -> Vec<Image> {
         self.tables.begin(stamp, Access::Read);
@@ -253,8 +259,8 @@ impl<M: Machine> Replica<M> {
             return false;
         }
         let mut locked = M::scope(op.head.code) == Scope::Partition;
-        M::keys(op, &mut |key| {
-            let claim = (op.head.table, key);
+        M::keys(op, &mut |table, key| {
+            let claim = (table, key);
             locked |= self.intents.values().any(|intent| intent.claims_key(claim));
         });
         locked
@@ -297,8 +303,8 @@ impl<M: Machine> Replica<M> {
         for op in share.batch.iter() {
             let access = M::access(op.head.code);
             whole |= M::scope(op.head.code) == Scope::Partition;
-            M::keys(&op, &mut |key| {
-                let place = (op.head.table, key.to_vec());
+            M::keys(&op, &mut |table, key| {
+                let place = (table, key.to_vec());
                 let claimed = copied.entry(place).or_insert_with_key(|(table, key)| {
                     self.tables.begin(stamp, Access::Read);
                     self.scratch.begin(stamp, Access::Write);
@@ -326,6 +332,10 @@ impl<M: Machine> Replica<M> {
             }
             let hash = self.scratch.hasher().hash(&key);
             self.scratch.remove(table, hash, &key);
+        }
+        if whole {
+            // Keys may have changed places under an operation on everything.
+            TableIndex::all().for_each(|table| self.scratch.clear(table));
         }
         self.scratch.take_expired();
         (writes, replies)

@@ -40,14 +40,14 @@ impl Machine for Lists {
     fn scope(_: OpCode) -> Scope {
         Scope::Keys
     }
-    fn keys(op: &Op<'_>, visit: &mut dyn FnMut(&[u8])) {
+    fn keys(op: &Op<'_>, visit: &mut dyn FnMut(TableIndex, &[u8])) {
         let keys = if op.head.code == READ { op.args.len() } else { op.args.len() - 1 };
-        op.args.iter().take(keys).for_each(visit);
+        op.args.iter().take(keys).for_each(|key| visit(op.head.table, key));
     }
     fn run(op: &Op<'_>, tables: &mut Tables, _: Millis, reply: &mut Vec<u8>) {
         let table = op.head.table;
         let mut keys = Vec::new();
-        Self::keys(op, &mut |key| keys.push(key.to_vec()));
+        Self::keys(op, &mut |_, key| keys.push(key.to_vec()));
         let hashes: Vec<u64> = keys.iter().map(|key| tables.hasher().hash(key)).collect();
         let list = |tables: &mut Tables, index: usize| {
             let item = tables.get(table, hashes[index], &keys[index]);

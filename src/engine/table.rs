@@ -184,6 +184,12 @@ impl Table {
         result
     }
 
+    /// Sets the second in which the item at a place just found was last used.
+    #[inline]
+    pub fn use_at(&mut self, place: Place, second: u32) {
+        self.segments[place.segment as usize].at_mut(place.cell as usize).use_at(second);
+    }
+
     /// The value at a place just found, to be written to.
     #[inline]
     pub fn value_mut(&mut self, place: Place) -> &mut [u8] {

@@ -70,6 +70,10 @@ pub struct Tables {
     tables: [Option<Box<Table>>; TABLES],
     hasher: KeyHasher,
     now: Millis,
+    /// The second of `now`, as items note when they are used.
+    second: u32,
+    /// Items removed because their time had come.
+    expirations: u64,
     access: Access,
     /// Keys that reads have found expired.
     expired: Vec<(TableIndex, Vec<u8>)>,
@@ -90,6 +94,8 @@ impl Tables {
             tables: [const { None }; TABLES],
             hasher,
             now: Millis(0),
+            second: 0,
+            expirations: 0,
             access: Access::Write,
             expired: Vec::new(),
             watches: Watches::default(),
@@ -119,6 +125,7 @@ impl Tables {
     #[inline]
     pub fn begin(&mut self, now: Millis, access: Access) {
         self.now = now;
+        self.second = (now.0 / 1000) as u32;
         self.access = access;
     }
 
@@ -143,6 +150,7 @@ impl Tables {
         }
         match self.access {
             Access::Write => {
+                self.expirations += 1;
                 drop(items.remove(place));
                 if !self.watches.is_empty() {
                     self.watches.touch(table, key);
@@ -171,14 +179,44 @@ impl Tables {
         let items = self.tables[table.index()].get_or_insert_default();
         let hasher = self.hasher;
         let place = items.insert(hash, item, |key| hasher.hash(key));
+        items.use_at(place, self.second);
         (items, place)
     }
 
-    /// What the key holds.
+    /// What the key holds. It is used now: the moment of the last use is the one thing that reads
+    /// change, each replica for itself.
     #[inline]
     pub fn get(&mut self, table: TableIndex, hash: u64, key: &[u8]) -> Option<ItemRef<'_>> {
+        let second = self.second;
+        let (items, place) = self.live(table, hash, key)?;
+        items.use_at(place, second);
+        Some(items.at(place))
+    }
+
+    /// What the key holds, for those who look without using it.
+    #[inline]
+    pub fn peek(&mut self, table: TableIndex, hash: u64, key: &[u8]) -> Option<ItemRef<'_>> {
         let (items, place) = self.live(table, hash, key)?;
         Some(items.at(place))
+    }
+
+    /// Sets the second in which the key was last used.
+    pub fn set_used(&mut self, table: TableIndex, hash: u64, key: &[u8], second: u32) {
+        if let Some((items, place)) = self.live(table, hash, key) {
+            items.use_at(place, second);
+        }
+    }
+
+    /// Exchanges two tables.
+    pub fn swap(&mut self, one: TableIndex, other: TableIndex) {
+        assert!(self.access == Access::Write, "an operation that reads does not write");
+        self.tables.swap(one.index(), other.index());
+    }
+
+    /// How many items were removed because their time had come.
+    #[inline]
+    pub fn expirations(&self) -> u64 {
+        self.expirations
     }
 
     /// Gives the key a value.
@@ -196,6 +234,7 @@ impl Tables {
             Expires::Never | Expires::Keep => None,
             Expires::At(moment) => Some(moment),
         };
+        let second = self.second;
         let Some((items, place)) = self.live_mut(table, hash, key) else {
             self.insert(table, hash, Item::new(key, value, fresh));
             return;
@@ -207,6 +246,7 @@ impl Tables {
             };
             item.set(value, expires);
         });
+        items.use_at(place, second);
     }
 
     /// Appends to the key's value, made if absent; keeps the expiry; returns the new length.
@@ -308,6 +348,7 @@ impl Tables {
         let Some(place) = items.find(hash, key) else { return false };
         let expired = items.at(place).is_expired(now);
         if expired {
+            self.expirations += 1;
             drop(items.remove(place));
             self.touch(table, key);
         }
@@ -318,7 +359,7 @@ impl Tables {
     pub fn image(&mut self, table: TableIndex, key: &[u8]) -> Image {
         let hash = self.hasher.hash(key);
         let held = self
-            .get(table, hash, key)
+            .peek(table, hash, key)
             .map(|item| Held { value: item.value().to_vec(), expires: item.expires() });
         Image { table, key: key.to_vec(), held }
     }

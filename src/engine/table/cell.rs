@@ -87,6 +87,15 @@ impl Cell {
         Some(result)
     }
 
+    /// Sets the second in which the item was last used.
+    #[inline]
+    pub(super) fn use_at(&mut self, second: u32) {
+        if let Some(raw) = self.raw() {
+            // SAFETY: the cell owns the item and is borrowed alone.
+            unsafe { Item::use_at(raw, second) }
+        }
+    }
+
     /// The item's value, to be written to; nothing when the cell is empty.
     #[inline]
     pub(super) fn value_mut(&mut self) -> &mut [u8] {

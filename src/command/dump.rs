@@ -1,0 +1,337 @@
+//! `DUMP` and `RESTORE`: a value as bytes that say what they are.
+//!
+//! A payload is laid out as Redis's: the type, the value, the version of the layout in two bytes,
+//! and a CRC-64 over all of it (Jones's polynomial, least bit first). So a string that one of the
+//! two has dumped the other can restore; what only Redis has is refused as bad data. Integers are
+//! written in binary as Redis does; long strings are read compressed and written plain.
+
+use super::Call;
+use super::number::parse_int;
+use super::spec::{DANGEROUS, DENYOOM, Doc, Group, KEY, READONLY, Spec, Split, WRITE, data};
+use super::{NOT_AN_INTEGER, SYNTAX, VALUE_BYTES_MAX};
+use crate::engine::tables::Expires;
+use crate::ids::Millis;
+
+const fn doc(since: &'static str, summary: &'static str, syntax: &'static str) -> Doc {
+    let complexity = "O(N) with N the length of the value";
+    Doc { group: Group::Generic, since, complexity, summary, syntax }
+}
+
+#[rustfmt::skip]
+pub(super) const COMMANDS: &[Spec] = &[
+    Spec { name: "dump", arity: 2, flags: READONLY, keys: KEY, run: data(68, dump, Split::Single),
+        doc: doc("2.6.0", "Serialises a key's value, with a version and a checksum.", "key") },
+    Spec { name: "restore", arity: -4, flags: WRITE | DENYOOM | DANGEROUS, keys: KEY, run: data(69, restore, Split::Single),
+        doc: doc("2.6.0", "Makes a key of a serialised value.",
+            "key ttl serialized-value [REPLACE] [ABSTTL] [IDLETIME seconds] [FREQ frequency]") },
+];
+
+/// The version of the layout that is written; those up to it are read.
+const VERSION: u16 = 10;
+/// Version and checksum.
+const FOOTER_BYTES: usize = 10;
+/// The type of strings.
+const STRING: u8 = 0;
+
+/// Lengths, by their first byte: six bits, fourteen bits, 32 or 64 bits, or a number that says how
+/// the string is encoded.
+const LENGTH_14: u8 = 0x40;
+const LENGTH_32: u8 = 0x80;
+const LENGTH_64: u8 = 0x81;
+const ENCODED_INT8: u8 = 0xc0;
+const ENCODED_INT16: u8 = 0xc1;
+const ENCODED_INT32: u8 = 0xc2;
+const ENCODED_LZF: u8 = 0xc3;
+
+/// The remainders of all bytes.
+static CRC64: [u64; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let mut rest = byte as u64;
+        let mut bit = 0;
+        while bit < 8 {
+            rest = if rest & 1 == 1 { rest >> 1 ^ 0x95ac_9329_ac4b_c9b5 } else { rest >> 1 };
+            bit += 1;
+        }
+        table[byte] = rest;
+        byte += 1;
+    }
+    table
+};
+
+fn crc64(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0, |crc, byte| CRC64[usize::from(crc as u8 ^ byte)] ^ crc >> 8)
+}
+
+/// The value's payload.
+fn serialise(value: &[u8]) -> Vec<u8> {
+    let mut payload = Vec::with_capacity(value.len() + FOOTER_BYTES + 6);
+    payload.push(STRING);
+    match parse_int(value).filter(|_| value.len() <= 11).map(i32::try_from) {
+        Some(Ok(number)) => {
+            let bytes = number.to_le_bytes();
+            let (code, width) = match number {
+                -0x80..=0x7f => (ENCODED_INT8, 1),
+                -0x8000..=0x7fff => (ENCODED_INT16, 2),
+                _ => (ENCODED_INT32, 4),
+            };
+            payload.push(code);
+            payload.extend_from_slice(&bytes[..width]);
+        }
+        _ => {
+            match value.len() {
+                length @ 0..0x40 => payload.push(length as u8),
+                length @ 0x40..0x4000 => {
+                    payload.extend_from_slice(&[LENGTH_14 | (length >> 8) as u8, length as u8]);
+                }
+                // Values are far shorter than 32 bits can tell.
+                length => {
+                    payload.push(LENGTH_32);
+                    payload.extend_from_slice(&(length as u32).to_be_bytes());
+                }
+            }
+            payload.extend_from_slice(value);
+        }
+    }
+    payload.extend_from_slice(&VERSION.to_le_bytes());
+    let crc = crc64(&payload);
+    payload.extend_from_slice(&crc.to_le_bytes());
+    payload
+}
+
+/// What is wrong with a payload.
+const BAD_FOOTER: &str = "ERR DUMP payload version or checksum are wrong";
+const BAD_DATA: &str = "ERR Bad data format";
+
+/// The value of a payload.
+fn deserialise(payload: &[u8]) -> Result<Vec<u8>, &'static str> {
+    let (summed, crc) = payload.split_last_chunk::<8>().ok_or(BAD_FOOTER)?;
+    let (body, version) = summed.split_last_chunk::<2>().ok_or(BAD_FOOTER)?;
+    // Redis takes a sum of 0 for "none": some write their payloads without one.
+    let crc = u64::from_le_bytes(*crc);
+    if u16::from_le_bytes(*version) > VERSION || crc != 0 && crc != crc64(summed) {
+        return Err(BAD_FOOTER);
+    }
+    let mut reader = Reader(body);
+    let value = match reader.byte() {
+        Some(STRING) => reader.string(),
+        _ => None,
+    };
+    value.filter(|value| value.len() <= VALUE_BYTES_MAX).ok_or(BAD_DATA)
+}
+
+/// What is left of a payload's body.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn byte(&mut self) -> Option<u8> {
+        let (byte, rest) = self.0.split_first()?;
+        self.0 = rest;
+        Some(*byte)
+    }
+
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (bytes, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(*bytes)
+    }
+
+    fn bytes(&mut self, length: usize) -> Option<&'a [u8]> {
+        let (bytes, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(bytes)
+    }
+
+    fn length(&mut self, first: u8) -> Option<usize> {
+        match first {
+            0..LENGTH_14 => Some(usize::from(first)),
+            LENGTH_14..LENGTH_32 => {
+                Some(usize::from(first & !LENGTH_14) << 8 | usize::from(self.byte()?))
+            }
+            LENGTH_32 => usize::try_from(u32::from_be_bytes(self.array()?)).ok(),
+            LENGTH_64 => usize::try_from(u64::from_be_bytes(self.array()?)).ok(),
+            _ => None,
+        }
+    }
+
+    fn string(&mut self) -> Option<Vec<u8>> {
+        let number = |number: i32| Some(number.to_string().into_bytes());
+        match self.byte()? {
+            ENCODED_INT8 => number(i8::from_le_bytes(self.array()?).into()),
+            ENCODED_INT16 => number(i16::from_le_bytes(self.array()?).into()),
+            ENCODED_INT32 => number(i32::from_le_bytes(self.array()?)),
+            ENCODED_LZF => {
+                let first = self.byte()?;
+                let packed = self.length(first)?;
+                let first = self.byte()?;
+                let length = self.length(first)?;
+                unpack(self.bytes(packed)?, length)
+            }
+            first => {
+                let length = self.length(first)?;
+                self.bytes(length).map(<[u8]>::to_vec)
+            }
+        }
+    }
+}
+
+/// Undoes LZF (Lehmann's): runs of literal bytes, and references to bytes up to 8 KiB back.
+fn unpack(mut packed: &[u8], length: usize) -> Option<Vec<u8>> {
+    if length > VALUE_BYTES_MAX {
+        return None;
+    }
+    let mut value = Vec::new();
+    while let Some((&control, rest)) = packed.split_first() {
+        packed = rest;
+        let control = usize::from(control);
+        if control < 32 {
+            let (literal, rest) = packed.split_at_checked(control + 1)?;
+            value.extend_from_slice(literal);
+            packed = rest;
+        } else {
+            let mut run = control >> 5;
+            if run == 7 {
+                let (&more, rest) = packed.split_first()?;
+                run += usize::from(more);
+                packed = rest;
+            }
+            let (&low, rest) = packed.split_first()?;
+            packed = rest;
+            let back = ((control & 31) << 8 | usize::from(low)) + 1;
+            let start = value.len().checked_sub(back)?;
+            // The run may reach into what it writes.
+            for at in start..start + run + 2 {
+                value.push(value[at]);
+            }
+        }
+        if value.len() > length {
+            return None;
+        }
+    }
+    (value.len() == length).then_some(value)
+}
+
+fn dump(call: &mut Call<'_>) {
+    let payload = call.get().map(|item| serialise(item.value()));
+    call.reply.bulk_or_nil(payload.as_deref());
+}
+
+/// The options of `RESTORE`.
+#[derive(Default)]
+struct Options {
+    replace: bool,
+    absolute: bool,
+    idle: Option<u64>,
+    freq: bool,
+}
+
+fn options(call: &Call<'_>) -> Result<Options, &'static str> {
+    let args = call.args;
+    let mut options = Options::default();
+    let mut at = 3;
+    while at < args.len() {
+        let is = |name: &[u8]| args.get(at).eq_ignore_ascii_case(name);
+        let more = at + 1 < args.len();
+        match () {
+            () if is(b"replace") => options.replace = true,
+            () if is(b"absttl") => options.absolute = true,
+            () if is(b"idletime") && more && !options.freq => {
+                let idle = parse_int(args.get(at + 1)).ok_or(NOT_AN_INTEGER)?;
+                let error = "ERR Invalid IDLETIME value, must be >= 0";
+                options.idle = Some(u64::try_from(idle).map_err(|_| error)?);
+                at += 1;
+            }
+            () if is(b"freq") && more && options.idle.is_none() => {
+                let freq = parse_int(args.get(at + 1)).ok_or(NOT_AN_INTEGER)?;
+                if !(0..=255).contains(&freq) {
+                    return Err("ERR Invalid FREQ value, must be >= 0 and <= 255");
+                }
+                options.freq = true;
+                at += 1;
+            }
+            () => return Err(SYNTAX),
+        }
+        at += 1;
+    }
+    Ok(options)
+}
+
+fn restore(call: &mut Call<'_>) {
+    let options = match options(call) {
+        Ok(options) => options,
+        Err(error) => return call.reply.error(error),
+    };
+    if !options.replace && call.get().is_some() {
+        return call.reply.error("BUSYKEY Target key name already exists.");
+    }
+    let Some(ttl) = parse_int(call.args.get(1)) else { return call.reply.error(NOT_AN_INTEGER) };
+    let Ok(ttl) = u64::try_from(ttl) else {
+        return call.reply.error("ERR Invalid TTL value, must be >= 0");
+    };
+    let value = match deserialise(call.args.get(2)) {
+        Ok(value) => value,
+        Err(error) => return call.reply.error(error),
+    };
+    let base = if options.absolute { 0 } else { call.now.0 };
+    match ttl {
+        0 => call.put(&value, Expires::Never),
+        ttl => {
+            let moment = Millis(ttl.saturating_add(base));
+            match moment <= call.now {
+                true => drop(call.remove()),
+                false => call.put(&value, Expires::At(moment)),
+            }
+        }
+    }
+    if let Some(idle) = options.idle {
+        let used = (call.now.0 / 1000).saturating_sub(idle) as u32;
+        call.tables.set_used(call.table, call.hash, call.args.get(0), used);
+    }
+    call.reply.ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_checksum_is_the_one_redis_uses() {
+        assert_eq!(crc64(b"123456789"), 0xe9c6_d914_c4b8_d9ca);
+    }
+
+    #[test]
+    fn values_survive() {
+        let mut values: Vec<Vec<u8>> = [0, 1, 63, 64, 0x3fff, 0x4000, 100_000]
+            .into_iter()
+            .map(|length| (0..length).map(|at| at as u8).collect())
+            .collect();
+        let texts =
+            ["0", "-1", "127", "128", "-32768", "32768", "2147483648", "-2147483648", "007"];
+        values.extend(texts.iter().map(|text| text.as_bytes().to_vec()));
+        for value in values {
+            assert_eq!(deserialise(&serialise(&value)), Ok(value));
+        }
+    }
+
+    #[test]
+    fn what_redis_compresses_is_read() {
+        // DUMP of a hundred letters a by redis-server 7.0.15, its checksum left out.
+        let payload = b"\x00\xc3\x09\x40\x64\x01\x61\x61\xe0\x57\x00\x01\x61\x61\x0a\x00";
+        let whole = [payload.as_slice(), &[0; 8]].concat();
+        assert_eq!(deserialise(&whole), Ok(vec![b'a'; 100]));
+    }
+
+    #[test]
+    fn damage_is_noticed() {
+        let payload = serialise(b"some value that is long enough");
+        for at in 0..payload.len() * 8 {
+            let mut damaged = payload.clone();
+            damaged[at / 8] ^= 1 << (at % 8);
+            assert!(deserialise(&damaged).is_err(), "bit {at}");
+        }
+        for length in 0..payload.len() {
+            assert!(deserialise(&payload[..length]).is_err(), "{length} bytes");
+        }
+    }
+}

@@ -1,0 +1,357 @@
+//! Commands that go through all keys of a table: `SCAN`, `KEYS`, `RANDOMKEY`.
+//!
+//! None of them locks anything, and none holds a partition up for longer than [`CELLS_MAX`] cells
+//! take. A cursor of `SCAN` names the partition that goes on, plus one, in its upper sixteen bits,
+//! and a place in that partition's table below ([`crate::engine::table`] tells why it survives
+//! growth); a scan goes from the last partition to the first, so that whoever is asked knows by
+//! its own number whether another one follows. `KEYS` is a scan that the session drives to its
+//! end ([`Walk`]), `RANDOMKEY` a question to one partition after the other until one has a key.
+
+use super::glob;
+use super::number::parse_int;
+use super::reply::Reply;
+use super::spec::{DANGEROUS, Doc, Group, NO_KEYS, READONLY, Spec, Split, data};
+use super::words::Words;
+use super::{Call, NOT_AN_INTEGER, SYNTAX};
+use crate::engine::batch::{Batch, OpCode, OpHead};
+use crate::engine::table::CURSOR_BITS;
+use crate::ids::{PartitionId, TableIndex};
+
+const fn doc(
+    since: &'static str,
+    complexity: &'static str,
+    summary: &'static str,
+    syntax: &'static str,
+) -> Doc {
+    Doc { group: Group::Generic, since, complexity, summary, syntax }
+}
+
+const KEYS: u16 = 54;
+const RANDOMKEY: u16 = 55;
+const SCAN: u16 = 56;
+
+#[rustfmt::skip]
+pub(super) const COMMANDS: &[Spec] = &[
+    Spec { name: "keys", arity: 2, flags: READONLY | DANGEROUS, keys: NO_KEYS, run: data(KEYS, keys, Split::Walk),
+        doc: doc("1.0.0", "O(N) with N the number of keys", "Lists the keys whose names match a pattern.", "pattern") },
+    Spec { name: "randomkey", arity: 1, flags: READONLY, keys: NO_KEYS, run: data(RANDOMKEY, randomkey, Split::Walk),
+        doc: doc("1.0.0", "O(1)", "Names some key.", "") },
+    Spec { name: "scan", arity: -2, flags: READONLY, keys: NO_KEYS, run: data(SCAN, scan, Split::Scan),
+        doc: doc("2.8.0", "O(1) a call, O(N) a whole scan with N the number of keys", "Lists the keys a few at a time.",
+            "cursor [MATCH pattern] [COUNT count] [TYPE type]") },
+];
+
+/// Cells that a step visits at most, whatever `COUNT` says: about a millisecond.
+const CELLS_MAX: usize = 16 << 10;
+/// Cells that a step visits when nothing is said.
+const COUNT_USUAL: usize = 10;
+
+/// A place in the scan of a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Cursor {
+    /// The partition's number plus one; 0 before the first one is known.
+    turn: u64,
+    /// The place in its table.
+    place: u64,
+}
+
+impl Cursor {
+    fn of(partition: PartitionId, place: u64) -> Cursor {
+        Cursor { turn: u64::from(partition.0) + 1, place }
+    }
+
+    /// Where to go on when a partition's table says `place`: in the table, in the partition before
+    /// this one, or nowhere.
+    fn after(partition: PartitionId, place: u64) -> Cursor {
+        match place {
+            0 => Cursor { turn: u64::from(partition.0), place },
+            place => Cursor::of(partition, place),
+        }
+    }
+
+    fn encode(self) -> u64 {
+        self.turn << CURSOR_BITS | self.place
+    }
+
+    /// Reads a cursor as C's `strtoul` does.
+    fn parse(word: &[u8]) -> Option<Cursor> {
+        let (negative, digits) = match word {
+            [b'-', digits @ ..] => (true, digits),
+            [b'+', digits @ ..] => (false, digits),
+            digits => (false, digits),
+        };
+        let mut number = 0u64;
+        for digit in digits {
+            let digit = u64::from(char::from(*digit).to_digit(10)?);
+            number = number.checked_mul(10)?.checked_add(digit)?;
+        }
+        let number = if negative { number.wrapping_neg() } else { number };
+        Some(Cursor { turn: number >> CURSOR_BITS, place: number & ((1 << CURSOR_BITS) - 1) })
+    }
+}
+
+/// The partition that a `SCAN` goes on in. One that does not exist, or no cursor at all, is sent
+/// somewhere, to be answered there.
+pub(super) fn route(words: Words<'_>, partitions: u16) -> PartitionId {
+    let turn = Cursor::parse(words.get(1)).map_or(0, |cursor| cursor.turn);
+    let partitions = u64::from(partitions.max(1));
+    // Before 0 comes the last one.
+    PartitionId(((turn + partitions - 1) % partitions) as u16)
+}
+
+/// The options of `SCAN`.
+struct Options<'a> {
+    pattern: Option<&'a [u8]>,
+    count: usize,
+    /// Whether keys of the type asked for exist at all.
+    strings: bool,
+}
+
+fn options<'a>(call: &Call<'a>) -> Result<Options<'a>, &'static str> {
+    let args = call.args;
+    let mut options = Options { pattern: None, count: COUNT_USUAL, strings: true };
+    for at in (1..args.len()).step_by(2) {
+        let is = |name: &[u8]| args.get(at).eq_ignore_ascii_case(name) && at + 1 < args.len();
+        let word = args.get(at + 1);
+        match () {
+            () if is(b"count") => {
+                let count = parse_int(word).ok_or(NOT_AN_INTEGER)?;
+                options.count =
+                    usize::try_from(count).ok().filter(|count| *count > 0).ok_or(SYNTAX)?;
+            }
+            () if is(b"match") => options.pattern = Some(word),
+            () if is(b"type") => options.strings = word.eq_ignore_ascii_case(b"string"),
+            () => return Err(SYNTAX),
+        }
+    }
+    Ok(options)
+}
+
+fn scan(call: &mut Call<'_>) {
+    let Some(cursor) = Cursor::parse(call.args.get(0)) else {
+        return call.reply.error("ERR invalid cursor");
+    };
+    let options = match options(call) {
+        Ok(options) => options,
+        Err(error) => return call.reply.error(error),
+    };
+    let mut found = 0;
+    let mut elements = Vec::new();
+    let mut element = Reply::new(&mut elements, false);
+    let cells = options.count.min(CELLS_MAX);
+    let place = call.tables.scan(call.table, cursor.place, cells, &mut |item| {
+        let wanted =
+            options.pattern.is_none_or(|pattern| glob::matches(pattern, item.key(), false));
+        if wanted && options.strings {
+            element.bulk(item.key());
+            found += 1;
+        }
+    });
+    let next = Cursor::after(call.partition, place).encode();
+    call.reply.array(2);
+    call.reply.bulk(next.to_string().as_bytes());
+    call.reply.array(found);
+    call.reply.raw(&elements);
+}
+
+/// All matching keys of one partition.
+fn keys(call: &mut Call<'_>) {
+    let pattern = call.args.get(0);
+    let (mut found, mut elements, mut place) = (0, Vec::new(), 0);
+    let mut element = Reply::new(&mut elements, false);
+    loop {
+        place = call.tables.scan(call.table, place, usize::MAX, &mut |item| {
+            if glob::matches(pattern, item.key(), false) {
+                element.bulk(item.key());
+                found += 1;
+            }
+        });
+        if place == 0 {
+            break;
+        }
+    }
+    call.reply.array(found);
+    call.reply.raw(&elements);
+}
+
+/// Some key of one partition, by the 64 random bits that the session threw for it.
+fn randomkey(call: &mut Call<'_>) {
+    let dice = parse_int(call.args.get(0)).unwrap_or_default() as u64;
+    let picked = call.tables.pick(call.table, dice);
+    call.reply.bulk_or_nil(picked.map(|item| item.key()));
+}
+
+/// A command that goes from partition to partition, a step at a time. Between two steps whoever
+/// drives it may serve others.
+#[derive(Debug)]
+pub struct Walk {
+    table: TableIndex,
+    partitions: u16,
+    errand: Errand,
+}
+
+#[derive(Debug)]
+enum Errand {
+    /// `KEYS`: a scan through all partitions.
+    Keys {
+        pattern: Vec<u8>,
+        next: Option<Cursor>,
+        /// The encoded keys found so far, end to end.
+        found: Vec<u8>,
+        count: usize,
+        /// Where the keys of the partition under way begin, and how many steps it took so far.
+        partition: usize,
+        steps: usize,
+        failed: Option<Vec<u8>>,
+    },
+    /// `RANDOMKEY`: partitions from a random one on.
+    Random { dice: u64, asked: u16, answer: Option<Vec<u8>> },
+}
+
+impl Walk {
+    /// A walk for a request whose row says [`Split::Walk`].
+    pub(super) fn new(code: OpCode, words: Words<'_>, table: TableIndex, partitions: u16) -> Walk {
+        let errand = match code.0 {
+            RANDOMKEY => Errand::Random { dice: 0, asked: 0, answer: None },
+            _ => Errand::Keys {
+                pattern: words.get(1).to_vec(),
+                next: Some(Cursor::of(PartitionId(partitions.saturating_sub(1)), 0)),
+                found: Vec::new(),
+                count: 0,
+                partition: 0,
+                steps: 0,
+                failed: None,
+            },
+        };
+        Walk { table, partitions, errand }
+    }
+
+    /// Throws the dice, for those walks that need them: 64 random bits.
+    pub fn throw(&mut self, bits: u64) {
+        if let Errand::Random { dice, .. } = &mut self.errand {
+            *dice = bits;
+        }
+    }
+
+    /// The operation of the next step, onto a batch; nothing when the walk is at its end.
+    pub fn step(&self, batch: &mut Batch) -> Option<PartitionId> {
+        let head = |code: u16, partition: PartitionId| OpHead {
+            code: OpCode(code),
+            partition,
+            table: self.table,
+            resp3: false,
+            hash: 0,
+        };
+        match &self.errand {
+            Errand::Keys { pattern, next, .. } => {
+                let cursor = (*next)?;
+                let partition = PartitionId((cursor.turn - 1) as u16);
+                let (at, cells) = (cursor.encode().to_string(), CELLS_MAX.to_string());
+                let args = [at.as_bytes(), b"MATCH", pattern, b"COUNT", cells.as_bytes()];
+                batch.push(head(SCAN, partition), args);
+                Some(partition)
+            }
+            Errand::Random { dice, asked, answer } => {
+                if answer.is_some() || *asked == self.partitions {
+                    return None;
+                }
+                let turn = (dice % u64::from(self.partitions) + u64::from(*asked))
+                    % u64::from(self.partitions);
+                let partition = PartitionId(turn as u16);
+                let args = [(*dice as i64).to_string()];
+                batch.push(head(RANDOMKEY, partition), args.iter().map(String::as_bytes));
+                Some(partition)
+            }
+        }
+    }
+
+    /// Takes the reply to a step.
+    pub fn take(&mut self, reply: &[u8]) {
+        match &mut self.errand {
+            Errand::Random { asked, answer, .. } => {
+                *asked += 1;
+                if reply != b"$-1\r\n" {
+                    *answer = Some(reply.to_vec());
+                }
+            }
+            Errand::Keys { next, found, count, partition, steps, failed, .. } => {
+                let Some((cursor, more, elements)) = page(reply) else {
+                    *next = None;
+                    *failed = Some(match reply {
+                        [b'-', ..] => reply.to_vec(),
+                        _ => b"-ERR a partition's reply is missing or damaged\r\n".to_vec(),
+                    });
+                    return;
+                };
+                found.extend_from_slice(elements);
+                *count += more;
+                *steps += 1;
+                let turn = next.map_or(0, |cursor| cursor.turn);
+                // A cursor only ever goes down: whatever a peer answers, the walk ends.
+                *next = Some(cursor).filter(|next| next.turn > 0 && next.turn <= turn);
+                if cursor.turn != turn {
+                    if *steps > 1 {
+                        *count -= drop_duplicates(found, *partition);
+                    }
+                    (*partition, *steps) = (found.len(), 0);
+                }
+            }
+        }
+    }
+
+    /// Answers the request.
+    pub fn finish(self, reply: &mut Reply<'_>) {
+        match self.errand {
+            Errand::Random { answer: Some(answer), .. } => reply.raw(&answer),
+            Errand::Random { answer: None, .. } => reply.nil(),
+            Errand::Keys { failed: Some(failed), .. } => reply.raw(&failed),
+            Errand::Keys { found, count, .. } => {
+                reply.array(count);
+                reply.raw(&found);
+            }
+        }
+    }
+}
+
+/// The parts of a reply to `SCAN`: cursor, number of keys, encoded keys.
+fn page(reply: &[u8]) -> Option<(Cursor, usize, &[u8])> {
+    let (cursor, rest) = bulk(reply.strip_prefix(b"*2\r\n")?)?;
+    let rest = rest.strip_prefix(b"*")?;
+    let end = memchr::memchr(b'\r', rest)?;
+    let count = usize::try_from(parse_int(&rest[..end])?).ok()?;
+    Some((Cursor::parse(cursor)?, count, rest.get(end + 2..)?))
+}
+
+/// An encoded string and what follows it.
+fn bulk(reply: &[u8]) -> Option<(&[u8], &[u8])> {
+    let reply = reply.strip_prefix(b"$")?;
+    let end = memchr::memchr(b'\r', reply)?;
+    let length = usize::try_from(parse_int(&reply[..end])?).ok()?;
+    let value = reply.get(end + 2..)?.get(..length)?;
+    Some((value, reply.get(end + 4 + length..)?))
+}
+
+/// A scan of several steps may meet a key twice when the table grew in between. Drops the second
+/// of each from `start` on; returns how many.
+fn drop_duplicates(found: &mut Vec<u8>, start: usize) -> usize {
+    let mut keys = Vec::new();
+    let mut rest = &found[start..];
+    while let Some((key, behind)) = bulk(rest) {
+        keys.push(key);
+        rest = behind;
+    }
+    let before = keys.len();
+    keys.sort_unstable();
+    keys.dedup();
+    let dropped = before - keys.len();
+    if dropped > 0 {
+        let mut kept = Vec::with_capacity(found.len() - start);
+        let mut reply = Reply::new(&mut kept, false);
+        keys.iter().for_each(|key| reply.bulk(key));
+        found.truncate(start);
+        found.extend_from_slice(&kept);
+    }
+    dropped
+}
+
+const _: () = assert!(CURSOR_BITS == 48, "a partition's number fits above a table's cursor");
