@@ -46,7 +46,7 @@ const COMMAND: &[Spec] = &[
         doc: doc("2.8.13", "O(1)", "Counts the commands.", "") },
     Spec { name: "docs", arity: -2, flags: LOADING | STALE | CONNECTION, keys: NO_KEYS, run: Run::Session(command_docs),
         doc: doc("7.0.0", "O(N) with N the number of commands", "Documents commands.", "[command-name [command-name ...]]") },
-    Spec { name: "getkeys", arity: -3, flags: LOADING | STALE | CONNECTION, keys: NO_KEYS, run: Run::Session(command_getkeys),
+    Spec { name: "getkeys", arity: -4, flags: LOADING | STALE | CONNECTION, keys: NO_KEYS, run: Run::Session(command_getkeys),
         doc: doc("2.8.13", "O(N) with N the number of arguments", "Picks the keys out of a command.", "command [arg [arg ...]]") },
     Spec { name: "help", arity: 2, flags: LOADING | STALE | CONNECTION, keys: NO_KEYS, run: Run::Session(command_help),
         doc: doc("5.0.0", "O(1)", "Lists the subcommands.", "") },
