@@ -29,6 +29,9 @@ const fn row(words: &'static [&'static str], compare: Compare, reason: &'static 
     Difference { words, compare, reason }
 }
 
+/// Behind the last word of a request.
+const END: &str = "$";
+
 /// The two servers are asked a moment apart.
 const CLOCK: &str = "the two servers are asked a moment apart";
 /// The order of hash tables is nobody's promise.
@@ -52,6 +55,7 @@ pub const DIFFERENCES: &[Difference] = &[
         "tips and the finer key flags are advice to proxies, which nobody needs in front of nodes \
          that route themselves",
     ),
+    row(&["command", END], Compare::Shape, "Redis has commands that Quorate has not"),
     row(&["command", "list"], Compare::Shape, "Redis has commands that Quorate has not"),
     row(&["command", "count"], Compare::Shape, "Redis has commands that Quorate has not"),
     row(&["command", "help"], Compare::Shape, SELF),
@@ -71,12 +75,10 @@ pub const DIFFERENCES: &[Difference] = &[
 /// How the replies to this request are compared; nothing if byte by byte.
 pub fn of(request: &[Vec<u8>]) -> Option<Compare> {
     let fits = |difference: &&Difference| {
-        difference.words.len() <= request.len()
-            && difference
-                .words
-                .iter()
-                .zip(request)
-                .all(|(word, got)| got.eq_ignore_ascii_case(word.as_bytes()))
+        difference.words.iter().enumerate().all(|(at, word)| match request.get(at) {
+            Some(got) => got.eq_ignore_ascii_case(word.as_bytes()),
+            None => *word == END,
+        })
     };
     DIFFERENCES.iter().find(fits).map(|difference| difference.compare)
 }
