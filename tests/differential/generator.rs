@@ -97,8 +97,9 @@ pub const ROWS: &[(u32, &str, &[&str])] = &[
     (5, "copy", &["k k", "k k REPLACE", "k k DB d", "k k DB d REPLACE?"]),
     (3, "move", &["k d"]),
     (1, "swapdb", &["d d"]),
-    (6, "expire", &["k t", "k t NX|XX|GT|LT", "k I", "k t NX XX", "k t GT LT"]),
-    (6, "pexpire", &["k t", "k t NX|XX|GT|LT", "k I"]),
+    // GT and LT only with times that the clock does not move: a millisecond decides otherwise.
+    (6, "expire", &["k t", "k t NX|XX", "k I", "k t NX XX", "k t GT LT"]),
+    (6, "pexpire", &["k t", "k t NX|XX", "k I"]),
     (4, "expireat", &["k T", "k T NX|XX|GT|LT", "k i"]),
     (4, "pexpireat", &["k M", "k M NX|XX|GT|LT", "k i"]),
     (4, "expiretime", &["k"]),
