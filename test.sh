@@ -29,9 +29,11 @@ if [[ $what != clients ]]; then
     step "documentation examples"
     cargo test --locked --doc
     step "tidy, and the other tests that start no process"
-    cargo test --locked --test tidy
+    cargo test --locked --test tidy --test fuzz_corpus
     step "a cluster of processes"
     cargo test --locked --test cluster
+    step "side by side with redis-server (QUORATE_DIFFERENTIAL=100000 for the long run)"
+    cargo test --locked --test differential
 fi
 
 if [[ $what != rust ]]; then

@@ -169,6 +169,8 @@ fn conditions(call: &mut Call<'_>) -> Option<Conditions> {
             () if word.eq_ignore_ascii_case(b"gt") => &mut conditions.later,
             () if word.eq_ignore_ascii_case(b"lt") => &mut conditions.earlier,
             () => {
+                // Redis formats it as C does: a NUL ends the text.
+                let word = word.split(|byte| *byte == 0).next().unwrap_or_default();
                 call.reply.error_bytes(&[b"ERR Unsupported option ", word].concat());
                 return None;
             }

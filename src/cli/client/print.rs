@@ -78,7 +78,13 @@ fn terminal(value: &Value, indent: &str, out: &mut Vec<u8>) {
                 terminal(key, &numbers.inner, out);
                 out.pop();
                 out.extend_from_slice(b" => ");
+                let begin = out.len();
                 terminal(value, &numbers.inner, out);
+                // What takes several lines begins on one of its own.
+                if out[begin..out.len() - 1].contains(&b'\n') {
+                    let line = format!("\n{}", numbers.inner);
+                    out.splice(begin..begin, line.bytes());
+                }
             }
         }
     }

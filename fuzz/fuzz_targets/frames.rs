@@ -1,0 +1,9 @@
+//! Fuzzes frames of packets, as a peer may send them.
+
+#![no_main]
+
+#[path = "../checks.rs"]
+#[allow(dead_code)]
+mod checks;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| checks::frames(data));

@@ -1,0 +1,9 @@
+//! Fuzzes RESP replies, as a server may send them.
+
+#![no_main]
+
+#[path = "../checks.rs"]
+#[allow(dead_code)]
+mod checks;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| checks::replies(data));
