@@ -4,6 +4,7 @@
 //! Without a role it is `local`: a whole cluster in one process, to try things out.
 
 pub mod bench;
+mod client;
 mod local;
 mod node;
 mod run;
@@ -27,7 +28,7 @@ struct Role {
     run: fn(&clap::ArgMatches) -> ExitCode,
 }
 
-const ROLES: [Role; 3] = [
+const ROLES: [Role; 4] = [
     Role {
         name: "local",
         about: "a whole cluster in this process, on loopback (the default)",
@@ -39,6 +40,12 @@ const ROLES: [Role; 3] = [
         about: "one node of the cluster that a cluster.yaml describes",
         command: node::command,
         run: node::run,
+    },
+    Role {
+        name: "client",
+        about: "a shell that prints what redis-cli would print",
+        command: client::command,
+        run: client::run,
     },
     Role {
         name: "bench",

@@ -22,6 +22,7 @@ pub mod spec;
 mod strings;
 #[cfg(test)]
 mod tests;
+pub mod transaction;
 pub mod words;
 
 use crate::engine::batch::{Args, Op, OpCode};
@@ -82,6 +83,7 @@ impl Machine for Redis {
         let text = match refusal {
             Refusal::Unreachable(node) => format!("CLUSTERDOWN node {node} cannot be reached"),
             Refusal::Misplaced => "TRYAGAIN the partition is served by another node".into(),
+            Refusal::TooLong => "ERR the request or its reply is too long".into(),
             Refusal::Locked => "TRYAGAIN a transaction holds the key for too long".into(),
             Refusal::Contention => "TRYAGAIN the transaction lost its locks too often".into(),
             Refusal::Stopping => "CLUSTERDOWN the node is stopping".into(),

@@ -18,6 +18,7 @@ pub mod slots;
 pub mod table;
 pub mod tables;
 pub mod txn;
+pub mod watches;
 
 #[cfg(test)]
 mod script;

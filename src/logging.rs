@@ -6,6 +6,7 @@
 use crate::ids::NodeId;
 use log::LevelFilter;
 use std::cell::Cell;
+use std::fmt;
 
 thread_local! {
     static NODE: Cell<Option<NodeId>> = const { Cell::new(None) };
@@ -23,15 +24,33 @@ pub fn set_node(node: NodeId) {
 pub fn init(level: LevelFilter, clock: fn() -> crate::ids::Millis) -> Result<(), String> {
     fern::Dispatch::new()
         .format(move |out, message, record| {
-            let node = NODE.get().map(|node| format!("node {node} ")).unwrap_or_default();
-            let time = timestamp(clock().0);
-            let (level, part) = (record.level(), record.target());
-            out.finish(format_args!("{time} {level:5} {node}{part}: {message}"));
+            let line = line(clock().0, record.level(), NODE.get(), record.target(), message);
+            out.finish(format_args!("{line}"));
         })
         .level(level)
         .chain(std::io::stderr())
         .apply()
         .map_err(|error| error.to_string())
+}
+
+/// One line. What clients and peers sent may be part of the message and must not be able to forge
+/// another line or to move the cursor of who reads it, so control characters are written out.
+fn line(
+    millis: u64,
+    level: log::Level,
+    node: Option<NodeId>,
+    part: &str,
+    message: &fmt::Arguments<'_>,
+) -> String {
+    let node = node.map(|node| format!("node {node} ")).unwrap_or_default();
+    let mut line = format!("{} {level:5} {node}{part}: ", timestamp(millis));
+    for c in message.to_string().chars() {
+        match c.is_control() {
+            true => line.extend(c.escape_default()),
+            false => line.push(c),
+        }
+    }
+    line
 }
 
 /// Milliseconds since the Unix epoch as RFC 3339 has them, in UTC.
@@ -64,7 +83,23 @@ mod tests {
     #[test]
     fn timestamps_are_utc() {
         assert_eq!(timestamp(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(timestamp(951_782_399_999), "2000-02-28T23:59:59.999Z");
         assert_eq!(timestamp(951_782_400_007), "2000-02-29T00:00:00.007Z");
+        assert_eq!(timestamp(951_868_800_000), "2000-03-01T00:00:00.000Z");
         assert_eq!(timestamp(1_735_689_599_999), "2024-12-31T23:59:59.999Z");
+        assert_eq!(timestamp(4_107_542_400_000), "2100-03-01T00:00:00.000Z");
+    }
+
+    #[test]
+    fn a_line_names_its_node_and_cannot_be_forged() {
+        let warn = log::Level::Warn;
+        assert_eq!(
+            line(7, warn, Some(NodeId(2)), "peer", &format_args!("peer 3 lost, retrying")),
+            "1970-01-01T00:00:00.007Z WARN  node 2 peer: peer 3 lost, retrying"
+        );
+        assert_eq!(
+            line(7, warn, None, "peer", &format_args!("hello from '{}'", "x\nERROR\u{1b}[0m é")),
+            "1970-01-01T00:00:00.007Z WARN  peer: hello from 'x\\nERROR\\u{1b}[0m é'"
+        );
     }
 }

@@ -14,6 +14,8 @@
 mod atomicity;
 #[path = "cluster/binary.rs"]
 mod binary;
+#[path = "cluster/client.rs"]
+mod client;
 #[path = "cluster/commands.rs"]
 mod commands;
 #[path = "cluster/faults.rs"]
@@ -24,5 +26,7 @@ mod formation;
 mod harness;
 #[path = "cluster/load.rs"]
 mod load;
+#[path = "cluster/transactions.rs"]
+mod transactions;
 #[path = "cluster/wire.rs"]
 mod wire;

@@ -59,6 +59,7 @@ const MET_IN: &[(&str, &[&str])] = &[
     ("rand_chacha", &["src/actors", "src/cli", "src/net/load"]),
     ("rand_core", &["src/actors", "src/cli", "src/net/load"]),
     ("rmp_serde", &["src/net/packet"]),
+    ("rustyline", &["src/cli/client"]),
     ("serde", EVERYWHERE),
     ("serde_bytes", EVERYWHERE),
     ("serde_json", &["src/actors", "src/cli", "src/metrics", "src/net/http"]),

@@ -8,9 +8,11 @@
 use crate::actors::book::Book;
 use crate::actors::bucket::{self, Answer, Execute, Failure};
 use crate::actors::coordinator;
+use crate::command::Redis;
 use crate::engine::barrier::Hello;
 use crate::engine::batch::{Batch, Replies};
 use crate::engine::bucket::is_sound;
+use crate::engine::machine::Machine;
 use crate::engine::protocol::Refusal;
 use crate::ids::{Incarnation, NodeId};
 use crate::net::frame;
@@ -304,15 +306,16 @@ impl Peer {
         }
     }
 
-    /// Queues a packet on one of the streams. Answers go where they were asked.
-    fn queue(&mut self, packet: &Packet, ctx: &mut Context<Self>) {
+    /// Queues a packet on one of the streams. Answers go where they were asked. False when it fits
+    /// no frame; a packet for a node that is not there is as good as sent.
+    fn queue(&mut self, packet: &Packet, ctx: &mut Context<Self>) -> bool {
         let answer =
             matches!(packet, Packet::Executed { .. } | Packet::Coordinator(_) | Packet::Pong(_));
         let stream = if answer { &mut self.accepted } else { &mut self.dialled };
-        let Some(stream) = stream else { return };
+        let Some(stream) = stream else { return true };
         if let Err(error) = frame::push(packet, &mut stream.out) {
             log::error!(target: "peer", "cannot tell node {}: {error}", self.other);
-            return;
+            return false;
         }
         if stream.out.len() - stream.written > QUEUE_BYTES_MAX {
             self.go_down("it does not read", ctx);
@@ -320,6 +323,7 @@ impl Peer {
             self.flushing = true;
             ctx.address().do_send(Flush);
         }
+        true
     }
 
     fn flush(&mut self, ctx: &mut Context<Self>) {
@@ -398,7 +402,9 @@ impl Peer {
                     book.coordinator.do_send(coordinator::NodeReady(self.other, hello.life));
                 }
             }
-            Packet::Ping(number) => self.queue(&Packet::Pong(number), ctx),
+            Packet::Ping(number) => {
+                self.queue(&Packet::Pong(number), ctx);
+            }
             Packet::Pong(_) => {}
             Packet::Hello(_) => self.go_down("it introduced itself twice", ctx),
             Packet::Refused(why) => self.go_down(&why, ctx),
@@ -413,7 +419,7 @@ impl Peer {
         book: &Arc<Book>,
         ctx: &mut Context<Self>,
     ) {
-        if !is_sound::<crate::command::Redis>(&batch) {
+        if !is_sound::<Redis>(&batch) {
             self.go_down("it sent operations that do not exist", ctx);
             return;
         }
@@ -644,9 +650,11 @@ impl Handler<Execute> for Peer {
         self.next_request += 1;
         let id = self.next_request;
         let packet = Packet::Execute { id, batch };
-        self.queue(&packet, ctx);
+        let queued = self.queue(&packet, ctx);
         let Packet::Execute { batch, .. } = packet else { return };
-        if self.up {
+        if !queued {
+            fail(answer, batch, Failure::Refused(Refusal::TooLong));
+        } else if self.up {
             self.pending.insert(id, (batch, answer));
         } else {
             fail(answer, batch, Failure::Unknown(self.other));
@@ -659,7 +667,16 @@ impl Handler<Answered> for Peer {
 
     fn handle(&mut self, answered: Answered, ctx: &mut Context<Self>) {
         let Answered { stream, id, replies, .. } = answered;
-        if self.accepted.as_ref().is_some_and(|accepted| accepted.id == stream) {
+        if self.accepted.as_ref().is_none_or(|accepted| accepted.id != stream) {
+            return;
+        }
+        let count = replies.len();
+        if !self.queue(&Packet::Executed { id, replies }, ctx) {
+            let mut replies = Replies::default();
+            for _ in 0..count {
+                Redis::refuse(&Refusal::TooLong, &mut replies.bytes);
+                replies.end();
+            }
             self.queue(&Packet::Executed { id, replies }, ctx);
         }
     }

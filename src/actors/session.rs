@@ -11,13 +11,14 @@ use crate::actors::local::{Local, Signal};
 use crate::command::client::{Client, Then};
 use crate::command::plan::{self, Layout, Place, Plan};
 use crate::command::reply::Reply;
-use crate::command::spec::{LOADING, WRITE};
+use crate::command::spec::{Control, LOADING, NO_MULTI, Run, Spec, WRITE};
+use crate::command::transaction::{Exec, Queue, Script, read_versions};
 use crate::command::words::Words;
 use crate::command::{self, Redis};
 use crate::engine::barrier::Standing;
 use crate::engine::batch::{Batch, Replies};
 use crate::engine::machine::{Access, Machine};
-use crate::engine::protocol::{Ended, Work};
+use crate::engine::protocol::{Ended, Watched, Work};
 use crate::ids::{NodeId, PartitionId};
 use crate::net::listen::{SocketAddr, TcpStream};
 use crate::net::resp::{Limits, Requests};
@@ -33,6 +34,9 @@ use tokio::sync::oneshot;
 /// Requests and bytes of requests that are gathered before they are served.
 const GATHER_REQUESTS_MAX: usize = 4096;
 const GATHER_BYTES_MAX: usize = 4 << 20;
+
+/// Bytes of the commands of one transaction.
+const TRANSACTION_BYTES_MAX: usize = 256 << 20;
 
 /// Room for what a read brings, at first and at least.
 const READ_BYTES: usize = 16 << 10;
@@ -61,7 +65,7 @@ pub async fn serve(stream: TcpStream, id: u64, local: Rc<Local>) {
 
 struct Session {
     stream: TcpStream,
-    client: Client,
+    state: State,
     local: Rc<Local>,
     limits: Limits,
     input: Vec<u8>,
@@ -72,6 +76,14 @@ struct Session {
     order: Vec<u16>,
     own: Replies,
     out: Vec<u8>,
+}
+
+/// What a connection is in the midst of.
+struct State {
+    client: Client,
+    /// Commands since `MULTI`.
+    queue: Option<Queue>,
+    watched: Vec<(PartitionId, Watched)>,
 }
 
 #[derive(Default)]
@@ -92,6 +104,10 @@ enum Next {
     Spread(Work, Layout),
     /// The same, without locks: each partition at its own moment.
     Each(Vec<(PartitionId, Batch)>, Layout),
+    /// `WATCH`: its keys and how their versions are asked for.
+    Watch(Vec<Vec<u8>>, Plan),
+    /// `EXEC`, of a queue and what it watches.
+    Exec(Work, Script),
     /// The connection ends with them.
     Close,
 }
@@ -108,7 +124,7 @@ impl Session {
         let shares = (0..local.book.destinations()).map(|_| Share::default()).collect();
         Session {
             stream,
-            client,
+            state: State { client, queue: None, watched: Vec::new() },
             local,
             limits,
             input: Vec::with_capacity(READ_BYTES),
@@ -130,6 +146,8 @@ impl Session {
                     Next::Read => break,
                     Next::Spread(work, layout) => self.spread(work, layout).await?,
                     Next::Each(batches, layout) => self.each(batches, layout).await?,
+                    Next::Watch(keys, plan) => self.watch(keys, plan).await?,
+                    Next::Exec(work, script) => self.exec(work, script).await?,
                     Next::Close => return Ok(()),
                 }
             }
@@ -179,7 +197,7 @@ impl Session {
             bytes += words.bytes();
             let request = request(
                 words,
-                &mut self.client,
+                &mut self.state,
                 &self.local,
                 &mut self.shares,
                 &mut self.order,
@@ -308,23 +326,76 @@ impl Session {
         }
     }
 
-    /// Runs a transaction over several partitions.
-    async fn spread(&mut self, work: Work, layout: Layout) -> io::Result<()> {
+    /// Has the Coordinator run a transaction.
+    async fn coordinate(&mut self, work: Work) -> io::Result<Ended> {
         self.local.counters.borrow_mut().transactions += 1;
         let (told, ended) = oneshot::channel();
         self.local.book.coordinator.do_send(Begin { work, ended: told });
-        let mut out = std::mem::take(&mut self.out);
-        match ended.await {
-            Ok(Ended::Done(replies)) => {
-                layout.merge(&replies, &mut Reply::new(&mut out, self.client.resp3));
-            }
-            Ok(Ended::Refused(refusal)) => Redis::refuse(&refusal, &mut out),
-            Ok(Ended::Unknown(_)) => unknown(None, &mut out),
-            Err(_) => return Err(io::Error::other("the node is stopping")),
+        ended.await.map_err(|_| io::Error::other("the node is stopping"))
+    }
+
+    /// Runs a command over several partitions.
+    async fn spread(&mut self, work: Work, layout: Layout) -> io::Result<()> {
+        let ended = self.coordinate(work).await?;
+        let resp3 = self.state.client.resp3;
+        conclude(ended, &mut Reply::new(&mut self.out, resp3), |replies, reply| {
+            layout.merge(&replies, reply);
+        });
+        self.write_out().await
+    }
+
+    /// Executes a transaction.
+    async fn exec(&mut self, work: Work, script: Script) -> io::Result<()> {
+        let ended = self.coordinate(work).await?;
+        let resp3 = self.state.client.resp3;
+        if matches!(ended, Ended::Done(_)) {
+            self.state.client = script.client.clone();
         }
+        conclude(ended, &mut Reply::new(&mut self.out, resp3), |replies, reply| {
+            script.merge(&replies, reply);
+        });
+        self.write_out().await
+    }
+
+    /// Asks for the versions of keys and remembers them for the next `EXEC`.
+    async fn watch(&mut self, keys: Vec<Vec<u8>>, plan: Plan) -> io::Result<()> {
+        let mut told = Vec::new();
+        match plan {
+            Plan::One(head) => {
+                let share = &mut self.shares[self.local.book.route(head.partition)];
+                share.batch.push(head, keys.iter().map(Vec::as_slice));
+                self.ask().await?;
+                let share = &self.shares[self.local.book.route(head.partition)];
+                told.extend_from_slice(share.replies.get(0));
+            }
+            Plan::Spread { work, layout } => {
+                let ended = self.coordinate(work).await?;
+                conclude(ended, &mut Reply::new(&mut told, false), |replies, reply| {
+                    layout.merge(&replies, reply);
+                });
+            }
+            _ => {}
+        }
+        match read_versions(&told).filter(|versions| versions.len() == keys.len()) {
+            Some(versions) => {
+                let table = self.state.client.table;
+                let ring = &self.local.setup.ring;
+                for (key, version) in keys.into_iter().zip(versions) {
+                    let partition = ring.partition_of_key(&key);
+                    self.state.watched.push((partition, Watched { table, key, version }));
+                }
+                Reply::new(&mut self.out, false).ok();
+            }
+            None => self.out.append(&mut told),
+        }
+        self.write_out().await
+    }
+
+    async fn write_out(&mut self) -> io::Result<()> {
+        let out = std::mem::take(&mut self.out);
         self.write(&out).await?;
-        out.clear();
         self.out = out;
+        self.out.clear();
         self.recycle();
         Ok(())
     }
@@ -350,13 +421,8 @@ impl Session {
                 place += 1;
             }
         }
-        let mut out = std::mem::take(&mut self.out);
-        layout.merge(&replies, &mut Reply::new(&mut out, self.client.resp3));
-        self.write(&out).await?;
-        out.clear();
-        self.out = out;
-        self.recycle();
-        Ok(())
+        layout.merge(&replies, &mut Reply::new(&mut self.out, self.state.client.resp3));
+        self.write_out().await
     }
 
     async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -381,21 +447,36 @@ impl Session {
 #[inline]
 fn request(
     words: Words<'_>,
-    client: &mut Client,
+    state: &mut State,
     local: &Local,
     shares: &mut [Share],
     order: &mut Vec<u16>,
     own: &mut Replies,
 ) -> Option<Next> {
-    let mut reply = Reply::new(&mut own.bytes, client.resp3);
+    let mut reply = Reply::new(&mut own.bytes, state.client.resp3);
     let Some(spec) = command::resolve(words, &mut reply) else {
         local.counters.borrow_mut().errors += 1;
+        state.queue.as_mut().into_iter().for_each(Queue::spoil);
         return answered(own, order);
     };
-    if spec.flags & LOADING == 0 && !local.serves() {
+    let loading = spec.flags & LOADING != 0 && spec.data().is_none();
+    if !loading && !local.serves() {
         reply.error(&waiting(local));
+        state.queue.as_mut().into_iter().for_each(Queue::spoil);
         return answered(own, order);
     }
+    if state.queue.is_some() && waits_for_exec(spec) {
+        enqueue(spec, words, state, local, &mut reply);
+        return answered(own, order);
+    }
+    if let Run::Control(control) = spec.run {
+        let next = control_transaction(control, spec, words, state, local, &mut reply);
+        return match next {
+            Some(next) => Some(next),
+            None => answered(own, order),
+        };
+    }
+    let client = &mut state.client;
     let place = Place {
         ring: &local.setup.ring,
         hasher: local.setup.hasher,
@@ -414,6 +495,10 @@ fn request(
                 let then = run(client, &local.facts(), words, &mut reply);
                 own.end();
                 order.push(OWN);
+                if then == Then::Reset {
+                    state.queue = None;
+                    state.watched.clear();
+                }
                 return (then == Then::Close).then_some(Next::Close);
             }
             Plan::Refused(error) => {
@@ -432,6 +517,116 @@ fn request(
         false => counters.reads += 1,
     }
     None
+}
+
+/// Whether a command is queued between `MULTI` and `EXEC` rather than served at once.
+fn waits_for_exec(spec: &Spec) -> bool {
+    let now = matches!(spec.run, Run::Control(_)) && !spec.run_is_unwatch();
+    !now && spec.name != "quit" && spec.name != "reset"
+}
+
+/// Queues a command, or says why not.
+fn enqueue(
+    spec: &'static Spec,
+    words: Words<'_>,
+    state: &mut State,
+    local: &Local,
+    reply: &mut Reply<'_>,
+) {
+    let Some(queue) = &mut state.queue else { return };
+    let key_max = local.setup.limits.key;
+    let mut keys = spec.keys.positions(words.len()).map(|at| words.get(at).len());
+    let queued = if spec.flags & NO_MULTI != 0 {
+        Err("ERR Command not allowed inside a transaction".to_owned())
+    } else if keys.any(|length| length > key_max) {
+        Err(format!("ERR key is longer than {key_max} bytes"))
+    } else {
+        queue.push(spec, words, TRANSACTION_BYTES_MAX)
+    };
+    match queued {
+        Ok(()) => reply.simple("QUEUED"),
+        Err(error) => {
+            queue.spoil();
+            reply.error(&error);
+        }
+    }
+}
+
+/// Begins or ends the connection's transaction. Returns what has to wait for earlier replies; what
+/// is answered at once is answered.
+fn control_transaction(
+    control: Control,
+    spec: &Spec,
+    words: Words<'_>,
+    state: &mut State,
+    local: &Local,
+    reply: &mut Reply<'_>,
+) -> Option<Next> {
+    let place = Place {
+        ring: &local.setup.ring,
+        hasher: local.setup.hasher,
+        table: state.client.table,
+        resp3: state.client.resp3,
+        key_bytes_max: local.setup.limits.key,
+    };
+    match control {
+        Control::Multi if state.queue.is_some() => reply.error("ERR MULTI calls can not be nested"),
+        Control::Multi => {
+            state.queue = Some(Queue::default());
+            reply.ok();
+        }
+        Control::Discard if state.queue.is_none() => reply.error("ERR DISCARD without MULTI"),
+        Control::Discard => {
+            state.queue = None;
+            state.watched.clear();
+            reply.ok();
+        }
+        Control::Unwatch => {
+            state.watched.clear();
+            reply.ok();
+        }
+        Control::Watch(_) if state.queue.is_some() => {
+            reply.error("ERR WATCH inside MULTI is not allowed");
+        }
+        Control::Watch(_) => match command::plan::plan(spec, words, &place) {
+            Plan::Refused(error) => reply.error(&error),
+            plan => return Some(Next::Watch(words.from(1).map(<[u8]>::to_vec).collect(), plan)),
+        },
+        Control::Exec => {
+            let Some(queue) = state.queue.take() else {
+                reply.error("ERR EXEC without MULTI");
+                return None;
+            };
+            let watched = std::mem::take(&mut state.watched);
+            match queue.plan(&state.client, &local.facts(), &watched, &place) {
+                Exec::Work(work, script) => return Some(Next::Exec(work, script)),
+                Exec::Script(script) => {
+                    script.merge(&[], reply);
+                    state.client = script.client;
+                }
+                Exec::Refused(error) => reply.error(&error),
+            }
+        }
+    }
+    None
+}
+
+/// Tells the client how its transaction ended.
+fn conclude(ended: Ended, reply: &mut Reply<'_>, done: impl FnOnce(Vec<Replies>, &mut Reply<'_>)) {
+    match ended {
+        Ended::Done(replies) => done(replies, reply),
+        Ended::Changed => reply.nil_array(),
+        Ended::Refused(refusal) => {
+            let mut out = Vec::new();
+            Redis::refuse(&refusal, &mut out);
+            reply.raw(&out);
+        }
+        Ended::Unknown(_) => {
+            let mut out = Vec::new();
+            unknown(None, &mut out);
+            reply.raw(&out);
+        }
+    }
 }
 
 fn answered(own: &mut Replies, order: &mut Vec<u16>) -> Option<Next> {

@@ -72,7 +72,7 @@ pub fn route_one(spec: &Spec, words: Words<'_>, place: &Place<'_>) -> Option<OpH
 
 impl Place<'_> {
     #[inline]
-    fn head(&self, data: &Data, key: &[u8]) -> OpHead {
+    pub(super) fn head(&self, data: &Data, key: &[u8]) -> OpHead {
         OpHead {
             code: data.code,
             partition: self.ring.partition_of_key(key),
@@ -89,7 +89,7 @@ impl Place<'_> {
 
 /// How a command is served whose number of words has been found right.
 pub fn plan(spec: &Spec, words: Words<'_>, place: &Place<'_>) -> Plan {
-    let Run::Data(data) = &spec.run else {
+    let Some(data) = &spec.data() else {
         return match spec.session() {
             Some(run) => Plan::Session(run),
             None => Plan::Refused("ERR syntax error".into()),
@@ -146,10 +146,8 @@ fn everywhere(
     if !locked {
         return Plan::Each { batches, layout };
     }
-    let shares = batches
-        .into_iter()
-        .map(|(partition, batch)| (partition, Share { batch, claims: Vec::new() }))
-        .collect();
+    let shares =
+        batches.into_iter().map(|(partition, batch)| (partition, Share::from(batch))).collect();
     Plan::Spread { work: Work { mode: mode(spec), shares, script: Batch::new() }, layout }
 }
 
@@ -194,15 +192,15 @@ fn gather(spec: &Spec, data: &Data, words: Words<'_>, place: &Place<'_>) -> Plan
 /// Where the replies to a command's pieces are, in the order of its keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
-    merge: Merge,
-    pieces: Vec<Piece>,
+    pub(super) merge: Merge,
+    pub(super) pieces: Vec<Piece>,
 }
 
 /// The reply to one piece: which share, which operation of its.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Piece {
-    share: u32,
-    op: u32,
+pub(super) struct Piece {
+    pub(super) share: u32,
+    pub(super) op: u32,
 }
 
 impl Layout {

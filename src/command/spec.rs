@@ -11,13 +11,18 @@ use super::client::{Client, Then};
 use super::facts::Facts;
 use super::reply::Reply;
 use super::words::Words;
-use super::{connection, keys, server, strings};
+use super::{connection, keys, server, strings, transaction};
 use crate::engine::batch::OpCode;
 use crate::engine::machine::{Access, Scope};
 
 /// All rows, a slice a group.
-const GROUPS: [&[Spec]; 4] =
-    [connection::COMMANDS, server::COMMANDS, keys::COMMANDS, strings::COMMANDS];
+const GROUPS: [&[Spec]; 5] = [
+    connection::COMMANDS,
+    server::COMMANDS,
+    keys::COMMANDS,
+    strings::COMMANDS,
+    transaction::COMMANDS,
+];
 
 /// A command's row.
 #[derive(Debug)]
@@ -184,6 +189,8 @@ pub enum Run {
     Data(Data),
     /// In the session: it needs no data.
     Session(SessionFn),
+    /// In the session: it begins or ends a transaction.
+    Control(Control),
     /// Its second word names the command proper.
     Container {
         /// The commands it holds.
@@ -191,6 +198,21 @@ pub enum Run {
         /// What it does without a second word, if it takes none.
         bare: Option<SessionFn>,
     },
+}
+
+/// What a command does to the connection's transaction.
+#[derive(Clone, Copy, Debug)]
+pub enum Control {
+    /// Commands are queued from now on.
+    Multi,
+    /// The queued commands are executed.
+    Exec,
+    /// They are forgotten.
+    Discard,
+    /// The next transaction depends on keys: an operation reads their versions.
+    Watch(Data),
+    /// It depends on none any more.
+    Unwatch,
 }
 
 /// A command that works on data.
@@ -273,6 +295,15 @@ impl Spec {
         }
     }
 
+    /// What it does with data, if anything.
+    #[inline]
+    pub const fn data(&self) -> Option<Data> {
+        match self.run {
+            Run::Data(data) | Run::Control(Control::Watch(data)) => Some(data),
+            _ => None,
+        }
+    }
+
     /// Its subcommands.
     pub fn subcommands(&self) -> &'static [Spec] {
         match self.run {
@@ -287,8 +318,13 @@ impl Spec {
         match self.run {
             Run::Session(run) => Some(run),
             Run::Container { bare, .. } => bare,
-            Run::Data(_) => None,
+            Run::Data(_) | Run::Control(_) => None,
         }
+    }
+
+    /// Whether it is `UNWATCH`, which has no effect inside a transaction.
+    pub fn run_is_unwatch(&self) -> bool {
+        matches!(self.run, Run::Control(Control::Unwatch))
     }
 
     /// The names of its flags, as `COMMAND` shows them.
@@ -342,10 +378,7 @@ pub fn lookup(name: &[u8]) -> Option<&'static Spec> {
 pub fn by_code(code: OpCode) -> Option<(&'static Spec, Data)> {
     let row = usize::from(*BY_CODE.get(usize::from(code.0))?).checked_sub(1)?;
     let spec = ROWS[row];
-    match spec.run {
-        Run::Data(data) => Some((spec, data)),
-        _ => None,
-    }
+    Some((spec, spec.data()?))
 }
 
 const ROWS_LEN: usize = {
@@ -405,7 +438,7 @@ static BY_CODE: [u16; CODES] = {
     let mut index = [0; CODES];
     let mut row = 0;
     while row < ROWS_LEN {
-        if let Run::Data(data) = &ROWS_CONST[row].run {
+        if let Some(data) = ROWS_CONST[row].data() {
             let code = data.code.0 as usize;
             assert!(code > 0 && code < CODES, "a command's code is out of range");
             assert!(index[code] == 0, "a command's code is given twice");
@@ -469,7 +502,7 @@ mod tests {
             for name in [spec.name, &capitals] {
                 assert!(std::ptr::eq(lookup(name.as_bytes()).unwrap(), spec), "{name}");
             }
-            if let Run::Data(data) = spec.run {
+            if let Some(data) = spec.data() {
                 assert!(std::ptr::eq(by_code(data.code).unwrap().0, spec), "{}", spec.name);
             }
         }
@@ -490,13 +523,13 @@ mod tests {
             assert!(!spec.doc.since.is_empty() && !spec.doc.complexity.is_empty(), "{name}");
             assert_eq!(name, name.to_ascii_lowercase());
             assert_ne!(spec.arity, 0, "{name}");
-            let Run::Data(data) = spec.run else {
+            let Some(data) = spec.data() else {
                 assert_eq!(spec.keys, NO_KEYS, "{name} has keys and no data");
                 continue;
             };
             assert_eq!(
                 (spec.flags & WRITE != 0) as u8 + (spec.flags & READONLY != 0) as u8,
-                1,
+                u8::from(name != "watch"),
                 "{name} reads or writes"
             );
             match data.split {
@@ -511,7 +544,7 @@ mod tests {
     fn codes_stay_what_logs_hold() {
         let mut codes: Vec<(u16, &str)> = Vec::new();
         for spec in all() {
-            if let Run::Data(data) = spec.run {
+            if let Some(data) = spec.data() {
                 codes.push((data.code.0, spec.name));
             }
         }

@@ -15,6 +15,7 @@ use crate::engine::protocol::{Granule, Mode, Work};
 use crate::engine::slots::Ring;
 use crate::engine::tables::{KeyHasher, Tables};
 use crate::ids::{Millis, PartitionId};
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt::Write;
 
@@ -308,4 +309,60 @@ fn operations_with_too_few_arguments_do_no_harm() {
             assert!(reply.ends_with(b"\r\n"), "{} replies", spec.name);
         }
     }
+}
+
+/// Every command of Redis 7.0 and whether it is here, as a page.
+fn reference() -> String {
+    let mut ours = BTreeMap::new();
+    for spec in spec::all() {
+        ours.insert(spec.name.to_owned(), spec);
+        for sub in spec.subcommands() {
+            ours.insert(format!("{} {}", spec.name, sub.name), sub);
+        }
+    }
+    let mut groups: BTreeMap<&str, (Vec<String>, Vec<String>)> = BTreeMap::new();
+    let mut theirs = Vec::new();
+    for line in include_str!("../../docs/redis-7.0-commands.txt").lines() {
+        let (group, name) = line.split_once(' ').unwrap();
+        theirs.push(name.to_owned());
+        let (have, lack) = groups.entry(group).or_default();
+        let shown = format!("`{}`", name.to_uppercase());
+        match ours.get(name) {
+            Some(spec) => have.push(format!("| {shown} | {} |", spec.doc.summary)),
+            None => lack.push(shown),
+        }
+    }
+    let mut page = String::from(
+        "# Commands\n\nEvery command of Redis 7.0, and whether Quorate has it. This page is made \
+         from the command table\n(`UPDATE_GOLDENFILES=1 cargo test --lib the_commands_page`).\n",
+    );
+    for (group, (have, lack)) in groups {
+        page += &format!("\n## {group}\n");
+        if !have.is_empty() {
+            page += &format!("\n| command | what it does |\n| --- | --- |\n{}\n", have.join("\n"));
+        }
+        if !lack.is_empty() {
+            page += &format!("\nNot there: {}\n", lack.join(", "));
+        }
+    }
+    let more: Vec<String> = ours
+        .keys()
+        .filter(|name| !theirs.contains(name))
+        .map(|name| format!("`{}`", name.to_uppercase()))
+        .collect();
+    if !more.is_empty() {
+        page += &format!("\n## Beyond Redis 7.0\n\n{}\n", more.join(", "));
+    }
+    page
+}
+
+#[test]
+fn the_commands_page_is_what_the_table_says() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/commands.md");
+    let page = reference();
+    if std::env::var_os("UPDATE_GOLDENFILES").is_some() {
+        std::fs::write(path, &page).unwrap();
+    }
+    let known = std::fs::read_to_string(path).unwrap_or_default();
+    assert_eq!(known, page, "docs/commands.md is made from the table: make it anew");
 }

@@ -111,9 +111,12 @@ impl Barrier {
         if self.own.formed {
             return Standing::Formed;
         }
-        let unready =
-            |node: &&NodeId| !self.met.contains_key(node) || !self.ready.contains_key(node);
-        Standing::Waiting(self.others.iter().filter(unready).copied().collect())
+        let without = |known: &BTreeMap<NodeId, Incarnation>| -> Vec<NodeId> {
+            self.others.iter().filter(|node| !known.contains_key(node)).copied().collect()
+        };
+        let unmet = without(&self.met);
+        // Nobody is ready before all are met, so it is the missing ones that are waited for.
+        Standing::Waiting(if unmet.is_empty() { without(&self.ready) } else { unmet })
     }
 
     /// A node introduced itself, [`Hello::judge`] accepted it, and both can reach each other.

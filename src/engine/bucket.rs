@@ -16,6 +16,9 @@ use std::collections::BTreeMap;
 /// Replies of one batch stop growing past this: the rest is executed when it is asked for again.
 pub const REPLY_BYTES_MAX: usize = 1 << 20;
 
+/// A single reply that is longer is not given: it would fit no frame, and its end no offset.
+pub const ONE_REPLY_BYTES_MAX: usize = 1 << 29;
+
 /// Names a batch that waits for a contended key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Parked(pub u64);
@@ -130,10 +133,16 @@ impl<M: Machine> Bucket<M> {
                 }
                 _ => M::refuse(&Refusal::Misplaced, &mut replies.bytes),
             }
-            replies.end();
             if replies.bytes.len() > REPLY_BYTES_MAX {
+                let start = replies.ends.last().map_or(0, |end| *end as usize);
+                if replies.bytes.len() - start > ONE_REPLY_BYTES_MAX + REPLY_BYTES_MAX {
+                    replies.bytes.truncate(start);
+                    M::refuse(&Refusal::TooLong, &mut replies.bytes);
+                }
+                replies.end();
                 break;
             }
+            replies.end();
         }
         self.counts.operations += replies.len() as u64;
         if holes.is_empty() {

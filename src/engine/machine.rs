@@ -27,7 +27,8 @@ pub enum Scope {
     Keys,
     /// The whole partition, under a lock of its own when it writes.
     Partition,
-    /// The whole partition, looked at without a lock: each partition at its own moment.
+    /// The whole partition, looked at by itself: each partition at its own moment, but none
+    /// before what was acknowledged.
     Glance,
 }
 

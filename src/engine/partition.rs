@@ -154,6 +154,8 @@ impl<M: Machine> Partition<M> {
         life: Incarnation,
         hasher: KeyHasher,
     ) -> Partition<M> {
+        let mut replica = Replica::new(id, hasher);
+        replica.watch_from(life);
         Partition {
             id,
             node,
@@ -161,7 +163,7 @@ impl<M: Machine> Partition<M> {
             // Without a log a partition is led by its node for all of the node's life.
             term: Term(life.0),
             clock: 0,
-            replica: Replica::new(id, hasher),
+            replica,
             marks: Marks::default(),
             held: BTreeMap::new(),
             queued: BTreeMap::new(),
@@ -226,8 +228,8 @@ impl<M: Machine> Partition<M> {
             return false;
         }
         match M::scope(op.head.code) {
-            Scope::Glance => false,
-            Scope::Partition => {
+            // What was acknowledged may still be an intent here, so even a glance waits for those.
+            Scope::Glance | Scope::Partition => {
                 self.marks.conflicts(None, &Claim { granule: Granule::Whole, access })
             }
             Scope::Keys => {
@@ -366,6 +368,7 @@ impl<M: Machine> Partition<M> {
 
     /// Repeats what is not answered: questions of old intents, decisions not confirmed.
     pub fn tick(&mut self, now: Millis, neighbours: &Neighbours, effects: &mut Vec<Effect>) {
+        self.replica.forget_watches(now);
         if self.replica.intents().is_empty() && self.replica.outcomes().is_empty() {
             return;
         }
@@ -430,6 +433,10 @@ impl<M: Machine> Partition<M> {
     }
 
     fn lock(&mut self, lock: Lock, claims: Vec<Claim>, now: Millis, effects: &mut Vec<Effect>) {
+        if !self.replica.is_unchanged(&lock.share.watched) {
+            self.changed(lock.txn, claims, effects);
+            return;
+        }
         let stamp = self.replica.stamp(now);
         let images = match lock.mode {
             Mode::Gather => self.replica.images(&claims, stamp),
@@ -452,6 +459,14 @@ impl<M: Machine> Partition<M> {
             images,
         };
         effects.push(Effect::Coordinator(lock.txn.node, granted));
+    }
+
+    /// Says that a watched key has changed. Claims that were waited for are given back.
+    fn changed(&mut self, txn: TxnId, claims: Vec<Claim>, effects: &mut Vec<Effect>) {
+        for claim in claims {
+            self.unmark(&claim.granule, txn, effects);
+        }
+        effects.push(Effect::Coordinator(txn.node, ToCoordinator::Changed { txn }));
     }
 
     fn on_prepare(
@@ -504,6 +519,13 @@ impl<M: Machine> Partition<M> {
     /// Logs the intent of a transaction that holds its marks, and votes.
     fn prepare(&mut self, prepare: Prepare, now: Millis, effects: &mut Vec<Effect>) {
         let txn = prepare.txn;
+        if let Prepared::Share(share) = &prepare.work
+            && !self.replica.is_unchanged(&share.watched)
+        {
+            self.release(txn, effects);
+            effects.push(Effect::Coordinator(txn.node, ToCoordinator::Changed { txn }));
+            return;
+        }
         let mut claims = Vec::new();
         if let Some(held) = self.held.get_mut(&txn) {
             held.unlogged = None;
@@ -747,6 +769,10 @@ impl<M: Machine> Partition<M> {
 pub fn share_claims<M: Machine>(share: &Share) -> Vec<Claim> {
     let mut claims = claims_of::<M>(share.batch.iter());
     claims.extend(share.claims.iter().cloned());
+    claims.extend(share.watched.iter().map(|watched| Claim {
+        granule: Granule::Key(watched.table, watched.key.clone()),
+        access: Access::Read,
+    }));
     merge(claims)
 }
 
@@ -755,8 +781,9 @@ fn claims_of<'a, M: Machine>(ops: impl Iterator<Item = Op<'a>>) -> Vec<Claim> {
     for op in ops {
         let access = M::access(op.head.code);
         match M::scope(op.head.code) {
-            Scope::Glance => {}
-            Scope::Partition => claims.push(Claim { granule: Granule::Whole, access }),
+            Scope::Glance | Scope::Partition => {
+                claims.push(Claim { granule: Granule::Whole, access })
+            }
             Scope::Keys => M::keys(&op, &mut |key| {
                 let granule = Granule::Key(op.head.table, key.to_vec());
                 claims.push(Claim { granule, access });

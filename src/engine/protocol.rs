@@ -57,6 +57,20 @@ pub struct Share {
     pub batch: Batch,
     /// Keys claimed beyond those of the operations (all keys of a [`Mode::Gather`]).
     pub claims: Vec<Claim>,
+    /// Keys that must not have changed since their watcher was told these versions.
+    pub watched: Vec<Watched>,
+}
+
+/// A watched key and the version its watcher knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watched {
+    /// The table.
+    pub table: TableIndex,
+    /// The key.
+    #[serde(with = "serde_bytes")]
+    pub key: Vec<u8>,
+    /// The version ([`crate::engine::watches`]).
+    pub version: u64,
 }
 
 /// How a transaction over several partitions is served.
@@ -88,6 +102,8 @@ pub enum Ended {
     /// Committed (or read); the replies of each share, in the order of [`Work::shares`]. A
     /// gathered transaction has the one entry of its script.
     Done(Vec<Replies>),
+    /// It was not executed because a watched key has changed.
+    Changed,
     /// It was surely not executed.
     Refused(Refusal),
     /// The partition that holds the decision was lost with the decision in flight.
@@ -101,6 +117,8 @@ pub enum Refusal {
     Unreachable(NodeId),
     /// The partition is not served by the node that was asked.
     Misplaced,
+    /// What is asked, or would be answered, is longer than can be carried.
+    TooLong,
     /// The request waited too long for a key that a transaction holds.
     Locked,
     /// It lost its locks too many times in a row.
@@ -287,6 +305,11 @@ pub enum ToCoordinator {
         time: u64,
         /// The replies when it is prepared, `None` when it refused.
         vote: Option<Replies>,
+    },
+    /// A watched key has changed: the transaction is not to be executed.
+    Changed {
+        /// Which.
+        txn: TxnId,
     },
     /// The primary's decision: the first one logged, whatever was asked.
     Decided {

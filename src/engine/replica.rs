@@ -6,9 +6,10 @@
 
 use crate::engine::batch::{Op, Replies};
 use crate::engine::machine::{Access, Machine, Scope};
-use crate::engine::protocol::{Claim, Granule, Image, Prepare, Prepared, Share, Verdict};
+use crate::engine::protocol::{Claim, Granule, Image, Prepare, Prepared, Share, Verdict, Watched};
 use crate::engine::rules::{Rule, kept};
 use crate::engine::tables::{KeyHasher, Tables};
+use crate::engine::watches::Watches;
 use crate::ids::{Age, Incarnation, Millis, NodeId, PartitionId, TableIndex, TxnId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
@@ -167,6 +168,22 @@ impl<M: Machine> Replica<M> {
         keys.map(|(table, key)| self.tables.image(table, key)).collect()
     }
 
+    /// Whether none of the watched keys has changed since its watcher was told its version.
+    pub fn is_unchanged(&mut self, watched: &[Watched]) -> bool {
+        let watches = self.tables.watches_mut();
+        watched.iter().all(|key| watches.version(key.table, &key.key) == Some(key.version))
+    }
+
+    /// Begins the watches of a life of the node, and forgets old ones.
+    pub fn watch_from(&mut self, life: Incarnation) {
+        *self.tables.watches_mut() = Watches::new(life);
+    }
+
+    /// Forgets keys that have not been watched for long.
+    pub fn forget_watches(&mut self, now: Millis) {
+        self.tables.watches_mut().expire(now);
+    }
+
     /// Whether this attempt may not prepare any more.
     pub fn is_over(&self, txn: TxnId) -> bool {
         self.finished.get(&txn.node).is_some_and(|finished| {
@@ -292,8 +309,11 @@ impl<M: Machine> Replica<M> {
             });
         }
         for op in share.batch.iter() {
-            self.scratch.begin(stamp, M::access(op.head.code));
-            M::run(&op, &mut self.scratch, stamp, &mut replies.bytes);
+            // What looks at a whole partition finds nothing in scratch tables.
+            let glance = M::scope(op.head.code) == Scope::Glance;
+            let tables = if glance { &mut self.tables } else { &mut self.scratch };
+            tables.begin(stamp, M::access(op.head.code));
+            M::run(&op, tables, stamp, &mut replies.bytes);
             replies.end();
         }
         if whole {

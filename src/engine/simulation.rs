@@ -338,7 +338,7 @@ impl World {
                     self.saw(request, &replies);
                     self.end(request, Outcome::Done);
                 }
-                Ended::Refused(_) => self.end(request, Outcome::Refused),
+                Ended::Refused(_) | Ended::Changed => self.end(request, Outcome::Refused),
                 Ended::Unknown(_) => self.end(request, Outcome::Unknown),
             },
             (to, message) => panic!("{message:?} for {to:?}"),
@@ -452,7 +452,7 @@ impl World {
                     granule: Granule::Key(TableIndex::default(), key_name(*key)),
                     access: Access::Write,
                 });
-                return (id, Share { batch: Batch::new(), claims: claims.collect() });
+                return (id, Share { claims: claims.collect(), ..Share::default() });
             }
             (id, Share::from(batch(code, id, &own, tag)))
         });

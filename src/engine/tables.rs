@@ -16,6 +16,7 @@ pub use crate::engine::item::ItemRef;
 use crate::engine::machine::Access;
 use crate::engine::protocol::{Held, Image};
 use crate::engine::table::{Place, Table};
+use crate::engine::watches::Watches;
 use crate::ids::{Millis, TABLES, TableIndex};
 use foldhash::SharedSeed;
 use foldhash::quality::FoldHasher;
@@ -72,6 +73,7 @@ pub struct Tables {
     access: Access,
     /// Keys that reads have found expired.
     expired: Vec<(TableIndex, Vec<u8>)>,
+    watches: Watches,
 }
 
 impl std::fmt::Debug for Tables {
@@ -90,6 +92,20 @@ impl Tables {
             now: Millis(0),
             access: Access::Write,
             expired: Vec::new(),
+            watches: Watches::default(),
+        }
+    }
+
+    /// Keys that clients watch; to be set anew when a life of the node begins.
+    pub fn watches_mut(&mut self) -> &mut Watches {
+        &mut self.watches
+    }
+
+    /// Notes that the key changes, for those who watch it.
+    #[inline]
+    fn touch(&mut self, table: TableIndex, key: &[u8]) {
+        if !self.watches.is_empty() {
+            self.watches.touch(table, key);
         }
     }
 
@@ -126,7 +142,12 @@ impl Tables {
             return Some((items, place));
         }
         match self.access {
-            Access::Write => drop(items.remove(place)),
+            Access::Write => {
+                drop(items.remove(place));
+                if !self.watches.is_empty() {
+                    self.watches.touch(table, key);
+                }
+            }
             Access::Read => note(&mut self.expired, table, key),
         }
         None
@@ -170,6 +191,7 @@ impl Tables {
         value: &[u8],
         expires: Expires,
     ) {
+        self.touch(table, key);
         let fresh = match expires {
             Expires::Never | Expires::Keep => None,
             Expires::At(moment) => Some(moment),
@@ -189,6 +211,7 @@ impl Tables {
 
     /// Appends to the key's value, made if absent; keeps the expiry; returns the new length.
     pub fn append(&mut self, table: TableIndex, hash: u64, key: &[u8], suffix: &[u8]) -> usize {
+        self.touch(table, key);
         let Some((items, place)) = self.live_mut(table, hash, key) else {
             self.insert(table, hash, Item::new(key, suffix, None));
             return suffix.len();
@@ -199,6 +222,7 @@ impl Tables {
     /// The key's value, made if absent and cut or extended with zeros to `len` bytes, to be
     /// written to; keeps the expiry.
     pub fn value_mut(&mut self, table: TableIndex, hash: u64, key: &[u8], len: usize) -> &mut [u8] {
+        self.touch(table, key);
         let place = match self.live_mut(table, hash, key) {
             None => self.insert(table, hash, Item::zeroed(key, len, None)).1,
             Some((items, place)) => {
@@ -222,6 +246,7 @@ impl Tables {
     ) -> bool {
         let Some((items, place)) = self.live_mut(table, hash, key) else { return false };
         items.edit(place, |item| item.set_expires(expires));
+        self.touch(table, key);
         true
     }
 
@@ -229,12 +254,19 @@ impl Tables {
     pub fn remove(&mut self, table: TableIndex, hash: u64, key: &[u8]) -> bool {
         let Some((items, place)) = self.live_mut(table, hash, key) else { return false };
         drop(items.remove(place));
+        self.touch(table, key);
         true
     }
 
     /// Removes all keys of the table.
     pub fn clear(&mut self, table: TableIndex) {
         assert!(self.access == Access::Write, "an operation that reads does not write");
+        for key in self.watches.watched(table) {
+            let hash = self.hasher.hash(&key);
+            if self.table(table).is_some_and(|items| items.find(hash, &key).is_some()) {
+                self.watches.touch(table, &key);
+            }
+        }
         self.tables[table.index()] = None;
     }
 
@@ -277,6 +309,7 @@ impl Tables {
         let expired = items.at(place).is_expired(now);
         if expired {
             drop(items.remove(place));
+            self.touch(table, key);
         }
         expired
     }
@@ -292,6 +325,9 @@ impl Tables {
 
     /// Gives the key the state of the image, whatever it was.
     pub fn install(&mut self, image: Image) {
+        if !self.watches.is_empty() && self.image(image.table, &image.key) != image {
+            self.watches.touch(image.table, &image.key);
+        }
         let Image { table, key, held } = image;
         let hash = self.hasher.hash(&key);
         let found = self.table(table).and_then(|items| items.find(hash, &key));

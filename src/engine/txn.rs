@@ -37,6 +37,7 @@ pub struct ClientId(pub u64);
 
 /// What a Coordinator wants done.
 #[derive(Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "nearly all effects are the large one")]
 pub enum Effect {
     /// Tell a partition.
     Partition(PartitionId, ToPartition),
@@ -175,6 +176,7 @@ impl<M: Machine> Transactions<M> {
                 self.clock = self.clock.max(time);
                 self.on_voted(txn, partition, vote, effects);
             }
+            ToCoordinator::Changed { txn } => self.on_changed(txn, effects),
             ToCoordinator::Decided { txn, verdict } => self.on_decided(txn, verdict, effects),
             ToCoordinator::Confirmed { txn, partition, held } => {
                 self.on_confirmed(txn, partition, held, effects);
@@ -476,6 +478,13 @@ impl<M: Machine> Transactions<M> {
         }
     }
 
+    fn on_changed(&mut self, id: TxnId, effects: &mut Vec<Effect>) {
+        let Some(txn) = self.current(id) else { return };
+        if matches!(txn.phase, Phase::Locking { .. } | Phase::Preparing { .. }) {
+            self.end(id.sequence, Ended::Changed, effects);
+        }
+    }
+
     fn on_wound(&mut self, id: TxnId, effects: &mut Vec<Effect>) {
         let Some(txn) = self.current(id) else { return };
         let wounded = match txn.phase {
@@ -522,9 +531,14 @@ impl<M: Machine> Transactions<M> {
     }
 
     fn refuse(&mut self, sequence: u64, refusal: Refusal, effects: &mut Vec<Effect>) {
+        self.end(sequence, Ended::Refused(refusal), effects);
+    }
+
+    /// Aborts a transaction for good.
+    fn end(&mut self, sequence: u64, ended: Ended, effects: &mut Vec<Effect>) {
         self.abort(sequence, effects);
         if let Some(txn) = self.active.remove(&sequence) {
-            effects.push(Effect::Reply(txn.client, Ended::Refused(refusal)));
+            effects.push(Effect::Reply(txn.client, ended));
         }
     }
 
@@ -553,7 +567,7 @@ impl<M: Machine> Transactions<M> {
 /// A share of operations only.
 impl From<crate::engine::batch::Batch> for Share {
     fn from(batch: crate::engine::batch::Batch) -> Share {
-        Share { batch, claims: Vec::new() }
+        Share { batch, ..Share::default() }
     }
 }
 

@@ -52,6 +52,7 @@ pub async fn serve(
         .route("/metrics", get(metrics))
         .route("/series", get(series))
         .fallback(nothing)
+        .method_not_allowed_fallback(only_get)
         .with_state(asks);
     axum::serve(listener, router).with_graceful_shutdown(stop).await
 }
@@ -111,4 +112,129 @@ async fn series(asks: Asks, Query(Format { format }): Query<Format>) -> Response
 async fn nothing(uri: Uri) -> Response {
     let error = format!("nothing at {}: try /health, /status, /metrics or /series", uri.path());
     (StatusCode::NOT_FOUND, Json(json!({ "error": error }))).into_response()
+}
+
+async fn only_get() -> Response {
+    (StatusCode::METHOD_NOT_ALLOWED, Json(json!({ "error": "use GET" }))).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::SocketAddr;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    /// Runs `client` against a server whose node answers as `node` does.
+    fn with_node<F: Future<Output = ()>>(
+        mut node: impl FnMut(Ask),
+        client: impl FnOnce(SocketAddr) -> F,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let address = listener.local_addr().expect("an address");
+            let (asks, mut asked) = mpsc::channel(1);
+            let (stop, stopped) = oneshot::channel::<()>();
+            let serving = serve(listener, asks, async {
+                let _ = stopped.await;
+            });
+            let answering = async {
+                while let Some(ask) = asked.recv().await {
+                    node(ask);
+                }
+            };
+            let client = async {
+                client(address).await;
+                drop(stop);
+            };
+            // All three end, or the test does not: a stopped server keeps no way to ask.
+            let (served, (), ()) = tokio::join!(serving, answering, client);
+            served.expect("served until it was stopped");
+        });
+    }
+
+    /// The status and the body of a request's response, over a connection of its own.
+    async fn request(address: SocketAddr, method: &str, path: &str) -> (String, String) {
+        let mut stream = TcpStream::connect(address).await.expect("connects");
+        let request = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("writes");
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await.expect("reads");
+        let (head, body) = response.split_once("\r\n\r\n").expect("a head and a body");
+        let line = head.lines().next().unwrap_or_default();
+        (line.trim_start_matches("HTTP/1.1 ").to_owned(), body.to_owned())
+    }
+
+    async fn get(address: SocketAddr, path: &str) -> (String, String) {
+        request(address, "GET", path).await
+    }
+
+    fn pair(status: &str, body: &str) -> (String, String) {
+        (status.to_owned(), body.to_owned())
+    }
+
+    #[test]
+    fn health_names_who_is_missing_until_the_node_serves() {
+        let mut waiting = true;
+        let node = |ask| {
+            let Ask::Health(reply) = ask else { return };
+            let health = if waiting { Health::Waiting(vec![2, 3]) } else { Health::Ready };
+            waiting = false;
+            let _ = reply.send(health);
+        };
+        with_node(node, async |address| {
+            let missing = r#"{"for":[2,3],"status":"waiting"}"#;
+            assert_eq!(get(address, "/health").await, pair("503 Service Unavailable", missing));
+            assert_eq!(get(address, "/health").await, pair("200 OK", r#"{"status":"ready"}"#));
+        });
+    }
+
+    #[test]
+    fn figures_are_passed_on() {
+        let node = |ask| match ask {
+            Ask::Health(_) => {}
+            Ask::Status(reply) => drop(reply.send(json!({ "node": 2 }))),
+            Ask::Metrics(reply) => drop(reply.send("quorate_up 1\n".to_owned())),
+            Ask::Series(reply) => {
+                drop(reply.send(vec![Sample { time: 9, reads: 7, ..Sample::default() }]));
+            }
+        };
+        with_node(node, async |address| {
+            assert_eq!(get(address, "/status").await, pair("200 OK", r#"{"node":2}"#));
+            assert_eq!(get(address, "/metrics").await, pair("200 OK", "quorate_up 1\n"));
+            let rows = "time,reads,writes,transactions,operations,errors\n9,7,0,0,0,0\n";
+            assert_eq!(get(address, "/series?format=csv").await, pair("200 OK", rows));
+            for path in ["/series", "/series?format=json"] {
+                let (status, body) = get(address, path).await;
+                let samples: Value = serde_json::from_str(&body).expect("JSON");
+                assert_eq!(status, "200 OK");
+                assert_eq!((&samples[0]["time"], &samples[0]["reads"]), (&json!(9), &json!(7)));
+            }
+        });
+    }
+
+    #[test]
+    fn what_is_not_served_is_said_in_json() {
+        // This node drops every ask, as one that is stopping does.
+        with_node(drop, async |address| {
+            for path in ["/health", "/status", "/metrics", "/series"] {
+                let silent = r#"{"error":"the node does not answer"}"#;
+                assert_eq!(get(address, path).await, pair("503 Service Unavailable", silent));
+            }
+            let nothing = r#"{"error":"nothing at /x: try /health, /status, /metrics or /series"}"#;
+            assert_eq!(get(address, "/x?y").await, pair("404 Not Found", nothing));
+            let posted = request(address, "POST", "/health").await;
+            assert_eq!(posted, pair("405 Method Not Allowed", r#"{"error":"use GET"}"#));
+        });
+        let node = |ask| {
+            if let Ask::Series(reply) = ask {
+                drop(reply.send(Vec::new()));
+            }
+        };
+        with_node(node, async |address| {
+            let format = r#"{"error":"no format 'x': json or csv"}"#;
+            assert_eq!(get(address, "/series?format=x").await, pair("400 Bad Request", format));
+        });
+    }
 }

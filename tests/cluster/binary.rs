@@ -67,6 +67,25 @@ fn the_local_role_takes_a_number_of_nodes() {
     assert!(is_free(base + 2), "there is no second node");
 }
 
+/// As under `quorate | head -1`: the banner finds nobody who reads it.
+#[test]
+fn the_local_role_serves_though_nobody_reads_its_banner() {
+    let base = free_base();
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let args = ["local", "--nodes", "1", "--port", &base.to_string()];
+    let mut process = Process::start_with_output(&args, writer);
+    eventually("one node is ready", PATIENCE, || (health(base + 201) == Some(200)).then_some(()));
+    let mut client = Client::connect(base + 1, Protocol::Resp2).expect("served");
+    for _ in 0..100 {
+        assert_eq!(client.say("PING"), "PONG");
+    }
+    // A panic takes its time to end the process, so ask how it ended rather than whether it lives.
+    process.signal("INT");
+    let status = process.wait();
+    assert_eq!(status.code(), Some(0), "{status}");
+}
+
 #[test]
 fn a_port_taken_from_the_local_role_names_the_flag() {
     let base = free_base();

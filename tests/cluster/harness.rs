@@ -113,6 +113,18 @@ impl Process {
         Process { child }
     }
 
+    /// Starts the binary with a standard output that the caller made.
+    pub fn start_with_output(args: &[&str], out: impl Into<Stdio>) -> Process {
+        let mut command = Command::new(binary());
+        command.args(args).stdin(Stdio::null()).stdout(out);
+        Process { child: command.spawn().expect("the binary starts") }
+    }
+
+    /// Any other process that is to end with the test.
+    pub fn adopt(child: Child) -> Process {
+        Process { child }
+    }
+
     /// Sends a signal by its name (`STOP`, `CONT`, `TERM`, `INT`).
     pub fn signal(&self, name: &str) {
         let kill = format!("kill -{name} {}", self.child.id());
@@ -223,7 +235,8 @@ impl Cluster {
         &self.name
     }
 
-    /// The text of a `cluster.yaml` for this cluster's nodes.
+    /// The text of a `cluster.yaml` for this cluster's nodes. Each has two arbiters, so that
+    /// Buckets, Sessions and Peers meet over threads; the local role has one.
     pub fn yaml(&self, name: &str, partitions: u16) -> String {
         let mut text = format!("cluster: {name}\nnodes:\n");
         for (id, Ports { client, peer, http }) in (1..).zip(&self.ports) {
@@ -233,6 +246,7 @@ impl Cluster {
         }
         text += &format!("partitions: {partitions}\n");
         text += "defaults: { mode: strong, replicas: 1, durability: none }\n";
+        text += "arbiters: 2\n";
         text
     }
 

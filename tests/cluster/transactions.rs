@@ -1,0 +1,214 @@
+//! MULTI, EXEC and WATCH over keys of all nodes.
+
+use crate::harness::{Client, Cluster, PATIENCE, dial, eventually, expect};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+fn multi(client: &mut Client, commands: &[String]) -> String {
+    assert_eq!(client.say("MULTI"), "OK");
+    for command in commands {
+        assert_eq!(client.say(command), "QUEUED", "{command}");
+    }
+    client.say("EXEC")
+}
+
+#[test]
+fn exec_spans_nodes_and_answers_in_order() {
+    let cluster = Cluster::start();
+    let keys = cluster.keys_everywhere("exec", 1);
+    let [a, b, c] = &keys[..] else { panic!("a key a node") };
+    for node in cluster.ids() {
+        let mut client = cluster.connect(node);
+        client.say(&format!("DEL {a} {b} {c}"));
+        let commands = [
+            format!("SET {a} 1"),
+            format!("INCR {b}"),
+            "PING".into(),
+            format!("APPEND {c} xyz"),
+            format!("STRLEN {c}"),
+            format!("MGET {c} {b} {a} nosuch"),
+        ];
+        let reply = multi(&mut client, &commands);
+        let expected = ["OK", "1", "PONG", "3", "3", "xyz", "1", "1", "nil"];
+        let mut rest = reply.as_str();
+        for word in expected {
+            let at = rest.find(word).unwrap_or_else(|| panic!("{word} in {reply}"));
+            rest = &rest[at + word.len()..];
+        }
+        assert_eq!(cluster.connect(node % 3 + 1).say(&format!("GET {a}")), "\"1\"");
+    }
+}
+
+#[test]
+fn a_command_that_fails_fails_alone() {
+    let cluster = Cluster::start();
+    let keys = cluster.keys_everywhere("alone", 1);
+    let mut stream = dial(cluster.ports(1).client);
+    let [a, b, c] = &keys[..] else { panic!("a key a node") };
+    let lines = format!("MULTI\r\nSET {a} x\r\nINCR {a}\r\nSET {b} 2\r\nINCR {c}\r\nEXEC\r\n");
+    std::io::Write::write_all(&mut stream, lines.as_bytes()).unwrap();
+    let queued = "+QUEUED\r\n".repeat(4);
+    let replies = "+OK\r\n-ERR value is not an integer or out of range\r\n+OK\r\n:1\r\n";
+    expect(&mut stream, &format!("+OK\r\n{queued}*4\r\n{replies}"));
+}
+
+#[test]
+fn a_result_that_needs_keys_of_several_nodes_is_one_with_the_rest() {
+    let cluster = Cluster::start();
+    let keys = cluster.keys_everywhere("gather", 1);
+    let mut client = cluster.connect(1);
+    let all = keys.iter().map(|key| format!("{key} 1")).collect::<Vec<_>>().join(" ");
+    let commands = [format!("MSETNX {all}"), format!("INCR {}", keys[0]), format!("MSETNX {all}")];
+    let first = multi(&mut client, &commands);
+    assert!(first.contains('1') && first.contains('2') && first.contains('0'), "{first}");
+    let values = cluster.connect(2).mget(&keys).unwrap();
+    let values: Vec<&str> = values.iter().map(|value| value.as_deref().unwrap()).collect();
+    assert_eq!(values, ["2", "1", "1"]);
+}
+
+#[test]
+fn a_watched_key_that_changes_anyhow_stops_exec() {
+    let cluster = Cluster::start();
+    let key = cluster.key_on(3, "watched");
+    let other = cluster.key_on(2, "other");
+    let changes: &[(&str, &[&str])] = &[
+        ("set", &["SET K 2"]),
+        ("set to the same value", &["SET K 1"]),
+        ("deleted", &["DEL K"]),
+        ("deleted and made again", &["DEL K", "SET K 1"]),
+        ("given an expiry", &["EXPIRE K 100"]),
+        ("appended to", &["APPEND K x"]),
+        ("flushed", &["FLUSHALL"]),
+        ("written with others", &["MSET K 5 O 5"]),
+    ];
+    for (how, commands) in changes {
+        let (mut watcher, mut writer) = (cluster.connect(1), cluster.connect(2));
+        writer.mset_all(&[&key, &other], "1").unwrap();
+        assert_eq!(watcher.say(&format!("WATCH {other} {key}")), "OK");
+        for command in *commands {
+            let command = command.replace('K', &key).replace('O', &other);
+            let command = if *how == "flushed" { "FLUSHALL".to_owned() } else { command };
+            writer.say(&command);
+        }
+        let reply = multi(&mut watcher, &[format!("SET {other} executed")]);
+        assert_eq!(reply, "nil", "{how}");
+        assert_ne!(writer.say(&format!("GET {other}")), "executed", "{how}");
+        // EXEC has forgotten the keys.
+        let reply = multi(&mut watcher, &[format!("SET {other} executed")]);
+        assert!(reply.contains("OK"), "{how}: {reply}");
+    }
+}
+
+#[test]
+fn a_watched_key_that_stays_lets_exec_through() {
+    let cluster = Cluster::start();
+    let key = cluster.key_on(3, "watched");
+    let mut writer = cluster.connect(2);
+    writer.say(&format!("SET {key} 1"));
+    for (how, command) in [
+        ("read", format!("GET {key}")),
+        ("a missing key deleted", "DEL nosuch".into()),
+        ("a write that failed", format!("SETNX {key} 2")),
+    ] {
+        let mut watcher = cluster.connect(1);
+        watcher.say(&format!("WATCH {key} nosuch"));
+        writer.say(&command);
+        let reply = multi(&mut watcher, &[format!("GET {key}")]);
+        assert!(reply.contains('1'), "{how}: {reply}");
+    }
+    let mut watcher = cluster.connect(1);
+    watcher.say(&format!("WATCH {key}"));
+    watcher.say("UNWATCH");
+    writer.say(&format!("SET {key} 7"));
+    let reply = multi(&mut watcher, &[format!("GET {key}")]);
+    assert!(reply.contains('7'), "{reply}");
+}
+
+#[test]
+fn a_watched_key_that_expires_has_changed() {
+    let cluster = Cluster::start();
+    let key = cluster.key_on(2, "brief");
+    let (mut watcher, mut reader) = (cluster.connect(1), cluster.connect(3));
+    reader.say(&format!("SET {key} 1 PX 60"));
+    assert_eq!(watcher.say(&format!("WATCH {key}")), "OK");
+    eventually("the key expires", PATIENCE, || {
+        (reader.say(&format!("EXISTS {key}")) == "0").then_some(())
+    });
+    assert_eq!(multi(&mut watcher, &["PING".into()]), "nil");
+}
+
+#[test]
+fn errors_while_queueing_are_remembered() {
+    let cluster = Cluster::start();
+    let mut client = cluster.connect(1);
+    assert!(client.say("EXEC").contains("EXEC without MULTI"));
+    assert!(client.say("DISCARD").contains("DISCARD without MULTI"));
+    client.say("MULTI");
+    assert!(client.say("MULTI").contains("MULTI calls can not be nested"));
+    assert!(client.say("WATCH x").contains("WATCH inside MULTI is not allowed"));
+    assert_eq!(client.say("SET spoilt 1"), "QUEUED");
+    assert!(client.say("NOSUCH").contains("unknown command"));
+    assert!(client.say("EXEC").contains("EXECABORT"));
+    assert_eq!(client.say("EXISTS spoilt"), "0");
+    client.say("MULTI");
+    assert_eq!(client.say("SET spoilt 1"), "QUEUED");
+    assert_eq!(client.say("DISCARD"), "OK");
+    assert_eq!(client.say("EXISTS spoilt"), "0");
+}
+
+/// Transfers by WATCH, MULTI and EXEC, with retries, from all nodes: money is neither made nor
+/// lost, and whoever looks sees all of it.
+#[test]
+fn money_moved_under_watch_is_never_made_or_lost() {
+    const EACH: u64 = 40;
+    let cluster = Cluster::start();
+    let accounts = cluster.keys_everywhere("money", 1);
+    cluster.connect(1).mset_all(&accounts, "100").unwrap();
+    let (done, checks, retries) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        let movers: Vec<_> = cluster
+            .ids()
+            .map(|node| {
+                let mut client = cluster.connect(node);
+                let (accounts, retries) = (&accounts, &retries);
+                scope.spawn(move || {
+                    for turn in 0..EACH {
+                        let from = &accounts[(turn as usize + usize::from(node)) % 3];
+                        let to = &accounts[(turn as usize + usize::from(node) + 1) % 3];
+                        loop {
+                            client.say(&format!("WATCH {from} {to}"));
+                            let read = client.mget(&[from, to]).unwrap();
+                            let amount = |at: usize| -> i64 {
+                                read[at].as_deref().unwrap().parse().unwrap()
+                            };
+                            let commands = [
+                                format!("SET {from} {}", amount(0) - 1),
+                                format!("SET {to} {}", amount(1) + 1),
+                            ];
+                            if multi(&mut client, &commands) != "nil" {
+                                break;
+                            }
+                            retries.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                })
+            })
+            .collect();
+        for node in cluster.ids() {
+            let mut client = cluster.connect(node);
+            let (accounts, done, checks) = (&accounts, &done, &checks);
+            scope.spawn(move || {
+                while !done.load(Ordering::Relaxed) {
+                    let seen = client.mget(accounts).unwrap();
+                    let sum: i64 =
+                        seen.iter().map(|v| v.as_deref().unwrap().parse::<i64>().unwrap()).sum();
+                    assert_eq!(sum, 300, "{seen:?}");
+                    checks.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let moved: Vec<_> = movers.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
+        done.store(true, Ordering::Relaxed);
+        assert!(moved.into_iter().all(|mover| mover.is_ok()), "every transfer got through");
+    });
+    assert!(checks.load(Ordering::Relaxed) > 10, "the sum was looked at");
+}
