@@ -212,7 +212,7 @@ impl Search {
     fn event(&self, node: usize) -> Option<Event> {
         match node {
             _ if node == self.head() => None,
-            _ if node % 2 == 0 => Some(Event::Call(node / 2)),
+            _ if node.is_multiple_of(2) => Some(Event::Call(node / 2)),
             _ => Some(Event::Return(node / 2)),
         }
     }

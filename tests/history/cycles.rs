@@ -106,11 +106,11 @@ fn whole_reads(history: &[Txn], appenders: &BTreeMap<(List, u64), usize>) -> Res
     for (index, list, values) in reads(history) {
         let Some(last) = values.last() else { continue };
         let appender = appenders[&(list, *last)];
-        let of_appender = history[appender].steps.iter().filter_map(|step| match step {
+        let mut of_appender = history[appender].steps.iter().filter_map(|step| match step {
             Step::Append(to, value) if *to == list => Some(*value),
             _ => None,
         });
-        let final_value = of_appender.last().expect("it appended the last one read");
+        let final_value = of_appender.next_back().expect("it appended the last one read");
         if appender != index && final_value != *last {
             return Err(format!(
                 "{:?} reads into the middle of {:?}",
