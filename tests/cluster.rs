@@ -24,5 +24,7 @@ mod formation;
 mod harness;
 #[path = "cluster/load.rs"]
 mod load;
+#[path = "cluster/server.rs"]
+mod server;
 #[path = "cluster/wire.rs"]
 mod wire;

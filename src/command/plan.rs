@@ -6,15 +6,16 @@
 //! (`MSET a 1 a 2` leaves 2, `DEL a a` counts 1), and a [`Layout`] that remembers where each reply
 //! belongs.
 
+use super::number::parse_int;
 use super::reply::Reply;
-use super::spec::{Data, Merge, Run, SessionFn, Spec, Split};
+use super::spec::{Data, Merge, NodeFn, Run, SessionFn, Spec, Split};
 use super::words::Words;
 use crate::engine::batch::{Batch, OpHead, Replies};
 use crate::engine::machine::Access;
 use crate::engine::protocol::{Claim, Granule, Mode, Share, Work};
 use crate::engine::slots::Ring;
 use crate::engine::tables::KeyHasher;
-use crate::ids::{PartitionId, TableIndex};
+use crate::ids::{PartitionId, Slot, TableIndex};
 use std::collections::BTreeMap;
 
 /// Where a command is asked: what turns its keys into places.
@@ -37,6 +38,8 @@ pub struct Place<'a> {
 pub enum Plan {
     /// By the session itself.
     Session(SessionFn),
+    /// By the session, which asks the other arbiters of its node.
+    Node(NodeFn),
     /// By one partition: the command as it is, its arguments as the operation's.
     One(OpHead),
     /// By several partitions at one moment: a transaction.
@@ -63,7 +66,7 @@ pub enum Plan {
 pub fn route_one(spec: &Spec, words: Words<'_>, place: &Place<'_>) -> Option<OpHead> {
     let Run::Data(data) = &spec.run else { return None };
     let first = match data.split {
-        Split::Single => 1,
+        Split::Single => spec.keys.first as usize,
         _ => return None,
     };
     let key = words.get(first);
@@ -90,9 +93,10 @@ impl Place<'_> {
 /// How a command is served whose number of words has been found right.
 pub fn plan(spec: &Spec, words: Words<'_>, place: &Place<'_>) -> Plan {
     let Run::Data(data) = &spec.run else {
-        return match spec.session() {
-            Some(run) => Plan::Session(run),
-            None => Plan::Refused("ERR syntax error".into()),
+        return match (&spec.run, spec.session()) {
+            (Run::Node(run), _) => Plan::Node(*run),
+            (_, Some(run)) => Plan::Session(run),
+            (_, None) => Plan::Refused("ERR syntax error".into()),
         };
     };
     let mut keys = spec.keys.positions(words.len()).map(|at| words.get(at));
@@ -102,6 +106,16 @@ pub fn plan(spec: &Spec, words: Words<'_>, place: &Place<'_>) -> Plan {
     }
     if let Split::Everywhere { merge, locked } = data.split {
         return everywhere(spec, data, merge, locked, words, place);
+    }
+    if data.split == Split::Slot {
+        return match parse_int(words.get(2)) {
+            Some(slot @ 0..16384) => {
+                let partition = place.ring.partition_of(Slot(slot as u16));
+                Plan::One(place.head_without_keys(data, partition))
+            }
+            Some(_) => Plan::Refused("ERR Invalid slot".into()),
+            None => Plan::Refused(super::NOT_AN_INTEGER.into()),
+        };
     }
     let mut partitions =
         spec.keys.positions(words.len()).map(|at| place.ring.partition_of_key(words.get(at)));

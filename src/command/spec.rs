@@ -9,15 +9,23 @@
 use super::Call;
 use super::client::{Client, Then};
 use super::facts::Facts;
+use super::order::Order;
 use super::reply::Reply;
 use super::words::Words;
-use super::{connection, keys, server, strings};
+use super::{admin, cluster, connection, keys, latency, server, strings};
 use crate::engine::batch::OpCode;
 use crate::engine::machine::{Access, Scope};
 
 /// All rows, a slice a group.
-const GROUPS: [&[Spec]; 4] =
-    [connection::COMMANDS, server::COMMANDS, keys::COMMANDS, strings::COMMANDS];
+const GROUPS: [&[Spec]; 7] = [
+    connection::COMMANDS,
+    server::COMMANDS,
+    admin::COMMANDS,
+    cluster::COMMANDS,
+    latency::COMMANDS,
+    keys::COMMANDS,
+    strings::COMMANDS,
+];
 
 /// A command's row.
 #[derive(Debug)]
@@ -112,6 +120,8 @@ pub enum Group {
     Server,
     /// `MULTI` and what belongs to it.
     Transactions,
+    /// The cluster.
+    Cluster,
 }
 
 impl Group {
@@ -123,6 +133,7 @@ impl Group {
             Group::Connection => "connection",
             Group::Server => "server",
             Group::Transactions => "transactions",
+            Group::Cluster => "cluster",
         }
     }
 }
@@ -177,6 +188,10 @@ pub type DataFn = fn(&mut Call<'_>);
 /// A function that runs in the session.
 pub type SessionFn = fn(&mut Client, &Facts, Words<'_>, &mut Reply<'_>) -> Then;
 
+/// A function that runs in the session and says what it asks of the whole node; nothing if it has
+/// answered by itself.
+pub type NodeFn = fn(&Client, &Facts, Words<'_>, &mut Reply<'_>) -> Option<Order>;
+
 /// How a command runs.
 #[derive(Debug)]
 pub enum Run {
@@ -184,6 +199,8 @@ pub enum Run {
     Data(Data),
     /// In the session: it needs no data.
     Session(SessionFn),
+    /// In the session, which asks the other arbiters of its node.
+    Node(NodeFn),
     /// Its second word names the command proper.
     Container {
         /// The commands it holds.
@@ -214,6 +231,8 @@ pub enum Split {
     /// Its result needs all of its keys together: they are locked and read where they lie, and
     /// the command is evaluated in one place.
     Gather,
+    /// It has no keys and asks the partition of the slot that its third word names.
+    Slot,
     /// It has no keys and asks every partition.
     Everywhere {
         /// What becomes of the replies.
@@ -268,7 +287,10 @@ impl Spec {
             Run::Data(Data { split: Split::Everywhere { locked: true, .. }, .. }) => {
                 Scope::Partition
             }
-            Run::Data(Data { split: Split::Everywhere { locked: false, .. }, .. }) => Scope::Glance,
+            Run::Data(Data {
+                split: Split::Slot | Split::Everywhere { locked: false, .. },
+                ..
+            }) => Scope::Glance,
             _ => Scope::Keys,
         }
     }
@@ -287,7 +309,7 @@ impl Spec {
         match self.run {
             Run::Session(run) => Some(run),
             Run::Container { bare, .. } => bare,
-            Run::Data(_) => None,
+            Run::Data(_) | Run::Node(_) => None,
         }
     }
 
@@ -340,11 +362,19 @@ pub fn lookup(name: &[u8]) -> Option<&'static Spec> {
 /// The command on data with this code.
 #[inline]
 pub fn by_code(code: OpCode) -> Option<(&'static Spec, Data)> {
-    let row = usize::from(*BY_CODE.get(usize::from(code.0))?).checked_sub(1)?;
-    let spec = ROWS[row];
+    let spec = (*BY_CODE.get(usize::from(code.0))?)?;
     match spec.run {
         Run::Data(data) => Some((spec, data)),
         _ => None,
+    }
+}
+
+/// A command's whole name: a subcommand's begins with its container's.
+pub fn full_name(spec: &Spec) -> String {
+    let within = |row: &&&Spec| row.subcommands().iter().any(|sub| std::ptr::eq(sub, spec));
+    match ROWS.iter().find(within) {
+        Some(container) => format!("{}|{}", container.name, spec.name),
+        None => spec.name.to_owned(),
     }
 }
 
@@ -400,21 +430,32 @@ static BY_NAME: [u16; PLACES] = {
 /// Codes are below this.
 const CODES: usize = 512;
 
-/// The row of each code, plus one.
-static BY_CODE: [u16; CODES] = {
-    let mut index = [0; CODES];
+/// The row of each code, those of subcommands among them.
+static BY_CODE: [Option<&Spec>; CODES] = {
+    let mut index = [None; CODES];
     let mut row = 0;
     while row < ROWS_LEN {
-        if let Run::Data(data) = &ROWS_CONST[row].run {
-            let code = data.code.0 as usize;
-            assert!(code > 0 && code < CODES, "a command's code is out of range");
-            assert!(index[code] == 0, "a command's code is given twice");
-            index[code] = row as u16 + 1;
+        index_code(&mut index, ROWS_CONST[row]);
+        if let Run::Container { subcommands, .. } = &ROWS_CONST[row].run {
+            let mut sub = 0;
+            while sub < subcommands.len() {
+                index_code(&mut index, &subcommands[sub]);
+                sub += 1;
+            }
         }
         row += 1;
     }
     index
 };
+
+const fn index_code(index: &mut [Option<&'static Spec>; CODES], spec: &'static Spec) {
+    if let Run::Data(data) = &spec.run {
+        let code = data.code.0 as usize;
+        assert!(code > 0 && code < CODES, "a command's code is out of range");
+        assert!(index[code].is_none(), "a command's code is given twice");
+        index[code] = Some(spec);
+    }
+}
 
 const fn same(a: &[u8], b: &[u8]) -> bool {
     if a.len() != b.len() {
@@ -500,19 +541,19 @@ mod tests {
                 "{name} reads or writes"
             );
             match data.split {
-                Split::Single => assert_eq!(spec.keys, KEY, "{name}"),
+                Split::Single => assert_eq!(spec.keys.first, spec.keys.last, "{name}"),
                 Split::PerKey(_) | Split::Gather => assert_eq!(spec.keys.last, -1, "{name}"),
-                Split::Everywhere { .. } => assert_eq!(spec.keys, NO_KEYS, "{name}"),
+                Split::Slot | Split::Everywhere { .. } => assert_eq!(spec.keys, NO_KEYS, "{name}"),
             }
         }
     }
 
     #[test]
     fn codes_stay_what_logs_hold() {
-        let mut codes: Vec<(u16, &str)> = Vec::new();
-        for spec in all() {
+        let mut codes: Vec<(u16, String)> = Vec::new();
+        for spec in all().flat_map(|spec| std::iter::once(spec).chain(spec.subcommands())) {
             if let Run::Data(data) = spec.run {
-                codes.push((data.code.0, spec.name));
+                codes.push((data.code.0, full_name(spec)));
             }
         }
         codes.sort_unstable();
