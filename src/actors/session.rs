@@ -179,6 +179,7 @@ impl Session {
 
     /// Reads what the client sent. False when it has closed, or the Session is to end.
     async fn fill(&mut self) -> io::Result<bool> {
+        self.show();
         if self.feed.is_some() {
             self.pass_on().await?;
         }

@@ -206,7 +206,8 @@ fn info_counts_what_clients_do_and_forgets_when_told() {
     assert!(info.contains("cmdstat_set:calls=20\\r"), "{info}");
     assert!(client.say("INFO keyspace").contains("db0:keys=1,expires=0"));
     other.say(&format!("DEL {here}"));
-    assert_eq!(before(&mut client, "used_memory"), memory);
+    // The table itself stays.
+    assert!(before(&mut client, "used_memory") < memory + 1000);
     assert!(before(&mut client, "used_memory_peak") >= memory + 1000);
 
     assert_eq!(client.say("CONFIG RESETSTAT"), "OK");
@@ -516,17 +517,24 @@ fn a_peer_that_speaks_nonsense_is_cut_off_with_a_reason() {
     let mut client = cluster.connect(1);
     for (bytes, reason) in [
         (frame(b"garbage"), "a frame that is no packet"),
-        (u32::MAX.to_le_bytes().to_vec(), "a frame of 4294967295 bytes"),
+        (u32::MAX.to_le_bytes().to_vec(), "its introduction is too long"),
         ((100_000u32).to_le_bytes().to_vec(), "its introduction is too long"),
         (frame(&hello(99, cluster.name(), 2)), "version"),
         (frame(&hello(1, "elsewhere", 2)), "cluster"),
         (frame(&hello(1, cluster.name(), 9)), "node 9 is not in the cluster file"),
         (frame(b"\xa5Ready"), "it does not introduce itself"),
-        (b"GET / HTTP/1.1\r\n\r\n".to_vec(), "a frame of 542393671 bytes"),
+        (b"GET / HTTP/1.1\r\n\r\n".to_vec(), "its introduction is too long"),
     ] {
+        let lines = |log: &str| log.lines().filter(|line| line.contains("refused")).count();
+        let before = lines(&cluster.log(1));
         let mut stream = peer(&cluster, &bytes);
         read_to_end(&mut stream);
-        cluster.wait_log(1, &["refused", reason]);
+        let log = eventually(&format!("a reason is logged: {reason}"), PATIENCE, || {
+            let log = cluster.log(1);
+            (lines(&log) > before).then_some(log)
+        });
+        let last = log.lines().rfind(|line| line.contains("refused")).unwrap();
+        assert!(last.contains(reason), "{last}");
     }
     // One who says nothing is cut off too.
     let mut silent = peer(&cluster, b"");
