@@ -8,8 +8,10 @@
 //!
 //! Everything here is pure: no sockets, mailboxes or clocks.
 
+mod admin;
 mod bits;
 pub mod client;
+mod cluster;
 mod connection;
 mod dump;
 pub mod facts;
@@ -17,14 +19,17 @@ mod float;
 pub mod glob;
 mod info;
 mod keys;
+pub mod latency;
 mod lcs;
 pub mod number;
 mod object;
+pub mod order;
 pub mod plan;
 mod rename;
 pub mod reply;
 pub mod scan;
 mod server;
+pub mod settings;
 mod sort;
 pub mod spec;
 mod strings;
@@ -65,6 +70,10 @@ impl Machine for Redis {
         spec::by_code(code).map_or(Access::Write, |(spec, _)| spec.access())
     }
 
+    fn grows(code: OpCode) -> bool {
+        spec::by_code(code).is_some_and(|(spec, _)| spec.flags & spec::DENYOOM != 0)
+    }
+
     fn scope(code: OpCode) -> Scope {
         spec::by_code(code).map_or(Scope::Partition, |(spec, _)| spec.scope())
     }
@@ -92,15 +101,20 @@ impl Machine for Redis {
     }
 
     fn refuse(refusal: &Refusal, reply: &mut Vec<u8>) {
-        let text = match refusal {
-            Refusal::Unreachable(node) => format!("CLUSTERDOWN node {node} cannot be reached"),
-            Refusal::Misplaced => "TRYAGAIN the partition is served by another node".into(),
-            Refusal::TooLong => "ERR the request or its reply is too long".into(),
-            Refusal::Locked => "TRYAGAIN a transaction holds the key for too long".into(),
-            Refusal::Contention => "TRYAGAIN the transaction lost its locks too often".into(),
-            Refusal::Stopping => "CLUSTERDOWN the node is stopping".into(),
-        };
-        Reply::new(reply, false).error(&text);
+        Reply::new(reply, false).error(&refusal_text(refusal));
+    }
+}
+
+/// The error that tells a client why it was not served.
+pub fn refusal_text(refusal: &Refusal) -> String {
+    match refusal {
+        Refusal::Unreachable(node) => format!("CLUSTERDOWN node {node} cannot be reached"),
+        Refusal::Misplaced => "TRYAGAIN the partition is served by another node".into(),
+        Refusal::TooLong => "ERR the request or its reply is too long".into(),
+        Refusal::Locked => "TRYAGAIN a transaction holds the key for too long".into(),
+        Refusal::Contention => "TRYAGAIN the transaction lost its locks too often".into(),
+        Refusal::Full => "OOM command not allowed when used memory > 'maxmemory'.".into(),
+        Refusal::Stopping => "CLUSTERDOWN the node is stopping".into(),
     }
 }
 

@@ -123,8 +123,23 @@ pub struct Limits {
     pub arguments: usize,
     /// Bytes of a command that is typed rather than encoded: 64 KiB.
     pub inline: usize,
+    /// Bytes that a client has sent and that are not served yet, and so of one command: 1 GiB.
+    pub query_buffer: usize,
+    /// Bytes of replies that one command, or what is served with it, may make: 1 GiB.
+    pub output_buffer: usize,
+    /// Commands of one connection that are served together; more wait unread: 4,096.
+    pub pipeline: usize,
+    /// Bytes of a command, or of a transaction's commands, that concerns several partitions:
+    /// 512 MiB.
+    pub transaction: usize,
+    /// Bytes of a node's tables: 0, which is no limit.
+    pub memory: usize,
     /// Client connections of a node: 10,000.
     pub connections: usize,
+    /// How long a connection may be quiet: 0 s, which is for ever.
+    pub idle: Duration,
+    /// How long a client may leave its replies unread: 300 s.
+    pub unread: Duration,
     /// How long a request waits for keys that a transaction holds: 5 s.
     pub lock_wait: Duration,
 }
@@ -136,7 +151,14 @@ impl Default for Limits {
             value: 512 << 20,
             arguments: 1 << 20,
             inline: 64 << 10,
+            query_buffer: 1 << 30,
+            output_buffer: 1 << 30,
+            pipeline: 4096,
+            transaction: 512 << 20,
+            memory: 0,
             connections: 10_000,
+            idle: Duration::ZERO,
+            unread: Duration::from_secs(300),
             lock_wait: Duration::from_secs(5),
         }
     }

@@ -41,6 +41,20 @@ impl Counters {
         self.bytes_out += other.bytes_out;
     }
 
+    /// What was counted after `before`.
+    pub fn since(&self, before: &Counters) -> Counters {
+        Counters {
+            reads: self.reads - before.reads,
+            writes: self.writes - before.writes,
+            transactions: self.transactions - before.transactions,
+            others: self.others - before.others,
+            errors: self.errors - before.errors,
+            connections_opened: self.connections_opened - before.connections_opened,
+            bytes_in: self.bytes_in - before.bytes_in,
+            bytes_out: self.bytes_out - before.bytes_out,
+        }
+    }
+
     /// Commands of all kinds.
     pub fn commands(&self) -> u64 {
         self.reads + self.writes + self.transactions + self.others
@@ -119,6 +133,11 @@ impl Sample {
 pub struct Series(VecDeque<Sample>);
 
 impl Series {
+    /// The newest sample; all zeros while there is none.
+    pub fn latest(&self) -> Sample {
+        self.0.back().copied().unwrap_or_default()
+    }
+
     /// Appends a second, and forgets the oldest when there are too many.
     pub fn push(&mut self, sample: Sample) {
         if self.0.len() == SERIES_SECONDS {

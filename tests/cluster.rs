@@ -26,6 +26,8 @@ mod formation;
 mod harness;
 #[path = "cluster/load.rs"]
 mod load;
+#[path = "cluster/server.rs"]
+mod server;
 #[path = "cluster/transactions.rs"]
 mod transactions;
 #[path = "cluster/wire.rs"]

@@ -4,11 +4,14 @@
 //! no thread. The Bucket also gives its Sessions what they share ([`Local`]).
 
 use crate::actors::book::Book;
-use crate::actors::local::{Local, Setup};
+use crate::actors::local::{Feed, Local, Setup};
+use crate::actors::metrics::Metrics;
 use crate::actors::peer::{self, Peer};
 use crate::actors::session;
 use crate::command::Redis;
 use crate::command::facts::Facts;
+use crate::command::order::{Question, Told};
+use crate::command::spec::Spec;
 use crate::engine::barrier::{Hello, Standing};
 use crate::engine::batch::{Batch, Replies};
 use crate::engine::bucket::{self as core, Executed, Parked};
@@ -18,9 +21,10 @@ use crate::ids::{Incarnation, Millis, NodeId, PartitionId};
 use crate::metrics::Counters;
 use crate::net::listen::{LooseStream, TcpStream};
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, MessageResult};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -36,6 +40,8 @@ pub struct Bucket {
     effects: Vec<Effect>,
     clock: fn() -> Millis,
     setup: Setup,
+    /// Bytes of the core's tables, as they are counted into those of the node.
+    counted: usize,
     local: Option<Rc<Local>>,
 }
 
@@ -142,6 +148,26 @@ pub struct Connect {
     pub client: u64,
 }
 
+/// A client asks about all clients of the node.
+#[derive(Message)]
+#[rtype(result = "Told")]
+pub struct Ask(pub Question);
+
+/// A client wants to be told what all clients of the node ask.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Watch {
+    /// Its id.
+    pub client: u64,
+    /// Where it is told.
+    pub feed: Feed,
+}
+
+/// The node's Metrics are there.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Meet(pub Addr<Metrics>);
+
 /// What the node knows to report has changed.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -162,6 +188,12 @@ pub struct Observe;
 pub struct Report {
     /// Counted by its Sessions.
     pub counters: Counters,
+    /// The same, since the figures were last to be forgotten.
+    pub counted: Counters,
+    /// How often each command was asked for since then.
+    pub calls: Vec<(&'static Spec, u64)>,
+    /// Nodes that it cannot reach.
+    pub unreachable: BTreeSet<NodeId>,
     /// Counted by its core.
     pub core: core::Counts,
     /// Sessions that live.
@@ -177,7 +209,19 @@ pub struct Report {
 impl Bucket {
     /// A Bucket around its core.
     pub fn new(core: core::Bucket<Redis>, clock: fn() -> Millis, setup: Setup) -> Bucket {
-        Bucket { core, parked: BTreeMap::new(), effects: Vec::new(), clock, setup, local: None }
+        let (parked, effects) = (BTreeMap::new(), Vec::new());
+        Bucket { core, parked, effects, clock, setup, counted: 0, local: None }
+    }
+
+    /// Counts the tables' bytes into those of the node, and compares the sum with the limit.
+    fn measure(&mut self) {
+        let bytes = self.core.bytes();
+        let all = &self.setup.table_bytes;
+        all.fetch_add(bytes, Ordering::Relaxed);
+        all.fetch_sub(self.counted, Ordering::Relaxed);
+        self.counted = bytes;
+        let full = self.local.as_ref().is_some_and(|local| local.is_full());
+        self.core.refuse_growth(full);
     }
 
     fn carry(&mut self) {
@@ -207,6 +251,10 @@ impl Actor for Bucket {
             let completed = bucket.core.tick(now, &mut bucket.effects);
             bucket.complete(completed);
             bucket.carry();
+            bucket.measure();
+            if let Some(local) = &bucket.local {
+                local.tick(now);
+            }
         });
     }
 }
@@ -304,7 +352,41 @@ impl Handler<Inform> for Bucket {
 
     fn handle(&mut self, inform: Inform, _: &mut Context<Self>) {
         if let Some(local) = &self.local {
-            local.inform(inform.0);
+            local.inform(&inform.0);
+        }
+    }
+}
+
+impl Handler<Ask> for Bucket {
+    type Result = MessageResult<Ask>;
+
+    fn handle(&mut self, Ask(question): Ask, _: &mut Context<Self>) -> MessageResult<Ask> {
+        if let Question::Expire(active) = question {
+            self.core.expire_actively(active);
+        }
+        let told = self.local.as_ref().map_or(Told::Done, |local| local.ask(question));
+        // A limit may have changed.
+        self.measure();
+        MessageResult(told)
+    }
+}
+
+impl Handler<Watch> for Bucket {
+    type Result = ();
+
+    fn handle(&mut self, watch: Watch, _: &mut Context<Self>) {
+        if let Some(local) = &self.local {
+            local.watch(watch.client, watch.feed);
+        }
+    }
+}
+
+impl Handler<Meet> for Bucket {
+    type Result = ();
+
+    fn handle(&mut self, Meet(metrics): Meet, _: &mut Context<Self>) {
+        if let Some(local) = &self.local {
+            local.metrics.replace(Some(metrics));
         }
     }
 }
@@ -326,8 +408,11 @@ impl Handler<Observe> for Bucket {
         let mut report = Report { core: self.core.counts(), ..Report::default() };
         if let Some(local) = &self.local {
             report.counters = *local.counters.borrow();
+            report.counted = local.counted();
+            report.calls = local.calls();
             report.sessions = local.sessions();
         }
+        report.unreachable = self.core.neighbours().unreachable.clone();
         report.tables = vec![(0, 0); crate::ids::TABLES];
         for partition in self.core.partitions() {
             let replica = partition.replica();

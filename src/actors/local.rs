@@ -1,18 +1,36 @@
 //! What the Sessions of one arbiter share with its Bucket: plain values of one thread.
+//!
+//! Among them is the register of the arbiter's clients. Commands about all clients of a node ask
+//! every Bucket, each of which looks into its own register ([`Local::ask`]).
 
 use crate::actors::book::Book;
+use crate::actors::bucket::Ask;
+use crate::actors::metrics::Metrics;
+use crate::command::client::{Card, Client};
 use crate::command::facts::Facts;
+use crate::command::latency::{Events, Slow, SlowLog, Spike};
+use crate::command::order::{Question, Selection, Told};
+use crate::command::settings::Settings;
+use crate::command::spec::{FAST, Spec, WRITE};
+use crate::command::words::Words;
 use crate::config::Limits;
 use crate::engine::barrier::Standing;
 use crate::engine::slots::Ring;
 use crate::engine::tables::KeyHasher;
+use crate::ids::Millis;
 use crate::metrics::Counters;
+use actix::Addr;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Waker};
+use std::time::Duration;
+use tokio::sync::mpsc::{self, error::TrySendError};
+
+/// Commands that a monitor may be behind before it is given up.
+pub const MONITOR_QUEUE: usize = 16 << 10;
 
 /// What a node's arbiters are given to set themselves up.
 #[derive(Clone, Debug)]
@@ -23,9 +41,20 @@ pub struct Setup {
     pub hasher: KeyHasher,
     /// What clients may do.
     pub limits: Limits,
+    /// The wall clock.
+    pub clock: fn() -> Millis,
     /// Clients connected to the node.
     pub connected: Arc<AtomicUsize>,
+    /// How many there may be.
+    pub clients_max: Arc<AtomicUsize>,
+    /// Entries that the node's slow logs ever had: numbers them.
+    pub slow: Arc<AtomicU64>,
+    /// Bytes of the node's tables, as its Buckets last looked.
+    pub table_bytes: Arc<AtomicUsize>,
 }
+
+/// What a monitor is told: a line a command.
+pub type Feed = mpsc::Sender<Arc<[u8]>>;
 
 /// The shared values of one arbiter.
 #[derive(Debug)]
@@ -36,16 +65,90 @@ pub struct Local {
     pub setup: Setup,
     /// What its Sessions counted.
     pub counters: RefCell<Counters>,
+    /// Whom to ask for figures of the whole node.
+    pub metrics: RefCell<Option<Addr<Metrics>>>,
     standing: RefCell<Standing>,
     facts: RefCell<Arc<Facts>>,
     retiring: Cell<bool>,
-    signals: RefCell<BTreeMap<u64, Rc<Signal>>>,
+    clients: RefCell<BTreeMap<u64, Rc<Entry>>>,
+    /// What the counters were when they were last to be forgotten.
+    forgotten: Cell<Counters>,
+    calls: RefCell<BTreeMap<Named, u64>>,
+    pause: Cell<Pause>,
+    paused: RefCell<Vec<Waker>>,
+    monitors: RefCell<Vec<(u64, Feed)>>,
+    slow: RefCell<SlowLog>,
+    events: RefCell<Events>,
+    thresholds: Cell<Thresholds>,
+    /// Counts the changes of settings.
+    changes: Cell<u64>,
+}
+
+/// A row of the command table, told from others by its place.
+#[derive(Clone, Copy, Debug)]
+struct Named(&'static Spec);
+
+impl Named {
+    fn place(self) -> usize {
+        std::ptr::from_ref(self.0).addr()
+    }
+}
+
+impl PartialEq for Named {
+    fn eq(&self, other: &Named) -> bool {
+        self.place() == other.place()
+    }
+}
+
+impl Eq for Named {}
+
+impl PartialOrd for Named {
+    fn partial_cmp(&self, other: &Named) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Named {
+    fn cmp(&self, other: &Named) -> std::cmp::Ordering {
+        self.place().cmp(&other.place())
+    }
+}
+
+/// What commands wait for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Pause {
+    #[default]
+    None,
+    Writes(Millis),
+    All(Millis),
+}
+
+/// From what on a round is slow, in microseconds.
+#[derive(Clone, Copy, Debug)]
+struct Thresholds {
+    slow: Option<u64>,
+    slow_len: usize,
+    spike: Option<u64>,
+    idle: Duration,
+    memory: usize,
+}
+
+/// A client in the register.
+#[derive(Debug)]
+pub struct Entry {
+    /// What the client shows of itself.
+    pub card: RefCell<Card>,
+    /// Since when it has left replies unread.
+    pub unread_since: Cell<Option<Millis>>,
+    /// Raised when its Session is to end.
+    pub signal: Signal,
 }
 
 /// Wakes a Session that waits for its client.
 #[derive(Debug, Default)]
 pub struct Signal {
     raised: Cell<bool>,
+    killed: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -54,22 +157,34 @@ pub struct Signal {
 pub struct Place {
     local: Rc<Local>,
     client: u64,
-    /// Raised when the Session is to end.
-    pub signal: Rc<Signal>,
+    /// What the others see of it.
+    pub entry: Rc<Entry>,
 }
 
 impl Local {
     /// The shared values of an arbiter whose node waits for the others.
     pub fn new(book: Arc<Book>, setup: Setup) -> Rc<Local> {
         let missing = book.peers.keys().copied().collect();
+        let settings = settings(&setup.limits);
+        let thresholds = Thresholds::of(&settings, &setup.limits);
         Rc::new(Local {
             book,
             setup,
             counters: RefCell::default(),
+            metrics: RefCell::default(),
             standing: RefCell::new(Standing::Waiting(missing)),
-            facts: RefCell::default(),
+            facts: RefCell::new(Arc::new(Facts { settings, ..Facts::default() })),
             retiring: Cell::new(false),
-            signals: RefCell::default(),
+            clients: RefCell::default(),
+            forgotten: Cell::default(),
+            calls: RefCell::default(),
+            pause: Cell::default(),
+            paused: RefCell::default(),
+            monitors: RefCell::default(),
+            slow: RefCell::default(),
+            events: RefCell::default(),
+            thresholds: Cell::new(thresholds),
+            changes: Cell::new(1),
         })
     }
 
@@ -94,40 +209,316 @@ impl Local {
         self.facts.borrow().clone()
     }
 
-    /// Learns what the node knows to report.
-    pub fn inform(&self, facts: Arc<Facts>) {
-        self.facts.replace(facts);
+    /// Learns what the node knows to report. Settings are the arbiter's own.
+    pub fn inform(&self, facts: &Facts) {
+        let facts = self.with_settings(facts);
+        self.facts.replace(Arc::new(facts));
+    }
+
+    /// Facts with the arbiter's own settings.
+    pub fn with_settings(&self, facts: &Facts) -> Facts {
+        Facts { settings: self.facts.borrow().settings.clone(), ..facts.clone() }
     }
 
     /// Sessions that live on this arbiter.
     pub fn sessions(&self) -> usize {
-        self.signals.borrow().len()
+        self.clients.borrow().len()
+    }
+
+    /// What was counted since the figures were last forgotten.
+    pub fn counted(&self) -> Counters {
+        self.counters.borrow().since(&self.forgotten.get())
+    }
+
+    /// How often each command was asked for.
+    pub fn calls(&self) -> Vec<(&'static Spec, u64)> {
+        self.calls.borrow().iter().map(|(named, calls)| (named.0, *calls)).collect()
+    }
+
+    /// A command is served.
+    #[inline]
+    pub fn count_call(&self, spec: &'static Spec) {
+        *self.calls.borrow_mut().entry(Named(spec)).or_default() += 1;
     }
 
     /// Gives a new Session its place.
-    pub fn enter(self: &Rc<Local>, client: u64) -> Place {
-        let signal = Rc::new(Signal::default());
+    pub fn enter(self: &Rc<Local>, client: &Client) -> Place {
+        let entry = Rc::new(Entry {
+            card: RefCell::new(client.card()),
+            unread_since: Cell::new(None),
+            signal: Signal::default(),
+        });
         if self.retiring.get() {
-            signal.raise();
+            entry.signal.raise();
         }
-        self.signals.borrow_mut().insert(client, signal.clone());
-        Place { local: self.clone(), client, signal }
+        self.clients.borrow_mut().insert(client.id, entry.clone());
+        Place { local: self.clone(), client: client.id, entry }
     }
 
     /// Lets every Session end once it has answered what it has read.
     pub fn retire(&self) {
         self.retiring.set(true);
-        self.signals.borrow().values().for_each(|signal| signal.raise());
+        self.pause.set(Pause::None);
+        self.resume();
+        self.clients.borrow().values().for_each(|entry| entry.signal.raise());
+    }
+
+    /// Answers a question about the arbiter's clients.
+    pub fn ask(&self, question: Question) -> Told {
+        match question {
+            Question::Clients => {
+                let clients = self.clients.borrow();
+                Told::Clients(clients.values().map(|entry| entry.card.borrow().clone()).collect())
+            }
+            Question::Kill(selection) => {
+                let clients = self.clients.borrow();
+                let meant = clients.values().filter(|entry| selection.takes(&entry.card.borrow()));
+                Told::Count(meant.map(|entry| entry.signal.kill()).count() as u64)
+            }
+            Question::Pause { until, writes_only } => {
+                let pause = if writes_only { Pause::Writes(until) } else { Pause::All(until) };
+                self.pause.set(pause);
+                Told::Done
+            }
+            Question::Unpause => {
+                self.pause.set(Pause::None);
+                self.resume();
+                Told::Done
+            }
+            Question::Slow => Told::Slow(self.slow.borrow().entries()),
+            Question::ForgetSlow => {
+                self.slow.borrow_mut().clear();
+                Told::Done
+            }
+            Question::Spikes => Told::Spikes(self.events.borrow().all()),
+            Question::ForgetSpikes(events) => Told::Count(self.events.borrow_mut().forget(&events)),
+            Question::Configure(approved) => {
+                self.configure(&approved);
+                Told::Done
+            }
+            Question::ForgetCounts => {
+                self.forgotten.set(*self.counters.borrow());
+                self.calls.borrow_mut().clear();
+                Told::Done
+            }
+            // The Bucket's own affair.
+            Question::Expire(_) => Told::Done,
+        }
+    }
+
+    fn configure(&self, approved: &[(&'static str, String)]) {
+        let mut facts = Facts::clone(&self.facts.borrow());
+        facts.settings.take(approved);
+        let settings = &facts.settings;
+        let thresholds = Thresholds::of(settings, &self.setup.limits);
+        self.thresholds.set(thresholds);
+        self.setup.clients_max.store(settings.size("maxclients"), Ordering::Relaxed);
+        if thresholds.slow_len == 0 {
+            self.slow.borrow_mut().clear();
+        }
+        self.facts.replace(Arc::new(facts));
+        self.changes.set(self.changes.get() + 1);
+    }
+
+    /// How often settings have changed.
+    #[inline]
+    pub fn changes(&self) -> u64 {
+        self.changes.get()
+    }
+
+    /// Bytes that the node's tables may take; 0 is no limit.
+    pub fn memory_max(&self) -> usize {
+        self.thresholds.get().memory
+    }
+
+    /// Whether the node's tables have reached their limit.
+    #[inline]
+    pub fn is_full(&self) -> bool {
+        let max = self.memory_max();
+        max > 0 && self.setup.table_bytes.load(Ordering::Relaxed) > max
+    }
+
+    /// Whether a command has to wait until a pause is over.
+    #[inline]
+    pub fn holds(&self, spec: &Spec) -> bool {
+        match self.pause.get() {
+            Pause::None => false,
+            Pause::Writes(_) => spec.flags & WRITE != 0,
+            Pause::All(_) => true,
+        }
+    }
+
+    /// Whether a pause goes on; if so, `context` is woken when it ends.
+    pub fn poll_pause(&self, context: &Context<'_>) -> bool {
+        let paused = self.pause.get() != Pause::None;
+        if paused {
+            self.paused.borrow_mut().push(context.waker().clone());
+        }
+        paused
+    }
+
+    fn resume(&self) {
+        self.paused.take().into_iter().for_each(Waker::wake);
+    }
+
+    /// Regular upkeep: pauses end, and clients that are quiet or do not read are let go.
+    pub fn tick(&self, now: Millis) {
+        if let Pause::Writes(until) | Pause::All(until) = self.pause.get()
+            && until <= now
+        {
+            self.pause.set(Pause::None);
+            self.resume();
+        }
+        let idle = self.thresholds.get().idle.as_millis() as u64;
+        let unread = self.setup.limits.unread.as_millis() as u64;
+        let since = |then: Millis| now.0.saturating_sub(then.0);
+        for entry in self.clients.borrow().values() {
+            let card = entry.card.borrow();
+            if entry.unread_since.get().is_some_and(|then| since(then) > unread) {
+                log::warn!(
+                    target: "session",
+                    "closing client {} at {}: it has left replies unread for {unread} ms",
+                    card.id, card.address
+                );
+                entry.signal.kill();
+            } else if idle > 0 && !card.monitor && since(card.active_at) > idle {
+                log::debug!(target: "session", "closing client {}: it is idle", card.id);
+                entry.signal.kill();
+            }
+        }
+    }
+
+    /// From now on `feed` is told what clients ask, until its receiver is gone.
+    pub fn watch(&self, client: u64, feed: Feed) {
+        self.monitors.borrow_mut().push((client, feed));
+    }
+
+    /// Whether anybody wants to be told what clients ask.
+    #[inline]
+    pub fn is_watched(&self) -> bool {
+        !self.monitors.borrow().is_empty()
+    }
+
+    /// Tells the monitors. One that does not keep up is given up.
+    pub fn show(&self, client: &Client, words: Words<'_>) {
+        let now = (self.setup.clock)();
+        let (secs, millis) = (now.0 / 1000, now.0 % 1000);
+        let begin = format!("+{secs}.{millis:03}000 [{} {}]", client.table, client.address);
+        let mut line = begin.into_bytes();
+        for word in words.from(0) {
+            line.extend_from_slice(b" \"");
+            for &byte in word {
+                match byte {
+                    b'\\' | b'"' => line.extend_from_slice(&[b'\\', byte]),
+                    b'\n' => line.extend_from_slice(b"\\n"),
+                    b'\r' => line.extend_from_slice(b"\\r"),
+                    b'\t' => line.extend_from_slice(b"\\t"),
+                    7 => line.extend_from_slice(b"\\a"),
+                    8 => line.extend_from_slice(b"\\b"),
+                    b' '..=b'~' => line.push(byte),
+                    _ => line.extend_from_slice(format!("\\x{byte:02x}").as_bytes()),
+                }
+            }
+            line.push(b'"');
+        }
+        line.extend_from_slice(b"\r\n");
+        let line: Arc<[u8]> = line.into();
+        self.monitors.borrow_mut().retain(|(client, feed)| match feed.try_send(line.clone()) {
+            Ok(()) => true,
+            Err(TrySendError::Closed(_)) => false,
+            Err(TrySendError::Full(_)) => {
+                log::warn!(target: "session", "closing client {client}: it monitors and does not read");
+                let selection = Selection { ids: Some(vec![*client]), ..Selection::default() };
+                for bucket in &self.book.buckets {
+                    bucket.do_send(Ask(Question::Kill(selection.clone())));
+                }
+                false
+            }
+        });
+    }
+
+    /// Notes how long a round took, if it was long.
+    #[inline]
+    pub fn note_round(&self, took: Duration, client: &Client, said: impl FnOnce() -> Vec<Vec<u8>>) {
+        let thresholds = self.thresholds.get();
+        let micros = took.as_micros() as u64;
+        let reaches = |threshold: Option<u64>| threshold.is_some_and(|least| micros >= least);
+        if !reaches(thresholds.slow) && !reaches(thresholds.spike) {
+            return;
+        }
+        let now = (self.setup.clock)();
+        if reaches(thresholds.spike) {
+            let fast = client.last.is_some_and(|spec| spec.flags & FAST != 0);
+            let event = if fast { "fast-command" } else { "command" };
+            let spike = Spike { second: now.0 / 1000, ms: micros / 1000 };
+            self.events.borrow_mut().note(event, spike);
+        }
+        if reaches(thresholds.slow) && thresholds.slow_len > 0 {
+            let entry = Slow {
+                id: self.setup.slow.fetch_add(1, Ordering::Relaxed),
+                at: now,
+                micros,
+                words: said(),
+                address: client.address.to_string(),
+                name: client.name.clone(),
+            };
+            self.slow.borrow_mut().push(entry, thresholds.slow_len);
+        }
     }
 }
 
+impl Thresholds {
+    fn of(settings: &Settings, limits: &Limits) -> Thresholds {
+        let slow = settings.number("slowlog-log-slower-than");
+        let spike = settings.number("latency-monitor-threshold");
+        let idle = Duration::from_secs(settings.size("timeout") as u64);
+        // cluster.yaml may say it to the millisecond.
+        let idle = if idle.as_secs() == limits.idle.as_millis().div_ceil(1000) as u64 {
+            limits.idle
+        } else {
+            idle
+        };
+        Thresholds {
+            slow: u64::try_from(slow).ok(),
+            slow_len: settings.size("slowlog-max-len"),
+            spike: (spike > 0).then_some(spike as u64 * 1000),
+            idle,
+            memory: settings.size("maxmemory"),
+        }
+    }
+}
+
+/// The settings that a node begins with.
+fn settings(limits: &Limits) -> Settings {
+    let mut settings = Settings::default();
+    settings.begin("maxclients", limits.connections.to_string());
+    settings.begin("maxmemory", limits.memory.to_string());
+    settings.begin("proto-max-bulk-len", limits.value.to_string());
+    settings.begin("client-query-buffer-limit", limits.query_buffer.to_string());
+    settings.begin("timeout", limits.idle.as_millis().div_ceil(1000).to_string());
+    settings
+}
+
 impl Signal {
-    /// Raises the signal, once and for good.
+    /// Raises the signal, once and for good: the Session ends once it has answered what it has
+    /// read.
     pub fn raise(&self) {
         self.raised.set(true);
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
+    }
+
+    /// The Session ends at once, whatever it is doing.
+    pub fn kill(&self) {
+        self.killed.set(true);
+        self.raise();
+    }
+
+    /// Whether the Session is to end at once.
+    #[inline]
+    pub fn is_killed(&self) -> bool {
+        self.killed.get()
     }
 
     /// Whether it is raised; if not, `context` is woken when it is.
@@ -136,17 +527,32 @@ impl Signal {
         if self.raised.get() {
             return true;
         }
+        self.expect(context);
+        false
+    }
+
+    /// Whether the Session is to end at once; if not, `context` is woken when it is.
+    #[inline]
+    pub fn poll_kill(&self, context: &Context<'_>) -> bool {
+        if self.killed.get() {
+            return true;
+        }
+        self.expect(context);
+        false
+    }
+
+    fn expect(&self, context: &Context<'_>) {
         let mut waker = self.waker.borrow_mut();
         if !waker.as_ref().is_some_and(|known| known.will_wake(context.waker())) {
             *waker = Some(context.waker().clone());
         }
-        false
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.local.signals.borrow_mut().remove(&self.client);
+        self.local.clients.borrow_mut().remove(&self.client);
+        self.local.monitors.borrow_mut().retain(|(client, _)| *client != self.client);
         self.local.setup.connected.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -1,19 +1,24 @@
 //! Metrics: asks every actor of the node once a second, and answers those who ask the node.
 
 use crate::actors::book::Book;
-use crate::actors::bucket::{self, Inform};
+use crate::actors::bucket::{self, Inform, Meet};
 use crate::actors::coordinator;
 use crate::actors::lock_manager::CountWaiting;
 use crate::actors::node::Birth;
-use crate::command::facts::{Facts, TableFacts};
+use crate::command::facts::{Facts, NodeFacts, TableFacts};
+use crate::command::spec;
 use crate::config::{Config, Node};
 use crate::engine::barrier::Standing;
-use crate::ids::NodeId;
+use crate::engine::slots::Ring;
+use crate::ids::{NodeId, PartitionId};
 use crate::metrics::{Counters, Sample, Series, Snapshot, prometheus};
 use crate::net::http::{Ask, Health};
 use actix::fut::{ActorFutureExt, WrapFuture};
-use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, ResponseFuture};
+use actix::{
+    Actor, Addr, AsyncContext, Context, Handler, Message, ResponseActFuture, ResponseFuture,
+};
 use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -32,8 +37,27 @@ pub struct Metrics {
     connected: Arc<AtomicUsize>,
     refused: Arc<AtomicUsize>,
     latest: Snapshot,
+    /// What clients see of it, and who cannot be reached.
+    told: Shown,
+    /// The most bytes that the tables ever took, as far as was looked.
+    peak: u64,
     series: Series,
 }
+
+/// What a look at the node brings beside its snapshot.
+#[derive(Clone, Debug, Default)]
+struct Shown {
+    /// Counted since clients last asked to forget.
+    counted: Counters,
+    /// How often each command was asked for since then.
+    calls: BTreeMap<String, u64>,
+    unreachable: BTreeSet<NodeId>,
+}
+
+/// Look at the node now, for a client that asks for figures.
+#[derive(Message)]
+#[rtype(result = "Option<Arc<Facts>>")]
+pub struct Refresh;
 
 /// A question over HTTP.
 #[derive(Message)]
@@ -42,7 +66,7 @@ struct Asked(Ask);
 
 /// Look at the whole node now.
 #[derive(Message)]
-#[rtype(result = "Option<(Snapshot, Standing)>")]
+#[rtype(result = "Option<(Snapshot, Shown, Standing)>")]
 struct Look;
 
 impl Metrics {
@@ -55,22 +79,24 @@ impl Metrics {
         connected: Arc<AtomicUsize>,
         refused: Arc<AtomicUsize>,
     ) -> Metrics {
-        let (latest, series) = (Snapshot::default(), Series::default());
-        Metrics { config, own, birth, book, connected, refused, latest, series }
+        let (latest, told, series) = (Snapshot::default(), Shown::default(), Series::default());
+        Metrics { config, own, birth, book, connected, refused, latest, told, peak: 0, series }
     }
 
     /// Notes a second's snapshot and tells the Sessions.
-    fn note(&mut self, snapshot: Snapshot) {
+    fn note(&mut self, snapshot: Snapshot, told: Shown) {
+        self.peak = snapshot.table_bytes.max(self.peak);
         let now = (self.birth.clock)();
         let sample = Sample::between(now.0 / 1000, &self.latest, &snapshot);
         self.series.push(sample);
         self.latest = snapshot;
-        let facts = Arc::new(self.facts(&sample));
+        self.told = told;
+        let facts = Arc::new(self.facts(&self.latest, &self.told, &sample));
         self.book.buckets.iter().for_each(|bucket| bucket.do_send(Inform(facts.clone())));
     }
 
-    fn facts(&self, sample: &Sample) -> Facts {
-        let Snapshot { counters, tables, .. } = &self.latest;
+    fn facts(&self, snapshot: &Snapshot, told: &Shown, sample: &Sample) -> Facts {
+        let (counters, tables) = (&told.counted, &snapshot.tables);
         let tables = (0..).zip(tables).filter(|(_, (keys, _))| *keys > 0);
         let tables = tables.map(|(index, &(keys, volatile))| TableFacts { index, keys, volatile });
         Facts {
@@ -82,11 +108,11 @@ impl Metrics {
             os: std::env::consts::OS.to_owned() + " " + std::env::consts::ARCH,
             process_id: std::process::id(),
             port: self.own.client,
-            clients_max: self.config.limits.connections as u64,
-            clients_connected: self.latest.connected,
-            memory_tables: self.latest.table_bytes,
+            clients_connected: snapshot.connected,
+            memory_tables: snapshot.table_bytes,
+            memory_peak: snapshot.table_bytes.max(self.peak),
             connections_total: counters.connections_opened,
-            connections_rejected: self.latest.refused,
+            connections_rejected: snapshot.refused,
             commands_total: counters.commands(),
             commands_per_second: sample.reads + sample.writes + sample.transactions,
             expired_total: Some(self.latest.expired),
@@ -94,8 +120,34 @@ impl Metrics {
             output_bytes: Some(counters.bytes_out),
             errors_total: Some(counters.errors),
             tables: tables.collect(),
+            cluster: self.cluster(&told.unreachable),
+            calls: told.calls.iter().map(|(name, calls)| (name.clone(), *calls)).collect(),
+            transactions: (snapshot.commits, snapshot.aborts, snapshot.wounds),
+            lock_waiting: snapshot.waiting,
             ..Facts::default()
         }
+    }
+
+    /// The nodes as clients that know Redis Cluster see them.
+    fn cluster(&self, unreachable: &BTreeSet<NodeId>) -> Vec<NodeFacts> {
+        let ring = Ring::new(self.config.partitions());
+        let slots = |node: NodeId| {
+            let led = (0..).zip(&self.book.homes).filter(move |(_, home)| **home == node);
+            led.map(|(partition, _)| {
+                let slots = ring.slots_of(PartitionId(partition));
+                (*slots.start(), *slots.end())
+            })
+        };
+        let facts = |node: &Node| NodeFacts {
+            node: node.id.0,
+            name: format!("{:016x}{:024x}", self.config.hash_seed(), node.id.0),
+            host: node.host.clone(),
+            port: node.client,
+            peer_port: node.peer,
+            linked: !unreachable.contains(&node.id),
+            slots: slots(node.id).collect(),
+        };
+        self.config.nodes().iter().map(facts).collect()
     }
 
     fn status(&self, snapshot: &Snapshot, standing: &Standing) -> serde_json::Value {
@@ -137,13 +189,21 @@ pub async fn answer(mut asks: mpsc::Receiver<Ask>, metrics: Addr<Metrics>) {
     }
 }
 
-async fn look(book: Arc<Book>, connected: u64, refused: u64) -> Option<(Snapshot, Standing)> {
+type Looked = Option<(Snapshot, Shown, Standing)>;
+
+async fn look(book: Arc<Book>, connected: u64, refused: u64) -> Looked {
+    let mut told = Shown::default();
     let mut counters = Counters::default();
     let mut snapshot = Snapshot { connected, refused, ..Snapshot::default() };
     snapshot.tables = vec![(0, 0); crate::ids::TABLES];
     for bucket in &book.buckets {
         let report = bucket.send(bucket::Observe).await.ok()?;
         counters.add(&report.counters);
+        told.counted.add(&report.counted);
+        for (row, calls) in report.calls {
+            *told.calls.entry(spec::full_name(row)).or_default() += calls;
+        }
+        told.unreachable.extend(report.unreachable);
         snapshot.batches += report.core.batches;
         snapshot.operations += report.core.operations;
         snapshot.waits += report.core.waits;
@@ -162,7 +222,7 @@ async fn look(book: Arc<Book>, connected: u64, refused: u64) -> Option<(Snapshot
     snapshot.commits = report.counts.commits;
     snapshot.aborts = report.counts.aborts;
     snapshot.wounds = report.counts.wounds;
-    Some((snapshot, report.standing))
+    Some((snapshot, told, report.standing))
 }
 
 impl Actor for Metrics {
@@ -170,13 +230,17 @@ impl Actor for Metrics {
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         // Until the first second is over the Sessions know what was configured.
-        let facts = Arc::new(self.facts(&Sample::default()));
-        self.book.buckets.iter().for_each(|bucket| bucket.do_send(Inform(facts.clone())));
+        let facts = self.facts(&Snapshot::default(), &Shown::default(), &Sample::default());
+        let facts = Arc::new(facts);
+        for bucket in &self.book.buckets {
+            bucket.do_send(Inform(facts.clone()));
+            bucket.do_send(Meet(ctx.address()));
+        }
         ctx.run_interval(PERIOD, |metrics, ctx| {
             let look = ctx.address().send(Look).into_actor(metrics);
             ctx.spawn(look.map(|looked, metrics, _| {
-                if let Ok(Some((snapshot, _))) = looked {
-                    metrics.note(snapshot);
+                if let Ok(Some((snapshot, told, _))) = looked {
+                    metrics.note(snapshot, told);
                 }
             }));
         });
@@ -184,12 +248,26 @@ impl Actor for Metrics {
 }
 
 impl Handler<Look> for Metrics {
-    type Result = ResponseFuture<Option<(Snapshot, Standing)>>;
+    type Result = ResponseFuture<Looked>;
 
     fn handle(&mut self, _: Look, _: &mut Context<Self>) -> Self::Result {
         let connected = self.connected.load(Ordering::Relaxed) as u64;
         let refused = self.refused.load(Ordering::Relaxed) as u64;
         Box::pin(look(self.book.clone(), connected, refused))
+    }
+}
+
+impl Handler<Refresh> for Metrics {
+    type Result = ResponseActFuture<Self, Option<Arc<Facts>>>;
+
+    fn handle(&mut self, _: Refresh, ctx: &mut Context<Self>) -> Self::Result {
+        let look = ctx.address().send(Look).into_actor(self);
+        Box::pin(look.map(|looked, metrics, _| {
+            let (snapshot, told, _) = looked.ok()??;
+            metrics.peak = snapshot.table_bytes.max(metrics.peak);
+            let sample = metrics.series.latest();
+            Some(Arc::new(metrics.facts(&snapshot, &told, &sample)))
+        }))
     }
 }
 
@@ -204,7 +282,7 @@ impl Handler<Asked> for Metrics {
         }
         let look = ctx.address().send(Look).into_actor(self);
         ctx.spawn(look.map(|looked, metrics, _| {
-            let Ok(Some((snapshot, standing))) = looked else { return };
+            let Ok(Some((snapshot, _, standing))) = looked else { return };
             match ask {
                 Ask::Health(answer) => {
                     let health = match standing {

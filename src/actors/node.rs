@@ -97,7 +97,11 @@ pub async fn start(
         ring: Ring::new(config.partitions()),
         hasher,
         limits: config.limits,
+        clock: birth.clock,
         connected: connected.clone(),
+        clients_max: Arc::new(AtomicUsize::new(config.limits.connections)),
+        slow: Arc::default(),
+        table_bytes: Arc::default(),
     };
 
     let (buckets, placed) = start_buckets(&homes, id, birth, &setup, &placement);
@@ -134,7 +138,7 @@ pub async fn start(
     coordinator.do_send(coordinator::Wire(book.clone()));
     let metrics = metrics.start();
 
-    let door = Door { connected: connected.clone(), refused, limit: config.limits.connections };
+    let door = Door { connected: connected.clone(), refused, limit: setup.clients_max.clone() };
     let (ask, asks) = mpsc::channel(HTTP_QUEUE);
     let tasks = vec![
         actix_rt::spawn(accept_clients(clients, book.clone(), door)),
@@ -201,7 +205,7 @@ async fn open(
 struct Door {
     connected: Arc<AtomicUsize>,
     refused: Arc<AtomicUsize>,
-    limit: usize,
+    limit: Arc<AtomicUsize>,
 }
 
 /// Accepts clients and gives them to the Buckets in turn.
@@ -217,7 +221,7 @@ async fn accept_clients(listener: TcpListener, book: Arc<Book>, door: Door) {
                 continue;
             }
         };
-        if door.connected.fetch_add(1, Ordering::Relaxed) >= door.limit {
+        if door.connected.fetch_add(1, Ordering::Relaxed) >= door.limit.load(Ordering::Relaxed) {
             door.connected.fetch_sub(1, Ordering::Relaxed);
             door.refused.fetch_add(1, Ordering::Relaxed);
             // A client that cannot take even this is told by the closing.

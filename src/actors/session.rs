@@ -5,16 +5,20 @@
 //! several partitions waits for the replies of those before it and holds back those after it, so
 //! a connection's commands take effect in the order it sent them.
 
+mod order;
+
 use crate::actors::bucket::{Answer, Execute, Failure, Outcome};
 use crate::actors::coordinator::Begin;
-use crate::actors::local::{Local, Signal};
+use crate::actors::local::{Entry, Local};
 use crate::command::client::{Client, Then};
+use crate::command::latency;
+use crate::command::order::Order;
 use crate::command::plan::{self, Layout, Place, Plan};
 use crate::command::reply::Reply;
 use crate::command::scan::Walk;
-use crate::command::spec::{Control, LOADING, NO_MULTI, Run, Spec, WRITE};
+use crate::command::spec::{ADMIN, Control, LOADING, NO_AUTH, NO_MULTI, Run, Spec, WRITE};
 use crate::command::transaction::{Exec, Queue, Script, read_versions};
-use crate::command::words::Words;
+use crate::command::words::{Phrase, Words};
 use crate::command::{self, Redis};
 use crate::engine::barrier::Standing;
 use crate::engine::batch::{Batch, Replies};
@@ -28,12 +32,14 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
-/// Requests and bytes of requests that are gathered before they are served.
-const GATHER_REQUESTS_MAX: usize = 4096;
+/// Bytes of requests that are gathered before they are served.
 const GATHER_BYTES_MAX: usize = 4 << 20;
 
 /// Bytes of the commands of one transaction.
@@ -46,20 +52,22 @@ const READ_BYTES: usize = 16 << 10;
 const KEEP_BYTES_MAX: usize = 1 << 20;
 
 /// In [`Session::order`]: the Session answers itself.
-const OWN: u16 = u16::MAX;
+const OWN: u16 = MUTE - 1;
+
+/// In [`Session::order`], as a bit: the client does not want the reply.
+const MUTE: u16 = 1 << 15;
 
 /// Serves a client until it leaves.
 pub async fn serve(stream: TcpStream, id: u64, local: Rc<Local>) {
-    let place = local.enter(id);
     local.counters.borrow_mut().connections_opened += 1;
     let address = |address: io::Result<SocketAddr>| {
         address.map(|address| address.to_string()).unwrap_or_default()
     };
-    let facts = local.facts();
-    let client =
-        Client::new(id, address(stream.peer_addr()), address(stream.local_addr()), facts.now);
-    let mut session = Session::new(stream, client, local.clone());
-    if let Err(error) = session.run(&place.signal).await {
+    let now = (local.setup.clock)();
+    let client = Client::new(id, address(stream.peer_addr()), address(stream.local_addr()), now);
+    let place = local.enter(&client);
+    let mut session = Session::new(stream, client, local.clone(), place.entry.clone());
+    if let Err(error) = session.run().await {
         log::debug!(target: "session", "client {id}: {error}");
     }
 }
@@ -68,6 +76,18 @@ struct Session {
     stream: TcpStream,
     state: State,
     local: Rc<Local>,
+    /// What others see of it.
+    entry: Rc<Entry>,
+    /// What the node's clients ask, for one that monitors them.
+    feed: Option<mpsc::Receiver<Arc<[u8]>>>,
+    /// A command that waits for a pause to end.
+    held: Phrase,
+    /// The command that waits for all before it, for the slow log.
+    said: Vec<Vec<u8>>,
+    /// Whether its client does not want its reply.
+    mute: bool,
+    /// Which of the arbiter's settings it knows.
+    settings: u64,
     limits: Limits,
     input: Vec<u8>,
     requests: Requests,
@@ -113,24 +133,28 @@ enum Next {
     Exec(Work, Script),
     /// A step after the other.
     Walk(Walk),
+    /// A command about the whole node.
+    Order(Order),
+    /// A command that is held until a pause is over.
+    Held,
     /// The connection ends with them.
     Close,
 }
 
 impl Session {
-    fn new(stream: TcpStream, client: Client, local: Rc<Local>) -> Session {
-        let limits = &local.setup.limits;
-        let limits = Limits {
-            word_bytes: limits.value,
-            words: limits.arguments,
-            line_bytes: limits.inline,
-            ..Limits::default()
-        };
+    fn new(stream: TcpStream, client: Client, local: Rc<Local>, entry: Rc<Entry>) -> Session {
+        let limits = order::limits(&local);
         let shares = (0..local.book.destinations()).map(|_| Share::default()).collect();
         Session {
             stream,
             state: State { client, queue: None, watched: Vec::new() },
             local,
+            entry,
+            feed: None,
+            held: Phrase::default(),
+            said: Vec::new(),
+            mute: false,
+            settings: 0,
             limits,
             input: Vec::with_capacity(READ_BYTES),
             requests: Requests::new(),
@@ -142,19 +166,41 @@ impl Session {
         }
     }
 
-    async fn run(&mut self, signal: &Signal) -> io::Result<()> {
-        while self.fill(signal).await? {
+    async fn run(&mut self) -> io::Result<()> {
+        while self.fill().await? {
+            self.show();
             loop {
+                if self.entry.signal.is_killed() {
+                    return Ok(());
+                }
                 let next = self.gather();
                 self.flush().await?;
+                let begun = Instant::now();
                 match next {
                     Next::Flush => {}
                     Next::Read => break,
-                    Next::Spread(work, layout) => self.spread(work, layout).await?,
-                    Next::Each(batches, layout) => self.each(batches, layout).await?,
+                    Next::Spread(work, layout) => {
+                        self.spread(work, layout).await?;
+                        self.note_said(begun);
+                    }
+                    Next::Each(batches, layout) => {
+                        self.each(batches, layout).await?;
+                        self.note_said(begun);
+                    }
+                    Next::Order(order) => {
+                        self.order(order).await?;
+                        self.note_said(begun);
+                    }
                     Next::Watch(keys, plan) => self.watch(keys, plan).await?,
-                    Next::Exec(work, script) => self.exec(work, script).await?,
-                    Next::Walk(walk) => self.walk(walk).await?,
+                    Next::Exec(work, script) => {
+                        self.exec(work, script).await?;
+                        self.note_said(begun);
+                    }
+                    Next::Walk(walk) => {
+                        self.walk(walk).await?;
+                        self.note_said(begun);
+                    }
+                    Next::Held => self.wait_for_pause().await?,
                     Next::Close => return Ok(()),
                 }
             }
@@ -163,12 +209,16 @@ impl Session {
     }
 
     /// Reads what the client sent. False when it has closed, or the Session is to end.
-    async fn fill(&mut self, signal: &Signal) -> io::Result<bool> {
+    async fn fill(&mut self) -> io::Result<bool> {
+        self.show();
+        if self.feed.is_some() {
+            self.pass_on().await?;
+        }
         let lacking = self.requests.needs(self.input.len()) - self.input.len();
         self.input.reserve(lacking.clamp(READ_BYTES / 2, GATHER_BYTES_MAX));
-        let Session { stream, input, .. } = self;
+        let Session { stream, input, entry, .. } = self;
         let read = poll_fn(|context| {
-            if signal.poll(context) {
+            if entry.signal.poll(context) {
                 return Poll::Ready(Ok(0));
             }
             let mut room = ReadBuf::uninit(input.spare_capacity_mut());
@@ -182,6 +232,7 @@ impl Session {
         // SAFETY: poll_read has filled so many bytes of the spare capacity.
         unsafe { input.set_len(input.len() + read) };
         self.local.counters.borrow_mut().bytes_in += read as u64;
+        self.state.client.active_at = (self.local.setup.clock)();
         Ok(read > 0)
     }
 
@@ -189,8 +240,14 @@ impl Session {
     fn gather(&mut self) -> Next {
         let mut next = Next::Read;
         let mut bytes = 0;
+        let pipeline = self.local.setup.limits.pipeline;
+        let held = std::mem::take(&mut self.held);
+        let mut held = Some(held.words()).filter(|words| !words.is_empty());
         loop {
-            let words = match self.requests.next(&self.input, &self.limits) {
+            let words = match held.take().map_or_else(
+                || self.requests.next(&self.input, &self.limits),
+                |words| Ok(Some(words)),
+            ) {
                 Ok(Some(words)) => words,
                 Ok(None) => break,
                 Err(error) => {
@@ -202,6 +259,7 @@ impl Session {
                 }
             };
             bytes += words.bytes();
+            self.state.client.begin_answer();
             let request = request(
                 words,
                 &mut self.state,
@@ -210,11 +268,23 @@ impl Session {
                 &mut self.order,
                 &mut self.own,
             );
+            if let Some(Next::Held) = request {
+                self.held = words.from(0).collect();
+                next = Next::Held;
+                break;
+            }
+            self.mute = self.state.client.holds_answer();
             if let Some(waits) = request {
+                self.said = latency::clip(words.from(0).collect::<Vec<_>>().into_iter());
                 next = waits;
                 break;
             }
-            if self.order.len() >= GATHER_REQUESTS_MAX || bytes >= GATHER_BYTES_MAX {
+            if self.mute
+                && let Some(last) = self.order.last_mut()
+            {
+                *last |= MUTE;
+            }
+            if self.order.len() >= pipeline || bytes >= GATHER_BYTES_MAX {
                 next = Next::Flush;
                 break;
             }
@@ -231,8 +301,11 @@ impl Session {
             return Ok(());
         }
         let (mut place, mut own) = (0, 0);
+        let mut took = Duration::ZERO;
         while place < self.order.len() {
+            let begun = Instant::now();
             self.ask().await?;
+            took += begun.elapsed();
             if self.one_share_answers_all() {
                 let share = usize::from(self.order[0]);
                 let replies = std::mem::take(&mut self.shares[share].replies);
@@ -241,15 +314,20 @@ impl Session {
                 break;
             }
             while let Some(&turn) = self.order.get(place) {
-                if turn == OWN {
-                    self.out.extend_from_slice(self.own.get(own));
+                let wanted = turn & MUTE == 0;
+                if turn & !MUTE == OWN {
+                    if wanted {
+                        self.out.extend_from_slice(self.own.get(own));
+                    }
                     own += 1;
                 } else {
-                    let share = &mut self.shares[usize::from(turn)];
+                    let share = &mut self.shares[usize::from(turn & !MUTE)];
                     if share.taken == share.replies.len() {
                         break;
                     }
-                    self.out.extend_from_slice(share.replies.get(share.taken));
+                    if wanted {
+                        self.out.extend_from_slice(share.replies.get(share.taken));
+                    }
                     share.taken += 1;
                 }
                 place += 1;
@@ -259,6 +337,7 @@ impl Session {
             self.out = out;
             self.out.clear();
         }
+        self.note_batches(took);
         self.recycle();
         Ok(())
     }
@@ -307,6 +386,7 @@ impl Session {
         let first = self.order[0];
         first != OWN
             && self.own.is_empty()
+            && self.order.iter().all(|turn| turn & MUTE == 0)
             && self.shares[usize::from(first)].taken == 0
             && self.shares[usize::from(first)].replies.len() == self.order.len()
     }
@@ -400,7 +480,9 @@ impl Session {
 
     async fn write_out(&mut self) -> io::Result<()> {
         let out = std::mem::take(&mut self.out);
-        self.write(&out).await?;
+        if !self.mute {
+            self.write(&out).await?;
+        }
         self.out = out;
         self.out.clear();
         self.recycle();
@@ -452,6 +534,17 @@ impl Session {
     }
 
     async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let max = self.local.setup.limits.output_buffer;
+        if bytes.len() > max {
+            let (id, address, bytes) =
+                (self.state.client.id, &self.state.client.address, bytes.len());
+            log::warn!(
+                target: "session",
+                "closing client {id} at {address}: its replies take {bytes} bytes, where {max} are \
+                 allowed"
+            );
+            return Err(io::Error::other("its replies are too long"));
+        }
         self.local.counters.borrow_mut().bytes_out += bytes.len() as u64;
         let mut written = 0;
         while written < bytes.len() {
@@ -459,11 +552,13 @@ impl Session {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(more) => written += more,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.stream.writable().await?;
+                    self.state.client.output_bytes = bytes.len() - written;
+                    self.wait_for_reader().await?;
                 }
                 Err(error) => return Err(error),
             }
         }
+        self.state.client.output_bytes = 0;
         Ok(())
     }
 }
@@ -485,6 +580,14 @@ fn request(
         state.queue.as_mut().into_iter().for_each(Queue::spoil);
         return answered(own, order);
     };
+    if local.holds(spec) {
+        return Some(Next::Held);
+    }
+    state.client.last = Some(spec);
+    local.count_call(spec);
+    if local.is_watched() && spec.flags & (ADMIN | NO_AUTH) == 0 {
+        local.show(&state.client, words);
+    }
     let loading = spec.flags & LOADING != 0 && spec.data().is_none();
     if !loading && !local.serves() {
         reply.error(&waiting(local));
@@ -514,7 +617,14 @@ fn request(
         Some(head) => head,
         None => match plan::plan(spec, words, &place) {
             Plan::One(head) => head,
-            Plan::Spread { work, layout } => return Some(Next::Spread(work, layout)),
+            Plan::Spread { work, layout } => {
+                if let Some(refused) = order::refuse_spread(spec, words, local) {
+                    reply.error(&refused);
+                    local.counters.borrow_mut().errors += 1;
+                    return answered(own, order);
+                }
+                return Some(Next::Spread(work, layout));
+            }
             Plan::Each { batches, layout } => return Some(Next::Each(batches, layout)),
             Plan::Walk(walk) => return Some(Next::Walk(walk)),
             Plan::Session(run) => {
@@ -527,6 +637,13 @@ fn request(
                     state.watched.clear();
                 }
                 return (then == Then::Close).then_some(Next::Close);
+            }
+            Plan::Node(run) => {
+                local.counters.borrow_mut().others += 1;
+                return match run(client, &local.facts(), words, &mut reply) {
+                    Some(order) => Some(Next::Order(order)),
+                    None => answered(own, order),
+                };
             }
             Plan::Refused(error) => {
                 reply.error(&error);
@@ -563,7 +680,8 @@ fn enqueue(
     let Some(queue) = &mut state.queue else { return };
     let key_max = local.setup.limits.key;
     let mut keys = spec.keys.positions(words.len()).map(|at| words.get(at).len());
-    let queued = if spec.flags & NO_MULTI != 0 {
+    let refused = spec.flags & NO_MULTI != 0 || matches!(spec.run, Run::Node(_));
+    let queued = if refused {
         Err("ERR Command not allowed inside a transaction".to_owned())
     } else if keys.any(|length| length > key_max) {
         Err(format!("ERR key is longer than {key_max} bytes"))

@@ -1,7 +1,9 @@
 //! What a connection is, apart from its socket.
 
+use super::spec::{self, Spec};
 use super::words::Words;
 use crate::ids::{Millis, TableIndex};
+use std::sync::Arc;
 
 /// A connection's state, as its own commands see and change it.
 #[derive(Clone, Debug)]
@@ -18,14 +20,40 @@ pub struct Client {
     pub table: TableIndex,
     /// Whether it chose RESP3 with `HELLO`.
     pub resp3: bool,
+    /// Which of its commands are answered.
+    pub answers: Answers,
+    /// Whether it watches what all clients do.
+    pub monitor: bool,
     /// The client's end of the connection.
-    pub address: String,
+    pub address: Arc<str>,
     /// The node's end.
-    pub local_address: String,
+    pub local_address: Arc<str>,
     /// When it connected.
     pub connected_at: Millis,
     /// When its last request came.
     pub active_at: Millis,
+    /// Its last command.
+    pub last: Option<&'static Spec>,
+    /// Bytes it has sent that are not served yet.
+    pub query_bytes: usize,
+    /// Room for more of them.
+    pub query_free: usize,
+    /// Bytes of replies that wait for it to read.
+    pub output_bytes: usize,
+}
+
+/// Which of a client's commands are answered (`CLIENT REPLY`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Answers {
+    /// All.
+    #[default]
+    On,
+    /// None.
+    Off,
+    /// All but the next one.
+    SkipNext,
+    /// All but the one that is being served.
+    Skipping,
 }
 
 impl Client {
@@ -38,10 +66,16 @@ impl Client {
             lib_ver: String::new(),
             table: TableIndex::default(),
             resp3: false,
-            address,
-            local_address,
+            answers: Answers::On,
+            monitor: false,
+            address: address.into(),
+            local_address: local_address.into(),
             connected_at: now,
             active_at: now,
+            last: None,
+            query_bytes: 0,
+            query_free: 0,
+            output_bytes: 0,
         }
     }
 
@@ -50,21 +84,127 @@ impl Client {
         self.name.clear();
         self.table = TableIndex::default();
         self.resp3 = false;
+        self.answers = Answers::On;
+        self.monitor = false;
+    }
+
+    /// Before a command is served: whether its answer is to be held back, as far as can be told.
+    #[inline]
+    pub fn begin_answer(&mut self) {
+        if self.answers == Answers::SkipNext {
+            self.answers = Answers::Skipping;
+        }
+    }
+
+    /// After a command is served: whether its answer is held back.
+    #[inline]
+    pub fn holds_answer(&mut self) -> bool {
+        match self.answers {
+            Answers::On | Answers::SkipNext => false,
+            Answers::Off => true,
+            Answers::Skipping => {
+                self.answers = Answers::On;
+                true
+            }
+        }
+    }
+
+    /// What others may know of it.
+    pub fn card(&self) -> Card {
+        Card {
+            id: self.id,
+            name: self.name.clone(),
+            lib_name: self.lib_name.clone(),
+            lib_ver: self.lib_ver.clone(),
+            table: self.table,
+            resp3: self.resp3,
+            monitor: self.monitor,
+            address: self.address.clone(),
+            local_address: self.local_address.clone(),
+            connected_at: self.connected_at,
+            active_at: self.active_at,
+            last: self.last,
+            query_bytes: self.query_bytes,
+            query_free: self.query_free,
+            output_bytes: self.output_bytes,
+        }
+    }
+}
+
+/// What a connection shows of itself to others.
+#[derive(Clone, Debug)]
+pub struct Card {
+    /// Counted by the node, never given twice.
+    pub id: u64,
+    /// What `CLIENT SETNAME` called it.
+    pub name: String,
+    /// The client library's name.
+    pub lib_name: String,
+    /// The client library's version.
+    pub lib_ver: String,
+    /// The table it works on.
+    pub table: TableIndex,
+    /// Whether it speaks RESP3.
+    pub resp3: bool,
+    /// Whether it watches what all clients do.
+    pub monitor: bool,
+    /// The client's end of the connection.
+    pub address: Arc<str>,
+    /// The node's end.
+    pub local_address: Arc<str>,
+    /// When it connected.
+    pub connected_at: Millis,
+    /// When its last request came.
+    pub active_at: Millis,
+    /// Its last command.
+    pub last: Option<&'static Spec>,
+    /// Bytes it has sent that are not served yet.
+    pub query_bytes: usize,
+    /// Room for more of them.
+    pub query_free: usize,
+    /// Bytes of replies that wait for it to read.
+    pub output_bytes: usize,
+}
+
+impl Card {
+    /// Takes over what changes with every request; the rest only if it has changed.
+    #[inline]
+    pub fn follow(&mut self, client: &Client) {
+        let same = self.table == client.table
+            && self.resp3 == client.resp3
+            && self.monitor == client.monitor
+            && self.name == client.name
+            && self.lib_name == client.lib_name
+            && self.lib_ver == client.lib_ver;
+        if !same {
+            *self = client.card();
+        }
+        self.active_at = client.active_at;
+        self.last = client.last;
+        self.query_bytes = client.query_bytes;
+        self.query_free = client.query_free;
+        self.output_bytes = client.output_bytes;
     }
 
     /// Its line in `CLIENT LIST`: the fields of Redis's that a session knows.
     pub fn describe(&self, now: Millis) -> String {
         let seconds_since = |then: Millis| now.0.saturating_sub(then.0) / 1000;
         format!(
-            "id={} addr={} laddr={} name={} age={} idle={} flags=N db={} user=default resp={} \
-             lib-name={} lib-ver={}\n",
+            "id={} addr={} laddr={} name={} age={} idle={} flags={} db={} qbuf={} qbuf-free={} \
+             omem={} tot-mem={} cmd={} user=default resp={} lib-name={} lib-ver={}\n",
             self.id,
             self.address,
             self.local_address,
             self.name,
             seconds_since(self.connected_at),
             seconds_since(self.active_at),
+            if self.monitor { 'O' } else { 'N' },
             self.table,
+            self.query_bytes,
+            self.query_free,
+            self.output_bytes,
+            self.query_bytes + self.query_free + self.output_bytes,
+            self.last.map_or_else(|| "NULL".into(), spec::full_name),
             if self.resp3 { 3 } else { 2 },
             self.lib_name,
             self.lib_ver,

@@ -1,15 +1,17 @@
 //! Commands on the connection itself.
 
-use super::client::{Client, Then, is_plain, text};
+use super::client::{Answers, Client, Then, is_plain, text};
 use super::facts::{Facts, REDIS_VERSION};
 use super::number::parse_int;
+use super::order::{Order, Question, Selection, Show};
 use super::reply::Reply;
 use super::spec::{
-    ALLOW_BUSY, Doc, FAST, Group, LOADING, NO_AUTH, NO_KEYS, NOSCRIPT, Run, STALE, Spec,
+    ADMIN, ALLOW_BUSY, Doc, FAST, Group, LOADING, NO_AUTH, NO_KEYS, NO_MULTI, NOSCRIPT, Run, STALE,
+    Spec,
 };
 use super::words::Words;
 use super::{NOT_AN_INTEGER, SYNTAX, clip};
-use crate::ids::TableIndex;
+use crate::ids::{Millis, TableIndex};
 
 const fn doc(since: &'static str, summary: &'static str, syntax: &'static str) -> Doc {
     Doc { group: Group::Connection, since, complexity: "O(1)", summary, syntax }
@@ -17,6 +19,8 @@ const fn doc(since: &'static str, summary: &'static str, syntax: &'static str) -
 
 #[rustfmt::skip]
 pub(super) const COMMANDS: &[Spec] = &[
+    Spec { name: "auth", arity: -2, flags: NOSCRIPT | LOADING | STALE | FAST | NO_AUTH | NO_MULTI | ALLOW_BUSY, keys: NO_KEYS, run: Run::Session(auth),
+        doc: doc("1.0.0", "Is answered as by a server without passwords.", "[username] password") },
     Spec { name: "client", arity: -2, flags: 0, keys: NO_KEYS, run: Run::Container { subcommands: CLIENT, bare: None },
         doc: doc("2.4.0", "Holds the commands on client connections.", "") },
     Spec { name: "echo", arity: 2, flags: FAST | LOADING | STALE, keys: NO_KEYS, run: Run::Session(echo),
@@ -39,19 +43,49 @@ const CLIENT_FLAGS: u32 = NOSCRIPT | LOADING | STALE;
 const CLIENT: &[Spec] = &[
     Spec { name: "getname", arity: 2, flags: CLIENT_FLAGS, keys: NO_KEYS, run: Run::Session(client_getname),
         doc: doc("2.6.9", "Tells the connection's name.", "") },
+    Spec { name: "getredir", arity: 2, flags: CLIENT_FLAGS, keys: NO_KEYS, run: Run::Session(client_getredir),
+        doc: doc("6.0.0", "Tells where news of tracked keys go: nowhere.", "") },
     Spec { name: "help", arity: 2, flags: LOADING | STALE, keys: NO_KEYS, run: Run::Session(client_help),
         doc: doc("5.0.0", "Lists the subcommands.", "") },
     Spec { name: "id", arity: 2, flags: CLIENT_FLAGS, keys: NO_KEYS, run: Run::Session(client_id),
         doc: doc("5.0.0", "Tells the connection's number.", "") },
     Spec { name: "info", arity: 2, flags: CLIENT_FLAGS, keys: NO_KEYS, run: Run::Session(client_info),
         doc: doc("6.2.0", "Tells about the connection.", "") },
-    Spec { name: "list", arity: -2, flags: super::spec::ADMIN | CLIENT_FLAGS, keys: NO_KEYS, run: Run::Session(client_list),
-        doc: doc("2.4.0", "Tells about the connections of the node.", "") },
+    Spec { name: "kill", arity: -3, flags: ADMIN | CLIENT_FLAGS, keys: NO_KEYS, run: Run::Node(client_kill),
+        doc: doc("2.4.0", "Closes connections of the node.", "ip:port | ID client-id | ADDR ip:port | LADDR ip:port | TYPE type | USER username | SKIPME YES | NO ...") },
+    Spec { name: "list", arity: -2, flags: ADMIN | CLIENT_FLAGS, keys: NO_KEYS, run: Run::Node(client_list),
+        doc: doc("2.4.0", "Tells about the connections of the node.", "[TYPE NORMAL | MASTER | REPLICA | PUBSUB] [ID client-id [client-id ...]]") },
+    Spec { name: "no-evict", arity: 3, flags: ADMIN | CLIENT_FLAGS, keys: NO_KEYS, run: Run::Session(client_switch),
+        doc: doc("7.0.0", "Is taken, and changes nothing: no connection is given up for memory.", "ON | OFF") },
+    Spec { name: "no-touch", arity: 3, flags: CLIENT_FLAGS, keys: NO_KEYS, run: Run::Session(client_switch),
+        doc: doc("7.2.0", "Is taken, and changes nothing: keys are not evicted by their age.", "ON | OFF") },
+    Spec { name: "pause", arity: -3, flags: ADMIN | CLIENT_FLAGS, keys: NO_KEYS, run: Run::Node(client_pause),
+        doc: doc("3.0.0", "Holds back what the clients of the node ask, for so long.", "timeout [WRITE | ALL]") },
+    Spec { name: "reply", arity: 3, flags: CLIENT_FLAGS, keys: NO_KEYS, run: Run::Session(client_reply),
+        doc: doc("3.2.0", "Says which commands are answered.", "ON | OFF | SKIP") },
     Spec { name: "setinfo", arity: 4, flags: CLIENT_FLAGS, keys: NO_KEYS, run: Run::Session(client_setinfo),
         doc: doc("7.2.0", "Says which library the client uses.", "LIB-NAME libname | LIB-VER libver") },
     Spec { name: "setname", arity: 3, flags: CLIENT_FLAGS, keys: NO_KEYS, run: Run::Session(client_setname),
         doc: doc("2.6.9", "Names the connection.", "connection-name") },
+    Spec { name: "trackinginfo", arity: 2, flags: CLIENT_FLAGS, keys: NO_KEYS, run: Run::Session(client_trackinginfo),
+        doc: doc("6.2.0", "Tells which keys are tracked: none.", "") },
+    Spec { name: "unpause", arity: 2, flags: ADMIN | CLIENT_FLAGS, keys: NO_KEYS, run: Run::Node(client_unpause),
+        doc: doc("6.2.0", "Ends CLIENT PAUSE.", "") },
 ];
+
+fn auth(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
+    match words.len() {
+        2 => reply.error(
+            "ERR AUTH <password> called without any password configured for the default user. Are \
+             you sure your configuration is correct?",
+        ),
+        // There is the one user without a password: every password is right for it.
+        3 if words.get(1) == b"default" => reply.ok(),
+        3 => reply.error("WRONGPASS invalid username-password pair or user is disabled."),
+        _ => reply.error(SYNTAX),
+    }
+    Then::Continue
+}
 
 fn ping(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
     match words.len() {
@@ -205,47 +239,158 @@ fn client_setinfo(client: &mut Client, _: &Facts, words: Words<'_>, reply: &mut 
     Then::Continue
 }
 
-fn client_info(client: &mut Client, facts: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
-    reply.verbatim("txt", client.describe(facts.now).as_bytes());
+fn client_info(client: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+    let now = client.active_at;
+    reply.verbatim("txt", client.card().describe(now).as_bytes());
     Then::Continue
 }
 
-fn client_list(
-    client: &mut Client,
-    facts: &Facts,
-    words: Words<'_>,
-    reply: &mut Reply<'_>,
-) -> Then {
+fn client_list(_: &Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Option<Order> {
     let option = |name: &str| words.get(2).eq_ignore_ascii_case(name.as_bytes());
-    let mut ids = None;
-    let mut normal = true;
+    let mut selection = Selection::default();
     match words.len() {
         2 => {}
-        4 if option("type") => {
-            let kinds = ["normal", "master", "replica", "slave", "pubsub"];
-            let is = |kind: &&&str| words.get(3).eq_ignore_ascii_case(kind.as_bytes());
-            let Some(kind) = kinds.iter().find(is) else {
-                let shown = clip(words.get(3), usize::MAX);
-                reply.error_bytes(&[b"ERR Unknown client type '".as_slice(), shown, b"'"].concat());
-                return Then::Continue;
-            };
-            normal = *kind == "normal";
-        }
+        4 if option("type") => selection.others_only = !is_normal(words.get(3), reply)?,
         4.. if option("id") => {
-            let Some(asked) = words.from(3).map(parse_int).collect::<Option<Vec<i64>>>() else {
-                return answer(reply, "ERR Invalid client ID");
+            let id = |word| parse_int(word).map(|id| id as u64);
+            let Some(ids) = words.from(3).map(id).collect::<Option<Vec<u64>>>() else {
+                return refuse(reply, "ERR Invalid client ID");
             };
-            ids = Some(asked);
+            selection.ids = Some(ids);
         }
-        _ => return answer(reply, SYNTAX),
+        _ => return refuse(reply, SYNTAX),
     }
-    let asked = |id: u64| normal && ids.as_ref().is_none_or(|ids| ids.contains(&(id as i64)));
-    // The list is as old as the facts; the connection that asks is sure to be there as it is now.
-    let others = facts.clients.iter().filter(|other| other.id != client.id);
-    let mut listed: Vec<&Client> = others.chain([&*client]).filter(|c| asked(c.id)).collect();
-    listed.sort_unstable_by_key(|client| client.id);
-    let list: String = listed.into_iter().map(|client| client.describe(facts.now)).collect();
-    reply.verbatim("txt", list.as_bytes());
+    Some(Order::Ask(Question::Clients, Show::Clients(selection)))
+}
+
+fn refuse(reply: &mut Reply<'_>, error: &str) -> Option<Order> {
+    reply.error(error);
+    None
+}
+
+/// Whether the word names the type of all clients there are; what is no type is answered.
+fn is_normal(word: &[u8], reply: &mut Reply<'_>) -> Option<bool> {
+    let kinds = ["normal", "master", "replica", "slave", "pubsub"];
+    let kind = kinds.iter().find(|kind| word.eq_ignore_ascii_case(kind.as_bytes()));
+    if kind.is_none() {
+        let shown = clip(word, usize::MAX);
+        reply.error_bytes(&[b"ERR Unknown client type '".as_slice(), shown, b"'"].concat());
+    }
+    kind.map(|kind| *kind == "normal")
+}
+
+fn client_kill(
+    client: &Client,
+    _: &Facts,
+    words: Words<'_>,
+    reply: &mut Reply<'_>,
+) -> Option<Order> {
+    let mut selection = Selection::default();
+    if words.len() == 3 {
+        selection.address = Some(words.get(2).to_vec());
+        return Some(Order::Ask(Question::Kill(selection), Show::Killed));
+    }
+    if !words.len().is_multiple_of(2) {
+        return refuse(reply, SYNTAX);
+    }
+    selection.but = Some(client.id);
+    for at in (2..words.len()).step_by(2) {
+        let (option, value) = (words.get(at), words.get(at + 1));
+        let is = |name: &str| option.eq_ignore_ascii_case(name.as_bytes());
+        match () {
+            () if is("id") => match parse_int(value) {
+                Some(id @ 1..) => selection.ids = Some(vec![id as u64]),
+                _ => return refuse(reply, "ERR client-id should be greater than 0"),
+            },
+            () if is("addr") => selection.address = Some(value.to_vec()),
+            () if is("laddr") => selection.local_address = Some(value.to_vec()),
+            () if is("type") => selection.others_only = !is_normal(value, reply)?,
+            () if is("user") && value == b"default" => {}
+            () if is("user") => {
+                let shown = clip(value, usize::MAX);
+                reply.error_bytes(&[b"ERR No such user '".as_slice(), shown, b"'"].concat());
+                return None;
+            }
+            () if is("skipme") && value.eq_ignore_ascii_case(b"yes") => {
+                selection.but = Some(client.id);
+            }
+            () if is("skipme") && value.eq_ignore_ascii_case(b"no") => selection.but = None,
+            () => return refuse(reply, SYNTAX),
+        }
+    }
+    Some(Order::Ask(Question::Kill(selection), Show::Sum))
+}
+
+fn client_pause(
+    client: &Client,
+    _: &Facts,
+    words: Words<'_>,
+    reply: &mut Reply<'_>,
+) -> Option<Order> {
+    let mode = words.get(3);
+    let writes_only = match words.len() {
+        3 => false,
+        4 if mode.eq_ignore_ascii_case(b"write") => true,
+        4 if mode.eq_ignore_ascii_case(b"all") => false,
+        4 => return refuse(reply, "ERR CLIENT PAUSE mode must be WRITE or ALL"),
+        _ => return refuse(reply, SYNTAX),
+    };
+    match parse_int(words.get(2)) {
+        None => refuse(reply, "ERR timeout is not an integer or out of range"),
+        Some(..0) => refuse(reply, "ERR timeout is negative"),
+        Some(ms) => {
+            let until = Millis(client.active_at.0.saturating_add(ms as u64));
+            Some(Order::Ask(Question::Pause { until, writes_only }, Show::Ok))
+        }
+    }
+}
+
+fn client_unpause(_: &Client, _: &Facts, _: Words<'_>, _: &mut Reply<'_>) -> Option<Order> {
+    Some(Order::Ask(Question::Unpause, Show::Ok))
+}
+
+/// `NO-EVICT` and `NO-TOUCH`: connections and keys are not evicted, so either way is right.
+fn client_switch(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
+    let word = words.get(2);
+    match word.eq_ignore_ascii_case(b"on") || word.eq_ignore_ascii_case(b"off") {
+        true => reply.ok(),
+        false => reply.error(SYNTAX),
+    }
+    Then::Continue
+}
+
+fn client_reply(client: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
+    let word = words.get(2);
+    match () {
+        () if word.eq_ignore_ascii_case(b"on") => {
+            client.answers = Answers::On;
+            reply.ok();
+        }
+        () if word.eq_ignore_ascii_case(b"off") => client.answers = Answers::Off,
+        () if word.eq_ignore_ascii_case(b"skip") => {
+            if client.answers != Answers::Off {
+                client.answers = Answers::SkipNext;
+            }
+        }
+        () => reply.error(SYNTAX),
+    }
+    Then::Continue
+}
+
+fn client_getredir(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+    reply.int(-1);
+    Then::Continue
+}
+
+fn client_trackinginfo(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+    reply.map(3);
+    reply.bulk(b"flags");
+    reply.set(1);
+    reply.bulk(b"off");
+    reply.bulk(b"redirect");
+    reply.int(-1);
+    reply.bulk(b"prefixes");
+    reply.array(0);
     Then::Continue
 }
 

@@ -1,6 +1,6 @@
 //! What a node knows of itself, as its sessions report it.
 
-use super::client::Client;
+use super::settings::Settings;
 use crate::ids::Millis;
 
 /// The version of Redis whose commands and replies these are.
@@ -30,14 +30,12 @@ pub struct Facts {
     pub port: u16,
     /// The configuration file, if there is one.
     pub config_file: String,
-    /// The most clients that may be connected at a time.
-    pub clients_max: u64,
     /// Clients connected now.
     pub clients_connected: u64,
-    /// All connections; filled when the node keeps a list of them, for `CLIENT LIST`.
-    pub clients: Vec<Client>,
     /// Bytes that keys and values take.
     pub memory_tables: u64,
+    /// The most they ever took, as far as it was seen.
+    pub memory_peak: u64,
     /// Bytes of memory of the whole process, resident.
     pub memory_resident: Option<u64>,
     /// Seconds of processor time that the process spent in the kernel and in its own code.
@@ -64,8 +62,35 @@ pub struct Facts {
     pub misses_total: Option<u64>,
     /// Each table's keys as far as this node holds them; empty tables may be left out.
     pub tables: Vec<TableFacts>,
-    /// What `CONFIG GET` shows, beside what every node has.
-    pub config: Vec<(String, String)>,
+    /// What `CONFIG` shows and sets. Each arbiter has its own copy.
+    pub settings: Settings,
+    /// The nodes, by number.
+    pub cluster: Vec<NodeFacts>,
+    /// How often each command was asked for, by its whole name.
+    pub calls: Vec<(String, u64)>,
+    /// Transactions committed, attempts aborted and wounds obeyed, since the start.
+    pub transactions: (u64, u64, u64),
+    /// Requests that wait for a key that a transaction holds.
+    pub lock_waiting: u64,
+}
+
+/// What is known of a node of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// Its number.
+    pub node: u16,
+    /// Forty hexadecimal digits: the same on all nodes.
+    pub name: String,
+    /// Where clients reach it.
+    pub host: String,
+    /// Its port for clients.
+    pub port: u16,
+    /// Its port for the other nodes.
+    pub peer_port: u16,
+    /// Whether it can be reached.
+    pub linked: bool,
+    /// Runs of slots that it leads: the first and the last of each.
+    pub slots: Vec<(u16, u16)>,
 }
 
 /// A table's figures.

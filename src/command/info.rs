@@ -9,18 +9,21 @@ pub(super) fn report(facts: &Facts, asked: Words<'_>) -> String {
     let asked_for = |section: &str| {
         let names = |word: &[u8]| {
             let is = |name: &str| word.eq_ignore_ascii_case(name.as_bytes());
-            is(section) || is("default") || is("all") || is("everything")
+            let always = section != "Commandstats" && is("default");
+            is(section) || always || is("all") || is("everything")
         };
-        asked.is_empty() || asked.from(0).any(names)
+        asked.is_empty() && section != "Commandstats" || asked.from(0).any(names)
     };
     type Write = fn(&Facts, &mut Section);
-    let sections: [(&str, Write); 8] = [
+    let sections: [(&str, Write); 10] = [
         ("Server", server),
         ("Clients", clients),
         ("Memory", memory),
         ("Stats", stats),
         ("Replication", replication),
         ("CPU", cpu),
+        ("Commandstats", commandstats),
+        ("Transactions", transactions),
         ("Cluster", cluster),
         ("Keyspace", keyspace),
     ];
@@ -97,11 +100,15 @@ fn server(facts: &Facts, section: &mut Section) {
 
 fn clients(facts: &Facts, section: &mut Section) {
     section.field("connected_clients", facts.clients_connected);
-    section.field("maxclients", facts.clients_max);
+    section.field("maxclients", facts.settings.number("maxclients"));
 }
 
 fn memory(facts: &Facts, section: &mut Section) {
     section.bytes("used_memory", facts.memory_tables);
+    section.bytes("used_memory_peak", facts.memory_peak);
+    section.bytes("maxmemory", facts.settings.size("maxmemory") as u64);
+    section.field("maxmemory_policy", facts.settings.get("maxmemory-policy").unwrap_or_default());
+    section.field("mem_allocator", "mimalloc");
     if let Some(resident) = facts.memory_resident {
         section.bytes("used_memory_rss", resident);
     }
@@ -131,6 +138,20 @@ fn cpu(facts: &Facts, section: &mut Section) {
         section.field("used_cpu_sys", format_args!("{kernel:.6}"));
         section.field("used_cpu_user", format_args!("{own:.6}"));
     }
+}
+
+fn commandstats(facts: &Facts, section: &mut Section) {
+    for (name, calls) in &facts.calls {
+        section.field(&format!("cmdstat_{name}"), format_args!("calls={calls}"));
+    }
+}
+
+fn transactions(facts: &Facts, section: &mut Section) {
+    let (committed, aborted, wounded) = facts.transactions;
+    section.field("quorate_transactions_committed", committed);
+    section.field("quorate_transaction_attempts_aborted", aborted);
+    section.field("quorate_transaction_attempts_wounded", wounded);
+    section.field("quorate_requests_waiting_for_locks", facts.lock_waiting);
 }
 
 fn cluster(_: &Facts, section: &mut Section) {
@@ -173,7 +194,7 @@ mod tests {
         assert!(all.ends_with(
             "\r\n\r\n# Cluster\r\ncluster_enabled:0\r\n\r\n# Keyspace\r\ndb0:keys=3,expires=1\r\n"
         ));
-        assert_eq!(ask(&["everything"]), all);
+        assert!(!all.contains("Commandstats") && ask(&["all"]).contains("# Commandstats\r\n"));
         let two = ask(&["KEYSPACE", "replication"]);
         let expected = "# Replication\r\nrole:master\r\nconnected_slaves:0\r\n\r\n# Keyspace\r\ndb0:keys=3,expires=1\r\n";
         assert_eq!(two, expected);

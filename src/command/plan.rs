@@ -7,16 +7,17 @@
 //! belongs.
 
 use super::Redis;
+use super::number::parse_int;
 use super::reply::Reply;
 use super::scan::{self, Walk};
-use super::spec::{Data, Merge, Run, SessionFn, Spec, Split};
+use super::spec::{Data, Merge, NodeFn, Run, SessionFn, Spec, Split};
 use super::words::Words;
 use crate::engine::batch::{Batch, OpHead, Replies};
 use crate::engine::machine::{Access, Machine};
 use crate::engine::protocol::{Claim, Granule, Mode, Share, Work};
 use crate::engine::slots::Ring;
 use crate::engine::tables::KeyHasher;
-use crate::ids::{PartitionId, TableIndex};
+use crate::ids::{PartitionId, Slot, TableIndex};
 use std::collections::BTreeMap;
 
 /// Where a command is asked: what turns its keys into places.
@@ -39,6 +40,8 @@ pub struct Place<'a> {
 pub enum Plan {
     /// By the session itself.
     Session(SessionFn),
+    /// By the session, which asks the other arbiters of its node.
+    Node(NodeFn),
     /// By one partition: the command as it is, its arguments as the operation's.
     One(OpHead),
     /// By several partitions at one moment: a transaction.
@@ -93,9 +96,10 @@ impl Place<'_> {
 /// How a command is served whose number of words has been found right.
 pub fn plan(spec: &Spec, words: Words<'_>, place: &Place<'_>) -> Plan {
     let Some(data) = &spec.data() else {
-        return match spec.session() {
-            Some(run) => Plan::Session(run),
-            None => Plan::Refused("ERR syntax error".into()),
+        return match (&spec.run, spec.session()) {
+            (Run::Node(run), _) => Plan::Node(*run),
+            (_, Some(run)) => Plan::Session(run),
+            (_, None) => Plan::Refused("ERR syntax error".into()),
         };
     };
     let mut keys = spec.keys.positions(words.len()).map(|at| words.get(at));
@@ -113,6 +117,16 @@ pub fn plan(spec: &Spec, words: Words<'_>, place: &Place<'_>) -> Plan {
         Split::Walk => {
             let partitions = place.ring.partitions();
             return Plan::Walk(Walk::new(data.code, words, place.table, partitions));
+        }
+        Split::Slot => {
+            return match parse_int(words.get(2)) {
+                Some(slot @ 0..16384) => {
+                    let partition = place.ring.partition_of(Slot(slot as u16));
+                    Plan::One(place.head_without_keys(data, partition))
+                }
+                Some(_) => Plan::Refused("ERR Invalid slot".into()),
+                None => Plan::Refused(super::NOT_AN_INTEGER.into()),
+            };
         }
         Split::Single | Split::PerKey(_) | Split::Gather => {}
     }

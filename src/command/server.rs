@@ -2,12 +2,13 @@
 
 use super::client::{Client, Then};
 use super::facts::Facts;
+use super::order::{Order, Question, Show};
 use super::reply::Reply;
 use super::spec::{
     self, ADMIN, CONNECTION, DANGEROUS, Doc, FAST, Group, KEYSPACE, Keys, LOADING, Merge, NO_KEYS,
     NOSCRIPT, READONLY, Run, STALE, Spec, Split, WRITE, data,
 };
-use super::words::Words;
+use super::words::{Phrase, Words};
 use super::{Call, SYNTAX, glob, info};
 use crate::ids::TableIndex;
 
@@ -36,7 +37,7 @@ pub(super) const COMMANDS: &[Spec] = &[
         doc: doc("1.0.0", "O(N) with N the number of keys", "Deletes the keys of all tables at one moment.", "[ASYNC | SYNC]") },
     Spec { name: "flushdb", arity: -1, flags: WRITE | KEYSPACE | DANGEROUS, keys: NO_KEYS, run: data(82, flushdb, FLUSH),
         doc: doc("1.0.0", "O(N) with N the number of keys", "Deletes the keys of the table at one moment.", "[ASYNC | SYNC]") },
-    Spec { name: "info", arity: -1, flags: LOADING | STALE | DANGEROUS, keys: NO_KEYS, run: Run::Session(info),
+    Spec { name: "info", arity: -1, flags: LOADING | STALE | DANGEROUS, keys: NO_KEYS, run: Run::Node(info),
         doc: doc("1.0.0", "O(1)", "Tells the node's figures.", "[section [section ...]]") },
 ];
 
@@ -48,6 +49,8 @@ const COMMAND: &[Spec] = &[
         doc: doc("7.0.0", "O(N) with N the number of commands", "Documents commands.", "[command-name [command-name ...]]") },
     Spec { name: "getkeys", arity: -4, flags: LOADING | STALE | CONNECTION, keys: NO_KEYS, run: Run::Session(command_getkeys),
         doc: doc("2.8.13", "O(N) with N the number of arguments", "Picks the keys out of a command.", "command [arg [arg ...]]") },
+    Spec { name: "getkeysandflags", arity: -4, flags: LOADING | STALE | CONNECTION, keys: NO_KEYS, run: Run::Session(command_getkeysandflags),
+        doc: doc("7.0.0", "O(N) with N the number of arguments", "Picks the keys out of a command, with what is done to them.", "command [arg [arg ...]]") },
     Spec { name: "help", arity: 2, flags: LOADING | STALE | CONNECTION, keys: NO_KEYS, run: Run::Session(command_help),
         doc: doc("5.0.0", "O(1)", "Lists the subcommands.", "") },
     Spec { name: "info", arity: -2, flags: LOADING | STALE | CONNECTION, keys: NO_KEYS, run: Run::Session(command_info),
@@ -62,6 +65,12 @@ const CONFIG: &[Spec] = &[
         doc: doc("2.0.0", "O(N) with N the number of settings", "Reads settings whose names match patterns.", "parameter [parameter ...]") },
     Spec { name: "help", arity: 2, flags: LOADING | STALE, keys: NO_KEYS, run: Run::Session(config_help),
         doc: doc("5.0.0", "O(1)", "Lists the subcommands.", "") },
+    Spec { name: "resetstat", arity: 2, flags: ADMIN | NOSCRIPT | LOADING | STALE, keys: NO_KEYS, run: Run::Node(config_resetstat),
+        doc: doc("2.0.0", "O(1)", "Begins the figures of INFO anew.", "") },
+    Spec { name: "rewrite", arity: 2, flags: ADMIN | NOSCRIPT | LOADING | STALE, keys: NO_KEYS, run: Run::Session(config_rewrite),
+        doc: doc("2.8.0", "O(1)", "Is refused: all nodes share one file.", "") },
+    Spec { name: "set", arity: -4, flags: ADMIN | NOSCRIPT | LOADING | STALE, keys: NO_KEYS, run: Run::Node(config_set),
+        doc: doc("2.0.0", "O(N) with N the number of settings", "Changes settings of this node until it stops.", "parameter value [parameter value ...]") },
 ];
 
 fn dbsize(call: &mut Call<'_>) {
@@ -96,38 +105,47 @@ fn flush_options_are_right(call: &mut Call<'_>) -> bool {
     right
 }
 
-fn info(_: &mut Client, facts: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
-    reply.verbatim("txt", info::report(facts, words.tail(1)).as_bytes());
-    Then::Continue
+fn info(_: &Client, _: &Facts, words: Words<'_>, _: &mut Reply<'_>) -> Option<Order> {
+    Some(Order::Look(show_info, words.from(1).collect::<Phrase>()))
 }
 
-/// What every node answers to `CONFIG GET`, beside its own settings.
-const SETTINGS: [(&str, &str); 5] = [
-    ("appendonly", "no"),
-    ("databases", "16"),
-    ("maxmemory", "0"),
-    ("proto-max-bulk-len", "536870912"),
-    ("save", ""),
-];
+fn show_info(facts: &Facts, sections: Words<'_>, reply: &mut Reply<'_>) {
+    reply.verbatim("txt", info::report(facts, sections).as_bytes());
+}
 
 fn config_get(_: &mut Client, facts: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
-    let own = facts.config.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-    let mut settings: Vec<(&str, &str)> = own.collect();
-    // A node's own word counts before the common one.
-    for setting in SETTINGS {
-        if !settings.iter().any(|(name, _)| *name == setting.0) {
-            settings.push(setting);
-        }
-    }
-    settings.sort_unstable();
-    let asked =
-        |name: &str| words.from(2).any(|pattern| glob::matches(pattern, name.as_bytes(), true));
-    settings.retain(|(name, _)| asked(name));
+    let patterns: Vec<&[u8]> = words.from(2).collect();
+    let settings = facts.settings.matching(patterns.into_iter());
     reply.map(settings.len());
     for (name, value) in settings {
         reply.bulk(name.as_bytes());
         reply.bulk(value.as_bytes());
     }
+    Then::Continue
+}
+
+fn config_set(_: &Client, facts: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Option<Order> {
+    if !words.len().is_multiple_of(2) {
+        super::wrong_arity("config|set", reply);
+        return None;
+    }
+    let pairs: Vec<(&[u8], &[u8])> =
+        (2..words.len()).step_by(2).map(|at| (words.get(at), words.get(at + 1))).collect();
+    match facts.settings.judge(&pairs) {
+        Ok(approved) => Some(Order::Ask(Question::Configure(approved), Show::Ok)),
+        Err(error) => {
+            reply.error_bytes(&error);
+            None
+        }
+    }
+}
+
+fn config_resetstat(_: &Client, _: &Facts, _: Words<'_>, _: &mut Reply<'_>) -> Option<Order> {
+    Some(Order::Ask(Question::ForgetCounts, Show::Ok))
+}
+
+fn config_rewrite(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+    reply.error("ERR Rewriting config file: cluster.yaml is the same on all nodes; edit it there");
     Then::Continue
 }
 
@@ -218,8 +236,7 @@ fn describe_keys(spec: &Spec, reply: &mut Reply<'_>) {
     reply.set(1);
     reply.map(3);
     reply.bulk(b"flags");
-    let flags = if spec.flags & WRITE != 0 { ["RW", "update"] } else { ["RO", "access"] };
-    simple_set(flags.into_iter(), reply);
+    simple_set(key_flags(spec).into_iter(), reply);
     reply.bulk(b"begin_search");
     reply.map(2);
     reply.bulk(b"type");
@@ -291,6 +308,40 @@ fn document(spec: &Spec, name: &str, reply: &mut Reply<'_>) {
 
 fn command_getkeys(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
     let words = words.tail(2);
+    if let Some(spec) = with_keys(words, reply) {
+        reply.array(spec.keys.count(words.len()));
+        for position in spec.keys.positions(words.len()) {
+            reply.bulk(words.get(position));
+        }
+    }
+    Then::Continue
+}
+
+fn command_getkeysandflags(
+    _: &mut Client,
+    _: &Facts,
+    words: Words<'_>,
+    reply: &mut Reply<'_>,
+) -> Then {
+    let words = words.tail(2);
+    if let Some(spec) = with_keys(words, reply) {
+        reply.array(spec.keys.count(words.len()));
+        for position in spec.keys.positions(words.len()) {
+            reply.array(2);
+            reply.bulk(words.get(position));
+            simple_set(key_flags(spec).into_iter(), reply);
+        }
+    }
+    Then::Continue
+}
+
+/// What a command does to its keys.
+fn key_flags(spec: &Spec) -> [&'static str; 2] {
+    if spec.flags & WRITE != 0 { ["RW", "update"] } else { ["RO", "access"] }
+}
+
+/// The row of a request that has keys; what is none is answered.
+fn with_keys(words: Words<'_>, reply: &mut Reply<'_>) -> Option<&'static Spec> {
     let resolved = spec::lookup(words.name()).and_then(|spec| {
         let mut subcommands = spec.subcommands().iter();
         match spec.subcommands().is_empty() {
@@ -306,14 +357,9 @@ fn command_getkeys(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Repl
         Some(spec) if !spec.admits(words.len()) => {
             reply.error("ERR Invalid number of arguments specified for command");
         }
-        Some(spec) => {
-            reply.array(spec.keys.count(words.len()));
-            for position in spec.keys.positions(words.len()) {
-                reply.bulk(words.get(position));
-            }
-        }
+        Some(spec) => return Some(spec),
     }
-    Then::Continue
+    None
 }
 
 /// Which commands `COMMAND LIST` lists.

@@ -9,19 +9,24 @@
 use super::Call;
 use super::client::{Client, Then};
 use super::facts::Facts;
+use super::order::Order;
 use super::reply::Reply;
 use super::words::Words;
 use super::{
-    bits, connection, dump, keys, lcs, object, rename, scan, server, sort, strings, transaction,
+    admin, bits, cluster, connection, dump, keys, latency, lcs, object, rename, scan, server, sort,
+    strings, transaction,
 };
 use crate::engine::batch::{Args, OpCode};
 use crate::engine::machine::{Access, Scope};
 use crate::ids::TableIndex;
 
 /// All rows, a slice a group.
-const GROUPS: [&[Spec]; 12] = [
+const GROUPS: [&[Spec]; 15] = [
     connection::COMMANDS,
     server::COMMANDS,
+    admin::COMMANDS,
+    cluster::COMMANDS,
+    latency::COMMANDS,
     keys::COMMANDS,
     scan::COMMANDS,
     rename::COMMANDS,
@@ -129,6 +134,8 @@ pub enum Group {
     Server,
     /// `MULTI` and what belongs to it.
     Transactions,
+    /// The cluster.
+    Cluster,
 }
 
 impl Group {
@@ -141,6 +148,7 @@ impl Group {
             Group::Connection => "connection",
             Group::Server => "server",
             Group::Transactions => "transactions",
+            Group::Cluster => "cluster",
         }
     }
 }
@@ -195,6 +203,10 @@ pub type DataFn = fn(&mut Call<'_>);
 /// A function that runs in the session.
 pub type SessionFn = fn(&mut Client, &Facts, Words<'_>, &mut Reply<'_>) -> Then;
 
+/// A function that runs in the session and says what it asks of the whole node; nothing if it has
+/// answered by itself.
+pub type NodeFn = fn(&Client, &Facts, Words<'_>, &mut Reply<'_>) -> Option<Order>;
+
 /// How a command runs.
 #[derive(Debug)]
 pub enum Run {
@@ -204,6 +216,8 @@ pub enum Run {
     Session(SessionFn),
     /// In the session: it begins or ends a transaction.
     Control(Control),
+    /// In the session, which asks the other arbiters of its node.
+    Node(NodeFn),
     /// Its second word names the command proper.
     Container {
         /// The commands it holds.
@@ -258,6 +272,8 @@ pub enum Split {
     Scan,
     /// It has no keys and goes from partition to partition, a bounded step at a time.
     Walk,
+    /// It has no keys and asks the partition of the slot that its third word names.
+    Slot,
     /// It has no keys and asks every partition.
     Everywhere {
         /// What becomes of the replies.
@@ -318,7 +334,8 @@ impl Spec {
                 Scope::Partition
             }
             Run::Data(Data {
-                split: Split::Everywhere { locked: false, .. } | Split::Scan | Split::Walk,
+                split:
+                    Split::Everywhere { locked: false, .. } | Split::Scan | Split::Walk | Split::Slot,
                 ..
             }) => Scope::Glance,
             _ => Scope::Keys,
@@ -348,7 +365,7 @@ impl Spec {
         match self.run {
             Run::Session(run) => Some(run),
             Run::Container { bare, .. } => bare,
-            Run::Data(_) | Run::Control(_) => None,
+            Run::Data(_) | Run::Control(_) | Run::Node(_) => None,
         }
     }
 
@@ -411,6 +428,15 @@ pub fn by_code(code: OpCode) -> Option<(&'static Spec, Data)> {
     Some((spec, spec.data()?))
 }
 
+/// A command's whole name: a subcommand's begins with its container's.
+pub fn full_name(spec: &Spec) -> String {
+    let within = |row: &&&Spec| row.subcommands().iter().any(|sub| std::ptr::eq(sub, spec));
+    match ROWS.iter().find(within) {
+        Some(container) => format!("{}|{}", container.name, spec.name),
+        None => spec.name.to_owned(),
+    }
+}
+
 const ROWS_LEN: usize = {
     let (mut group, mut len) = (0, 0);
     while group < GROUPS.len() {
@@ -463,20 +489,16 @@ static BY_NAME: [u16; PLACES] = {
 /// Codes are below this.
 const CODES: usize = 512;
 
-/// The row of each code, be it a command's or a subcommand's.
+/// The row of each code, those of subcommands among them.
 static BY_CODE: [Option<&Spec>; CODES] = {
     let mut index = [None; CODES];
     let mut row = 0;
     while row < ROWS_LEN {
-        if let Some(data) = ROWS_CONST[row].data() {
-            enter(&mut index, data.code, ROWS_CONST[row]);
-        }
-        if let Run::Container { subcommands, .. } = ROWS_CONST[row].run {
+        index_code(&mut index, ROWS_CONST[row]);
+        if let Run::Container { subcommands, .. } = &ROWS_CONST[row].run {
             let mut sub = 0;
             while sub < subcommands.len() {
-                if let Some(data) = subcommands[sub].data() {
-                    enter(&mut index, data.code, &subcommands[sub]);
-                }
+                index_code(&mut index, &subcommands[sub]);
                 sub += 1;
             }
         }
@@ -485,11 +507,13 @@ static BY_CODE: [Option<&Spec>; CODES] = {
     index
 };
 
-const fn enter(index: &mut [Option<&'static Spec>; CODES], code: OpCode, spec: &'static Spec) {
-    let code = code.0 as usize;
-    assert!(code > 0 && code < CODES, "a command's code is out of range");
-    assert!(index[code].is_none(), "a command's code is given twice");
-    index[code] = Some(spec);
+const fn index_code(index: &mut [Option<&'static Spec>; CODES], spec: &'static Spec) {
+    if let Some(data) = spec.data() {
+        let code = data.code.0 as usize;
+        assert!(code > 0 && code < CODES, "a command's code is out of range");
+        assert!(index[code].is_none(), "a command's code is given twice");
+        index[code] = Some(spec);
+    }
 }
 
 const fn same(a: &[u8], b: &[u8]) -> bool {
@@ -579,7 +603,7 @@ mod tests {
                 Split::Single => assert_eq!(spec.keys.count(9), 1, "{name}"),
                 Split::PerKey(_) => assert_eq!(spec.keys.last, -1, "{name}"),
                 Split::Gather => assert!(spec.keys.count(9) > 0, "{name}"),
-                Split::Scan | Split::Walk | Split::Everywhere { .. } => {
+                Split::Slot | Split::Scan | Split::Walk | Split::Everywhere { .. } => {
                     assert_eq!(spec.keys, NO_KEYS, "{name}");
                 }
             }
@@ -588,10 +612,10 @@ mod tests {
 
     #[test]
     fn codes_stay_what_logs_hold() {
-        let mut codes: Vec<(u16, &str)> = Vec::new();
+        let mut codes: Vec<(u16, String)> = Vec::new();
         for spec in all().flat_map(|spec| std::iter::once(spec).chain(spec.subcommands())) {
             if let Some(data) = spec.data() {
-                codes.push((data.code.0, spec.name));
+                codes.push((data.code.0, full_name(spec)));
             }
         }
         codes.sort_unstable();

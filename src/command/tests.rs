@@ -5,6 +5,7 @@
 
 use super::client::{Client, Then};
 use super::facts::Facts;
+use super::order::{Order, Question, Told};
 use super::plan::{Layout, Place, Plan, plan, route_one};
 use super::reply::Reply;
 use super::words::Phrase;
@@ -73,6 +74,25 @@ impl Cluster {
                 way.push_str("session");
                 if then != Then::Continue {
                     write!(way, ", then {then:?}").unwrap();
+                }
+            }
+            Plan::Node(run) => {
+                way.push_str("node");
+                match run(&self.client, &self.facts, words, &mut reply) {
+                    Some(Order::Ask(question, show)) => {
+                        let told = match question {
+                            Question::Clients => Told::Clients(vec![self.client.card()]),
+                            Question::Configure(approved) => {
+                                self.facts.settings.take(&approved);
+                                Told::Done
+                            }
+                            _ => Told::Done,
+                        };
+                        show.reply(vec![told], self.now, 128, &mut reply);
+                    }
+                    Some(Order::Look(show, words)) => show(&self.facts, words.words(), &mut reply),
+                    Some(order) => write!(way, ", {order:?}").unwrap(),
+                    None => {}
                 }
             }
             Plan::One(head) => {

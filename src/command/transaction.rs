@@ -214,7 +214,7 @@ impl Draft {
                 self.take(shares.collect(), layout)
             }
             Plan::Each { batches, layout } => self.take(batches, layout),
-            Plan::Walk(_) => {
+            Plan::Walk(_) | Plan::Node(_) => {
                 let name = spec.name.to_uppercase();
                 return Err(format!("ERR {name} is not possible inside a transaction"));
             }

@@ -19,6 +19,9 @@ const LEVELS: [(&str, LevelFilter); 6] = [
     ("trace", LevelFilter::Trace),
 ];
 
+/// The longest that a connection may be left alone: 24 days, in seconds.
+const INT_SECONDS: u64 = 24 * 86_400;
+
 /// Letters of a name: of a cluster, of a table.
 const NAME_MAX: usize = 64;
 
@@ -217,8 +220,21 @@ fn class(section: &Section<'_>, defaults: Class) -> Result<Class, Fault> {
 }
 
 fn limits(field: Field<'_>) -> Result<Limits, Fault> {
-    let section =
-        field.section(&["key", "value", "arguments", "inline", "connections", "lock_wait"])?;
+    let section = field.section(&[
+        "key",
+        "value",
+        "arguments",
+        "inline",
+        "query_buffer",
+        "output_buffer",
+        "pipeline",
+        "transaction",
+        "memory",
+        "connections",
+        "idle",
+        "unread",
+        "lock_wait",
+    ])?;
     let mut limits = Limits::default();
     // The protocol's own bounds: a length on the wire has 32 bits at most.
     if let Some(field) = section.get("key") {
@@ -232,6 +248,28 @@ fn limits(field: Field<'_>) -> Result<Limits, Fault> {
     }
     if let Some(field) = section.get("inline") {
         limits.inline = field.bytes(64..=1 << 20)?;
+    }
+    if let Some(field) = section.get("query_buffer") {
+        limits.query_buffer = field.bytes(1 << 10..=1 << 30)?;
+    }
+    if let Some(field) = section.get("output_buffer") {
+        limits.output_buffer = field.bytes(1 << 10..=1 << 32)?;
+    }
+    if let Some(field) = section.get("pipeline") {
+        limits.pipeline = field.number(1..=1 << 20)?;
+    }
+    if let Some(field) = section.get("transaction") {
+        limits.transaction = field.bytes(1 << 10..=1 << 30)?;
+    }
+    if let Some(field) = section.get("memory") {
+        limits.memory = field.bytes(0..=1 << 50)?;
+    }
+    if let Some(field) = section.get("idle") {
+        limits.idle = field.duration(Duration::ZERO..=Duration::from_secs(INT_SECONDS))?;
+    }
+    if let Some(field) = section.get("unread") {
+        limits.unread =
+            field.duration(Duration::from_millis(1)..=Duration::from_secs(INT_SECONDS))?;
     }
     if let Some(field) = section.get("connections") {
         limits.connections = field.number(1..=1_000_000)?;
@@ -309,8 +347,8 @@ mod tests {
                 "c.yaml:5:1: zzz: unknown field; known here: cluster, nodes, data, partitions, defaults, tables, limits, arbiters, bind, log",
             ),
             (
-                with("limits: { memory: 1GiB }"),
-                "c.yaml:5:11: limits.memory: unknown field; known here: key, value, arguments, inline, connections, lock_wait",
+                with("limits: { zzz: 1GiB }"),
+                "c.yaml:5:11: limits.zzz: unknown field; known here: key, value, arguments, inline, query_buffer, output_buffer, pipeline, transaction, memory, connections, idle, unread, lock_wait",
             ),
             (
                 with("limits:\n  conections: 3"),
@@ -571,7 +609,14 @@ limits:
   value: 2 MiB
   arguments: 9
   inline: 4096
+  query_buffer: 4KiB
+  output_buffer: 8KiB
+  pipeline: 16
+  transaction: 2KiB
+  memory: 3GiB
   connections: 8
+  idle: 1m
+  unread: 1500
   lock_wait: 2m
 ",
         )
@@ -589,7 +634,14 @@ limits:
             value: 2 << 20,
             arguments: 9,
             inline: 4096,
+            query_buffer: 4 << 10,
+            output_buffer: 8 << 10,
+            pipeline: 16,
+            transaction: 2 << 10,
+            memory: 3 << 30,
             connections: 8,
+            idle: Duration::from_secs(60),
+            unread: Duration::from_millis(1500),
             lock_wait: Duration::from_secs(120),
         };
         assert_eq!(config.limits, limits);

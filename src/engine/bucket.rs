@@ -73,6 +73,10 @@ pub struct Bucket<M> {
     tickets: BTreeMap<Ticket, (Parked, usize, PartitionId, Millis)>,
     next: u64,
     lock_wait_ms: u64,
+    /// Operations that need more memory are refused.
+    full: bool,
+    /// Expired items are removed by themselves, not only when they are met.
+    expires_actively: bool,
     counts: Counts,
 }
 
@@ -100,6 +104,8 @@ impl<M: Machine> Bucket<M> {
             tickets: BTreeMap::new(),
             next: first_ticket,
             lock_wait_ms,
+            full: false,
+            expires_actively: true,
             counts: Counts::default(),
         }
     }
@@ -113,6 +119,21 @@ impl<M: Machine> Bucket<M> {
     pub fn counts(&self) -> Counts {
         let expired = self.partitions().map(|one| one.replica().tables().expirations()).sum();
         Counts { expired, ..self.counts }
+    }
+
+    /// Whether operations that need more memory are refused from now on.
+    pub fn refuse_growth(&mut self, full: bool) {
+        self.full = full;
+    }
+
+    /// Whether expired items are removed by themselves from now on.
+    pub fn expire_actively(&mut self, active: bool) {
+        self.expires_actively = active;
+    }
+
+    /// Bytes of its tables.
+    pub fn bytes(&self) -> usize {
+        self.partitions().map(|partition| partition.replica().tables().bytes()).sum()
     }
 
     /// What it knows of the nodes.
@@ -135,6 +156,9 @@ impl<M: Machine> Bucket<M> {
         let mut holes = Vec::new();
         for (index, op) in batch.iter().enumerate() {
             match self.partitions.get_mut(op.head.partition.index()) {
+                Some(Some(_)) if self.full && M::grows(op.head.code) => {
+                    M::refuse(&Refusal::Full, &mut replies.bytes);
+                }
                 Some(Some(partition)) => {
                     if let Err(claims) = partition.execute(&op, now, &mut replies.bytes) {
                         holes.push((index, op.head.partition, claims));

@@ -40,6 +40,11 @@ pub trait Machine: 'static {
     /// What the operation may do to what it touches.
     fn access(code: OpCode) -> Access;
 
+    /// Whether the operation may need more memory: refused while there is none to have.
+    fn grows(_: OpCode) -> bool {
+        false
+    }
+
     /// How much the operation touches.
     fn scope(code: OpCode) -> Scope;
 

@@ -123,6 +123,8 @@ pub enum Refusal {
     Locked,
     /// It lost its locks too many times in a row.
     Contention,
+    /// The node's tables have reached their limit.
+    Full,
     /// The node is stopping.
     Stopping,
 }

@@ -214,6 +214,16 @@ impl Cluster {
         cluster
     }
 
+    /// Three nodes whose file ends with these lines, all ready.
+    pub fn start_with(more: &str) -> Cluster {
+        let mut cluster = Cluster::new(3);
+        let text = cluster.yaml(&cluster.name, PARTITIONS) + more;
+        cluster.write("cluster.yaml", &text);
+        cluster.ids().for_each(|id| cluster.spawn(id));
+        cluster.ids().for_each(|id| cluster.wait_ready(id));
+        cluster
+    }
+
     /// A cluster's file and ports; no process runs yet.
     pub fn new(nodes: u16) -> Cluster {
         let ports: Vec<Ports> = (0..nodes)

@@ -1,0 +1,215 @@
+//! What a Session does beside serving keys: commands about the whole node, pauses, monitors, and
+//! looking after a client that is slow to read.
+
+use super::Session;
+use crate::actors::bucket::{Ask, Watch};
+use crate::actors::local::{Local, MONITOR_QUEUE};
+use crate::actors::metrics::Refresh;
+use crate::command::latency;
+use crate::command::order::{LookFn, Order, Question, Show};
+use crate::command::refusal_text;
+use crate::command::reply::Reply;
+use crate::command::spec::{self, DENYOOM, Spec};
+use crate::command::words::{Phrase, Words};
+use crate::engine::protocol::Refusal;
+use crate::net::resp::Limits;
+use std::future::poll_fn;
+use std::io;
+use std::task::Poll;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+/// What a client may send, as it is set now.
+pub(super) fn limits(local: &Local) -> Limits {
+    let (limits, facts) = (&local.setup.limits, local.facts());
+    Limits {
+        word_bytes: facts.settings.size("proto-max-bulk-len"),
+        words: limits.arguments,
+        line_bytes: limits.inline,
+        request_bytes: facts.settings.size("client-query-buffer-limit"),
+    }
+}
+
+/// Why a command over several partitions is not begun, if it is not.
+pub(super) fn refuse_spread(spec: &Spec, words: Words<'_>, local: &Local) -> Option<String> {
+    if spec.flags & DENYOOM != 0 && local.is_full() {
+        return Some(refusal_text(&Refusal::Full));
+    }
+    let (bytes, max) = (words.bytes(), local.setup.limits.transaction);
+    let text = || format!("ERR the transaction has {bytes} bytes, where {max} are allowed");
+    (bytes > max).then(text)
+}
+
+impl Session {
+    /// Shows others how the client is now.
+    pub(super) fn show(&mut self) {
+        if self.settings != self.local.changes() {
+            self.settings = self.local.changes();
+            self.limits = limits(&self.local);
+        }
+        self.state.client.query_bytes = self.input.len();
+        self.state.client.query_free = self.input.capacity() - self.input.len();
+        self.entry.card.borrow_mut().follow(&self.state.client);
+    }
+
+    /// Notes how long the commands served together took, while they are still where they were
+    /// asked.
+    pub(super) fn note_batches(&self, took: Duration) {
+        let asked = |turn: &&u16| **turn & !super::MUTE != super::OWN;
+        let Some(first) = self.order.iter().find(asked) else { return };
+        let batch = &self.shares[usize::from(first & !super::MUTE)].batch;
+        if batch.is_empty() {
+            return;
+        }
+        self.local.note_round(took, &self.state.client, || {
+            let op = batch.op(0);
+            let name = spec::by_code(op.head.code).map_or_else(String::new, |(row, _)| {
+                let name = spec::full_name(row);
+                name.split('|').next().unwrap_or_default().to_owned()
+            });
+            let words: Vec<&[u8]> =
+                std::iter::once(name.as_bytes()).chain(op.args.iter()).collect();
+            let mut words = latency::clip(words.into_iter());
+            if self.order.len() > 1 {
+                let more = self.order.len() - 1;
+                words.push(format!("... (and {more} more commands with it)").into_bytes());
+            }
+            words
+        });
+    }
+
+    /// Notes how long the command that waited for all before it took.
+    pub(super) fn note_said(&mut self, begun: Instant) {
+        let said = std::mem::take(&mut self.said);
+        self.local.note_round(begun.elapsed(), &self.state.client, || said);
+    }
+
+    /// Carries out a command about the whole node.
+    pub(super) async fn order(&mut self, order: Order) -> io::Result<()> {
+        self.show();
+        let mut out = std::mem::take(&mut self.out);
+        match order {
+            Order::Ask(question, show) => self.ask_node(question, &show, &mut out).await?,
+            Order::Look(show, words) => self.look(show, &words, &mut out).await?,
+            Order::Monitor => {
+                let (feed, lines) = mpsc::channel(MONITOR_QUEUE);
+                for bucket in &self.local.book.buckets {
+                    let watch = Watch { client: self.state.client.id, feed: feed.clone() };
+                    bucket.send(watch).await.map_err(stopping)?;
+                }
+                self.feed = Some(lines);
+                self.state.client.monitor = true;
+                Reply::new(&mut out, self.state.client.resp3).ok();
+            }
+            Order::Sleep(ms) => {
+                tokio::time::sleep(Duration::from_millis(ms)).await;
+                Reply::new(&mut out, self.state.client.resp3).ok();
+            }
+        }
+        if !self.mute {
+            self.write(&out).await?;
+        }
+        out.clear();
+        self.out = out;
+        self.recycle();
+        self.show();
+        Ok(())
+    }
+
+    async fn ask_node(
+        &mut self,
+        question: Question,
+        show: &Show,
+        out: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        let mut told = Vec::new();
+        for bucket in &self.local.book.buckets {
+            told.push(bucket.send(Ask(question.clone())).await.map_err(stopping)?);
+        }
+        let now = (self.local.setup.clock)();
+        let slow_max = self.local.facts().settings.size("slowlog-max-len");
+        show.reply(told, now, slow_max, &mut Reply::new(out, self.state.client.resp3));
+        Ok(())
+    }
+
+    async fn look(&mut self, show: LookFn, words: &Phrase, out: &mut Vec<u8>) -> io::Result<()> {
+        let metrics = self.local.metrics.borrow().clone();
+        let fresh = match metrics {
+            Some(metrics) => metrics.send(Refresh).await.map_err(stopping)?,
+            None => None,
+        };
+        let facts = match fresh {
+            Some(facts) => self.local.with_settings(&facts),
+            None => self.local.facts().as_ref().clone(),
+        };
+        show(&facts, words.words(), &mut Reply::new(out, self.state.client.resp3));
+        Ok(())
+    }
+
+    /// Waits until a pause is over, or the Session is to end.
+    pub(super) async fn wait_for_pause(&mut self) -> io::Result<()> {
+        poll_fn(|context| {
+            let ends = self.entry.signal.poll(context);
+            match !ends && self.local.poll_pause(context) {
+                true => Poll::Pending,
+                false => Poll::Ready(()),
+            }
+        })
+        .await;
+        match self.entry.signal.is_killed() {
+            true => Err(killed()),
+            false => Ok(()),
+        }
+    }
+
+    /// Passes on what the node's clients ask, until the client itself says something.
+    pub(super) async fn pass_on(&mut self) -> io::Result<()> {
+        while let Some(mut feed) = self.feed.take() {
+            if !self.state.client.monitor {
+                return Ok(());
+            }
+            let mut lines = Vec::new();
+            let listen = poll_fn(|context| {
+                if self.entry.signal.poll(context) {
+                    return Poll::Ready(true);
+                }
+                if feed.poll_recv_many(context, &mut lines, LINES_MAX).is_ready() {
+                    return Poll::Ready(lines.is_empty());
+                }
+                self.stream.poll_read_ready(context).map(|_| true)
+            });
+            let other = listen.await;
+            self.feed = Some(feed);
+            if other {
+                return Ok(());
+            }
+            self.write(&lines.concat()).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the client has taken some of its replies.
+    pub(super) async fn wait_for_reader(&mut self) -> io::Result<()> {
+        self.entry.unread_since.set(Some((self.local.setup.clock)()));
+        self.show();
+        let waited = poll_fn(|context| match self.entry.signal.poll_kill(context) {
+            true => Poll::Ready(Err(killed())),
+            false => self.stream.poll_write_ready(context),
+        });
+        let result = waited.await;
+        self.entry.unread_since.set(None);
+        result
+    }
+}
+
+/// Lines that a monitor is told in one write.
+const LINES_MAX: usize = 256;
+
+fn stopping<E>(_: E) -> io::Error {
+    io::Error::other("the node is stopping")
+}
+
+fn killed() -> io::Error {
+    io::Error::other("it was closed by command, or for its silence")
+}

@@ -1,0 +1,242 @@
+//! Commands for whoever runs a node: its clock, its memory, its scripts, what its clients do.
+
+use super::client::{Client, Then};
+use super::facts::Facts;
+use super::number::parse_int;
+use super::order::{Order, Question, Show};
+use super::reply::Reply;
+use super::spec::{
+    ADMIN, Doc, FAST, Group, Keys, LOADING, NO_KEYS, NO_MULTI, NOSCRIPT, READONLY, Run, STALE,
+    Spec, Split, WRITE, data,
+};
+use super::words::{Phrase, Words};
+use super::{Call, NOT_AN_INTEGER, SYNTAX};
+
+const fn doc(since: &'static str, summary: &'static str, syntax: &'static str) -> Doc {
+    Doc { group: Group::Server, since, complexity: "O(1)", summary, syntax }
+}
+
+const SECOND: Keys = Keys { first: 2, last: 2, step: 1 };
+
+#[rustfmt::skip]
+pub(super) const COMMANDS: &[Spec] = &[
+    Spec { name: "debug", arity: -2, flags: ADMIN | NOSCRIPT | LOADING | STALE, keys: NO_KEYS, run: Run::Container { subcommands: DEBUG, bare: None },
+        doc: doc("1.0.0", "Holds the commands for trying things out.", "") },
+    Spec { name: "function", arity: -2, flags: 0, keys: NO_KEYS, run: Run::Container { subcommands: FUNCTION, bare: None },
+        doc: doc("7.0.0", "Holds the commands on functions, of which there are none.", "") },
+    Spec { name: "lastsave", arity: 1, flags: LOADING | STALE | FAST | ADMIN, keys: NO_KEYS, run: Run::Session(lastsave),
+        doc: doc("1.0.0", "Tells when the node started: nothing is saved.", "") },
+    Spec { name: "memory", arity: -2, flags: 0, keys: NO_KEYS, run: Run::Container { subcommands: MEMORY, bare: None },
+        doc: doc("4.0.0", "Holds the commands on memory.", "") },
+    Spec { name: "monitor", arity: 1, flags: ADMIN | NOSCRIPT | LOADING | STALE, keys: NO_KEYS, run: Run::Node(monitor),
+        doc: doc("1.0.0", "Shows what all clients of the node ask from now on.", "") },
+    Spec { name: "script", arity: -2, flags: 0, keys: NO_KEYS, run: Run::Container { subcommands: SCRIPT, bare: None },
+        doc: doc("2.6.0", "Holds the commands on scripts, of which there are none.", "") },
+    Spec { name: "time", arity: 1, flags: LOADING | STALE | FAST, keys: NO_KEYS, run: Run::Session(time),
+        doc: doc("2.6.0", "Tells the node's clock.", "") },
+    Spec { name: "wait", arity: 3, flags: NOSCRIPT, keys: NO_KEYS, run: Run::Session(wait),
+        doc: doc("3.0.0", "Waits for replicas of Redis's kind: there are none.", "numreplicas timeout") },
+];
+
+#[rustfmt::skip]
+const DEBUG: &[Spec] = &[
+    Spec { name: "help", arity: 2, flags: LOADING | STALE, keys: NO_KEYS, run: Run::Session(debug_help),
+        doc: doc("1.0.0", "Lists the subcommands.", "") },
+    Spec { name: "set-active-expire", arity: 3, flags: ADMIN | NOSCRIPT | LOADING | STALE, keys: NO_KEYS, run: Run::Node(debug_set_active_expire),
+        doc: doc("1.0.0", "Says whether expired keys are removed by themselves.", "0 | 1") },
+    Spec { name: "sleep", arity: 3, flags: ADMIN | NOSCRIPT | LOADING | STALE | NO_MULTI, keys: NO_KEYS, run: Run::Node(debug_sleep),
+        doc: doc("1.0.0", "Holds the connection up for so long.", "seconds") },
+];
+
+#[rustfmt::skip]
+const FUNCTION: &[Spec] = &[
+    Spec { name: "flush", arity: -2, flags: WRITE | NOSCRIPT, keys: NO_KEYS, run: Run::Session(flush),
+        doc: doc("7.0.0", "Forgets all functions: there are none.", "[ASYNC | SYNC]") },
+    Spec { name: "help", arity: 2, flags: LOADING | STALE, keys: NO_KEYS, run: Run::Session(function_help),
+        doc: doc("7.0.0", "Lists the subcommands.", "") },
+];
+
+#[rustfmt::skip]
+const SCRIPT: &[Spec] = &[
+    Spec { name: "flush", arity: -2, flags: NOSCRIPT, keys: NO_KEYS, run: Run::Session(flush),
+        doc: doc("2.6.0", "Forgets all scripts: there are none.", "[ASYNC | SYNC]") },
+    Spec { name: "help", arity: 2, flags: LOADING | STALE, keys: NO_KEYS, run: Run::Session(script_help),
+        doc: doc("5.0.0", "Lists the subcommands.", "") },
+];
+
+#[rustfmt::skip]
+const MEMORY: &[Spec] = &[
+    Spec { name: "doctor", arity: 2, flags: 0, keys: NO_KEYS, run: Run::Node(memory_doctor),
+        doc: doc("4.0.0", "Says what to make of the memory in use.", "") },
+    Spec { name: "help", arity: 2, flags: LOADING | STALE, keys: NO_KEYS, run: Run::Session(memory_help),
+        doc: doc("4.0.0", "Lists the subcommands.", "") },
+    Spec { name: "malloc-stats", arity: 2, flags: 0, keys: NO_KEYS, run: Run::Session(malloc_stats),
+        doc: doc("4.0.0", "Tells that the allocator keeps no figures.", "") },
+    Spec { name: "purge", arity: 2, flags: 0, keys: NO_KEYS, run: Run::Session(purge),
+        doc: doc("4.0.0", "Does nothing: memory is given back as it gets free.", "") },
+    Spec { name: "stats", arity: 2, flags: 0, keys: NO_KEYS, run: Run::Node(memory_stats),
+        doc: doc("4.0.0", "Tells what memory the node's tables take.", "") },
+    Spec { name: "usage", arity: -3, flags: READONLY, keys: SECOND, run: data(90, memory_usage, Split::Single),
+        doc: doc("4.0.0", "Tells what memory a key and its value take.", "key [SAMPLES count]") },
+];
+
+fn lastsave(_: &mut Client, facts: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+    reply.int((facts.started_at.0 / 1000) as i64);
+    Then::Continue
+}
+
+fn time(client: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+    // The node's clock counts milliseconds; it was read when the request arrived.
+    let now = client.active_at.0;
+    reply.array(2);
+    reply.bulk_int((now / 1000) as i64);
+    reply.bulk_int((now % 1000 * 1000) as i64);
+    Then::Continue
+}
+
+fn wait(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
+    match (parse_int(words.get(1)), parse_int(words.get(2))) {
+        (None, _) => reply.error(NOT_AN_INTEGER),
+        (_, None) => reply.error("ERR timeout is not an integer or out of range"),
+        (_, Some(..0)) => reply.error("ERR timeout is negative"),
+        // However long one waits, there will not be more.
+        (Some(_), Some(_)) => reply.int(0),
+    }
+    Then::Continue
+}
+
+fn monitor(_: &Client, _: &Facts, _: Words<'_>, _: &mut Reply<'_>) -> Option<Order> {
+    Some(Order::Monitor)
+}
+
+fn flush(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
+    let word = words.get(2);
+    let known = word.eq_ignore_ascii_case(b"async") || word.eq_ignore_ascii_case(b"sync");
+    match words.len() == 2 || words.len() == 3 && known {
+        true => reply.ok(),
+        false if words.name().eq_ignore_ascii_case(b"function") => {
+            reply.error("ERR FUNCTION FLUSH only supports SYNC|ASYNC option");
+        }
+        false => reply.error("ERR SCRIPT FLUSH only support SYNC|ASYNC option"),
+    }
+    Then::Continue
+}
+
+fn function_help(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+    super::help("FUNCTION", FUNCTION, reply);
+    Then::Continue
+}
+
+fn script_help(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+    super::help("SCRIPT", SCRIPT, reply);
+    Then::Continue
+}
+
+/// The longest that `DEBUG SLEEP` sleeps, in seconds.
+const SLEEP_SECONDS_MAX: f64 = 3600.0;
+
+fn debug_sleep(_: &Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Option<Order> {
+    let seconds = std::str::from_utf8(words.get(2)).ok().and_then(|text| text.parse::<f64>().ok());
+    match seconds.filter(|seconds| (0.0..=SLEEP_SECONDS_MAX).contains(seconds)) {
+        Some(seconds) => Some(Order::Sleep((seconds * 1000.0) as u64)),
+        None => {
+            reply.error("ERR value is not a valid float or out of range");
+            None
+        }
+    }
+}
+
+fn debug_set_active_expire(
+    _: &Client,
+    _: &Facts,
+    words: Words<'_>,
+    reply: &mut Reply<'_>,
+) -> Option<Order> {
+    match parse_int(words.get(2)) {
+        Some(on) => Some(Order::Ask(Question::Expire(on != 0), Show::Ok)),
+        None => {
+            reply.error(NOT_AN_INTEGER);
+            None
+        }
+    }
+}
+
+fn debug_help(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+    super::help("DEBUG", DEBUG, reply);
+    Then::Continue
+}
+
+fn memory_usage(call: &mut Call<'_>) {
+    let args = call.args;
+    let samples = args.get(2).eq_ignore_ascii_case(b"samples");
+    match args.len() {
+        2 => {}
+        4 if samples && parse_int(args.get(3)).is_none() => {
+            return call.reply.error(NOT_AN_INTEGER);
+        }
+        // A string is one piece: there is nothing to take samples of.
+        4 if samples && parse_int(args.get(3)) >= Some(0) => {}
+        _ => return call.reply.error(SYNTAX),
+    }
+    let bytes = call.tables.get(call.table, call.hash, args.get(1)).map(|item| item.bytes());
+    match bytes {
+        Some(bytes) => call.reply.count(bytes + SLOT_BYTES),
+        None => call.reply.nil(),
+    }
+}
+
+/// What a key takes in its table, beside its item.
+const SLOT_BYTES: usize = 8;
+
+fn memory_stats(_: &Client, _: &Facts, words: Words<'_>, _: &mut Reply<'_>) -> Option<Order> {
+    Some(Order::Look(show_memory_stats, words.from(0).collect::<Phrase>()))
+}
+
+fn show_memory_stats(facts: &Facts, _: Words<'_>, reply: &mut Reply<'_>) {
+    let keys: u64 = facts.tables.iter().map(|table| table.keys).sum();
+    let figures = [
+        ("peak.allocated", facts.memory_peak),
+        ("total.allocated", facts.memory_tables),
+        ("keys.count", keys),
+        ("keys.bytes-per-key", facts.memory_tables.checked_div(keys).unwrap_or(0)),
+        ("dataset.bytes", facts.memory_tables),
+    ];
+    reply.map(figures.len());
+    for (name, figure) in figures {
+        reply.bulk(name.as_bytes());
+        reply.int(figure as i64);
+    }
+}
+
+fn memory_doctor(_: &Client, _: &Facts, words: Words<'_>, _: &mut Reply<'_>) -> Option<Order> {
+    Some(Order::Look(show_memory_doctor, words.from(0).collect::<Phrase>()))
+}
+
+fn show_memory_doctor(facts: &Facts, _: Words<'_>, reply: &mut Reply<'_>) {
+    let keys: u64 = facts.tables.iter().map(|table| table.keys).sum();
+    let (now, peak, max) =
+        (facts.memory_tables, facts.memory_peak, facts.settings.number("maxmemory"));
+    let mut text = format!("{keys} keys take {now} bytes; the most there ever were is {peak}.\n");
+    if max > 0 && now > max as u64 / 10 * 9 {
+        text.push_str(&format!(
+            "That is more than nine tenths of maxmemory ({max}): writes that need memory are, or \
+             will soon be, refused.\n"
+        ));
+    }
+    reply.verbatim("txt", text.as_bytes());
+}
+
+fn malloc_stats(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+    reply.verbatim("txt", b"Stats not supported for the current allocator");
+    Then::Continue
+}
+
+fn purge(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+    reply.ok();
+    Then::Continue
+}
+
+fn memory_help(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+    super::help("MEMORY", MEMORY, reply);
+    Then::Continue
+}
