@@ -527,7 +527,7 @@ impl Signal {
         if self.raised.get() {
             return true;
         }
-        self.expect(context);
+        self.wake_on_raise(context);
         false
     }
 
@@ -537,11 +537,11 @@ impl Signal {
         if self.killed.get() {
             return true;
         }
-        self.expect(context);
+        self.wake_on_raise(context);
         false
     }
 
-    fn expect(&self, context: &Context<'_>) {
+    fn wake_on_raise(&self, context: &Context<'_>) {
         let mut waker = self.waker.borrow_mut();
         if !waker.as_ref().is_some_and(|known| known.will_wake(context.waker())) {
             *waker = Some(context.waker().clone());

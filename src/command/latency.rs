@@ -231,7 +231,8 @@ impl Events {
         };
         let low = samples.iter().map(|spike| spike.ms).min().unwrap_or(0);
         let high = samples.iter().map(|spike| spike.ms).max().unwrap_or(0);
-        let mut text = format!("command - high {high} ms, low {low} ms (all time high {max} ms)\n");
+        let name = event.escape_ascii();
+        let mut text = format!("{name} - high {high} ms, low {low} ms (all time high {max} ms)\n");
         text.push_str(&"-".repeat(80));
         text.push('\n');
         for spike in samples {
