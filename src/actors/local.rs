@@ -11,10 +11,11 @@ use crate::command::facts::Facts;
 use crate::command::latency::{Events, Slow, SlowLog, Spike};
 use crate::command::order::{Question, Selection, Told};
 use crate::command::settings::Settings;
-use crate::command::spec::{FAST, Spec, WRITE};
+use crate::command::spec::{self, FAST, Spec, WRITE};
 use crate::command::words::Words;
 use crate::config::Limits;
 use crate::engine::barrier::Standing;
+use crate::engine::batch::OpCode;
 use crate::engine::slots::Ring;
 use crate::engine::tables::KeyHasher;
 use crate::ids::Millis;
@@ -73,6 +74,8 @@ pub struct Local {
     clients: RefCell<BTreeMap<u64, Rc<Entry>>>,
     /// What the counters were when they were last to be forgotten.
     forgotten: Cell<Counters>,
+    /// Calls of commands on data, by code, and of all others.
+    data_calls: RefCell<Vec<u64>>,
     calls: RefCell<BTreeMap<Named, u64>>,
     pause: Cell<Pause>,
     paused: RefCell<Vec<Waker>>,
@@ -177,6 +180,7 @@ impl Local {
             retiring: Cell::new(false),
             clients: RefCell::default(),
             forgotten: Cell::default(),
+            data_calls: RefCell::new(vec![0; spec::CODES]),
             calls: RefCell::default(),
             pause: Cell::default(),
             paused: RefCell::default(),
@@ -232,13 +236,21 @@ impl Local {
 
     /// How often each command was asked for.
     pub fn calls(&self) -> Vec<(&'static Spec, u64)> {
-        self.calls.borrow().iter().map(|(named, calls)| (named.0, *calls)).collect()
+        let data = self.data_calls.borrow();
+        let data = (0..).zip(data.iter()).filter(|(_, calls)| **calls > 0);
+        let data = data.filter_map(|(code, calls)| Some((spec::by_code(OpCode(code))?.0, *calls)));
+        let others = self.calls.borrow();
+        data.chain(others.iter().map(|(named, calls)| (named.0, *calls))).collect()
     }
 
     /// A command is served.
     #[inline]
     pub fn count_call(&self, spec: &'static Spec) {
-        *self.calls.borrow_mut().entry(Named(spec)).or_default() += 1;
+        let code = spec.data().map(|data| usize::from(data.code.0));
+        match code.and_then(|code| self.data_calls.borrow_mut().get_mut(code).map(|n| *n += 1)) {
+            Some(()) => {}
+            None => *self.calls.borrow_mut().entry(Named(spec)).or_default() += 1,
+        }
     }
 
     /// Gives a new Session its place.
@@ -298,6 +310,7 @@ impl Local {
             }
             Question::ForgetCounts => {
                 self.forgotten.set(*self.counters.borrow());
+                self.data_calls.borrow_mut().fill(0);
                 self.calls.borrow_mut().clear();
                 Told::Done
             }

@@ -436,7 +436,7 @@ impl Session {
         let ended = self.coordinate(work).await?;
         let resp3 = self.state.client.resp3;
         if matches!(ended, Ended::Done(_)) {
-            self.state.client = script.client.clone();
+            self.state.client.adopt(&script.client);
         }
         conclude(ended, &mut Reply::new(&mut self.out, resp3), |replies, reply| {
             script.merge(&replies, reply);
@@ -747,7 +747,7 @@ fn control_transaction(
                 Exec::Work(work, script) => return Some(Next::Exec(work, script)),
                 Exec::Script(script) => {
                     script.merge(&[], reply);
-                    state.client = script.client;
+                    state.client.adopt(&script.client);
                 }
                 Exec::Refused(error) => reply.error(&error),
             }

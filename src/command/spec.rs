@@ -487,7 +487,7 @@ static BY_NAME: [u16; PLACES] = {
 };
 
 /// Codes are below this.
-const CODES: usize = 512;
+pub const CODES: usize = 512;
 
 /// The row of each code, those of subcommands among them.
 static BY_CODE: [Option<&Spec>; CODES] = {

@@ -296,6 +296,9 @@ impl<M: Machine> Bucket<M> {
     /// A cycle of active expiry. The steps go round the partitions, so that none waits for the
     /// others' backlog.
     fn expire(&mut self, now: Millis) {
+        if !self.expires_actively {
+            return;
+        }
         let mut busy: Vec<&mut Partition<M>> = self.partitions.iter_mut().flatten().collect();
         for _ in 0..EXPIRE_STEPS_MAX {
             busy.retain_mut(|partition| {

@@ -211,7 +211,7 @@ mod tests {
         let set = Value::Set(vec![Value::Bool(true), Value::Double(1.5)]);
         let map = Value::Map(vec![(bulk("a"), set), (bulk("b"), Value::Map(vec![]))]);
         let expected = "\
-1# \"a\" => 1~ (true)
+1# \"a\" => \n   1~ (true)
    2~ (double) 1.5
 2# \"b\" => (empty hash)
 ";
