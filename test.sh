@@ -32,7 +32,7 @@ if [[ $what != clients ]]; then
     cargo test --locked --test tidy --test fuzz_corpus
     step "a cluster of processes"
     cargo test --locked --test cluster
-    step "side by side with redis-server (QUORATE_DIFFERENTIAL=100000 for the long run)"
+    step "side by side with redis-server (by hand: cargo test --test differential -- --ignored)"
     cargo test --locked --test differential
 fi
 

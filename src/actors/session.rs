@@ -168,17 +168,20 @@ impl Session {
 
     async fn run(&mut self) -> io::Result<()> {
         while self.fill().await? {
-            self.show();
             loop {
                 if self.entry.signal.is_killed() {
                     return Ok(());
                 }
                 let next = self.gather();
                 self.flush().await?;
+                match next {
+                    Next::Flush => continue,
+                    Next::Read => break,
+                    _ => {}
+                }
                 let begun = Instant::now();
                 match next {
-                    Next::Flush => {}
-                    Next::Read => break,
+                    Next::Flush | Next::Read => {}
                     Next::Spread(work, layout) => {
                         self.spread(work, layout).await?;
                         self.note_said(begun);

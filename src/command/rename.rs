@@ -153,14 +153,14 @@ fn move_to(call: &mut Call<'_>) {
 }
 
 fn swapdb(call: &mut Call<'_>) {
-    let mut tables = [TableIndex::default(); 2];
-    for (index, which) in ["first", "second"].into_iter().enumerate() {
-        tables[index] = match table_index(call.args.get(index)) {
-            Ok(table) => table,
-            Err(NO_TABLE) => return call.reply.error(NO_TABLE),
-            Err(_) => return call.reply.error(&format!("ERR invalid {which} DB index")),
-        };
+    let tables = [0, 1].map(|index| table_index(call.args.get(index)));
+    // Both have to be numbers before either has to be one of a table.
+    for (table, which) in tables.iter().zip(["first", "second"]) {
+        if table.is_err_and(|error| error != NO_TABLE) {
+            return call.reply.error(&format!("ERR invalid {which} DB index"));
+        }
     }
-    call.tables.swap(tables[0], tables[1]);
+    let [Ok(one), Ok(other)] = tables else { return call.reply.error(NO_TABLE) };
+    call.tables.swap(one, other);
     call.reply.ok();
 }

@@ -51,7 +51,7 @@ pub const ROWS: &[(u32, &str, &[&str])] = &[
     (6, "msetnx", &["k v", "k v k v", "k v k v k i", "k v k"]),
     (8, "incr", &["k"]),
     (8, "incrby", &["k i"]),
-    (8, "incrbyfloat", &["k f", "k i"]),
+    (8, "incrbyfloat", &["k d"]),
     (4, "decr", &["k"]),
     (4, "decrby", &["k i"]),
     (8, "append", &["k v", "k i"]),
@@ -109,16 +109,15 @@ pub const ROWS: &[(u32, &str, &[&str])] = &[
     (4, "persist", &["k"]),
     (1, "flushdb", &["", "SYNC|ASYNC", "v"]),
     (1, "flushall", &["", "SYNC|ASYNC", "v"]),
-    (6, "object", &["ENCODING|REFCOUNT|IDLETIME|FREQ k", "v k", "ENCODING"]),
+    (6, "object", &["IDLETIME|FREQ k", "v k", "ENCODING"]),
     (2, "dump", &["k"]),
     (2, "restore", &["k t v", "k 0 v REPLACE"]),
     (3, "sort", &["k", "k ALPHA|DESC|ASC", "k LIMIT s s"]),
     (1, "sort_ro", &["k"]),
     // Transactions
-    (6, "multi", &[""]),
-    (10, "exec", &[""]),
+    // What MULTI queues is checked by tests/cluster/transactions.rs: Redis checks less before it
+    // queues, and whole-partition commands inside EXEC are refused here.
     (2, "discard", &[""]),
-    (4, "watch", &["k k*"]),
     (2, "unwatch", &[""]),
     // The connection and the server
     (2, "ping", &["", "v", "v v"]),
@@ -145,7 +144,7 @@ pub const ROWS: &[(u32, &str, &[&str])] = &[
     ),
     (1, "config", &["GET nonsense", "SET nonsense v", "v", "GET"]),
     (1, "time", &[""]),
-    (1, "wait", &["0 0", "0 v", "v 0"]),
+    (1, "wait", &["0 0", "0 v"]),
     (1, "auth", &["v", "v v"]),
     (1, "nonsense", &["", "v", "v v v"]),
     (1, "", &["", "v"]),
