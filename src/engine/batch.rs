@@ -23,7 +23,7 @@ pub struct OpHead {
     pub table: TableIndex,
     /// Whether its reply is written in RESP3.
     pub resp3: bool,
-    /// The placing hash of its first key ([`crate::engine::tables::hash`]); 0 if it has none.
+    /// The placing hash of its first key ([`crate::engine::tables::KeyHasher::hash`]); 0 if it has none.
     pub hash: u64,
 }
 
