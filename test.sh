@@ -32,6 +32,8 @@ if [[ $what != clients ]]; then
     cargo test --locked --test tidy --test fuzz_corpus
     step "a cluster of processes"
     cargo test --locked --test cluster
+    step "recorded histories, judged by linearizability checkers"
+    cargo test --locked --test history
     step "side by side with redis-server (by hand: cargo test --test differential -- --ignored)"
     cargo test --locked --test differential
 fi
