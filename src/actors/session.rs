@@ -42,9 +42,6 @@ use tokio::time::Instant;
 /// Bytes of requests that are gathered before they are served.
 const GATHER_BYTES_MAX: usize = 4 << 20;
 
-/// Bytes of the commands of one transaction.
-const TRANSACTION_BYTES_MAX: usize = 256 << 20;
-
 /// Room for what a read brings, at first and at least.
 const READ_BYTES: usize = 16 << 10;
 
@@ -689,7 +686,7 @@ fn enqueue(
     } else if keys.any(|length| length > key_max) {
         Err(format!("ERR key is longer than {key_max} bytes"))
     } else {
-        queue.push(spec, words, TRANSACTION_BYTES_MAX)
+        queue.push(spec, words, local.setup.limits.transaction)
     };
     match queued {
         Ok(()) => reply.simple("QUEUED"),
