@@ -12,6 +12,7 @@ pub mod machine;
 pub mod marks;
 pub mod partition;
 pub mod protocol;
+pub mod record;
 pub mod replica;
 pub mod rules;
 pub mod slots;

@@ -61,7 +61,7 @@ const MET_IN: &[(&str, &[&str])] = &[
     ("raft", &["src/engine/consensus"]),
     ("rand_chacha", &["src/actors", "src/cli", "src/net/load"]),
     ("rand_core", &["src/actors", "src/cli", "src/net/load"]),
-    ("rmp_serde", &["src/net/packet"]),
+    ("rmp_serde", &["src/engine/record", "src/engine/snapshot", "src/net/packet"]),
     ("rustyline", &["src/cli/client"]),
     ("serde", EVERYWHERE),
     ("serde_bytes", EVERYWHERE),

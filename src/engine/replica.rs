@@ -1,12 +1,22 @@
 //! What every replica of a partition holds alike: its tables, intents and outcomes.
 //!
-//! A replica changes by [`Replica::apply`] alone, in the order of the log and with the time
-//! stamped into each [`Mutation`], so the same log gives the same replica. What only a leader has
-//! (marks, queues, parked requests) is in [`crate::engine::partition`].
+//! A replica changes by the entries of its log alone ([`Replica::apply_entry`], and
+//! [`Replica::apply`] for a single mutation), in their order and at the moments stamped into them,
+//! so the same log gives the same replica. What only a leader has (marks, queues, parked requests)
+//! is in [`crate::engine::partition`].
+//!
+//! Three things here are a leader's memory all the same, because they lie beside what they are
+//! about. No mutation's outcome depends on them, and no snapshot holds them: the watched keys,
+//! the latest stamp given out ([`Replica::stamp`]), and what a leader has heard of transactions
+//! that are over ([`Replica::done_below`]). The last may only make it refuse what it would
+//! otherwise have proposed.
 
-use crate::engine::batch::{Op, Replies};
+use crate::engine::batch::{Laid, Layout, Op, Replies};
 use crate::engine::machine::{Access, Machine, Scope};
-use crate::engine::protocol::{Claim, Granule, Image, Prepare, Prepared, Share, Verdict, Watched};
+use crate::engine::protocol::{
+    Claim, Granule, Image, Prepare, Prepared, Refusal, Share, Verdict, Watched,
+};
+use crate::engine::record::{Damaged, Entry, Section};
 use crate::engine::rules::{Rule, kept};
 use crate::engine::tables::{KeyHasher, Tables};
 use crate::engine::watches::Watches;
@@ -27,6 +37,8 @@ pub enum Mutation<'a> {
     Decide(TxnId, Verdict),
     /// A participant has applied a commit that was decided here.
     Applied(TxnId, PartitionId),
+    /// A node began a life: nothing of its earlier ones may prepare any more.
+    Began(NodeId, Incarnation),
 }
 
 /// What an applied mutation came to.
@@ -41,6 +53,32 @@ pub enum Applied {
     /// The transaction's outcome as it stands, be it this decision or an earlier one.
     Stands(Verdict),
 }
+
+/// What an applied entry answers, in recycled buffers.
+#[derive(Debug, Default)]
+pub struct Answers {
+    /// One reply for each operation of the entry, in order; none at all where nobody waits.
+    pub replies: Replies,
+    /// What each other mutation came to, in order.
+    pub applied: Vec<Applied>,
+    layout: Layout,
+}
+
+impl Answers {
+    /// Forgets the answers and keeps the buffers.
+    pub fn clear(&mut self) {
+        self.replies.clear();
+        self.applied.clear();
+    }
+}
+
+/// Operations of an entry whose items are prefetched together: enough for their misses to
+/// overlap, few enough for all of it to be in the cache still when it is their turn.
+const PREFETCHED_OPS: usize = 128;
+
+/// Replies of one entry stop growing past this, where the offsets of their ends would not do any
+/// more: what goes beyond is replaced by an error.
+const ENTRY_REPLY_BYTES_MAX: usize = 1 << 31;
 
 /// An uncommitted write of a prepared transaction, and the keys it keeps locked.
 #[derive(Debug)]
@@ -86,10 +124,20 @@ pub struct Replica<M> {
     scratch: Tables,
     intents: BTreeMap<TxnId, Intent>,
     outcomes: BTreeMap<TxnId, Outcome>,
-    finished: BTreeMap<NodeId, Finished>,
+    /// Transactions that are over, by the log.
+    finished: Ends,
+    /// The stamp of the latest mutation.
     stamp: Millis,
+    /// Leader's memory: transactions that are over as far as anybody has said so.
+    heard: Ends,
+    /// Leader's memory: the latest stamp given out.
+    promised: Millis,
     machine: PhantomData<M>,
 }
+
+/// Transactions that may not prepare any more, by the node of their Coordinator.
+#[derive(Debug, Default)]
+struct Ends(BTreeMap<NodeId, Finished>);
 
 /// A Coordinator's transactions that may not prepare any more.
 #[derive(Debug, Default)]
@@ -101,6 +149,50 @@ struct Finished {
     ended: BTreeMap<(u64, u32), Verdict>,
 }
 
+impl Ends {
+    /// Whether this attempt may not prepare any more.
+    fn is_over(&self, txn: TxnId) -> bool {
+        self.0.get(&txn.node).is_some_and(|finished| {
+            txn.incarnation < finished.incarnation
+                || txn.incarnation == finished.incarnation
+                    && (txn.sequence < finished.below
+                        || finished.ended.contains_key(&(txn.sequence, txn.attempt)))
+        })
+    }
+
+    /// How an attempt ended, as far as it is remembered.
+    fn ended(&self, txn: TxnId) -> Option<Verdict> {
+        let finished = self.0.get(&txn.node)?;
+        if finished.incarnation != txn.incarnation {
+            return None;
+        }
+        finished.ended.get(&(txn.sequence, txn.attempt)).copied()
+    }
+
+    /// Learns that a Coordinator has ended everything below a sequence.
+    fn done_below(&mut self, node: NodeId, incarnation: Incarnation, below: u64) {
+        let finished = self.0.entry(node).or_default();
+        if incarnation > finished.incarnation {
+            *finished = Finished { incarnation, ..Finished::default() };
+        }
+        if incarnation == finished.incarnation && below > finished.below {
+            finished.below = below;
+            finished.ended = finished.ended.split_off(&(below, 0));
+        }
+    }
+
+    /// Learns how an attempt has ended.
+    fn finish(&mut self, txn: TxnId, verdict: Verdict) {
+        let finished = self.0.entry(txn.node).or_default();
+        if txn.incarnation > finished.incarnation {
+            *finished = Finished { incarnation: txn.incarnation, ..Finished::default() };
+        }
+        if txn.incarnation == finished.incarnation && txn.sequence >= finished.below {
+            finished.ended.insert((txn.sequence, txn.attempt), verdict);
+        }
+    }
+}
+
 impl<M: Machine> Replica<M> {
     /// A replica that holds nothing.
     pub fn new(id: PartitionId, hasher: KeyHasher) -> Replica<M> {
@@ -110,8 +202,10 @@ impl<M: Machine> Replica<M> {
             scratch: Tables::new(hasher),
             intents: BTreeMap::new(),
             outcomes: BTreeMap::new(),
-            finished: BTreeMap::new(),
+            finished: Ends::default(),
             stamp: Millis(0),
+            heard: Ends::default(),
+            promised: Millis(0),
             machine: PhantomData,
         }
     }
@@ -131,9 +225,15 @@ impl<M: Machine> Replica<M> {
         &self.outcomes
     }
 
-    /// The stamp for a mutation at wall time `now`: stamps never decrease, whatever clocks do.
+    /// The stamp for what happens at wall time `now`: stamps never decrease, whatever clocks do
+    /// and whoever led before.
     pub fn stamp(&mut self, now: Millis) -> Millis {
-        self.stamp = self.stamp.max(now);
+        self.promised = self.promised.max(self.stamp).max(now);
+        self.promised
+    }
+
+    /// The stamp of the latest mutation that was applied.
+    pub fn stamped(&self) -> Millis {
         self.stamp
     }
 
@@ -148,6 +248,7 @@ impl<M: Machine> Replica<M> {
     /// Runs a single operation that may write: the short form of applying [`Mutation::Run`].
     #[inline]
     pub fn run(&mut self, op: &Op<'_>, stamp: Millis, reply: &mut Vec<u8>) {
+        self.stamp = stamp;
         self.tables.begin(stamp, Access::Write);
         M::run(op, &mut self.tables, stamp, reply);
     }
@@ -190,39 +291,121 @@ impl<M: Machine> Replica<M> {
         self.tables.watches_mut().expire(now);
     }
 
-    /// Whether this attempt may not prepare any more.
+    /// Whether this attempt may not prepare any more, as far as the leader has heard: reason
+    /// enough not to propose it.
     pub fn is_over(&self, txn: TxnId) -> bool {
-        self.finished.get(&txn.node).is_some_and(|finished| {
-            txn.incarnation < finished.incarnation
-                || txn.incarnation == finished.incarnation
-                    && (txn.sequence < finished.below
-                        || finished.ended.contains_key(&(txn.sequence, txn.attempt)))
-        })
+        self.finished.is_over(txn) || self.heard.is_over(txn)
     }
 
     /// How an attempt ended here, as far as it is remembered.
     pub fn ended(&self, txn: TxnId) -> Option<Verdict> {
-        let finished = self.finished.get(&txn.node)?;
-        if finished.incarnation != txn.incarnation {
-            return None;
-        }
-        finished.ended.get(&(txn.sequence, txn.attempt)).copied()
+        self.finished.ended(txn)
     }
 
-    /// Learns that a Coordinator has ended everything below a sequence.
+    /// Hears that a Coordinator has ended everything below a sequence. This is a leader's memory,
+    /// which lives no longer than the replica's process: applying a [`Mutation::Prepare`] learns
+    /// the same from the log.
     pub fn done_below(&mut self, node: NodeId, incarnation: Incarnation, below: u64) {
-        let finished = self.finished.entry(node).or_default();
-        if incarnation > finished.incarnation {
-            *finished = Finished { incarnation, ..Finished::default() };
+        self.heard.done_below(node, incarnation, below);
+    }
+
+    /// Applies an entry of the log.
+    ///
+    /// `leads`: whether somebody here waits for the replies. Where nobody does, operations that
+    /// only read are passed over. An operation that an intent of another transaction is in the way
+    /// of changes nothing and has an error for its reply.
+    ///
+    /// An error says that the entry is not what was proposed, or was proposed by a version that
+    /// knows more. Some of it may have been applied, so the replica has to be given up.
+    pub fn apply_entry(
+        &mut self,
+        entry: &[u8],
+        leads: bool,
+        answers: &mut Answers,
+    ) -> Result<(), Damaged> {
+        answers.clear();
+        let mut entry = Entry::read(entry)?;
+        let stamp = entry.stamp();
+        loop {
+            let at = entry.at();
+            let Some(section) = entry.next_section()? else { return Ok(()) };
+            let mutation = match section {
+                Section::Runs(runs) => {
+                    let Answers { replies, layout, .. } = answers;
+                    let ops = runs.read(layout)?;
+                    if !ops.heads(0, ops.len()).all(|head| M::knows(head.code)) {
+                        return Err(Damaged::new(at, "an operation that is not known"));
+                    }
+                    self.run_all(ops, stamp, leads, replies);
+                    continue;
+                }
+                Section::Expire(table, key) => Mutation::Expire(table, key),
+                Section::Prepare(prepare, claims) => {
+                    if !knows_work::<M>(&prepare.work) {
+                        return Err(Damaged::new(at, "an operation that is not known"));
+                    }
+                    let applied =
+                        self.apply(Mutation::Prepare(&prepare, claims), stamp, &mut Vec::new());
+                    answers.applied.push(applied);
+                    continue;
+                }
+                Section::Decide(txn, verdict) => Mutation::Decide(txn, verdict),
+                Section::Applied(txn, from) => Mutation::Applied(txn, from),
+                Section::Began(node, life) => Mutation::Began(node, life),
+            };
+            answers.applied.push(self.apply(mutation, stamp, &mut Vec::new()));
         }
-        if incarnation == finished.incarnation && below > finished.below {
-            finished.below = below;
-            finished.ended = finished.ended.split_off(&(below, 0));
+    }
+
+    /// Runs operations in three passes, so that their cache misses overlap: the slots, the items,
+    /// the operations.
+    fn run_all(&mut self, ops: Laid<'_>, stamp: Millis, leads: bool, replies: &mut Replies) {
+        self.stamp = self.stamp.max(stamp);
+        let stamp = self.stamp;
+        for from in (0..ops.len()).step_by(PREFETCHED_OPS) {
+            let to = ops.len().min(from + PREFETCHED_OPS);
+            if to - from > 1 {
+                let keyed = || ops.heads(from, to).filter(|head| head.hash != 0);
+                keyed().for_each(|head| self.tables.prefetch_slot(head.table, head.hash));
+                keyed().for_each(|head| self.tables.prefetch_item(head.table, head.hash));
+            }
+            for index in from..to {
+                let op = ops.op(index);
+                if !leads {
+                    replies.bytes.clear();
+                    self.run_one(&op, stamp, leads, &mut replies.bytes);
+                    continue;
+                }
+                let start = replies.bytes.len();
+                self.run_one(&op, stamp, leads, &mut replies.bytes);
+                if replies.bytes.len() > ENTRY_REPLY_BYTES_MAX {
+                    replies.bytes.truncate(start);
+                    M::refuse(&Refusal::TooLong, &mut replies.bytes);
+                }
+                replies.end();
+            }
+        }
+        if !leads {
+            replies.bytes.clear();
+        }
+    }
+
+    #[inline]
+    fn run_one(&mut self, op: &Op<'_>, stamp: Millis, leads: bool, reply: &mut Vec<u8>) {
+        match M::access(op.head.code) {
+            Access::Read if !leads => {}
+            Access::Read => self.read(op, stamp, reply),
+            Access::Write if self.locked_by_another(op) => M::refuse(&Refusal::Locked, reply),
+            Access::Write => self.run(op, stamp, reply),
         }
     }
 
     /// Applies a logged mutation. `reply` takes the reply of a [`Mutation::Run`].
+    ///
+    /// Stamps never decrease: a stamp before that of an earlier mutation stands for that one.
     pub fn apply(&mut self, mutation: Mutation<'_>, stamp: Millis, reply: &mut Vec<u8>) -> Applied {
+        self.stamp = self.stamp.max(stamp);
+        let stamp = self.stamp;
         match mutation {
             Mutation::Run(op) => {
                 if self.locked_by_another(&op) {
@@ -250,6 +433,10 @@ impl<M: Machine> Replica<M> {
                 }
                 Applied::Done
             }
+            Mutation::Began(node, life) => {
+                self.finished.done_below(node, life, 0);
+                Applied::Done
+            }
         }
     }
 
@@ -267,10 +454,12 @@ impl<M: Machine> Replica<M> {
     }
 
     fn prepare(&mut self, prepare: &Prepare, claims: Vec<Claim>, stamp: Millis) -> Applied {
+        let Prepare { txn, done_below, .. } = prepare;
+        self.finished.done_below(txn.node, txn.incarnation, *done_below);
         if let Some(intent) = self.intents.get(&prepare.txn) {
             return Applied::Voted(intent.replies.clone());
         }
-        if kept(Rule::LatePreparesAreRefused) && self.is_over(prepare.txn) {
+        if kept(Rule::LatePreparesAreRefused) && self.finished.is_over(prepare.txn) {
             return Applied::Refused;
         }
         let (writes, replies) = match &prepare.work {
@@ -346,7 +535,7 @@ impl<M: Machine> Replica<M> {
             if let Some(intent) = self.intents.remove(&txn) {
                 self.commit(txn, intent, stamp);
             }
-            self.finish(txn, Verdict::Commit);
+            self.finished.finish(txn, Verdict::Commit);
             return Applied::Stands(Verdict::Commit);
         }
         if kept(Rule::FirstDecisionStands) {
@@ -365,7 +554,7 @@ impl<M: Machine> Replica<M> {
             }
             _ => Verdict::Abort,
         };
-        self.finish(txn, verdict);
+        self.finished.finish(txn, verdict);
         Applied::Stands(verdict)
     }
 
@@ -390,15 +579,13 @@ impl<M: Machine> Replica<M> {
             }
         }
     }
+}
 
-    fn finish(&mut self, txn: TxnId, verdict: Verdict) {
-        let finished = self.finished.entry(txn.node).or_default();
-        if txn.incarnation > finished.incarnation {
-            *finished = Finished { incarnation: txn.incarnation, ..Finished::default() };
-        }
-        if txn.incarnation == finished.incarnation && txn.sequence >= finished.below {
-            finished.ended.insert((txn.sequence, txn.attempt), verdict);
-        }
+/// Whether the machine knows every operation that is to be prepared.
+fn knows_work<M: Machine>(work: &Prepared) -> bool {
+    match work {
+        Prepared::Share(share) => share.batch.heads().all(|head| M::knows(head.code)),
+        Prepared::Images(_) => true,
     }
 }
 
