@@ -6,6 +6,7 @@
 pub mod barrier;
 pub mod batch;
 pub mod bucket;
+pub mod consensus;
 pub mod item;
 pub mod locks;
 pub mod machine;
