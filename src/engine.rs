@@ -17,6 +17,7 @@ pub mod record;
 pub mod replica;
 pub mod rules;
 pub mod slots;
+pub mod snapshot;
 pub mod table;
 pub mod tables;
 pub mod txn;

@@ -11,6 +11,10 @@
 //! that are over ([`Replica::done_below`]). The last may only make it refuse what it would
 //! otherwise have proposed.
 
+mod ends;
+mod locked;
+mod state;
+
 use crate::engine::batch::{Laid, Layout, Op, Replies};
 use crate::engine::machine::{Access, Machine, Scope};
 use crate::engine::protocol::{
@@ -21,6 +25,9 @@ use crate::engine::rules::{Rule, kept};
 use crate::engine::tables::{KeyHasher, Tables};
 use crate::engine::watches::Watches;
 use crate::ids::{Age, Incarnation, Millis, NodeId, PartitionId, TableIndex, TxnId};
+use ends::Ends;
+use locked::Locked;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
 
@@ -81,7 +88,7 @@ const PREFETCHED_OPS: usize = 128;
 const ENTRY_REPLY_BYTES_MAX: usize = 1 << 31;
 
 /// An uncommitted write of a prepared transaction, and the keys it keeps locked.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Intent {
     /// Its age, for the marks of a new leader.
     pub age: Age,
@@ -99,7 +106,7 @@ pub struct Intent {
     replies: Replies,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 enum Write {
     Image(Image),
     /// An operation on the whole partition, run at the commit: its outcome is not a few keys.
@@ -107,7 +114,7 @@ enum Write {
 }
 
 /// A commit that was decided here and is not applied everywhere yet.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Outcome {
     /// Participants that have not confirmed.
     pub unconfirmed: BTreeSet<PartitionId>,
@@ -123,6 +130,8 @@ pub struct Replica<M> {
     /// Where shares are evaluated before they are intents. Empty between uses.
     scratch: Tables,
     intents: BTreeMap<TxnId, Intent>,
+    /// What the intents lock.
+    locked: Locked,
     outcomes: BTreeMap<TxnId, Outcome>,
     /// Transactions that are over, by the log.
     finished: Ends,
@@ -132,65 +141,9 @@ pub struct Replica<M> {
     heard: Ends,
     /// Leader's memory: the latest stamp given out.
     promised: Millis,
+    /// The items of a snapshot that is being taken.
+    snapshot: Option<u64>,
     machine: PhantomData<M>,
-}
-
-/// Transactions that may not prepare any more, by the node of their Coordinator.
-#[derive(Debug, Default)]
-struct Ends(BTreeMap<NodeId, Finished>);
-
-/// A Coordinator's transactions that may not prepare any more.
-#[derive(Debug, Default)]
-struct Finished {
-    incarnation: Incarnation,
-    /// Every sequence below is over.
-    below: u64,
-    /// Attempts at or above `below` that are over, and how they ended here.
-    ended: BTreeMap<(u64, u32), Verdict>,
-}
-
-impl Ends {
-    /// Whether this attempt may not prepare any more.
-    fn is_over(&self, txn: TxnId) -> bool {
-        self.0.get(&txn.node).is_some_and(|finished| {
-            txn.incarnation < finished.incarnation
-                || txn.incarnation == finished.incarnation
-                    && (txn.sequence < finished.below
-                        || finished.ended.contains_key(&(txn.sequence, txn.attempt)))
-        })
-    }
-
-    /// How an attempt ended, as far as it is remembered.
-    fn ended(&self, txn: TxnId) -> Option<Verdict> {
-        let finished = self.0.get(&txn.node)?;
-        if finished.incarnation != txn.incarnation {
-            return None;
-        }
-        finished.ended.get(&(txn.sequence, txn.attempt)).copied()
-    }
-
-    /// Learns that a Coordinator has ended everything below a sequence.
-    fn done_below(&mut self, node: NodeId, incarnation: Incarnation, below: u64) {
-        let finished = self.0.entry(node).or_default();
-        if incarnation > finished.incarnation {
-            *finished = Finished { incarnation, ..Finished::default() };
-        }
-        if incarnation == finished.incarnation && below > finished.below {
-            finished.below = below;
-            finished.ended = finished.ended.split_off(&(below, 0));
-        }
-    }
-
-    /// Learns how an attempt has ended.
-    fn finish(&mut self, txn: TxnId, verdict: Verdict) {
-        let finished = self.0.entry(txn.node).or_default();
-        if txn.incarnation > finished.incarnation {
-            *finished = Finished { incarnation: txn.incarnation, ..Finished::default() };
-        }
-        if txn.incarnation == finished.incarnation && txn.sequence >= finished.below {
-            finished.ended.insert((txn.sequence, txn.attempt), verdict);
-        }
-    }
 }
 
 impl<M: Machine> Replica<M> {
@@ -201,11 +154,13 @@ impl<M: Machine> Replica<M> {
             tables: Tables::new(hasher),
             scratch: Tables::new(hasher),
             intents: BTreeMap::new(),
+            locked: Locked::default(),
             outcomes: BTreeMap::new(),
             finished: Ends::default(),
             stamp: Millis(0),
             heard: Ends::default(),
             promised: Millis(0),
+            snapshot: None,
             machine: PhantomData,
         }
     }
@@ -415,8 +370,7 @@ impl<M: Machine> Replica<M> {
                 Applied::Done
             }
             Mutation::Expire(table, key) => {
-                let claim = (table, key);
-                if self.intents.values().any(|intent| intent.claims_key(claim)) {
+                if self.locks_key(table, key) {
                     return Applied::Refused;
                 }
                 self.tables.expire(table, key, stamp);
@@ -446,11 +400,41 @@ impl<M: Machine> Replica<M> {
             return false;
         }
         let mut locked = M::scope(op.head.code) == Scope::Partition;
-        M::keys(op, &mut |table, key| {
-            let claim = (table, key);
-            locked |= self.intents.values().any(|intent| intent.claims_key(claim));
-        });
+        M::keys(op, &mut |table, key| locked |= self.locks_key(table, key));
         locked
+    }
+
+    /// Whether an intent locks the key, be it for reading.
+    fn locks_key(&self, table: TableIndex, key: &[u8]) -> bool {
+        self.locked.may_lock(self.tables.hasher().hash(key))
+            && self.intents.values().any(|intent| intent.claims_key((table, key)))
+    }
+
+    /// Whether an intent locks what is claimed, in a way that cannot be shared.
+    fn locks(&self, claim: &Claim) -> bool {
+        let hasher = self.tables.hasher();
+        let may = match &claim.granule {
+            Granule::Whole => true,
+            Granule::Key(_, key) => self.locked.may_lock(hasher.hash(key)),
+        };
+        may && self.intents.values().flat_map(|intent| &intent.claims).any(|other| {
+            let meet = other.granule == claim.granule
+                || other.granule == Granule::Whole
+                || claim.granule == Granule::Whole;
+            meet && other.access.max(claim.access) == Access::Write
+        })
+    }
+
+    fn add_intent(&mut self, txn: TxnId, intent: Intent) {
+        self.locked.lock(&intent.claims, self.tables.hasher());
+        let replaced = self.intents.insert(txn, intent);
+        assert!(replaced.is_none(), "a transaction prepares here once");
+    }
+
+    fn take_intent(&mut self, txn: TxnId) -> Option<Intent> {
+        let intent = self.intents.remove(&txn)?;
+        self.locked.unlock(&intent.claims, self.tables.hasher());
+        Some(intent)
     }
 
     fn prepare(&mut self, prepare: &Prepare, claims: Vec<Claim>, stamp: Millis) -> Applied {
@@ -460,6 +444,9 @@ impl<M: Machine> Replica<M> {
             return Applied::Voted(intent.replies.clone());
         }
         if kept(Rule::LatePreparesAreRefused) && self.finished.is_over(prepare.txn) {
+            return Applied::Refused;
+        }
+        if kept(Rule::MarksAreAuthoritative) && claims.iter().any(|claim| self.locks(claim)) {
             return Applied::Refused;
         }
         let (writes, replies) = match &prepare.work {
@@ -478,7 +465,7 @@ impl<M: Machine> Replica<M> {
             writes,
             replies: replies.clone(),
         };
-        self.intents.insert(prepare.txn, intent);
+        self.add_intent(prepare.txn, intent);
         Applied::Voted(replies)
     }
 
@@ -532,7 +519,7 @@ impl<M: Machine> Replica<M> {
 
     fn decide(&mut self, txn: TxnId, verdict: Verdict, stamp: Millis) -> Applied {
         if verdict == Verdict::Commit && !kept(Rule::CommitNeedsIntent) {
-            if let Some(intent) = self.intents.remove(&txn) {
+            if let Some(intent) = self.take_intent(txn) {
                 self.commit(txn, intent, stamp);
             }
             self.finished.finish(txn, Verdict::Commit);
@@ -546,7 +533,7 @@ impl<M: Machine> Replica<M> {
                 return Applied::Stands(ended);
             }
         }
-        let intent = self.intents.remove(&txn);
+        let intent = self.take_intent(txn);
         let verdict = match intent {
             Some(intent) if verdict == Verdict::Commit => {
                 self.commit(txn, intent, stamp);
@@ -597,3 +584,6 @@ impl Intent {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
