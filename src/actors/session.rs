@@ -6,6 +6,7 @@
 //! a connection's commands take effect in the order it sent them.
 
 mod order;
+mod redirect;
 
 use crate::actors::bucket::{Answer, Execute, Failure, Outcome};
 use crate::actors::coordinator::Begin;
@@ -345,6 +346,7 @@ impl Session {
     /// Sends every share that has unanswered operations, and takes the answers.
     async fn ask(&mut self) -> io::Result<()> {
         let mut waiting: SmallVec<[(usize, oneshot::Receiver<Outcome>); 4]> = SmallVec::new();
+        let mut misplaced: SmallVec<[usize; 4]> = SmallVec::new();
         for (destination, share) in self.shares.iter_mut().enumerate() {
             if share.batch.is_empty() || share.taken < share.replies.len() {
                 continue;
@@ -371,13 +373,24 @@ impl Session {
         for (destination, outcome) in waiting {
             let share = &mut self.shares[destination];
             match outcome.await {
-                Ok(Ok((batch, replies))) => (share.batch, share.replies) = (batch, replies),
+                Ok(Ok((batch, replies))) => {
+                    let settled = replies.misplaced.is_empty();
+                    (share.batch, share.replies) = (batch, replies);
+                    if !settled {
+                        misplaced.push(destination);
+                    }
+                }
                 Ok(Err((batch, failure))) => {
                     share.replies = failed(&batch, &failure);
                     share.batch = batch;
                 }
                 Err(_) => return Err(io::Error::other("the node is stopping")),
             }
+        }
+        for destination in misplaced {
+            let share = &mut self.shares[destination];
+            let replies = std::mem::take(&mut share.replies);
+            share.replies = redirect::settle(&share.batch, replies, &self.local).await?;
         }
         Ok(())
     }

@@ -361,6 +361,9 @@ pub struct Replies {
     pub bytes: Vec<u8>,
     /// Where each ends in `bytes`.
     pub ends: Vec<u32>,
+    /// Operations, by place and in order, that were not executed because another node leads their
+    /// partition: they may be asked of that one. Their replies are empty.
+    pub misplaced: Vec<u32>,
 }
 
 impl Replies {
@@ -402,6 +405,7 @@ impl Replies {
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.ends.clear();
+        self.misplaced.clear();
     }
 }
 
@@ -409,25 +413,29 @@ impl Serialize for Replies {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut ends = Vec::with_capacity(self.ends.len() * END_BYTES);
         self.ends.iter().for_each(|end| put_end(&mut ends, *end));
-        let mut tuple = serializer.serialize_tuple(2)?;
+        let mut tuple = serializer.serialize_tuple(3)?;
         tuple.serialize_element(serde_bytes::Bytes::new(&self.bytes))?;
         tuple.serialize_element(serde_bytes::Bytes::new(&ends))?;
+        tuple.serialize_element(&self.misplaced)?;
         tuple.end()
     }
 }
 
 impl<'de> Deserialize<'de> for Replies {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (bytes, ends): (serde_bytes::ByteBuf, &serde_bytes::Bytes) =
+        let (bytes, ends, misplaced): (serde_bytes::ByteBuf, &serde_bytes::Bytes, Vec<u32>) =
             Deserialize::deserialize(deserializer)?;
         let bytes = bytes.into_vec();
         let (ends, rest) = ends.as_chunks::<4>();
         let ends: Vec<u32> = ends.iter().map(|end| u32::from_le_bytes(*end)).collect();
+        if misplaced.iter().any(|place| *place as usize >= ends.len()) || !misplaced.is_sorted() {
+            return Err(de::Error::custom("replies: misplaced operations that there are not"));
+        }
         let whole = ends.last().map_or(0, |end| *end as usize) == bytes.len();
         if !rest.is_empty() || !ends.is_sorted() || !whole {
             return Err(de::Error::custom("replies: ends do not fit the bytes"));
         }
-        Ok(Replies { bytes, ends })
+        Ok(Replies { bytes, ends, misplaced })
     }
 }
 

@@ -252,6 +252,11 @@ impl<M: Machine> Replica<M> {
         self.finished.is_over(txn) || self.heard.is_over(txn)
     }
 
+    /// The latest life of a node that the log knows of.
+    pub fn life_of(&self, node: NodeId) -> Option<Incarnation> {
+        self.finished.0.get(&node).map(|finished| finished.incarnation)
+    }
+
     /// How an attempt ended here, as far as it is remembered.
     pub fn ended(&self, txn: TxnId) -> Option<Verdict> {
         self.finished.ended(txn)
