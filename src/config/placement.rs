@@ -82,3 +82,6 @@ impl Config {
         self.replicas_of(partition)[0]
     }
 }
+
+#[cfg(test)]
+mod tests;
