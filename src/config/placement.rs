@@ -67,12 +67,16 @@ impl Config {
     /// The nodes that hold a partition, as many as its class has replicas. The one that should
     /// lead it comes first.
     pub fn replicas_of(&self, partition: PartitionId) -> Vec<NodeId> {
-        let (class, place) = (partition.0 / self.partitions, partition.0 % self.partitions);
         let (nodes, partitions) = (self.nodes.len(), usize::from(self.partitions));
-        // Where the partitions of a class do not go round evenly, the next class goes on where this
-        // one left off, so that it is not always the same nodes that have one more.
-        let start = usize::from(class) * (partitions % nodes);
-        let leader = start + usize::from(place) * nodes / partitions;
+        let (class, place) = (partition.index() / partitions, partition.index() % partitions);
+        // Where partitions do not go round evenly, the first few runs of a class are longer by one,
+        // and the next class begins at the node behind them.
+        let (run, longer) = (partitions / nodes, partitions % nodes);
+        let start = class * longer;
+        let leader = match place.checked_sub(longer * (run + 1)) {
+            None => start + place / (run + 1),
+            Some(rest) => start + longer + rest / run,
+        };
         let replicas = usize::from(self.class_of(partition).replicas);
         (leader..leader + replicas).map(|node| self.nodes[node % nodes].id).collect()
     }

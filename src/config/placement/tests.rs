@@ -94,10 +94,8 @@ fn replicas_are_distinct_and_leaders_are_spread() {
                 *leads.entry(config.leader_of(PartitionId(id))).or_default() += 1;
                 if (done + 1) % usize::from(partitions) == 0 {
                     let (most, least) = (leads.values().max(), leads.values().min());
-                    let class = id / partitions;
                     let uneven = most.zip(least).map_or(0, |(most, least)| most - least);
-                    let allowed = if class == 0 { 1 } else { 2 };
-                    assert!(uneven <= allowed, "{nodes} nodes, {partitions} partitions: {leads:?}");
+                    assert!(uneven <= 1, "{nodes} nodes, {partitions} partitions: {leads:?}");
                 }
             }
             if nodes >= 3 {

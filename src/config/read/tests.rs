@@ -13,6 +13,12 @@ fn with(more: &str) -> String {
     )
 }
 
+/// A cluster of three nodes, five lines long, and more.
+fn three(more: &str) -> String {
+    let node = |id| format!("  - {{ id: {id}, host: h{id}, client: 1, peer: 2, http: 3 }}\n");
+    format!("cluster: quorate\nnodes:\n{}{more}", (1..=3).map(node).collect::<String>())
+}
+
 /// A cluster of one good node and another, on the same host unless it says otherwise.
 fn second(node: &str) -> String {
     format!(
@@ -46,11 +52,11 @@ fn mistakes_are_named_with_their_place_and_what_would_be_right() {
         ),
         (
             with("zzz: 12"),
-            "c.yaml:5:1: zzz: unknown field; known here: cluster, nodes, data, partitions, defaults, tables, limits, arbiters, bind, log",
+            "c.yaml:5:1: zzz: unknown field; known here: cluster, nodes, data, partitions, defaults, tables, replication, limits, arbiters, bind, log",
         ),
         (
             with("limits: { zzz: 1GiB }"),
-            "c.yaml:5:11: limits.zzz: unknown field; known here: key, value, arguments, inline, query_buffer, output_buffer, pipeline, transaction, memory, connections, idle, unread, lock_wait",
+            "c.yaml:5:11: limits.zzz: unknown field; known here: key, value, arguments, inline, query_buffer, output_buffer, pipeline, transaction, memory, connections, idle, unread, lock_wait, failover_wait",
         ),
         (
             with("limits:\n  conections: 3"),
@@ -209,24 +215,98 @@ fn mistakes_are_named_with_their_place_and_what_would_be_right() {
             with("tables:\n  - { index: 1, name: x }\n  - { index: 2, name: x }"),
             "c.yaml:7:23: tables[1].name: the name \"x\" is already used by table 1; give each its own",
         ),
-        // Known, and not built yet.
-        (with("data: ./data"), "c.yaml:5:7: data: nothing is written to disk yet; leave it out"),
+        (
+            with("limits: { failover_wait: 2h }"),
+            "c.yaml:5:26: limits.failover_wait: 7200000 ms is out of range; it may be 0 to 3600000 ms",
+        ),
+        (with("data: [ a ]"), "c.yaml:5:7: data: expected text, found a list"),
+        (with("data: \"\""), "c.yaml:5:7: data: \"\" is no path; name a folder, such as ./data"),
+        (
+            with("data: ~/data"),
+            "c.yaml:5:7: data: \"~/data\" is taken as it is; write the whole path",
+        ),
+        // Replicas and durability.
         (
             with("defaults: { replicas: 3 }"),
-            "c.yaml:5:23: defaults.replicas: replication is not built yet; use 1",
+            "c.yaml:5:23: defaults.replicas: 3 is out of range; in a cluster of 1 node it may be 1",
         ),
         (
-            with("defaults: { replicas: 0 }"),
-            "c.yaml:5:23: defaults.replicas: 0 is out of range; it may be 1 to 7",
+            three("defaults: { replicas: 0 }"),
+            "c.yaml:6:23: defaults.replicas: 0 is out of range; in a cluster of 3 nodes it may be 1 or 3",
         ),
         (
-            with("defaults: { durability: sync }"),
-            "c.yaml:5:25: defaults.durability: nothing is written to disk yet; use none",
+            three("defaults: { replicas: 2 }"),
+            "c.yaml:6:23: defaults.replicas: 2 is out of range; in a cluster of 3 nodes it may be 1 or 3",
         ),
         (
-            with("defaults: { durability: interval }"),
-            "c.yaml:5:25: defaults.durability: nothing is written to disk yet; use none",
+            three("defaults: { replicas: 300 }"),
+            "c.yaml:6:23: defaults.replicas: 300 is out of range; in a cluster of 3 nodes it may be 1 or 3",
         ),
+        (
+            three("tables: [ { index: 2, replicas: 5 } ]"),
+            "c.yaml:6:33: tables[0].replicas: 5 is out of range; in a cluster of 3 nodes it may be 1 or 3",
+        ),
+        (
+            three("defaults: { replicas: all }"),
+            "c.yaml:6:23: defaults.replicas: expected a whole number, found \"all\"",
+        ),
+        (
+            three("defaults: { durability: always }"),
+            "c.yaml:6:25: defaults.durability: expected one of none, interval, sync, found \"always\"",
+        ),
+        (
+            three("defaults: { durability: none }"),
+            "c.yaml:6:25: defaults.durability: durability none keeps no log, and acknowledged writes of replicated tables need one; use sync or interval, or 1 replica",
+        ),
+        (
+            three("tables: [ { index: 2, durability: none, replicas: 3 } ]"),
+            "c.yaml:6:35: tables[0].durability: durability none keeps no log, and acknowledged writes of replicated tables need one; use sync or interval, or 1 replica",
+        ),
+        // The durability is the defaults' own, so what is wrong is the field that is written.
+        (
+            three(
+                "defaults: { replicas: 1, durability: none }\ntables: [ { index: 2, replicas: 3 } ]",
+            ),
+            "c.yaml:7:33: tables[0].replicas: durability none keeps no log, and acknowledged writes of replicated tables need one; use sync or interval, or 1 replica",
+        ),
+        // Replication.
+        (
+            with("replication: { hearbeat: 1s }"),
+            "c.yaml:5:16: replication.hearbeat: unknown field; did you mean \"heartbeat\"?",
+        ),
+        (
+            with("replication: { heartbeat: 5 }"),
+            "c.yaml:5:27: replication.heartbeat: 5 ms is out of range; it may be 10 to 10000 ms",
+        ),
+        (
+            with("replication: { election_timeout: 2m }"),
+            "c.yaml:5:34: replication.election_timeout: 120000 ms is out of range; it may be 40 to 60000 ms",
+        ),
+        (
+            with("replication: { election_timeout: 399ms }"),
+            "c.yaml:5:34: replication.election_timeout: an election timeout of 399 ms is too short for heartbeats every 100 ms; make it 400 ms or more",
+        ),
+        (
+            with("replication: { heartbeat: 151ms }"),
+            "c.yaml:5:27: replication.heartbeat: an election timeout of 600 ms is too short for heartbeats every 151 ms; make it 604 ms or more",
+        ),
+        (
+            with("replication: { segment: 64mb }"),
+            "c.yaml:5:25: replication.segment: expected a size such as 65536, 64KiB or 512MiB, found \"64mb\"",
+        ),
+        (
+            with("replication: { segment: 1KiB }"),
+            "c.yaml:5:25: replication.segment: 1024 bytes are out of range; it may be 1048576 to 1073741824 bytes",
+        ),
+        (
+            with("replication: { snapshot_after: 79MiB }"),
+            "c.yaml:5:32: replication.snapshot_after: snapshots after 82837504 bytes of log cannot be, with 16777216 retained and segments of 67108864; make snapshot_after 83886080 bytes or more",
+        ),
+        (
+            with("replication: { retain: 193MiB }"),
+            "c.yaml:5:24: replication.retain: snapshots after 268435456 bytes of log cannot be, with 202375168 retained and segments of 67108864; make snapshot_after 269484032 bytes or more",
+        ),
+        // Known, and not built yet.
         (
             with("defaults: { mode: eventual }"),
             "c.yaml:5:19: defaults.mode: eventual tables are not built yet; use strong",
@@ -238,10 +318,6 @@ fn mistakes_are_named_with_their_place_and_what_would_be_right() {
         (
             with("tables: [ { index: 2, conflict: siblings } ]"),
             "c.yaml:5:33: tables[0].conflict: only eventual tables have it, and they are not built yet",
-        ),
-        (
-            with("tables: [ { index: 2, replicas: 3 } ]"),
-            "c.yaml:5:33: tables[0].replicas: replication is not built yet; use 1",
         ),
     ];
     let wrong: Vec<_> = cases
@@ -273,10 +349,32 @@ fn what_is_left_out_has_its_default() {
     assert_eq!(config.bind, None);
     assert!(config.arbiters >= 1);
     assert_eq!(config.tables.len(), 16);
-    assert!(config.tables.iter().all(|table| table.class.to_string() == "strong,1,none"));
+    assert!(config.tables.iter().all(|table| table.class.to_string() == "strong,1,sync"));
+    assert_eq!(config.replication, Replication::default());
+    assert_eq!(config.data_of(NodeId(7)).to_str(), Some("./data/node-7"));
     // An empty section is as good as none: all of its lines may be comments.
-    let empty = super::config(&with("tables:\nlimits:\nlog:\nbind:\n"));
+    let empty = super::config(&with("data:\ntables:\nreplication:\nlimits:\nlog:\nbind:\n"));
     assert_eq!(empty, Ok(config));
+}
+
+#[test]
+fn replicas_and_durability_have_defaults_by_the_number_of_nodes() {
+    let classes = |text: &str| {
+        let config = config(text).expect("valid");
+        config.classes().iter().map(Class::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        classes(&second("{ id: 2, host: b, client: 1, peer: 2, http: 3 }")),
+        ["strong,1,sync"]
+    );
+    assert_eq!(classes(&three("")), ["strong,3,sync"]);
+    assert_eq!(classes(&three("defaults: { replicas: 1 }")), ["strong,1,sync"]);
+    assert_eq!(
+        classes(&three(
+            "tables:\n  - { index: 3, replicas: 1, durability: none }\n  - { index: 1 }"
+        )),
+        ["strong,3,sync", "strong,1,none"]
+    );
 }
 
 #[test]
@@ -286,12 +384,14 @@ fn what_is_written_is_read() {
 nodes:
   - { id: 3, host: ::1, client: 1, peer: 2, http: 3 }
   - { id: 1, host: Db-1.Example, client: 1, peer: 2, http: 3 }
+data: /var/lib/quorate
 partitions: 7
 arbiters: 2
 bind: 0.0.0.0
 log: { level: off }
 tables:
   - { index: 5, name: carts, mode: strong, replicas: 1, durability: none }
+replication: { election_timeout: 2s, heartbeat: 500, segment: 1MiB, snapshot_after: 3MiB, retain: 0 }
 limits:
   key: 1KiB
   value: 2 MiB
@@ -306,6 +406,7 @@ limits:
   idle: 1m
   unread: 1500
   lock_wait: 2m
+  failover_wait: 0
 ",
     )
     .expect("valid");
@@ -332,6 +433,18 @@ limits:
         idle: Duration::from_secs(60),
         unread: Duration::from_millis(1500),
         lock_wait: Duration::from_secs(120),
+        failover_wait: Duration::ZERO,
     };
     assert_eq!(config.limits, limits);
+    let replication = Replication {
+        election_timeout: Duration::from_secs(2),
+        heartbeat: Duration::from_millis(500),
+        segment: 1 << 20,
+        snapshot_after: 3 << 20,
+        retain: 0,
+    };
+    assert_eq!(config.replication, replication);
+    assert_eq!(config.data_of(NodeId(3)).to_str(), Some("/var/lib/quorate/node-3"));
+    let classes: Vec<_> = config.classes().iter().map(Class::to_string).collect();
+    assert_eq!(classes, ["strong,1,sync", "strong,1,none"]);
 }
