@@ -123,7 +123,7 @@ impl<D: Disk + Clone> Snapshots<D> {
     pub fn read(&self, snapshot: &Snapshot) -> Result<SnapshotReader<D>> {
         let path = self.dir.join(name(snapshot.partition, snapshot.index));
         let reader = SnapshotReader::open(&self.disk, &path)?;
-        reader.expect(snapshot.partition, snapshot.index)?;
+        reader.must_be(snapshot.partition, snapshot.index)?;
         Ok(reader)
     }
 
@@ -293,7 +293,7 @@ impl<D: Disk + Clone> SnapshotReceiver<D> {
     pub fn finish(self) -> Result<Snapshot> {
         let Snapshot { partition, index, .. } = self.aside.snapshot;
         let verdict = SnapshotReader::open(&self.aside.disk, &self.aside.path)
-            .and_then(|reader| reader.expect(partition, index).and_then(|()| reader.verify()));
+            .and_then(|reader| reader.must_be(partition, index).and_then(|()| reader.verify()));
         match verdict {
             Ok(()) => self.aside.put_in_place(),
             Err(error) => {
@@ -373,7 +373,7 @@ impl<D: Disk> SnapshotReader<D> {
         })
     }
 
-    fn expect(&self, partition: PartitionId, index: u64) -> Result<()> {
+    fn must_be(&self, partition: PartitionId, index: u64) -> Result<()> {
         let found = &self.snapshot;
         if (found.partition, found.index) == (partition, index) {
             return Ok(());
