@@ -586,4 +586,4 @@ impl Intent {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::engine) mod tests;
