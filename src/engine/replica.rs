@@ -591,4 +591,4 @@ impl Intent {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::engine) mod tests;

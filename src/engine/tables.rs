@@ -213,6 +213,16 @@ impl Tables {
     /// Exchanges two tables.
     pub fn swap(&mut self, one: TableIndex, other: TableIndex) {
         assert!(self.access == Access::Write, "an operation that reads does not write");
+        for table in [one, other] {
+            // As in Redis, what is there in either has changed in both.
+            for key in self.watches.watched(table) {
+                let hash = self.hasher.hash(&key);
+                let holds = |table| self.table(table).is_some_and(|t| t.find(hash, &key).is_some());
+                if one != other && (holds(one) || holds(other)) {
+                    self.watches.touch(table, &key);
+                }
+            }
+        }
         self.tables.swap(one.index(), other.index());
     }
 

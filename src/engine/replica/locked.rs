@@ -5,7 +5,7 @@ use crate::engine::tables::KeyHasher;
 use std::collections::BTreeMap;
 
 /// What intents lock, to tell at once of most operations that no intent is in their way.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Locked {
     /// How many intents lock everything.
     whole: usize,
