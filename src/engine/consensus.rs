@@ -48,6 +48,8 @@ mod pace;
 mod wire;
 
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;
 
 pub use self::lease::Ticket;
