@@ -269,3 +269,6 @@ fn collect_groups<F: File>(reading: &mut Reading<F>, dir: &Path) -> Result<()> {
 pub(super) fn corrupt(file: &Path, offset: u64, problem: &str) -> Error {
     Error::Corrupt(Corrupt { file: file.to_owned(), offset, problem: problem.to_owned() })
 }
+
+#[cfg(test)]
+mod tests;
