@@ -212,6 +212,21 @@ fn assert_full(error: &Error) -> Option<SegmentLog<FaultyDisk>> {
 }
 
 #[test]
+fn many_restarts_leave_few_segments() {
+    let disk = FaultyDisk::new(1);
+    for index in 1..=60 {
+        let (mut log, _) = open(&disk).expect("a log");
+        log.write(&entry(IDLE, index, b"once a life")).expect("written");
+        log.collect().expect("collected");
+        assert!(log.usage().bytes <= options().retain_bytes, "{:?}", log.usage());
+        log.finish().expect("finished");
+    }
+    let (_, recovered) = open(&disk).expect("a log");
+    assert_eq!(group(&recovered, IDLE), (0, (1..=60).collect()));
+    assert!(disk.bytes() <= 2 * options().retain_bytes, "{} bytes", disk.bytes());
+}
+
+#[test]
 fn a_failed_sync_is_final() {
     let disk = FaultyDisk::new(1);
     let (mut log, _) = open(&disk).expect("a log");
