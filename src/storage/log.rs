@@ -76,7 +76,7 @@ pub struct Collected {
     pub dropped: usize,
     /// How many records were copied to the log's end.
     pub copied: usize,
-    /// The groups that keep the oldest segment from being dropped, each with how many entries it
+    /// The groups that keep the oldest segment from being dropped, each with how many records it
     /// needs of it: most first. A snapshot of the first of them helps.
     pub held_by: Vec<(PartitionId, usize)>,
 }

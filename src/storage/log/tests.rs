@@ -77,6 +77,9 @@ fn one_idle_group_pins_nothing() {
             covered.covered(BUSY, index - 10);
             log.write(&covered).expect("written");
             log.sync().expect("synced");
+            // What an earlier use of a file left behind is neither read nor taken for a torn batch.
+            let (_, recovered) = open(&disk.copy(index)).expect("a log");
+            assert_eq!(recovered.torn, None, "after {index} entries");
             dropped += log.collect().expect("collected").dropped;
         }
     }
