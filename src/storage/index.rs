@@ -107,12 +107,10 @@ impl Group {
 
     /// The first entry that should be there and is not.
     pub(super) fn hole(&self) -> Option<u64> {
-        let mut expected = self.covered + 1;
-        for (index, place) in self.needed() {
+        for (expected, (index, place)) in (self.covered + 1..).zip(self.needed()) {
             if index != expected || place.is_none() {
                 return Some(expected);
             }
-            expected += 1;
         }
         None
     }

@@ -422,10 +422,11 @@ impl<D: Disk> SegmentLog<D> {
         let file = &self.segments[&place.segment].file;
         let offset = u64::from(place.offset);
         // Most records are small: one read gets header and payload.
-        let mut bytes =
-            file.read_range(offset, offset + READ_AHEAD).map_err(failed("read", &path))?;
+        let mut bytes = vec![0; READ_AHEAD];
+        let read = file.read_at(&mut bytes, offset).map_err(failed("read", &path))?;
+        bytes.truncate(read);
         let length = RECORD_HEADER + record::payload_length(&bytes).unwrap_or_default();
-        if length as u64 > READ_AHEAD {
+        if length > READ_AHEAD {
             let end = offset + length as u64;
             bytes = file.read_range(offset, end).map_err(failed("read", &path))?;
         }
@@ -438,7 +439,7 @@ impl<D: Disk> SegmentLog<D> {
 }
 
 /// How much is read at once where a record starts.
-const READ_AHEAD: u64 = 1024;
+const READ_AHEAD: usize = 1024;
 
 #[cfg(test)]
 mod tests;

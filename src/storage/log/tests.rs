@@ -97,6 +97,9 @@ fn one_idle_group_pins_nothing() {
     assert_eq!(group(&recovered, BUSY), (1_990, (1_991..=2_000).collect()));
     let read = log.read_entries(IDLE, 3, 6, usize::MAX).expect("read");
     assert_eq!(read, recovered.groups[&IDLE].entries);
+    // The new segment is made of a dropped one, and nothing has been written to it.
+    let (_, again) = open(&disk).expect("a log");
+    assert_eq!((again.torn, again.groups), (None, recovered.groups));
 }
 
 #[test]
