@@ -45,6 +45,7 @@ mod lease;
 mod log;
 mod members;
 mod pace;
+mod rules;
 mod wire;
 
 #[cfg(test)]
@@ -59,6 +60,7 @@ pub use self::members::{MemberChange, Members, ReplicaId};
 use self::lease::{Lease, Promise};
 use self::log::Log;
 use self::pace::{Ticks, Timeouts};
+use self::rules::{Rule, kept};
 use bytes::Bytes;
 use protobuf::Message as _;
 use raft::eraftpb::{ConfChangeV2, Entry, EntryType, HardState, Message, MessageType};
@@ -452,7 +454,7 @@ impl Group {
             told: Change { role: Role::Follower, term: raw.raft.term, leader: None },
             raw,
         };
-        if restarts && !alone {
+        if restarts && !alone && kept(Rule::RestartedVotersKeepPromises) {
             group.promise.renew(mono);
         }
         group.settle();
@@ -512,7 +514,7 @@ impl Group {
                 }
             }
             MessageType::MsgAppend | MessageType::MsgHeartbeat | MessageType::MsgSnapshot => {
-                if message.term >= receiver.term {
+                if message.term >= receiver.term && kept(Rule::VotersKeepPromises) {
                     self.promise.renew(self.mono);
                 }
             }
@@ -606,6 +608,9 @@ impl Group {
         let reads = ready.take_read_states();
         self.raw.advance_append_async(ready);
 
+        if !kept(Rule::AcknowledgeAfterSync) {
+            self.send(std::mem::take(&mut messages), out);
+        }
         let on_disk =
             persist.snapshot.is_some() || persist.state.is_some() || !persist.entries.is_empty();
         if !on_disk && self.held.is_empty() {
@@ -621,8 +626,8 @@ impl Group {
         for read in reads {
             let ticket = read.request_ctx.as_slice().try_into().map(u64::from_le_bytes);
             let Ok(ticket) = ticket else { continue };
-            let transferring = self.is_transferring();
-            let confirmed = self.lease.confirm(Ticket(ticket), transferring);
+            let transferring = self.is_transferring() && kept(Rule::HandingOverEndsLease);
+            let confirmed = self.lease.confirm(Ticket(ticket), self.mono, transferring);
             out.confirmed = confirmed.max(out.confirmed);
         }
         for entry in committed {
@@ -759,7 +764,9 @@ impl Group {
     /// Whether it leads and has applied an entry of its own term, and with it all that was committed
     /// before it led. Only then may it serve, lock and propose.
     pub fn is_serving(&self) -> bool {
-        self.raw.raft.state == StateRole::Leader && self.raw.raft.apply_to_current_term()
+        let serves =
+            self.raw.raft.apply_to_current_term() || !kept(Rule::LeadersServeTheirTerm);
+        self.raw.raft.state == StateRole::Leader && serves
     }
 
     /// Whether reads that came before `mono` was read may be answered from what is applied.
@@ -808,7 +815,9 @@ impl Group {
         if !leads || to == self.id || !self.latest_members().votes(to) {
             return false;
         }
-        self.lease.pause();
+        if kept(Rule::HandingOverEndsLease) {
+            self.lease.pause();
+        }
         self.raw.transfer_leader(to.0);
         self.settle();
         true
@@ -926,7 +935,8 @@ impl Group {
     fn send(&mut self, messages: Vec<Message>, out: &mut Output) {
         for message in messages {
             let to = ReplicaId(message.to);
-            if message.msg_type == MessageType::MsgTimeoutNow {
+            let hands_over = message.msg_type == MessageType::MsgTimeoutNow;
+            if hands_over && kept(Rule::HandingOverEndsLease) {
                 self.lease.hand_over();
             }
             let bytes = match message.write_to_bytes() {
@@ -957,7 +967,8 @@ struct Changes {
 fn changes_of_members(log: &Log, applied: u64) -> Changes {
     let changes = log.since(applied + 1).filter(|entry| entry.entry_type != EntryType::EntryNormal);
     let indexes: Vec<u64> = changes.map(|entry| entry.index).collect();
-    let known_committed = indexes.iter().rev().nth(1).copied().unwrap_or(0);
+    let known = indexes.iter().rev().nth(1).filter(|_| kept(Rule::MembersAreRecovered));
+    let known_committed = known.copied().unwrap_or(0);
     Changes { any: !indexes.is_empty(), known_committed }
 }
 

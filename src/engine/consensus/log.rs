@@ -10,6 +10,7 @@
 //! behind the snapshot after a crash, and index and term alone cannot tell them from entries that
 //! belong there. The chain can: the remains do not follow from the snapshot's last term.
 
+use super::rules::{Rule, kept};
 use super::{Incoming, Logged, Members, SnapshotMeta};
 use bytes::Bytes;
 use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
@@ -129,7 +130,7 @@ impl Log {
                 // Entries from before the snapshot serve slow followers, if they lead up to it.
                 log.base = (*index - 1, before);
             }
-            if *index <= log.base.0 || log.term_at(*index - 1) != Some(before) {
+            if *index <= log.base.0 || !log.is_followed_by(*index, before) {
                 left_out = Some(left_out.map_or(*index, |first: u64| first.min(*index)));
                 continue;
             }
@@ -140,13 +141,19 @@ impl Log {
             log.reset(floor.0, floor.1);
             for (index, payload) in entries.iter().filter(|(index, _)| *index > floor.0) {
                 let (entry, before) = read_entry(*index, payload)?;
-                if log.term_at(*index - 1) == Some(before) {
+                if log.is_followed_by(*index, before) {
                     log.push(entry);
                 }
             }
         }
         let left_out = left_out.filter(|first| *first > log.last());
         Ok((log, left_out))
+    }
+
+    /// Whether an entry at `index`, after one of term `before`, has its place here.
+    fn is_followed_by(&self, index: u64, before: u64) -> bool {
+        let known = self.term_at(index - 1);
+        known == Some(before) || (known.is_some() && !kept(Rule::EntriesAreChained))
     }
 
     /// Sets term, vote and commit index as read from disk.
