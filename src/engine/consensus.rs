@@ -524,7 +524,11 @@ impl Group {
         let from = ReplicaId(message.from);
         let stepped = self.raw.step(message);
         self.settle();
-        stepped.map_err(|e| format!("a message of replica {from}: {e}"))
+        match stepped {
+            // An answer of one who has left.
+            Ok(()) | Err(raft::Error::StepPeerNotFound) => Ok(()),
+            Err(e) => Err(format!("a message of replica {from}: {e}")),
+        }
     }
 
     /// Appends `data` as one entry and says where, if this replica leads and serves. If it does not,
@@ -764,8 +768,7 @@ impl Group {
     /// Whether it leads and has applied an entry of its own term, and with it all that was committed
     /// before it led. Only then may it serve, lock and propose.
     pub fn is_serving(&self) -> bool {
-        let serves =
-            self.raw.raft.apply_to_current_term() || !kept(Rule::LeadersServeTheirTerm);
+        let serves = self.raw.raft.apply_to_current_term() || !kept(Rule::LeadersServeTheirTerm);
         self.raw.raft.state == StateRole::Leader && serves
     }
 

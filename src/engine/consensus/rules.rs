@@ -1,7 +1,7 @@
 //! The rules that a group's safety hangs on beside raft's own, and a switch to break each in tests.
 //!
-//! The simulation runs with each rule broken once and must find a violation: a rule whose absence
-//! nothing notices is not tested yet. In a build that is not a test [`kept`] is the constant `true`.
+//! A test runs with each rule broken once and must find a violation, the simulation or one that
+//! stages the case: a rule whose absence nothing notices is not tested yet. In a build that is not a test [`kept`] is the constant `true`.
 
 /// A rule that can be broken on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,22 +26,6 @@ pub enum Rule {
     MembersAreRecovered,
 }
 
-impl Rule {
-    /// Every rule.
-    #[cfg(test)]
-    pub const ALL: [Rule; 9] = [
-        Rule::AcknowledgeAfterSync,
-        Rule::VotersKeepPromises,
-        Rule::RestartedVotersKeepPromises,
-        Rule::LeaseRunsFromAsking,
-        Rule::HandingOverEndsLease,
-        Rule::ConfirmationsAreLaterThanReads,
-        Rule::LeadersServeTheirTerm,
-        Rule::EntriesAreChained,
-        Rule::MembersAreRecovered,
-    ];
-}
-
 /// Whether the rule is kept: always, outside the tests that break it.
 #[cfg(not(test))]
 #[inline(always)]
@@ -61,6 +45,15 @@ mod sabotage {
         static BROKEN: Cell<Option<Rule>> = const { Cell::new(None) };
     }
 
+    /// A test with a broken rule is meant to panic: the next one finds all rules in place.
+    struct Mended;
+
+    impl Drop for Mended {
+        fn drop(&mut self) {
+            BROKEN.set(None);
+        }
+    }
+
     /// Whether the rule is kept on this thread.
     pub fn kept(rule: Rule) -> bool {
         BROKEN.get() != Some(rule)
@@ -69,8 +62,10 @@ mod sabotage {
     /// Runs `test` with the rule broken.
     pub fn broken<T>(rule: Rule, test: impl FnOnce() -> T) -> T {
         BROKEN.set(Some(rule));
+        BROKEN.set(Some(rule));
+        let mended = Mended;
         let result = test();
-        BROKEN.set(None);
+        drop(mended);
         result
     }
 }
