@@ -51,15 +51,13 @@ pub fn read_entry(index: u64, payload: &Bytes) -> Result<(Entry, u64), String> {
     let (Some(kind), Some(term), Some(before)) = (payload.first(), number(1), number(9)) else {
         return Err(format!("entry {index} is logged with {} bytes", payload.len()));
     };
-    let mut entry = Entry::default();
-    entry.entry_type = match *kind {
+    let entry_type = match *kind {
         KIND_NORMAL => EntryType::EntryNormal,
         KIND_MEMBERS => EntryType::EntryConfChangeV2,
         other => return Err(format!("entry {index} is logged with the unknown kind {other}")),
     };
-    entry.index = index;
-    entry.term = term;
-    entry.data = payload.slice(HEAD_BYTES..);
+    let data = payload.slice(HEAD_BYTES..);
+    let entry = Entry { entry_type, index, term, data, ..Entry::default() };
     if term == 0 || before > term {
         return Err(format!("entry {index} is logged with term {term} after term {before}"));
     }
@@ -169,11 +167,6 @@ impl Log {
     /// The configuration that the log starts from.
     pub fn members(&self) -> &Members {
         &self.members
-    }
-
-    /// The index before the first entry.
-    pub fn base(&self) -> u64 {
-        self.base.0
     }
 
     /// The index of the last entry, or of the base.
@@ -312,8 +305,7 @@ impl Storage for Log {
             self.wanted.borrow_mut().insert(to);
             return Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable));
         };
-        let mut snapshot = Snapshot::default();
-        snapshot.data = offer.token.clone();
+        let mut snapshot = Snapshot { data: offer.token.clone(), ..Snapshot::default() };
         let metadata = snapshot.mut_metadata();
         metadata.index = offer.meta.index;
         metadata.term = offer.meta.term;

@@ -804,7 +804,7 @@ fn check_committed(committed: &mut Vec<(u64, State)>, id: ReplicaId, entry: &Com
 
 fn plan(seed: u64) -> Plan {
     let voters = [3, 3, 5, 1][(seed % 4) as usize];
-    let members = seed % 3 == 0;
+    let members = seed.is_multiple_of(3);
     Plan { voters, spares: if members { 2 } else { 0 }, faults: true, members }
 }
 

@@ -667,8 +667,7 @@ fn who_leads_while_removed_steps_down() {
 
 /// An entry of `term` after one of `before`, as a disk gives it back.
 fn on_disk(index: u64, term: u64, before: u64) -> (u64, Bytes) {
-    let mut entry = Entry::default();
-    entry.term = term;
+    let entry = Entry { term, ..Entry::default() };
     (index, Bytes::from([&log::head(&entry, before)[..], b"data"].concat()))
 }
 
