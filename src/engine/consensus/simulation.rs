@@ -820,7 +820,7 @@ fn simulate(seed: u64) -> World {
 }
 
 /// Simulates these seeds and counts what happened in them.
-fn simulate_all(seeds: std::ops::Range<u64>) -> [u64; 5] {
+fn simulate_all(seeds: impl Iterator<Item = u64>) -> [u64; 5] {
     let mut counts = [0; 5];
     for seed in seeds {
         // The last line before a failure is how to see it again.
@@ -852,9 +852,10 @@ fn a_broken_rule_is_noticed() {
         Rule::MembersAreRecovered,
     ];
     let noticed = |rule: &Rule| {
-        let hunted = std::panic::catch_unwind(|| broken(*rule, || simulate_all(0..2_000)));
-        println!("{rule:?}");
-        hunted.is_err()
+        // Members change in every third seed.
+        let step = if *rule == Rule::MembersAreRecovered { 3 } else { 1 };
+        let seeds = (0..2_000).step_by(step);
+        std::panic::catch_unwind(|| broken(*rule, || simulate_all(seeds))).is_err()
     };
     let unnoticed: Vec<Rule> = rules.into_iter().filter(|rule| !noticed(rule)).collect();
     assert!(unnoticed.is_empty(), "nothing noticed the absence of {unnoticed:?}");
