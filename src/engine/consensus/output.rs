@@ -38,7 +38,7 @@ impl SnapshotMeta {
     }
 }
 
-/// A message for a peer: its bytes go into [`Group::step`] there.
+/// A message for a peer: its bytes go into [`Group::step`](super::Group::step) there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Envelope {
     /// Whom it is for.
@@ -47,7 +47,7 @@ pub struct Envelope {
     pub bytes: Bytes,
 }
 
-/// What is to be made durable, and then told to [`Group::persisted`]. In the order given, and with
+/// What is to be made durable, and then told to [`Group::persisted`](super::Group::persisted). In the order given, and with
 /// one sync for as many as have come together.
 #[derive(Clone, Debug)]
 pub struct Persist {
@@ -92,7 +92,7 @@ pub struct Outgoing {
     /// Its token.
     pub token: Bytes,
     /// The message to step there once the bulk has arrived. If it never does,
-    /// [`Group::report_snapshot`] lets the group try again.
+    /// [`Group::report_snapshot`](super::Group::report_snapshot) lets the group try again.
     pub message: Bytes,
 }
 

@@ -98,11 +98,11 @@ impl Setup {
 /// What a replica's disk gave back. Everything empty: a replica that begins.
 #[derive(Clone, Debug, Default)]
 pub struct Recovered {
-    /// The latest [`Persist::state`].
+    /// The latest [`Persist::state`](super::Persist::state).
     pub state: Option<Bytes>,
     /// What the state was recovered from.
     pub snapshot: Option<SnapshotMeta>,
-    /// Index and payload ([`Logged`]: head, then data) of the entries, in the order logged.
+    /// Index and payload ([`Logged`](super::Logged): head, then data) of the entries, in the order logged.
     pub entries: Vec<(u64, Bytes)>,
 }
 
