@@ -32,7 +32,7 @@
 //! as committed: a leader proposes a change only after the one before is applied.
 //!
 //! **Reads** are answered under a lease ([`Group::holds_lease`]) or, while there is none, after a
-//! confirmation asked for later than they came ([`Group::confirm`]). See [`lease`](self::lease).
+//! confirmation asked for later than they came ([`Group::confirm`]). See [`lease`].
 //!
 //! **Snapshots** travel outside raft: the leader's caller makes one and offers it
 //! ([`Group::offer_snapshot`]); what [`Output::snapshots`] then says is stream the bulk to that

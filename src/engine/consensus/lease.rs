@@ -130,8 +130,8 @@ impl Lease {
         self.last
     }
 
-    /// A majority has confirmed, by `mono`, what was asked with this ticket. Returns it unless it is void; the
-    /// lease runs again unless a successor is being prepared.
+    /// A majority has confirmed, by `mono`, what was asked with this ticket. Returns it unless it is
+    /// void; the lease runs again unless a successor is being prepared.
     pub fn confirm(&mut self, ticket: Ticket, mono: u64, transferring: bool) -> Option<Ticket> {
         let at = self.asked.iter().position(|(asked, _)| *asked == ticket)?;
         let (_, asked_at) = self.asked[at];

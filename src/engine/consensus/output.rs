@@ -47,8 +47,8 @@ pub struct Envelope {
     pub bytes: Bytes,
 }
 
-/// What is to be made durable, and then told to [`Group::persisted`](super::Group::persisted). In the order given, and with
-/// one sync for as many as have come together.
+/// What is to be made durable, and then told to [`Group::persisted`](super::Group::persisted): in the
+/// order given, and with one sync for as many as have come together.
 #[derive(Clone, Debug)]
 pub struct Persist {
     /// Counts upwards, with gaps.

@@ -1,7 +1,8 @@
 //! The rules that a group's safety hangs on beside raft's own, and a switch to break each in tests.
 //!
 //! A test runs with each rule broken once and must find a violation, the simulation or one that
-//! stages the case: a rule whose absence nothing notices is not tested yet. In a build that is not a test [`kept`] is the constant `true`.
+//! stages the case: a rule whose absence nothing notices is not tested yet. In a build that is not a
+//! test [`kept`] is the constant `true`.
 
 /// A rule that can be broken on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

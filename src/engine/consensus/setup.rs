@@ -102,7 +102,8 @@ pub struct Recovered {
     pub state: Option<Bytes>,
     /// What the state was recovered from.
     pub snapshot: Option<SnapshotMeta>,
-    /// Index and payload ([`Logged`](super::Logged): head, then data) of the entries, in the order logged.
+    /// Index and payload ([`Logged`](super::Logged): head, then data) of the entries, in the
+    /// order logged.
     pub entries: Vec<(u64, Bytes)>,
 }
 
