@@ -189,7 +189,6 @@ struct Request {
     seen: BTreeMap<usize, Vec<u32>>,
     /// Which node was asked.
     node: usize,
-    alone: bool,
     turned_away: usize,
 }
 
@@ -572,7 +571,7 @@ impl World {
             outcome: Outcome::Open,
             seen: BTreeMap::new(),
             node,
-            alone,
+
             turned_away: 0,
         });
         if alone {
