@@ -241,11 +241,7 @@ pub struct Report {
 
 impl Bucket {
     /// A Bucket around its core.
-    pub fn new(
-        core: core::Bucket<Redis>,
-        clock: fn() -> Millis,
-        setup: Setup,
-    ) -> Bucket {
+    pub fn new(core: core::Bucket<Redis>, clock: fn() -> Millis, setup: Setup) -> Bucket {
         Bucket {
             core,
             parked: Vec::new(),
@@ -306,7 +302,8 @@ impl Bucket {
         }
         book.carry(&mut out.effects);
         for (parked, batch, replies) in out.completed.drain(..) {
-            if let Some(answer) = self.parked.get_mut(parked.place as usize).and_then(Option::take) {
+            if let Some(answer) = self.parked.get_mut(parked.place as usize).and_then(Option::take)
+            {
                 answer.give(batch, replies);
             }
         }

@@ -10,6 +10,7 @@
 use crate::actors::bucket::{self, Bucket};
 use crate::config::Durability;
 use crate::engine::consensus::Persist;
+use crate::engine::record::must_sync;
 use crate::ids::PartitionId;
 use crate::storage::{Directory, Records, SegmentLog};
 use actix::fut::ActorFuture;
@@ -260,8 +261,8 @@ impl Link {
             for entry in &persist.entries {
                 records.entry(partition, entry.index, &[&entry.head[..], &entry.data]);
             }
-            let durability = self.durability.get(partition.index()).copied();
-            sync |= !persist.entries.is_empty() && durability != Some(Durability::Interval);
+            let relaxed = self.durability.get(partition.index()) == Some(&Durability::Interval);
+            sync |= persist.entries.iter().any(|entry| !relaxed || must_sync(&entry.data));
             match numbers.last_mut() {
                 Some((last, number)) if *last == partition => *number = persist.number,
                 _ => numbers.push((partition, persist.number)),

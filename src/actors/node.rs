@@ -5,18 +5,18 @@ use crate::actors::book::Book;
 use crate::actors::bucket::{self, Bucket};
 use crate::actors::coordinator::{self, Coordinator};
 use crate::actors::local::Setup;
-use crate::actors::log::{self as disk, Log, Stop};
 use crate::actors::lock_manager::{self, LockManager};
+use crate::actors::log::{self as disk, Log, Stop};
 use crate::actors::metrics::{self, Metrics};
 use crate::actors::peer::{self, Peer};
 use crate::actors::recovery::{self, Found, is_logged};
 use crate::command::Redis;
-use crate::config::{Config, Durability, Service};
+use crate::config::{Class, Config, Durability, Service};
 use crate::engine::barrier::{Barrier, Hello, PROTOCOL_VERSION};
 use crate::engine::bucket as core;
-use crate::engine::slots::Ring;
+use crate::engine::slots::{Atlas, Ring};
 use crate::engine::tables::KeyHasher;
-use crate::engine::txn::Transactions;
+use crate::engine::txn::{Strength, Survives, Transactions};
 use crate::error::{Error, Listen, Result};
 use crate::ids::{Incarnation, Millis, NodeId, PartitionId};
 use crate::net::http;
@@ -118,7 +118,7 @@ pub async fn start(
     };
     let connected = Arc::new(AtomicUsize::new(0));
     let setup = Setup {
-        ring: Ring::new(config.partitions()),
+        atlas: Atlas::new(Ring::new(config.partitions()), |table| config.class_of_table(table)),
         hasher,
         limits: config.limits,
         clock: birth.clock,
@@ -175,8 +175,7 @@ pub async fn start(
     let (tell_formed, formed) = oneshot::channel();
     let lock_wait = setup.limits.lock_wait.as_millis() as u64;
     let mut transactions = Transactions::new(id, birth.life, homes, hasher, lock_wait);
-    let logged = partitions().filter(|id| is_logged(durability[id.index()]));
-    logged.for_each(|id| transactions.replicate(id));
+    partitions().for_each(|id| transactions.keep(id, strength(config.class_of(id))));
     let barrier = Barrier::new(hello, others);
     let coordinator = Coordinator::new(barrier, transactions, birth.clock, tell_formed).start();
 
@@ -201,9 +200,8 @@ pub async fn start(
         archive.do_send(archive::Wire(book.clone()));
     }
     for (number, bucket) in buckets.iter().enumerate() {
-        let link = |log: &Addr<Log>| {
-            disk::Link::new(log.clone(), number, durability.clone(), birth.stop)
-        };
+        let link =
+            |log: &Addr<Log>| disk::Link::new(log.clone(), number, durability.clone(), birth.stop);
         bucket.do_send(bucket::Wire(book.clone(), log.as_ref().map(link)));
     }
     locks.do_send(lock_manager::Wire(book.clone()));
@@ -229,6 +227,16 @@ impl Placement {
             Placement::On { buckets, .. } => buckets.len(),
         }
     }
+}
+
+/// How strongly partitions of a class keep what they are given.
+fn strength(class: Class) -> Strength {
+    let survives = match class.durability {
+        Durability::None => Survives::Nothing,
+        Durability::Interval => Survives::Process,
+        Durability::Sync => Survives::Power,
+    };
+    Strength { copies: class.replicas, survives }
 }
 
 /// Which arbiter each partition of the node goes to: those that it leads first are spread as evenly
@@ -277,10 +285,9 @@ fn start_disk(
     let log = move |_: &mut Context<Log>| Log::new(log, directory, log_bytes_max, stop);
     let archive = move |_: &mut Context<Archive>| Archive::new(snapshots, hasher, stop);
     match placement {
-        Placement::On { log: log_on, archive: archive_on, .. } => (
-            Log::start_in_arbiter(log_on, log),
-            Archive::start_in_arbiter(archive_on, archive),
-        ),
+        Placement::On { log: log_on, archive: archive_on, .. } => {
+            (Log::start_in_arbiter(log_on, log), Archive::start_in_arbiter(archive_on, archive))
+        }
         Placement::Here => (Log::create(log), Archive::create(archive)),
     }
 }

@@ -479,9 +479,9 @@ impl Session {
         match read_versions(&told).filter(|versions| versions.len() == keys.len()) {
             Some(versions) => {
                 let table = self.state.client.table;
-                let ring = &self.local.setup.ring;
+                let atlas = &self.local.setup.atlas;
                 for (key, version) in keys.into_iter().zip(versions) {
-                    let partition = ring.partition_of_key(&key);
+                    let partition = atlas.partition_of_key(table, &key);
                     self.state.watched.push((partition, Watched { table, key, version }));
                 }
                 Reply::new(&mut self.out, false).ok();
@@ -620,7 +620,7 @@ fn request(
     }
     let client = &mut state.client;
     let place = Place {
-        ring: &local.setup.ring,
+        atlas: &local.setup.atlas,
         hasher: local.setup.hasher,
         table: client.table,
         resp3: client.resp3,
@@ -721,7 +721,7 @@ fn control_transaction(
     reply: &mut Reply<'_>,
 ) -> Option<Next> {
     let place = Place {
-        ring: &local.setup.ring,
+        atlas: &local.setup.atlas,
         hasher: local.setup.hasher,
         table: state.client.table,
         resp3: state.client.resp3,

@@ -90,7 +90,8 @@ async fn launch(
     for handle in [&log, &archive] {
         handle.spawn_fn(move || logging::set_node(id));
     }
-    let birth = Birth { life: Incarnation(started.0), clock: wall_clock, started, boot, stop: give_up };
+    let birth =
+        Birth { life: Incarnation(started.0), clock: wall_clock, started, boot, stop: give_up };
     let (tell_begun, begun) = oneshot::channel();
     let (stop, told_to_stop) = oneshot::channel();
     let (tell_stopped, stopped) = oneshot::channel();

@@ -196,7 +196,7 @@ impl Draft {
         let claims = &mut self.claims;
         Redis::keys(&op, &mut |table, key| {
             let granule = Granule::Key(table, key.to_vec());
-            let claims = claims.entry(place.ring.partition_of_key(key)).or_default();
+            let claims = claims.entry(place.atlas.partition_of_key(table, key)).or_default();
             claims.push(Claim { granule, access: spec.access() });
         });
         let (merge, pieces) = match plan(spec, words, place) {

@@ -24,7 +24,7 @@ use crate::engine::protocol::{
 use crate::engine::replica::Replica;
 use crate::engine::rules::{Rule, broken, kept};
 use crate::engine::tables::{KeyHasher, Tables};
-use crate::engine::txn::{self, ClientId, Transactions};
+use crate::engine::txn::{self, ClientId, Strength, Survives, Transactions};
 use crate::ids::{Incarnation, Millis, NodeId, Now, PartitionId, TableIndex, TxnId};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -318,7 +318,8 @@ impl World {
         let life = Incarnation(self.lives[node]);
         let mut coordinator = Transactions::new(node_id(node), life, homes(), hasher(), 20_000);
         if self.kind == Kind::Replicated {
-            (0..PARTITIONS as u16).for_each(|id| coordinator.replicate(PartitionId(id)));
+            let strength = Strength { copies: DATA as u8, survives: Survives::Power };
+            (0..PARTITIONS as u16).for_each(|id| coordinator.keep(PartitionId(id), strength));
         }
         coordinator
     }
@@ -778,8 +779,7 @@ impl World {
 
     /// A node's disk syncs all that was written to it.
     fn sync(&mut self) {
-        let busy: Vec<usize> =
-            (0..DATA).filter(|node| !self.unsynced[*node].is_empty()).collect();
+        let busy: Vec<usize> = (0..DATA).filter(|node| !self.unsynced[*node].is_empty()).collect();
         let node = busy[self.dice.roll(busy.len())];
         let synced = std::mem::take(&mut self.unsynced[node]);
         for (id, persist) in &synced {

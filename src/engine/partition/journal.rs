@@ -186,6 +186,11 @@ impl Journal {
         self.writer.is_empty() && self.flights.is_empty()
     }
 
+    /// The entry that takes the next mutation is to be synced, whatever the partition's table says.
+    pub fn sync(&mut self) {
+        self.writer.sync();
+    }
+
     /// Takes a mutation for the next entry.
     pub fn file(&mut self, mutation: Mutation<'_>, after: After) {
         if let After::Reply(waiter) = &after {
@@ -268,9 +273,9 @@ impl<M: Machine> Partition<M> {
 
     /// Whether there is more to do than the last turn did.
     pub fn wants_turn(&self) -> bool {
-        self.journal.as_ref().is_some_and(|journal| {
-            !journal.writer.is_empty() || journal.group.has_output()
-        })
+        self.journal
+            .as_ref()
+            .is_some_and(|journal| !journal.writer.is_empty() || journal.group.has_output())
     }
 
     fn drive(

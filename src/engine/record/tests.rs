@@ -29,6 +29,7 @@ fn prepare() -> (Prepare, Vec<Claim>) {
         primary: PartitionId(1),
         primary_life: Incarnation(5),
         participants: vec![PartitionId(1), PartitionId(7)],
+        synced: false,
         term: None,
         work: Prepared::Share(Share { batch: batch(), ..Share::default() }),
         done_below: 2,
