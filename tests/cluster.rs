@@ -18,6 +18,10 @@ mod binary;
 mod client;
 #[path = "cluster/commands.rs"]
 mod commands;
+#[path = "cluster/count.rs"]
+mod count;
+#[path = "cluster/failover.rs"]
+mod failover;
 #[path = "cluster/faults.rs"]
 mod faults;
 #[path = "cluster/formation.rs"]

@@ -462,11 +462,12 @@ impl Session {
         let mut told = Vec::new();
         match plan {
             Plan::One(head) => {
-                let share = &mut self.shares[self.local.book.route(head.partition)];
-                share.batch.push(head, keys.iter().map(Vec::as_slice));
+                // Another node may lead by the time it is answered.
+                let destination = self.local.book.route(head.partition);
+                let keys = keys.iter().map(Vec::as_slice);
+                self.shares[destination].batch.push(head, keys);
                 self.ask().await?;
-                let share = &self.shares[self.local.book.route(head.partition)];
-                told.extend_from_slice(share.replies.get(0));
+                told.extend_from_slice(self.shares[destination].replies.get(0));
             }
             Plan::Spread { work, layout } => {
                 let ended = self.coordinate(work).await?;

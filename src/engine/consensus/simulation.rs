@@ -402,13 +402,15 @@ impl World {
         if self.cuts.contains(&(a, b)) || (self.plan.faults && self.dice.chance(5)) {
             return;
         }
-        let latency =
-            if self.dice.chance(950) { self.dice.between(100, 2 * MS) } else { self.dice.below(30 * MS) };
+        let latency = if self.dice.chance(950) {
+            self.dice.between(100, 2 * MS)
+        } else {
+            self.dice.below(30 * MS)
+        };
         let (last, link) = self.links.entry((a, b)).or_default();
         *last = (*last).max(self.now + latency);
         let (delay, link) = (*last - self.now, *link);
-        let arrive =
-            Event::Arrive { from, to: envelope.to, link, bytes: envelope.bytes.to_vec() };
+        let arrive = Event::Arrive { from, to: envelope.to, link, bytes: envelope.bytes.to_vec() };
         if self.plan.faults && self.dice.chance(5) {
             self.at(delay, arrive.clone());
         }
@@ -581,7 +583,8 @@ impl World {
         let running: Vec<u16> = self.nodes.iter().filter_map(running).collect();
         for number in running {
             let (now, acknowledged) = (self.now, self.acknowledged);
-            let data = Bytes::from(vec![self.dice.below(256) as u8; self.dice.between(1, 300) as usize]);
+            let data =
+                Bytes::from(vec![self.dice.below(256) as u8; self.dice.between(1, 300) as usize]);
             let node = self.nodes.get_mut(&number).unwrap();
             let mono = node.mono(now);
             let Some(group) = node.group.as_mut() else { continue };
