@@ -536,7 +536,7 @@ mod planted {
     fn a_foreign_crate_out_of_its_place() {
         caught("src/engine/locks.rs", "use actix::prelude::*;", "`actix` is met in");
         caught("src/net/listen.rs", "fn f() { actix_rt::spawn(g()); }", "`actix_rt`");
-        caught("src/net/frame.rs", "use rmp_serde;", "`rmp_serde` is met in src/net/packet");
+        caught("src/net/frame.rs", "use rmp_serde;", "`rmp_serde` is met in");
         caught("src/cli/node.rs", "use fern as logger;", "`fern`");
         caught("src/command/spec.rs", "use tokio::sync;", "`tokio`");
         caught("src/actors/peer.rs", "use tokio::net::TcpStream;", "`tokio::net` is met in");
