@@ -20,6 +20,8 @@ mod client;
 mod commands;
 #[path = "cluster/count.rs"]
 mod count;
+#[path = "cluster/durability.rs"]
+mod durability;
 #[path = "cluster/failover.rs"]
 mod failover;
 #[path = "cluster/faults.rs"]

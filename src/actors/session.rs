@@ -218,6 +218,7 @@ impl Session {
         let lacking = self.requests.needs(self.input.len()) - self.input.len();
         self.input.reserve(lacking.clamp(READ_BYTES / 2, GATHER_BYTES_MAX));
         let Session { stream, input, entry, .. } = self;
+        entry.is_awaited.set(true);
         let read = poll_fn(|context| {
             if entry.signal.poll(context) {
                 return Poll::Ready(Ok(0));
@@ -229,7 +230,9 @@ impl Session {
                 Poll::Pending => Poll::Pending,
             }
         })
-        .await?;
+        .await;
+        entry.is_awaited.set(false);
+        let read = read?;
         // SAFETY: poll_read has filled so many bytes of the spare capacity.
         unsafe { input.set_len(input.len() + read) };
         self.local.counters.borrow_mut().bytes_in += read as u64;
