@@ -34,4 +34,4 @@ pub use disk::{Disk, RealDisk};
 pub use log::{Options, SegmentLog};
 pub use record::Records;
 pub use recovery::{GroupLog, Recovered, Torn};
-pub use snapshot::Snapshots;
+pub use snapshot::{Snapshot, SnapshotReader, SnapshotReceiver, SnapshotWriter, Snapshots};

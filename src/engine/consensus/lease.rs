@@ -75,14 +75,16 @@ impl Lease {
     /// Another term or role: nothing of before counts.
     pub fn reset(&mut self) {
         self.give_up();
+        self.wanted = false;
         self.handed_over = false;
     }
 
-    /// The lease ends, and confirmations under way renew nothing.
+    /// The lease ends, and confirmations under way renew nothing: they are asked for again, since
+    /// reads wait for them.
     pub fn give_up(&mut self) {
         self.until = 0;
+        self.wanted |= !self.asked.is_empty();
         self.asked.clear();
-        self.wanted = false;
     }
 
     /// A successor is being prepared: the lease ends, for now.

@@ -410,6 +410,21 @@ fn a_read_is_confirmed_by_what_was_asked_after_it() {
 }
 
 #[test]
+fn reads_that_wait_are_asked_for_again_when_members_change() {
+    let mut lease = Lease::new(100);
+    let (first, _) = lease.ask(1_000);
+    lease.give_up();
+    assert_eq!(lease.confirm(first, 1_001, false), None);
+    let again = lease.ask_again(1_001).unwrap();
+    assert!(again > first && lease.confirm(again, 1_002, false) == Some(again));
+    assert_eq!(lease.until(), 1_101);
+    // With the term, those who wait are sent away.
+    lease.ask(1_003);
+    lease.reset();
+    assert_eq!((lease.until(), lease.ask_again(1_020)), (0, None));
+}
+
+#[test]
 fn handing_over_is_quick_and_ends_the_lease() {
     let mut cluster = Cluster::led(3);
     let mono = cluster.mono;

@@ -7,6 +7,7 @@
 //! entry stands in its place, it was surely not executed; if neither is known for too long, nobody
 //! can tell.
 
+use super::snapshots::ToArchive;
 use super::{Effect, Partition};
 use crate::engine::bucket::Parked;
 use crate::engine::consensus::Ticket as Confirmation;
@@ -64,10 +65,10 @@ pub enum After {
 
 /// An entry on its way.
 #[derive(Debug)]
-struct Flight {
-    position: Position,
+pub(super) struct Flight {
+    pub(super) position: Position,
     since: u64,
-    afters: Vec<After>,
+    pub(super) afters: Vec<After>,
 }
 
 /// What became of an operation that was filed.
@@ -100,6 +101,8 @@ pub struct Turn {
     pub leader: Option<(NodeId, Term)>,
     /// Whether this node's office here began or ended.
     pub office: Option<bool>,
+    /// What the archive is asked.
+    pub orders: Vec<ToArchive>,
     output: Output,
 }
 
@@ -109,7 +112,7 @@ pub struct Journal {
     writer: EntryWriter,
     /// What follows the mutations in `writer`, in their order.
     afters: Vec<After>,
-    flights: VecDeque<Flight>,
+    pub(super) flights: VecDeque<Flight>,
     filed: u64,
     settled: u64,
     /// This node leads, and everything of earlier terms is applied.
@@ -281,6 +284,14 @@ impl<M: Machine> Partition<M> {
         journal.group.drive(now.mono, output);
         turn.messages.append(&mut output.messages);
         journal.confirmed = journal.confirmed.max(output.confirmed);
+        turn.orders.extend(output.snapshots.drain(..).map(ToArchive::Send));
+        if !output.wants_snapshot.is_empty() {
+            self.ask_for_snapshot(&mut turn.orders);
+        }
+        for incoming in output.persist.iter().filter_map(|persist| persist.snapshot.as_ref()) {
+            self.install(incoming, turn)?;
+        }
+        self.drop_arrived();
         turn.persists.append(&mut output.persist);
         let committed = std::mem::take(&mut output.committed);
         for entry in &committed {
@@ -317,6 +328,7 @@ impl<M: Machine> Partition<M> {
                 lose(flight.afters, Fate::Deposed, turn);
             }
         }
+        self.snapshots.applied(entry.len());
         if entry.is_empty() {
             return Ok(());
         }
@@ -420,7 +432,7 @@ impl<M: Machine> Partition<M> {
     }
 }
 
-fn lose(afters: Vec<After>, fate: Fate, turn: &mut Turn) {
+pub(super) fn lose(afters: Vec<After>, fate: Fate, turn: &mut Turn) {
     for after in afters {
         if let After::Reply(waiter) = after {
             turn.fates.push((waiter, fate));
