@@ -152,7 +152,8 @@ impl Found {
         let voters = config.replicas_of(id);
         let voters = voters.into_iter().map(|node| ReplicaId::new(node, 1)).collect();
         let generation = self.directory.replica() as u32;
-        let seed = hasher.hash(&[life.0, u64::from(node.0), u64::from(id.0)].map(u64::to_le_bytes).concat());
+        let seed = hasher
+            .hash(&[life.0, u64::from(node.0), u64::from(id.0)].map(u64::to_le_bytes).concat());
         let mut setup = Setup::new(ReplicaId::new(node, generation), voters, seed);
         let timing = config.replication;
         setup.tick_ms = (timing.heartbeat.as_millis() as u64 / HEARTBEAT_TICKS as u64).max(1);
