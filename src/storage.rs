@@ -26,6 +26,8 @@ pub mod record;
 mod recovery;
 mod segment;
 pub mod snapshot;
+#[cfg(test)]
+mod tests;
 
 pub use directory::{Directory, Identity};
 pub use disk::{Disk, RealDisk};

@@ -612,8 +612,15 @@ impl<M: Machine> Bucket<M> {
         if let Some(life) = ended {
             self.neighbours.gone(node, life);
         }
-        for partition in self.partitions.iter_mut().flatten() {
+        for index in 0..self.partitions.len() {
+            let Some(partition) = &mut self.partitions[index] else { continue };
             partition.coordinator_lost(node, &mut out.effects);
+            if let Some(journal) = partition.journal_mut() {
+                // What was on its way to it is lost: a leader sends it again.
+                let there = journal.group().members().of_node(node);
+                there.into_iter().for_each(|id| journal.group_mut().unreachable(id));
+                self.touch(PartitionId(index as u16));
+            }
         }
     }
 

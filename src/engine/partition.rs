@@ -336,6 +336,12 @@ impl<M: Machine> Partition<M> {
         Took::Filed
     }
 
+    /// Reads what is applied here, whoever leads: for checks that look on from outside.
+    pub fn peek(&mut self, op: &Op<'_>, reply: &mut Vec<u8>) {
+        let stamp = self.replica.stamped();
+        self.replica.read(op, stamp, reply);
+    }
+
     /// A step of active expiry: looks at about [`EXPIRE_CELLS`] cells of a table in which something
     /// may expire, and removes what has. Tells how many that was and whether the partition holds
     /// anything that may expire at all. Keys under a lock are left to their transaction.

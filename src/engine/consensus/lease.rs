@@ -12,6 +12,7 @@
 //! - A change of configuration brings in voters who promised nothing: the lease ends with it.
 //! - A confirmation is tied to the term that asked for it.
 
+use super::rules::{Rule, kept};
 use std::collections::VecDeque;
 
 /// Confirmations asked for in the meantime wait at least this long for the one under way.
@@ -74,14 +75,16 @@ impl Lease {
     /// Another term or role: nothing of before counts.
     pub fn reset(&mut self) {
         self.give_up();
+        self.wanted = false;
         self.handed_over = false;
     }
 
-    /// The lease ends, and confirmations under way renew nothing.
+    /// The lease ends, and confirmations under way renew nothing: they are asked for again, since
+    /// reads wait for them.
     pub fn give_up(&mut self) {
         self.until = 0;
+        self.wanted |= !self.asked.is_empty();
         self.asked.clear();
-        self.wanted = false;
     }
 
     /// A successor is being prepared: the lease ends, for now.
@@ -107,6 +110,9 @@ impl Lease {
             return (self.take(mono), true);
         }
         self.wanted = true;
+        if !kept(Rule::ConfirmationsAreLaterThanReads) {
+            return (self.last, false);
+        }
         (Ticket(self.last.0 + 1), false)
     }
 
@@ -126,12 +132,13 @@ impl Lease {
         self.last
     }
 
-    /// A majority has confirmed what was asked with this ticket. Returns it unless it is void; the
-    /// lease runs again unless a successor is being prepared.
-    pub fn confirm(&mut self, ticket: Ticket, transferring: bool) -> Option<Ticket> {
+    /// A majority has confirmed, by `mono`, what was asked with this ticket. Returns it unless it is
+    /// void; the lease runs again unless a successor is being prepared.
+    pub fn confirm(&mut self, ticket: Ticket, mono: u64, transferring: bool) -> Option<Ticket> {
         let at = self.asked.iter().position(|(asked, _)| *asked == ticket)?;
         let (_, asked_at) = self.asked[at];
         self.asked.drain(..=at);
+        let asked_at = if kept(Rule::LeaseRunsFromAsking) { asked_at } else { mono };
         if !self.handed_over && !transferring {
             self.until = self.until.max(asked_at + self.length);
         }

@@ -10,6 +10,7 @@
 use super::snapshots::ToArchive;
 use super::{Effect, Partition};
 use crate::engine::bucket::Parked;
+use crate::engine::consensus::Ticket as Confirmation;
 use crate::engine::consensus::{Envelope, Group, Output, Persist, Position, Role};
 use crate::engine::machine::Machine;
 use crate::engine::protocol::{Decide, Term};
@@ -116,6 +117,8 @@ pub struct Journal {
     settled: u64,
     /// This node leads, and everything of earlier terms is applied.
     leads: bool,
+    /// The latest confirmation of its leadership.
+    confirmed: Option<Confirmation>,
     /// The batch that filed last: its later reads have to come after what it filed.
     batch: Option<Parked>,
 }
@@ -142,6 +145,7 @@ impl Journal {
             filed: 0,
             settled: 0,
             leads: false,
+            confirmed: None,
             batch: None,
         }
     }
@@ -217,6 +221,11 @@ impl Journal {
         self.group.holds_lease(mono) || !kept(Rule::ReadsNeedLease)
     }
 
+    /// Whether a majority has confirmed this leader since it asked.
+    pub fn is_confirmed(&self, asked: Confirmation) -> bool {
+        self.confirmed >= Some(asked)
+    }
+
     /// Proposes what was filed. What cannot be proposed comes back.
     fn propose(&mut self, stamp: crate::ids::Millis, mono: u64) -> Vec<After> {
         if self.writer.is_empty() {
@@ -274,6 +283,7 @@ impl<M: Machine> Partition<M> {
         let Some(journal) = &mut self.journal else { return Ok(()) };
         journal.group.drive(now.mono, output);
         turn.messages.append(&mut output.messages);
+        journal.confirmed = journal.confirmed.max(output.confirmed);
         turn.orders.extend(output.snapshots.drain(..).map(ToArchive::Send));
         if !output.wants_snapshot.is_empty() {
             self.ask_for_snapshot(&mut turn.orders);
@@ -371,6 +381,7 @@ impl<M: Machine> Partition<M> {
             journal.leads = true;
             // All that was filed in an earlier office has been settled or replaced by now.
             (journal.filed, journal.settled) = (0, 0);
+            journal.confirmed = None;
             turn.office = Some(true);
             turn.leader = Some((self.node, term));
             self.take_office(term);
