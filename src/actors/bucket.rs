@@ -241,11 +241,7 @@ pub struct Report {
 
 impl Bucket {
     /// A Bucket around its core.
-    pub fn new(
-        core: core::Bucket<Redis>,
-        clock: fn() -> Millis,
-        setup: Setup,
-    ) -> Bucket {
+    pub fn new(core: core::Bucket<Redis>, clock: fn() -> Millis, setup: Setup) -> Bucket {
         Bucket {
             core,
             parked: Vec::new(),
@@ -305,8 +301,15 @@ impl Bucket {
             }
         }
         book.carry(&mut out.effects);
-        for (parked, batch, replies) in out.completed.drain(..) {
-            if let Some(answer) = self.parked.get_mut(parked.place as usize).and_then(Option::take) {
+        self.answer();
+    }
+
+    /// Answers the batches that no longer wait. The next one that waits may take a place of theirs,
+    /// so whatever completes batches does this before anything else is executed.
+    fn answer(&mut self) {
+        for (parked, batch, replies) in self.out.completed.drain(..) {
+            if let Some(answer) = self.parked.get_mut(parked.place as usize).and_then(Option::take)
+            {
                 answer.give(batch, replies);
             }
         }
@@ -356,6 +359,7 @@ impl Actor for Bucket {
         ctx.run_interval(TICK, |bucket, _| {
             let now = bucket.now();
             bucket.core.tick(now, &mut bucket.out);
+            bucket.answer();
             bucket.measure();
             if let Some(local) = &bucket.local {
                 local.tick(now.wall);
@@ -380,7 +384,8 @@ impl Handler<Execute> for Bucket {
                 if self.parked.len() <= place {
                     self.parked.resize_with(place + 1, || None);
                 }
-                self.parked[place] = Some(answer);
+                let earlier = self.parked[place].replace(answer);
+                assert!(earlier.is_none(), "a place is free once its batch was answered");
             }
         }
     }
@@ -443,6 +448,7 @@ impl Handler<Granted> for Bucket {
         let now = self.now();
         let Granted { partition, ticket } = granted;
         self.core.granted(partition, ticket, now, &mut self.out);
+        self.answer();
     }
 }
 

@@ -143,6 +143,8 @@ pub struct Entry {
     pub card: RefCell<Card>,
     /// Since when it has left replies unread.
     pub unread_since: Cell<Option<Millis>>,
+    /// Whether its Session waits for it, rather than it for its replies.
+    pub is_awaited: Cell<bool>,
     /// Raised when its Session is to end.
     pub signal: Signal,
 }
@@ -258,6 +260,7 @@ impl Local {
         let entry = Rc::new(Entry {
             card: RefCell::new(client.card()),
             unread_since: Cell::new(None),
+            is_awaited: Cell::new(false),
             signal: Signal::default(),
         });
         if self.retiring.get() {
@@ -394,7 +397,11 @@ impl Local {
                     card.id, card.address
                 );
                 entry.signal.kill();
-            } else if idle > 0 && !card.monitor && since(card.active_at) > idle {
+            } else if idle > 0
+                && !card.monitor
+                && entry.is_awaited.get()
+                && since(card.active_at) > idle
+            {
                 log::debug!(target: "session", "closing client {}: it is idle", card.id);
                 entry.signal.kill();
             }

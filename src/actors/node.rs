@@ -5,8 +5,8 @@ use crate::actors::book::Book;
 use crate::actors::bucket::{self, Bucket};
 use crate::actors::coordinator::{self, Coordinator};
 use crate::actors::local::Setup;
-use crate::actors::log::{self as disk, Log, Stop};
 use crate::actors::lock_manager::{self, LockManager};
+use crate::actors::log::{self as disk, Log, Stop};
 use crate::actors::metrics::{self, Metrics};
 use crate::actors::peer::{self, Peer};
 use crate::actors::recovery::{self, Found, is_logged};
@@ -201,9 +201,8 @@ pub async fn start(
         archive.do_send(archive::Wire(book.clone()));
     }
     for (number, bucket) in buckets.iter().enumerate() {
-        let link = |log: &Addr<Log>| {
-            disk::Link::new(log.clone(), number, durability.clone(), birth.stop)
-        };
+        let link =
+            |log: &Addr<Log>| disk::Link::new(log.clone(), number, durability.clone(), birth.stop);
         bucket.do_send(bucket::Wire(book.clone(), log.as_ref().map(link)));
     }
     locks.do_send(lock_manager::Wire(book.clone()));

@@ -218,6 +218,7 @@ impl Session {
         let lacking = self.requests.needs(self.input.len()) - self.input.len();
         self.input.reserve(lacking.clamp(READ_BYTES / 2, GATHER_BYTES_MAX));
         let Session { stream, input, entry, .. } = self;
+        entry.is_awaited.set(true);
         let read = poll_fn(|context| {
             if entry.signal.poll(context) {
                 return Poll::Ready(Ok(0));
@@ -229,7 +230,9 @@ impl Session {
                 Poll::Pending => Poll::Pending,
             }
         })
-        .await?;
+        .await;
+        entry.is_awaited.set(false);
+        let read = read?;
         // SAFETY: poll_read has filled so many bytes of the spare capacity.
         unsafe { input.set_len(input.len() + read) };
         self.local.counters.borrow_mut().bytes_in += read as u64;
@@ -462,11 +465,12 @@ impl Session {
         let mut told = Vec::new();
         match plan {
             Plan::One(head) => {
-                let share = &mut self.shares[self.local.book.route(head.partition)];
-                share.batch.push(head, keys.iter().map(Vec::as_slice));
+                // Another node may lead by the time it is answered.
+                let destination = self.local.book.route(head.partition);
+                let keys = keys.iter().map(Vec::as_slice);
+                self.shares[destination].batch.push(head, keys);
                 self.ask().await?;
-                let share = &self.shares[self.local.book.route(head.partition)];
-                told.extend_from_slice(share.replies.get(0));
+                told.extend_from_slice(self.shares[destination].replies.get(0));
             }
             Plan::Spread { work, layout } => {
                 let ended = self.coordinate(work).await?;

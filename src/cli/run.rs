@@ -24,6 +24,8 @@ pub fn run(config: Config, nodes: &[NodeId], ready: impl FnOnce(&Config, u64)) -
     let config = Arc::new(config);
     let started = wall_clock();
     System::new().block_on(async {
+        // From here on a signal is heard, even while the nodes read their disks.
+        let mut stopping = std::pin::pin!(told_to_stop()?);
         let mut arbiters = Vec::new();
         let mut running = Vec::new();
         let served = async {
@@ -37,7 +39,6 @@ pub fn run(config: Config, nodes: &[NodeId], ready: impl FnOnce(&Config, u64)) -
             return Err(error);
         }
         let formed: Vec<oneshot::Receiver<()>> = running.iter_mut().map(Running::formed).collect();
-        let mut stopping = std::pin::pin!(told_to_stop());
         let serving = async {
             for formed in formed {
                 // The node tells, or is gone and tells by that.
@@ -46,16 +47,15 @@ pub fn run(config: Config, nodes: &[NodeId], ready: impl FnOnce(&Config, u64)) -
         };
         tokio::select! {
             biased;
-            told = &mut stopping => {
-                told?;
+            () = &mut stopping => {
                 stop(running).await;
                 return Ok(());
             }
             () = serving => ready(&config, wall_clock().0.saturating_sub(started.0)),
         }
-        let told = stopping.await;
+        stopping.await;
         stop(running).await;
-        told
+        Ok(())
     })
 }
 
@@ -146,18 +146,19 @@ async fn stop(running: Vec<Running>) {
     }
 }
 
-/// Waits for SIGINT or SIGTERM.
-async fn told_to_stop() -> Result<()> {
+/// Listens for SIGINT and SIGTERM at once; what it returns waits for one.
+fn told_to_stop() -> Result<impl Future<Output = ()>> {
     let listen =
         |kind| signal(kind).map_err(|error| Error::Io("listening for signals".into(), error));
     let mut interrupt = listen(SignalKind::interrupt())?;
     let mut terminate = listen(SignalKind::terminate())?;
-    tokio::select! {
-        biased;
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            biased;
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
 }
 
 /// Tells the operator what is wrong, and the shell by the exit code.

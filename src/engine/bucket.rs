@@ -483,7 +483,8 @@ impl<M: Machine> Bucket<M> {
 
     /// Passes on what a turn brought.
     fn finish(&mut self, id: PartitionId, turn: &mut Turn, out: &mut Outbox) {
-        out.raft.extend(turn.messages.drain(..).map(|message| (message.to.node(), id, message.bytes)));
+        out.raft
+            .extend(turn.messages.drain(..).map(|message| (message.to.node(), id, message.bytes)));
         out.persists.extend(turn.persists.drain(..).map(|persist| (id, persist)));
         out.archive.extend(turn.orders.drain(..).map(|order| (id, order)));
         let fates = std::mem::take(&mut turn.fates);
@@ -637,7 +638,8 @@ impl<M: Machine> Bucket<M> {
             let Some(partition) = &mut self.partitions[index] else { continue };
             let first = self.neighbours.homes.get(index) == Some(&partition.node());
             if let Some(journal) = partition.journal_mut()
-                && (first && journal.group().term() == 0 || journal.group().members().voters.len() == 1)
+                && (first && journal.group().term() == 0
+                    || journal.group().members().voters.len() == 1)
             {
                 journal.group_mut().campaign();
                 self.touch(PartitionId(index as u16));

@@ -290,13 +290,7 @@ impl<M: Machine> Partition<M> {
     /// Runs a single operation, or files it for its `waiter`, unless one of its keys is marked or
     /// waited for.
     #[inline]
-    pub fn execute(
-        &mut self,
-        op: &Op<'_>,
-        now: Now,
-        waiter: Waiter,
-        reply: &mut Vec<u8>,
-    ) -> Took {
+    pub fn execute(&mut self, op: &Op<'_>, now: Now, waiter: Waiter, reply: &mut Vec<u8>) -> Took {
         if !self.is_led_here() {
             return Took::Elsewhere;
         }

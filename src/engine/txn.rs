@@ -107,12 +107,29 @@ struct Txn {
 #[derive(Debug)]
 enum Phase {
     /// Between two attempts, until a partition has its leader back.
-    Pausing { until: Millis, lacking: PartitionId },
-    Locking { waiting: BTreeSet<PartitionId>, grants: BTreeMap<PartitionId, Grant> },
-    Confirming { waiting: BTreeSet<PartitionId>, held: bool, replies: Vec<Replies> },
-    Preparing { waiting: BTreeSet<PartitionId>, replies: BTreeMap<PartitionId, Replies> },
+    Pausing {
+        until: Millis,
+        lacking: PartitionId,
+    },
+    Locking {
+        waiting: BTreeSet<PartitionId>,
+        grants: BTreeMap<PartitionId, Grant>,
+    },
+    Confirming {
+        waiting: BTreeSet<PartitionId>,
+        held: bool,
+        replies: Vec<Replies>,
+    },
+    Preparing {
+        waiting: BTreeSet<PartitionId>,
+        replies: BTreeMap<PartitionId, Replies>,
+    },
     /// `since` the decision was first asked for, `asked` again last.
-    Deciding { replies: Vec<Replies>, since: Millis, asked: Millis },
+    Deciding {
+        replies: Vec<Replies>,
+        since: Millis,
+        asked: Millis,
+    },
 }
 
 #[derive(Debug)]
@@ -205,7 +222,8 @@ impl<M: Machine> Transactions<M> {
         }
         (leader.node, leader.term) = (node, term);
         let touches = |txn: &&Txn| txn.work.shares.iter().any(|(share, _)| *share == id);
-        let hit: Vec<u64> = self.active.values().filter(touches).map(|txn| txn.id.sequence).collect();
+        let hit: Vec<u64> =
+            self.active.values().filter(touches).map(|txn| txn.id.sequence).collect();
         for sequence in hit {
             self.on_leader_lost(sequence, id, now, effects);
         }
@@ -592,13 +610,7 @@ impl<M: Machine> Transactions<M> {
         self.ask_decision(id, primary, effects);
     }
 
-    fn on_decided(
-        &mut self,
-        id: TxnId,
-        verdict: Verdict,
-        now: Millis,
-        effects: &mut Vec<Effect>,
-    ) {
+    fn on_decided(&mut self, id: TxnId, verdict: Verdict, now: Millis, effects: &mut Vec<Effect>) {
         let Some(txn) = self.current(id) else { return };
         let Phase::Deciding { replies, .. } = &mut txn.phase else { return };
         if verdict == Verdict::Abort {
