@@ -13,3 +13,4 @@ pub mod metrics;
 pub mod node;
 pub mod peer;
 pub mod session;
+pub mod tray;

@@ -8,6 +8,7 @@ use crate::actors::local::{Feed, Local, Setup};
 use crate::actors::metrics::Metrics;
 use crate::actors::peer::{self, Peer};
 use crate::actors::session;
+use crate::actors::tray::{Laid, Served, Slot};
 use crate::command::Redis;
 use crate::command::facts::Facts;
 use crate::command::order::{Question, Told};
@@ -27,17 +28,21 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
-/// How often unanswered questions are repeated and late operations given up.
-const TICK: Duration = Duration::from_millis(100);
+/// How often unanswered questions are repeated and late operations given up; so old is the time of
+/// [`Local::now`] at most.
+pub const TICK: Duration = Duration::from_millis(100);
 
 /// The actor around the [`core::Bucket`].
 #[derive(Debug)]
 pub struct Bucket {
     core: core::Bucket<Redis>,
     /// Who waits for a batch that waits for a contended key.
-    parked: BTreeMap<Parked, Answer>,
+    parked: BTreeMap<Parked, Asker>,
     effects: Vec<Effect>,
+    /// An empty tray, for its buffer.
+    tray: Vec<Laid>,
     clock: fn() -> Millis,
     setup: Setup,
     /// Bytes of the core's tables, as they are counted into those of the node.
@@ -97,6 +102,29 @@ impl Answer {
         }
     }
 }
+
+/// Who waits for a batch.
+#[derive(Debug)]
+enum Asker {
+    /// A Session of this arbiter, since then.
+    Here(Rc<Slot>, Instant),
+    /// Another one.
+    Elsewhere(Answer),
+}
+
+impl Asker {
+    fn give(self, batch: Batch, replies: Replies) {
+        match self {
+            Asker::Here(slot, begun) => slot.give(Served { batch, replies, took: begun.elapsed() }),
+            Asker::Elsewhere(answer) => answer.give(batch, replies),
+        }
+    }
+}
+
+/// Batches of this arbiter's Sessions lie on the tray.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Serve;
 
 /// A message of the commit protocol for one of the partitions.
 #[derive(Message)]
@@ -209,8 +237,8 @@ pub struct Report {
 impl Bucket {
     /// A Bucket around its core.
     pub fn new(core: core::Bucket<Redis>, clock: fn() -> Millis, setup: Setup) -> Bucket {
-        let (parked, effects) = (BTreeMap::new(), Vec::new());
-        Bucket { core, parked, effects, clock, setup, counted: 0, local: None }
+        let (parked, effects, tray) = (BTreeMap::new(), Vec::new(), Vec::new());
+        Bucket { core, parked, effects, tray, clock, setup, counted: 0, local: None }
     }
 
     /// Counts the tables' bytes into those of the node, and compares the sum with the limit.
@@ -235,8 +263,8 @@ impl Bucket {
 
     fn complete(&mut self, completed: impl IntoIterator<Item = (Parked, Batch, Replies)>) {
         for (parked, batch, replies) in completed {
-            if let Some(answer) = self.parked.remove(&parked) {
-                answer.give(batch, replies);
+            if let Some(asker) = self.parked.remove(&parked) {
+                asker.give(batch, replies);
             }
         }
     }
@@ -268,9 +296,39 @@ impl Handler<Execute> for Bucket {
         match self.core.execute(batch, replies, now, &mut self.effects) {
             Executed::Done(batch, replies) => answer.give(batch, replies),
             Executed::Parked(parked) => {
-                self.parked.insert(parked, answer);
+                self.parked.insert(parked, Asker::Elsewhere(answer));
             }
         }
+        self.carry();
+    }
+}
+
+impl Handler<Serve> for Bucket {
+    type Result = ();
+
+    fn handle(&mut self, _: Serve, _: &mut Context<Self>) {
+        let Some(local) = self.local.clone() else { return };
+        let now = (self.clock)();
+        local.look_at(now);
+        let mut tray = local.tray.swap(std::mem::take(&mut self.tray));
+        // Longer batches overlap their own misses.
+        let lone = tray.iter().map(|laid| &laid.batch).filter(|batch| batch.len() == 1);
+        self.core.prefetch(lone);
+        // Where one batch ends the next one begins: a look at the clock each.
+        let mut begun = Instant::now();
+        for Laid { batch, replies, slot } in tray.drain(..) {
+            match self.core.execute(batch, replies, now, &mut self.effects) {
+                Executed::Done(batch, replies) => {
+                    let ended = Instant::now();
+                    slot.give(Served { batch, replies, took: ended - begun });
+                    begun = ended;
+                }
+                Executed::Parked(parked) => {
+                    self.parked.insert(parked, Asker::Here(slot, begun));
+                }
+            }
+        }
+        self.tray = tray;
         self.carry();
     }
 }
@@ -300,8 +358,8 @@ impl Handler<Granted> for Bucket {
 impl Handler<Wire> for Bucket {
     type Result = ();
 
-    fn handle(&mut self, wire: Wire, _: &mut Context<Self>) {
-        self.local = Some(Local::new(wire.0, self.setup.clone()));
+    fn handle(&mut self, wire: Wire, ctx: &mut Context<Self>) {
+        self.local = Some(Local::new(wire.0, ctx.address(), self.setup.clone()));
     }
 }
 

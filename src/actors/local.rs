@@ -4,8 +4,9 @@
 //! every Bucket, each of which looks into its own register ([`Local::ask`]).
 
 use crate::actors::book::Book;
-use crate::actors::bucket::Ask;
+use crate::actors::bucket::{self, Ask, Bucket};
 use crate::actors::metrics::Metrics;
+use crate::actors::tray::{Slot, Tray};
 use crate::command::client::{Card, Client};
 use crate::command::facts::Facts;
 use crate::command::latency::{Events, Slow, SlowLog, Spike};
@@ -66,6 +67,14 @@ pub struct Local {
     pub setup: Setup,
     /// What its Sessions counted.
     pub counters: RefCell<Counters>,
+    /// Batches of its Sessions for its Bucket.
+    pub tray: Tray,
+    /// Its Bucket.
+    pub bucket: Addr<Bucket>,
+    /// Its Bucket among the destinations of the book.
+    own: usize,
+    /// The wall clock, when it was last looked at.
+    now: Cell<Millis>,
     /// Whom to ask for figures of the whole node.
     pub metrics: RefCell<Option<Addr<Metrics>>>,
     standing: RefCell<Standing>,
@@ -145,6 +154,8 @@ pub struct Entry {
     pub unread_since: Cell<Option<Millis>>,
     /// Raised when its Session is to end.
     pub signal: Signal,
+    /// Where its Bucket's replies come.
+    pub slot: Rc<Slot>,
 }
 
 /// Wakes a Session that waits for its client.
@@ -166,13 +177,19 @@ pub struct Place {
 
 impl Local {
     /// The shared values of an arbiter whose node waits for the others.
-    pub fn new(book: Arc<Book>, setup: Setup) -> Rc<Local> {
+    pub fn new(book: Arc<Book>, bucket: Addr<Bucket>, setup: Setup) -> Rc<Local> {
+        let own = book.buckets.iter().position(|one| *one == bucket).unwrap_or(usize::MAX);
+        let now = Cell::new((setup.clock)());
         let missing = book.peers.keys().copied().collect();
         let settings = settings(&setup.limits);
         let thresholds = Thresholds::of(&settings, &setup.limits);
         Rc::new(Local {
             book,
             setup,
+            tray: Tray::default(),
+            bucket,
+            own,
+            now,
             counters: RefCell::default(),
             metrics: RefCell::default(),
             standing: RefCell::new(Standing::Waiting(missing)),
@@ -190,6 +207,24 @@ impl Local {
             thresholds: Cell::new(thresholds),
             changes: Cell::new(1),
         })
+    }
+
+    /// Whether a destination is the Bucket of this arbiter.
+    #[inline]
+    pub fn is_own(&self, destination: usize) -> bool {
+        destination == self.own
+    }
+
+    /// The time, at most a tick old: as the Bucket last looked at the clock.
+    #[inline]
+    pub fn now(&self) -> Millis {
+        self.now.get()
+    }
+
+    /// The Bucket has looked at the clock.
+    #[inline]
+    pub fn look_at(&self, now: Millis) {
+        self.now.set(now);
     }
 
     /// Whether the node serves.
@@ -259,6 +294,7 @@ impl Local {
             card: RefCell::new(client.card()),
             unread_since: Cell::new(None),
             signal: Signal::default(),
+            slot: Rc::default(),
         });
         if self.retiring.get() {
             entry.signal.raise();
@@ -376,6 +412,7 @@ impl Local {
 
     /// Regular upkeep: pauses end, and clients that are quiet or do not read are let go.
     pub fn tick(&self, now: Millis) {
+        self.look_at(now);
         if let Pause::Writes(until) | Pause::All(until) = self.pause.get()
             && until <= now
         {
@@ -383,6 +420,8 @@ impl Local {
             self.resume();
         }
         let idle = self.thresholds.get().idle.as_millis() as u64;
+        // When a client was last active is known to a tick.
+        let idle_max = idle + bucket::TICK.as_millis() as u64;
         let unread = self.setup.limits.unread.as_millis() as u64;
         let since = |then: Millis| now.0.saturating_sub(then.0);
         for entry in self.clients.borrow().values() {
@@ -394,7 +433,7 @@ impl Local {
                     card.id, card.address
                 );
                 entry.signal.kill();
-            } else if idle > 0 && !card.monitor && since(card.active_at) > idle {
+            } else if idle > 0 && !card.monitor && since(card.active_at) > idle_max {
                 log::debug!(target: "session", "closing client {}: it is idle", card.id);
                 entry.signal.kill();
             }

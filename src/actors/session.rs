@@ -7,9 +7,10 @@
 
 mod order;
 
-use crate::actors::bucket::{Answer, Execute, Failure, Outcome};
+use crate::actors::bucket::{Answer, Execute, Failure, Outcome, Serve};
 use crate::actors::coordinator::Begin;
 use crate::actors::local::{Entry, Local};
+use crate::actors::tray::{Laid, Served};
 use crate::command::client::{Client, Then};
 use crate::command::latency;
 use crate::command::order::Order;
@@ -101,6 +102,8 @@ struct Session {
 /// What a connection is in the midst of.
 struct State {
     client: Client,
+    /// Whether the client may have changed in more than what every request changes.
+    redraw: bool,
     /// Commands since `MULTI`.
     queue: Option<Queue>,
     watched: Vec<(PartitionId, Watched)>,
@@ -144,7 +147,7 @@ impl Session {
         let shares = (0..local.book.destinations()).map(|_| Share::default()).collect();
         Session {
             stream,
-            state: State { client, queue: None, watched: Vec::new() },
+            state: State { client, redraw: false, queue: None, watched: Vec::new() },
             local,
             entry,
             feed: None,
@@ -232,7 +235,6 @@ impl Session {
         // SAFETY: poll_read has filled so many bytes of the spare capacity.
         unsafe { input.set_len(input.len() + read) };
         self.local.counters.borrow_mut().bytes_in += read as u64;
-        self.state.client.active_at = (self.local.setup.clock)();
         Ok(read > 0)
     }
 
@@ -303,9 +305,7 @@ impl Session {
         let (mut place, mut own) = (0, 0);
         let mut took = Duration::ZERO;
         while place < self.order.len() {
-            let begun = Instant::now();
-            self.ask().await?;
-            took += begun.elapsed();
+            took += self.ask().await?;
             if self.one_share_answers_all() {
                 let share = usize::from(self.order[0]);
                 let replies = std::mem::take(&mut self.shares[share].replies);
@@ -342,8 +342,11 @@ impl Session {
         Ok(())
     }
 
-    /// Sends every share that has unanswered operations, and takes the answers.
-    async fn ask(&mut self) -> io::Result<()> {
+    /// Sends every share that has unanswered operations, and takes the answers. Returns how long
+    /// they took, without the wait for this arbiter's turn.
+    async fn ask(&mut self) -> io::Result<Duration> {
+        let mut took = Duration::ZERO;
+        let mut laid = None;
         let mut waiting: SmallVec<[(usize, oneshot::Receiver<Outcome>); 4]> = SmallVec::new();
         for (destination, share) in self.shares.iter_mut().enumerate() {
             if share.batch.is_empty() || share.taken < share.replies.len() {
@@ -361,13 +364,41 @@ impl Session {
                     continue;
                 }
             }
-            let (answer, outcome) = oneshot::channel();
             let batch = std::mem::take(&mut share.batch);
             let replies = std::mem::take(&mut share.replies);
+            if self.local.is_own(destination) {
+                laid = Some(destination);
+                let slot = self.entry.slot.clone();
+                if self.local.tray.lay(Laid { batch, replies, slot }) {
+                    self.local.bucket.do_send(Serve);
+                }
+                continue;
+            }
+            let (answer, outcome) = oneshot::channel();
             let answer = Answer::Session(answer);
             self.local.book.execute(destination, Execute { batch, replies, answer });
             waiting.push((destination, outcome));
         }
+        if !waiting.is_empty() {
+            let begun = Instant::now();
+            self.take(waiting).await?;
+            took = begun.elapsed();
+        }
+        if let Some(destination) = laid {
+            let slot = &self.entry.slot;
+            let served: Served = poll_fn(|context| slot.poll(context)).await;
+            let share = &mut self.shares[destination];
+            (share.batch, share.replies) = (served.batch, served.replies);
+            took += served.took;
+        }
+        Ok(took)
+    }
+
+    /// Takes the answers of other arbiters and nodes.
+    async fn take(
+        &mut self,
+        waiting: SmallVec<[(usize, oneshot::Receiver<Outcome>); 4]>,
+    ) -> io::Result<()> {
         for (destination, outcome) in waiting {
             let share = &mut self.shares[destination];
             match outcome.await {
@@ -435,6 +466,7 @@ impl Session {
     async fn exec(&mut self, work: Work, script: Script) -> io::Result<()> {
         let ended = self.coordinate(work).await?;
         let resp3 = self.state.client.resp3;
+        self.state.redraw = true;
         if matches!(ended, Ended::Done(_)) {
             self.state.client.adopt(&script.client);
         }
@@ -629,6 +661,7 @@ fn request(
             Plan::Walk(walk) => return Some(Next::Walk(walk)),
             Plan::Session(run) => {
                 local.counters.borrow_mut().others += 1;
+                state.redraw = true;
                 let then = run(client, &local.facts(), words, &mut reply);
                 own.end();
                 order.push(OWN);
@@ -640,6 +673,7 @@ fn request(
             }
             Plan::Node(run) => {
                 local.counters.borrow_mut().others += 1;
+                state.redraw = true;
                 return match run(client, &local.facts(), words, &mut reply) {
                     Some(order) => Some(Next::Order(order)),
                     None => answered(own, order),
@@ -748,6 +782,7 @@ fn control_transaction(
                 Exec::Script(script) => {
                     script.merge(&[], reply);
                     state.client.adopt(&script.client);
+                    state.redraw = true;
                 }
                 Exec::Refused(error) => reply.error(&error),
             }

@@ -176,18 +176,9 @@ pub struct Card {
 }
 
 impl Card {
-    /// Takes over what changes with every request; the rest only if it has changed.
+    /// Takes over what changes with every request.
     #[inline]
     pub fn follow(&mut self, client: &Client) {
-        let same = self.table == client.table
-            && self.resp3 == client.resp3
-            && self.monitor == client.monitor
-            && self.name == client.name
-            && self.lib_name == client.lib_name
-            && self.lib_ver == client.lib_ver;
-        if !same {
-            *self = client.card();
-        }
         self.active_at = client.active_at;
         self.last = client.last;
         self.query_bytes = client.query_bytes;

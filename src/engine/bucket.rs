@@ -5,11 +5,11 @@
 //! path. An operation on a contended key leaves a hole in its batch's replies; the batch is
 //! answered once all holes are filled.
 
-use crate::engine::batch::{Batch, Op, Replies};
+use crate::engine::batch::{Batch, Op, OpHead, Replies};
 use crate::engine::machine::Machine;
 use crate::engine::partition::{Effect, Neighbours, Partition};
 use crate::engine::protocol::{Refusal, Ticket, ToPartition};
-use crate::engine::tables::KeyHasher;
+use crate::engine::tables::{KeyHasher, Tables};
 use crate::ids::{Incarnation, Millis, NodeId, PartitionId};
 use std::collections::BTreeMap;
 
@@ -150,7 +150,7 @@ impl<M: Machine> Bucket<M> {
         effects: &mut Vec<Effect>,
     ) -> Executed {
         if batch.len() > 1 {
-            self.prefetch(&batch);
+            self.prefetch(std::iter::once(&batch));
         }
         self.counts.batches += 1;
         let mut holes = Vec::new();
@@ -196,18 +196,22 @@ impl<M: Machine> Bucket<M> {
         Executed::Parked(parked)
     }
 
-    /// Starts the loads of what the batch will touch.
-    fn prefetch(&self, batch: &Batch) {
-        let keyed = |head: &crate::engine::batch::OpHead| head.hash != 0;
-        let tables = |head: crate::engine::batch::OpHead| {
-            let partition = self.partitions.get(head.partition.index())?.as_ref()?;
-            Some((partition.replica().tables(), head))
-        };
-        for (tables, head) in batch.heads().filter(keyed).filter_map(tables) {
-            tables.prefetch_slot(head.table, head.hash);
+    /// Starts the loads of what the batches will touch.
+    pub fn prefetch<'a>(&self, batches: impl Iterator<Item = &'a Batch> + Clone) {
+        for batch in batches.clone() {
+            self.each_keyed(batch, |tables, head| tables.prefetch_slot(head.table, head.hash));
         }
-        for (tables, head) in batch.heads().filter(keyed).filter_map(tables) {
-            tables.prefetch_item(head.table, head.hash);
+        for batch in batches {
+            self.each_keyed(batch, |tables, head| tables.prefetch_item(head.table, head.hash));
+        }
+    }
+
+    #[inline]
+    fn each_keyed(&self, batch: &Batch, visit: impl Fn(&Tables, OpHead)) {
+        for head in batch.heads().filter(|head| head.hash != 0) {
+            if let Some(Some(partition)) = self.partitions.get(head.partition.index()) {
+                visit(partition.replica().tables(), head);
+            }
         }
     }
 

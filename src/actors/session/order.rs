@@ -48,9 +48,14 @@ impl Session {
             self.settings = self.local.changes();
             self.limits = limits(&self.local);
         }
+        self.state.client.active_at = self.local.now();
         self.state.client.query_bytes = self.input.len();
         self.state.client.query_free = self.input.capacity() - self.input.len();
-        self.entry.card.borrow_mut().follow(&self.state.client);
+        let mut card = self.entry.card.borrow_mut();
+        match std::mem::take(&mut self.state.redraw) {
+            true => *card = self.state.client.card(),
+            false => card.follow(&self.state.client),
+        }
     }
 
     /// Notes how long the commands served together took, while they are still where they were
@@ -100,6 +105,7 @@ impl Session {
                 }
                 self.feed = Some(lines);
                 self.state.client.monitor = true;
+                self.state.redraw = true;
                 Reply::new(&mut out, self.state.client.resp3).ok();
             }
             Order::Sleep(ms) => {
