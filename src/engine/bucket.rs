@@ -8,7 +8,7 @@
 use crate::engine::batch::{Batch, Op, OpHead, Replies};
 use crate::engine::machine::Machine;
 use crate::engine::partition::{Effect, Neighbours, Partition};
-use crate::engine::protocol::{Refusal, Ticket, ToPartition};
+use crate::engine::protocol::{Refusal, Ticket, ToCoordinator, ToPartition};
 use crate::engine::tables::{KeyHasher, Tables};
 use crate::ids::{Incarnation, Millis, NodeId, PartitionId};
 use std::collections::BTreeMap;
@@ -225,6 +225,12 @@ impl<M: Machine> Bucket<M> {
     ) {
         let ticket = Ticket(self.next());
         if let Some(Some(partition)) = self.partitions.get_mut(to.index()) {
+            if self.full
+                && let Some(txn) = partition.needs_memory(&message, now)
+            {
+                effects.push(Effect::Coordinator(txn.node, ToCoordinator::Full { txn }));
+                return;
+            }
             partition.handle(message, ticket, now, &self.neighbours, effects);
         }
     }

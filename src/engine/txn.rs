@@ -176,7 +176,10 @@ impl<M: Machine> Transactions<M> {
                 self.clock = self.clock.max(time);
                 self.on_voted(txn, partition, vote, effects);
             }
-            ToCoordinator::Changed { txn } => self.on_changed(txn, effects),
+            ToCoordinator::Changed { txn } => self.on_obstacle(txn, Ended::Changed, effects),
+            ToCoordinator::Full { txn } => {
+                self.on_obstacle(txn, Ended::Refused(Refusal::Full), effects);
+            }
             ToCoordinator::Decided { txn, verdict } => self.on_decided(txn, verdict, effects),
             ToCoordinator::Confirmed { txn, partition, held } => {
                 self.on_confirmed(txn, partition, held, effects);
@@ -478,10 +481,11 @@ impl<M: Machine> Transactions<M> {
         }
     }
 
-    fn on_changed(&mut self, id: TxnId, effects: &mut Vec<Effect>) {
+    /// A participant says why the transaction must not be executed.
+    fn on_obstacle(&mut self, id: TxnId, ended: Ended, effects: &mut Vec<Effect>) {
         let Some(txn) = self.current(id) else { return };
         if matches!(txn.phase, Phase::Locking { .. } | Phase::Preparing { .. }) {
-            self.end(id.sequence, Ended::Changed, effects);
+            self.end(id.sequence, ended, effects);
         }
     }
 
