@@ -4,7 +4,7 @@
 //! no thread. The Bucket also gives its Sessions what they share ([`Local`]).
 
 use crate::actors::book::Book;
-use crate::actors::local::{Feed, Local, Setup};
+use crate::actors::local::{Feed, Local, Setup, Tally};
 use crate::actors::metrics::Metrics;
 use crate::actors::peer::{self, Peer};
 use crate::actors::session;
@@ -12,14 +12,12 @@ use crate::actors::tray::{Laid, Served, Slot};
 use crate::command::Redis;
 use crate::command::facts::Facts;
 use crate::command::order::{Question, Told};
-use crate::command::spec::Spec;
 use crate::engine::barrier::{Hello, Standing};
 use crate::engine::batch::{Batch, Replies};
 use crate::engine::bucket::{self as core, Executed, Parked};
 use crate::engine::partition::Effect;
 use crate::engine::protocol::{Refusal, Ticket, ToPartition};
 use crate::ids::{Incarnation, Millis, NodeId, PartitionId};
-use crate::metrics::Counters;
 use crate::net::listen::{LooseStream, TcpStream};
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, MessageResult};
 use std::collections::{BTreeMap, BTreeSet};
@@ -215,17 +213,11 @@ pub struct Observe;
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     /// Counted by its Sessions.
-    pub counters: Counters,
-    /// The same, since the figures were last to be forgotten.
-    pub counted: Counters,
-    /// How often each command was asked for since then.
-    pub calls: Vec<(&'static Spec, u64)>,
+    pub tally: Tally,
     /// Nodes that it cannot reach.
     pub unreachable: BTreeSet<NodeId>,
     /// Counted by its core.
     pub core: core::Counts,
-    /// Sessions that live.
-    pub sessions: usize,
     /// Bytes of its tables.
     pub bytes: usize,
     /// Items and volatile items by table.
@@ -465,10 +457,7 @@ impl Handler<Observe> for Bucket {
     fn handle(&mut self, _: Observe, _: &mut Context<Self>) -> MessageResult<Observe> {
         let mut report = Report { core: self.core.counts(), ..Report::default() };
         if let Some(local) = &self.local {
-            report.counters = *local.counters.borrow();
-            report.counted = local.counted();
-            report.calls = local.calls();
-            report.sessions = local.sessions();
+            report.tally = local.tally();
         }
         report.unreachable = self.core.neighbours().unreachable.clone();
         report.tables = vec![(0, 0); crate::ids::TABLES];

@@ -17,14 +17,14 @@ use crate::command::order::Order;
 use crate::command::plan::{self, Layout, Place, Plan};
 use crate::command::reply::Reply;
 use crate::command::scan::Walk;
-use crate::command::spec::{ADMIN, Control, LOADING, NO_AUTH, NO_MULTI, Run, Spec, WRITE};
+use crate::command::spec::{self, ADMIN, Control, LOADING, NO_AUTH, NO_MULTI, Run, Spec, WRITE};
 use crate::command::transaction::{Exec, Queue, Script, read_versions};
 use crate::command::words::{Phrase, Words};
-use crate::command::{self, Redis};
+use crate::command::{self, Redis, refusal_text};
 use crate::engine::barrier::Standing;
 use crate::engine::batch::{Batch, Replies};
 use crate::engine::machine::{Access, Machine};
-use crate::engine::protocol::{Ended, Watched, Work};
+use crate::engine::protocol::{Ended, Refusal, Watched, Work};
 use crate::ids::{NodeId, PartitionId};
 use crate::net::listen::{SocketAddr, TcpStream};
 use crate::net::resp::{Limits, Requests};
@@ -115,6 +115,8 @@ struct Share {
     replies: Replies,
     /// Replies that were taken already.
     taken: usize,
+    /// How long the batch took, from when it was answered until that is noted.
+    took: Option<Duration>,
 }
 
 /// What comes after the requests gathered.
@@ -254,8 +256,7 @@ impl Session {
                 Ok(None) => break,
                 Err(error) => {
                     Reply::new(&mut self.own.bytes, false).error_bytes(&error.reply_text());
-                    self.own.end();
-                    self.order.push(OWN);
+                    answered(&self.local, None, &mut self.own, &mut self.order);
                     next = Next::Close;
                     break;
                 }
@@ -303,9 +304,9 @@ impl Session {
             return Ok(());
         }
         let (mut place, mut own) = (0, 0);
-        let mut took = Duration::ZERO;
         while place < self.order.len() {
-            took += self.ask().await?;
+            self.ask().await?;
+            self.note_batches();
             if self.one_share_answers_all() {
                 let share = usize::from(self.order[0]);
                 let replies = std::mem::take(&mut self.shares[share].replies);
@@ -337,15 +338,12 @@ impl Session {
             self.out = out;
             self.out.clear();
         }
-        self.note_batches(took);
         self.recycle();
         Ok(())
     }
 
-    /// Sends every share that has unanswered operations, and takes the answers. Returns how long
-    /// they took, without the wait for this arbiter's turn.
-    async fn ask(&mut self) -> io::Result<Duration> {
-        let mut took = Duration::ZERO;
+    /// Sends every share that has unanswered operations, and takes the answers.
+    async fn ask(&mut self) -> io::Result<()> {
         let mut laid = None;
         let mut waiting: SmallVec<[(usize, oneshot::Receiver<Outcome>); 4]> = SmallVec::new();
         for (destination, share) in self.shares.iter_mut().enumerate() {
@@ -380,18 +378,16 @@ impl Session {
             waiting.push((destination, outcome));
         }
         if !waiting.is_empty() {
-            let begun = Instant::now();
             self.take(waiting).await?;
-            took = begun.elapsed();
         }
         if let Some(destination) = laid {
             let slot = &self.entry.slot;
             let served: Served = poll_fn(|context| slot.poll(context)).await;
             let share = &mut self.shares[destination];
             (share.batch, share.replies) = (served.batch, served.replies);
-            took += served.took;
+            share.took = Some(served.took);
         }
-        Ok(took)
+        Ok(())
     }
 
     /// Takes the answers of other arbiters and nodes.
@@ -399,6 +395,7 @@ impl Session {
         &mut self,
         waiting: SmallVec<[(usize, oneshot::Receiver<Outcome>); 4]>,
     ) -> io::Result<()> {
+        let begun = Instant::now();
         for (destination, outcome) in waiting {
             let share = &mut self.shares[destination];
             match outcome.await {
@@ -409,6 +406,7 @@ impl Session {
                 }
                 Err(_) => return Err(io::Error::other("the node is stopping")),
             }
+            share.took = Some(begun.elapsed());
         }
         Ok(())
     }
@@ -426,7 +424,7 @@ impl Session {
         self.order.clear();
         self.own.clear();
         for share in &mut self.shares {
-            share.taken = 0;
+            (share.taken, share.took) = (0, None);
             share.batch.clear();
             share.replies.clear();
             if share.replies.bytes.capacity() > KEEP_BYTES_MAX {
@@ -470,6 +468,12 @@ impl Session {
         if matches!(ended, Ended::Done(_)) {
             self.state.client.adopt(&script.client);
         }
+        if ended == Ended::Refused(Refusal::Full) {
+            let reason = refusal_text(&Refusal::Full);
+            let text = format!("EXECABORT Transaction discarded because of: {reason}");
+            Reply::new(&mut self.out, resp3).error(&text);
+            return self.write_out().await;
+        }
         conclude(ended, &mut Reply::new(&mut self.out, resp3), |replies, reply| {
             script.merge(&replies, reply);
         });
@@ -512,6 +516,7 @@ impl Session {
 
     async fn write_out(&mut self) -> io::Result<()> {
         let out = std::mem::take(&mut self.out);
+        self.local.note_reply(self.state.client.last, &out);
         if !self.mute {
             self.write(&out).await?;
         }
@@ -608,33 +613,34 @@ fn request(
 ) -> Option<Next> {
     let mut reply = Reply::new(&mut own.bytes, state.client.resp3);
     let Some(spec) = command::resolve(words, &mut reply) else {
-        local.counters.borrow_mut().errors += 1;
+        spec::lookup(words.name()).into_iter().for_each(|spec| local.reject(spec));
         state.queue.as_mut().into_iter().for_each(Queue::spoil);
-        return answered(own, order);
+        return answered(local, None, own, order);
     };
     if local.holds(spec) {
         return Some(Next::Held);
     }
     state.client.last = Some(spec);
-    local.count_call(spec);
     if local.is_watched() && spec.flags & (ADMIN | NO_AUTH) == 0 {
         local.show(&state.client, words);
     }
     let loading = spec.flags & LOADING != 0 && spec.data().is_none();
     if !loading && !local.serves() {
         reply.error(&waiting(local));
+        local.reject(spec);
         state.queue.as_mut().into_iter().for_each(Queue::spoil);
-        return answered(own, order);
+        return answered(local, None, own, order);
     }
+    local.count_call(spec);
     if state.queue.is_some() && waits_for_exec(spec) {
         enqueue(spec, words, state, local, &mut reply);
-        return answered(own, order);
+        return answered(local, Some(spec), own, order);
     }
     if let Run::Control(control) = spec.run {
         let next = control_transaction(control, spec, words, state, local, &mut reply);
         return match next {
             Some(next) => Some(next),
-            None => answered(own, order),
+            None => answered(local, Some(spec), own, order),
         };
     }
     let client = &mut state.client;
@@ -650,10 +656,9 @@ fn request(
         None => match plan::plan(spec, words, &place) {
             Plan::One(head) => head,
             Plan::Spread { work, layout } => {
-                if let Some(refused) = order::refuse_spread(spec, words, local) {
+                if let Some(refused) = order::refuse_spread(words, local) {
                     reply.error(&refused);
-                    local.counters.borrow_mut().errors += 1;
-                    return answered(own, order);
+                    return answered(local, Some(spec), own, order);
                 }
                 return Some(Next::Spread(work, layout));
             }
@@ -662,9 +667,11 @@ fn request(
             Plan::Session(run) => {
                 local.counters.borrow_mut().others += 1;
                 state.redraw = true;
+                let begun = Instant::now();
+                client.micros = local.micros(begun);
                 let then = run(client, &local.facts(), words, &mut reply);
-                own.end();
-                order.push(OWN);
+                local.spend(spec, begun.elapsed());
+                answered(local, Some(spec), own, order);
                 if then == Then::Reset {
                     state.queue = None;
                     state.watched.clear();
@@ -676,13 +683,12 @@ fn request(
                 state.redraw = true;
                 return match run(client, &local.facts(), words, &mut reply) {
                     Some(order) => Some(Next::Order(order)),
-                    None => answered(own, order),
+                    None => answered(local, Some(spec), own, order),
                 };
             }
             Plan::Refused(error) => {
                 reply.error(&error);
-                local.counters.borrow_mut().errors += 1;
-                return answered(own, order);
+                return answered(local, Some(spec), own, order);
             }
         },
     };
@@ -717,6 +723,8 @@ fn enqueue(
     let refused = spec.flags & NO_MULTI != 0 || matches!(spec.run, Run::Node(_));
     let queued = if refused {
         Err("ERR Command not allowed inside a transaction".to_owned())
+    } else if order::grows_when_full(spec, words, local) {
+        Err(refusal_text(&Refusal::Full))
     } else if keys.any(|length| length > key_max) {
         Err(format!("ERR key is longer than {key_max} bytes"))
     } else {
@@ -777,6 +785,7 @@ fn control_transaction(
                 return None;
             };
             let watched = std::mem::take(&mut state.watched);
+            state.client.micros = local.micros(Instant::now());
             match queue.plan(&state.client, &local.facts(), &watched, &place) {
                 Exec::Work(work, script) => return Some(Next::Exec(work, script)),
                 Exec::Script(script) => {
@@ -809,8 +818,15 @@ fn conclude(ended: Ended, reply: &mut Reply<'_>, done: impl FnOnce(Vec<Replies>,
     }
 }
 
-fn answered(own: &mut Replies, order: &mut Vec<u16>) -> Option<Next> {
+/// Ends a reply that the Session gave itself; `spec` if it is that of a command that was begun.
+fn answered(
+    local: &Local,
+    spec: Option<&'static Spec>,
+    own: &mut Replies,
+    order: &mut Vec<u16>,
+) -> Option<Next> {
     own.end();
+    local.note_reply(spec, own.get(own.len() - 1));
     order.push(OWN);
     None
 }

@@ -111,14 +111,14 @@ mod tests {
     #[test]
     fn a_slot_gives_once() {
         let slot = Slot::default();
-        let mut context = Context::from_waker(Waker::noop());
-        assert!(slot.poll(&mut context).is_pending());
+        let context = Context::from_waker(Waker::noop());
+        assert!(slot.poll(&context).is_pending());
         let (batch, replies) = (Batch::new(), Replies::default());
         slot.give(Served { batch, replies, took: Duration::from_micros(3) });
-        match slot.poll(&mut context) {
+        match slot.poll(&context) {
             Poll::Ready(served) => assert_eq!(served.took, Duration::from_micros(3)),
             Poll::Pending => panic!("it was given"),
         }
-        assert!(slot.poll(&mut context).is_pending());
+        assert!(slot.poll(&context).is_pending());
     }
 }

@@ -32,6 +32,8 @@ pub struct Client {
     pub connected_at: Millis,
     /// When its last request came.
     pub active_at: Millis,
+    /// The wall clock as a command of its own begins, in microseconds since the Unix epoch.
+    pub micros: u64,
     /// Its last command.
     pub last: Option<&'static Spec>,
     /// Bytes it has sent that are not served yet.
@@ -72,6 +74,7 @@ impl Client {
             local_address: local_address.into(),
             connected_at: now,
             active_at: now,
+            micros: now.0.saturating_mul(1000),
             last: None,
             query_bytes: 0,
             query_free: 0,

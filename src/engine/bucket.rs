@@ -59,6 +59,10 @@ pub struct Counts {
     pub waits: u64,
     /// Items removed because their time had come.
     pub expired: u64,
+    /// Keys that reads found.
+    pub hits: u64,
+    /// Keys that reads did not find.
+    pub misses: u64,
 }
 
 /// The state of one Bucket.
@@ -117,8 +121,13 @@ impl<M: Machine> Bucket<M> {
 
     /// What it counted.
     pub fn counts(&self) -> Counts {
-        let expired = self.partitions().map(|one| one.replica().tables().expirations()).sum();
-        Counts { expired, ..self.counts }
+        let mut counts = self.counts;
+        for tables in self.partitions().map(|partition| partition.replica().tables()) {
+            counts.expired += tables.expirations();
+            counts.hits += tables.hits();
+            counts.misses += tables.misses();
+        }
+        counts
     }
 
     /// Whether operations that need more memory are refused from now on.
