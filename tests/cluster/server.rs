@@ -555,13 +555,14 @@ fn writes_are_refused_while_memory_is_at_its_limit() {
     assert_eq!(clients[1].say(&format!("MSET {} x {} y", keys[0], cluster.key_on(1, "m"))), OOM);
     // Whichever node is asked, it is the node with the data that refuses, all or nothing.
     let (near, far) = (cluster.key_on(1, "near"), &keys[0]);
+    let absent = cluster.key_on(2, "absent");
     for client in &mut clients {
         assert_eq!(client.say(&format!("MSET {near} x {far} y")), OOM);
-        assert_eq!(client.say(&format!("MSETNX {near} x {refused} y")), OOM);
-        assert_eq!(client.say(&format!("COPY {far} {refused}")), OOM);
-        assert_eq!(client.say(&format!("EXISTS {near} {refused}")), "0");
+        assert_eq!(client.say(&format!("MSETNX {near} x {absent} y")), OOM);
+        assert_eq!(client.say(&format!("COPY {far} {absent}")), OOM);
+        assert_eq!(client.say(&format!("EXISTS {near} {absent}")), "0");
         // What frees memory goes on.
-        assert_eq!(client.say(&format!("DEL {near} {refused}")), "0");
+        assert_eq!(client.say(&format!("DEL {near} {absent}")), "0");
         assert_eq!(client.say(&format!("MSET {near} x {} y", cluster.key_on(3, "near"))), "OK");
         assert_eq!(client.say(&format!("DEL {near}")), "1");
     }
@@ -647,29 +648,41 @@ fn peer(cluster: &Cluster, bytes: &[u8]) -> TcpStream {
 #[test]
 fn a_peer_that_goes_on_with_nonsense_is_cut_off_with_a_reason() {
     let mut cluster = Cluster::new(2);
-    // Node 1 dials node 2, which is us: so we learn how a node of this cluster introduces itself.
     let listener = std::net::TcpListener::bind(("127.0.0.1", cluster.ports(2).peer)).unwrap();
     cluster.spawn(1);
-    let (mut dialled, _) = listener.accept().unwrap();
-    let mut length = [0; 4];
-    dialled.read_exact(&mut length).unwrap();
-    let mut introduction = vec![0; u32::from_le_bytes(length) as usize];
-    dialled.read_exact(&mut introduction).unwrap();
-    let name = cluster.name().as_bytes();
-    let at = introduction.windows(name.len()).position(|bytes| bytes == name).unwrap();
-    let node = &mut introduction[at + name.len()];
-    assert_eq!(std::mem::replace(node, 2), 1, "it introduces itself as node 1");
     for (nonsense, reason) in [
-        (frame(b"garbage"), "a frame that is no packet"),
-        (u32::MAX.to_le_bytes().to_vec(), "a frame of 4294967295 bytes"),
+        (frame(b"garbage"), "lost node 2: a frame that is no packet"),
+        (u32::MAX.to_le_bytes().to_vec(), "lost node 2: a frame of 4294967295 bytes"),
     ] {
+        // Node 1 dials node 2, which is us, and so tells how a node of its cluster begins.
+        let (mut dialled, _) = listener.accept().unwrap();
+        let mut introduction = read_frame(&mut dialled);
+        let name = cluster.name().as_bytes();
+        let at = introduction.windows(name.len()).position(|bytes| bytes == name).unwrap();
+        let node = &mut introduction[at + name.len()];
+        assert_eq!(std::mem::replace(node, 2), 1, "it introduces itself as node 1");
+        dialled.write_all(&frame(&introduction)).unwrap();
         let mut stream = peer(&cluster, &frame(&introduction));
-        stream.read_exact(&mut length).expect("node 1 introduces itself too");
+        read_frame(&mut stream);
+        let links = |log: &str| log.matches("linked with node 2").count();
+        let losses = |log: &str| log.matches("lost node 2").count();
+        eventually("they are linked", PATIENCE, || {
+            let log = cluster.log(1);
+            (links(&log) > losses(&log)).then_some(())
+        });
         stream.write_all(&nonsense).unwrap();
         read_to_end(&mut stream);
         cluster.wait_log(1, &[reason]);
     }
-    assert_eq!(cluster.connect(1).say("PING"), "-LOADING waiting for nodes 2");
+    assert!(cluster.process(1).ended().is_none(), "node 1 goes on");
+}
+
+fn read_frame(stream: &mut TcpStream) -> Vec<u8> {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length).unwrap();
+    let mut bytes = vec![0; u32::from_le_bytes(length) as usize];
+    stream.read_exact(&mut bytes).unwrap();
+    bytes
 }
 
 /// What a node says when it introduces itself: version, cluster, node, life, digest, formed.
