@@ -110,6 +110,16 @@ pub fn refusal_text(refusal: &Refusal) -> String {
     match refusal {
         Refusal::Unreachable(node) => format!("CLUSTERDOWN node {node} cannot be reached"),
         Refusal::Misplaced => "TRYAGAIN the partition is served by another node".into(),
+        Refusal::NoLeader(partition) => {
+            format!("CLUSTERDOWN partition {partition} has no leader: was not executed")
+        }
+        Refusal::Deposed(partition) => {
+            format!("TRYAGAIN the leader of partition {partition} changed: was not executed")
+        }
+        Refusal::Unknown(partition) => format!(
+            "UNKNOWN the leader of partition {partition} was lost with the write under way: it may \
+             have been applied"
+        ),
         Refusal::TooLong => "ERR the request or its reply is too long".into(),
         Refusal::Locked => "TRYAGAIN a transaction holds the key for too long".into(),
         Refusal::Contention => "TRYAGAIN the transaction lost its locks too often".into(),

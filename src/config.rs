@@ -4,30 +4,45 @@
 //! process is, it is told on the command line. Whatever could be wrong is found while the file is
 //! read, with its line, so nothing behind this module checks a setting again.
 //!
-//! Some fields form the cluster (ids, addresses, partitions, classes of tables): nodes that
-//! disagree about them would place keys differently, so [`Config::digest`] sums them up and nodes
-//! compare it when they meet. The others (limits, logging, arbiters, bind address) each node may
-//! have its own way.
+//! Some fields form the cluster (ids, addresses, partitions, classes of tables, the election
+//! timeout): nodes that disagree about them would place keys differently or break each other's
+//! leases, so [`Config::digest`] sums them up and nodes compare it when they meet. Fewer of them
+//! are settled for as long as there is data ([`Config::layout`]): a node may move to another host.
+//! The others (data folder, limits, logging, arbiters, bind address) each node may have its own
+//! way.
 
+mod limits;
+mod placement;
 mod read;
+mod replication;
+mod table;
 mod yaml;
 
-use crate::error::{Error, Result};
-use crate::ids::{NodeId, PartitionId, TABLES, TableIndex};
-use log::LevelFilter;
-use std::fmt;
-use std::fmt::Write as _;
-use std::path::Path;
-use std::time::Duration;
+pub use limits::Limits;
+pub use replication::{HEARTBEATS_PER_ELECTION, Replication};
+pub use table::{Class, Durability, Mode, REPLICAS, Table};
 
+use crate::error::{Error, Result};
+use crate::ids::{NodeId, TABLES, TableIndex};
+use log::LevelFilter;
+use placement::Classes;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+/// Where nodes keep their data when the file does not say.
+pub const DATA: &str = "./data";
 /// How many partitions a cluster has when its file does not say.
 pub const PARTITIONS: u16 = 12;
-/// How many partitions a cluster may have.
+/// How many partitions a cluster may have in each storage class.
 pub const PARTITIONS_MAX: u16 = 4096;
 /// How many nodes a cluster may have.
 pub const NODES_MAX: usize = 64;
 /// How many arbiters a node may have.
 pub const ARBITERS_MAX: usize = 256;
+
+/// How many storage classes there can be: of one replica with each durability, of more with the
+/// two that have a log.
+const CLASSES_MAX: usize = Durability::ALL.len() + (REPLICAS.len() - 1) * 2;
 
 /// A cluster's settings.
 ///
@@ -40,6 +55,12 @@ pub struct Config {
     partitions: u16,
     /// By index, all [`TABLES`] of them.
     tables: Vec<Table>,
+    classes: Classes,
+    /// Where nodes keep their data, each in a folder of its own below it
+    /// ([`Config::data_of`]). A relative path starts at the process's working directory.
+    pub data: PathBuf,
+    /// When replicas elect, and how much log they keep.
+    pub replication: Replication,
     /// The address that listeners bind to, where it is not the node's host.
     pub bind: Option<String>,
     /// Threads that serve keys, on each node.
@@ -74,107 +95,6 @@ pub enum Service {
     Peer,
     /// Health, status, metrics.
     Http,
-}
-
-/// One table.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Table {
-    /// What `SELECT` chooses it by.
-    pub index: TableIndex,
-    /// Its name, if it was given one.
-    pub name: Option<String>,
-    /// How its keys are kept.
-    pub class: Class,
-}
-
-/// A storage class. Tables of one class share partitions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Class {
-    /// Which guarantee its commands have.
-    pub mode: Mode,
-    /// How many nodes hold each key.
-    pub replicas: u8,
-    /// What an acknowledged write has survived.
-    pub durability: Durability,
-}
-
-/// A table's guarantee.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Mode {
-    /// Strict serialisability.
-    Strong,
-}
-
-/// What an acknowledged write has survived.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Durability {
-    /// Nothing: it is in memory.
-    None,
-}
-
-/// The greatest of everything that clients can make great.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Bytes of a key: 64 KiB.
-    pub key: usize,
-    /// Bytes of a value, and of any one argument: 512 MiB.
-    pub value: usize,
-    /// Arguments of a command: 1,048,576.
-    pub arguments: usize,
-    /// Bytes of a command that is typed rather than encoded: 64 KiB.
-    pub inline: usize,
-    /// Bytes that a client has sent and that are not served yet, and so of one command: 1 GiB.
-    pub query_buffer: usize,
-    /// Bytes of replies that one command, or what is served with it, may make: 1 GiB.
-    pub output_buffer: usize,
-    /// Commands of one connection that are served together; more wait unread: 4,096.
-    pub pipeline: usize,
-    /// Bytes of a command, or of a transaction's commands, that concerns several partitions:
-    /// 512 MiB.
-    pub transaction: usize,
-    /// Bytes of a node's tables: 0, which is no limit.
-    pub memory: usize,
-    /// Client connections of a node: 10,000.
-    pub connections: usize,
-    /// How long a connection may be quiet: 0 s, which is for ever.
-    pub idle: Duration,
-    /// How long a client may leave its replies unread: 300 s.
-    pub unread: Duration,
-    /// How long a request waits for keys that a transaction holds: 5 s.
-    pub lock_wait: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Limits {
-        Limits {
-            key: 64 << 10,
-            value: 512 << 20,
-            arguments: 1 << 20,
-            inline: 64 << 10,
-            query_buffer: 1 << 30,
-            output_buffer: 1 << 30,
-            pipeline: 4096,
-            transaction: 512 << 20,
-            memory: 0,
-            connections: 10_000,
-            idle: Duration::ZERO,
-            unread: Duration::from_secs(300),
-            lock_wait: Duration::from_secs(5),
-        }
-    }
-}
-
-impl Default for Class {
-    fn default() -> Class {
-        Class { mode: Mode::Strong, replicas: 1, durability: Durability::None }
-    }
-}
-
-impl fmt::Display for Class {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Class { mode: Mode::Strong, replicas, durability: Durability::None } = self;
-        write!(f, "strong,{replicas},none")
-    }
 }
 
 impl Service {
@@ -221,7 +141,8 @@ impl Config {
     }
 
     /// A cluster on loopback of nodes 1 to `nodes`, with one arbiter each: node `i` has the ports
-    /// `base + i` for clients, 100 more for peers and 200 more for HTTP.
+    /// `base + i` for clients, 100 more for peers and 200 more for HTTP. All tables are of the
+    /// default class.
     pub fn local(nodes: u16, base: u16) -> Result<Config> {
         if nodes == 0 || usize::from(nodes) > NODES_MAX {
             return Err(Error::Arguments(format!(
@@ -243,17 +164,41 @@ impl Config {
             peer: base + 100 + i,
             http: base + 200 + i,
         };
-        let class = Class::default();
+        let tables = tables_of(Class::by_default(usize::from(nodes)));
         Ok(Config {
             cluster: "local".to_owned(),
             nodes: (1..=nodes).map(node).collect(),
             partitions: PARTITIONS,
-            tables: TableIndex::all().map(|index| Table { index, name: None, class }).collect(),
+            classes: Classes::of(&tables),
+            tables,
+            data: PathBuf::from(DATA),
+            replication: Replication::default(),
             bind: None,
             arbiters: 1,
             limits: Limits::default(),
             log_level: LevelFilter::Info,
         })
+    }
+
+    /// Gives all tables so many replicas and this durability, where they are given, as the command
+    /// line asks for.
+    pub fn with_class(
+        mut self,
+        replicas: Option<u8>,
+        durability: Option<Durability>,
+    ) -> Result<Config> {
+        let mut class = Class::by_default(self.nodes.len());
+        if let Some(replicas) = replicas {
+            class.replicas = Class::check_replicas(replicas.into(), self.nodes.len())
+                .map_err(|problem| Error::Arguments(format!("--replicas: {problem}")))?;
+        }
+        class.durability = durability.unwrap_or(class.durability);
+        let class = class
+            .check()
+            .map_err(|problem| Error::Arguments(format!("--durability: {problem}")))?;
+        self.tables = tables_of(class);
+        self.classes = Classes::of(&self.tables);
+        Ok(self)
     }
 
     /// The cluster's name.
@@ -271,11 +216,6 @@ impl Config {
         self.nodes.iter().find(|node| node.id == id)
     }
 
-    /// How many partitions the slots are dealt to.
-    pub fn partitions(&self) -> u16 {
-        self.partitions
-    }
-
     /// All tables, by index.
     pub fn tables(&self) -> &[Table] {
         &self.tables
@@ -291,9 +231,9 @@ impl Config {
         (self.bind.clone().unwrap_or_else(|| node.host.clone()), node.port(service))
     }
 
-    /// The node that leads a partition: they are dealt in turn to the nodes in order of id.
-    pub fn leader_of(&self, partition: PartitionId) -> NodeId {
-        self.nodes[partition.index() % self.nodes.len()].id
+    /// The folder that is a node's own, of everything it writes.
+    pub fn data_of(&self, node: NodeId) -> PathBuf {
+        self.data.join(format!("node-{node}"))
     }
 
     /// Seeds the hash that places a key within its table.
@@ -314,8 +254,33 @@ impl Config {
         for Table { index, class, .. } in &self.tables {
             let _ = writeln!(text, "table={index},{class}");
         }
+        let _ = writeln!(text, "election={}", self.replication.election_timeout.as_millis());
         fnv1a(text.as_bytes())
     }
+
+    /// Sums up what must stay as it is for a node to find its data again: which keys are in which
+    /// partition, and who holds that. Hosts and ports may change, and so may the durability of a
+    /// class as a whole.
+    ///
+    /// It is written to disk, so it hashes a text as [`Config::digest`] does.
+    pub fn layout(&self) -> u64 {
+        let mut text = format!("cluster={}\npartitions={}\n", self.cluster, self.partitions);
+        for node in &self.nodes {
+            let _ = writeln!(text, "node={}", node.id);
+        }
+        for (index, Class { mode, replicas, .. }) in self.classes().iter().enumerate() {
+            let _ = writeln!(text, "class={index},{},{replicas}", mode.name());
+        }
+        for index in TableIndex::all() {
+            let _ = writeln!(text, "table={index},{}", self.class_of_table(index));
+        }
+        fnv1a(text.as_bytes())
+    }
+}
+
+/// All tables, without names and of one class.
+fn tables_of(class: Class) -> Vec<Table> {
+    TableIndex::all().map(|index| Table { index, name: None, class }).collect()
 }
 
 /// A host and a port as one address; a bare IPv6 address gets its brackets.
@@ -340,97 +305,10 @@ fn arbiters_by_default() -> usize {
 }
 
 const _: () = assert!(TABLES == 16, "messages say that tables are 0 to 15");
+const _: () = assert!(
+    CLASSES_MAX * (PARTITIONS_MAX as usize) <= u16::MAX as usize,
+    "the partitions of all classes have a number each"
+);
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn local(nodes: u16) -> Config {
-        Config::local(nodes, 7000).expect("valid")
-    }
-
-    #[test]
-    fn the_sample_is_valid_and_the_local_cluster_in_a_file() {
-        let sample = Config::parse("cluster.yaml", include_str!("../cluster.yaml")).expect("valid");
-        assert_eq!(sample.nodes, local(3).nodes);
-        assert_eq!(sample.cluster, "quorate");
-        assert_eq!(sample.digest(), local(3).digest());
-    }
-
-    #[test]
-    fn a_local_cluster_has_the_ports_of_its_base() {
-        let config = local(3);
-        let node = config.node(NodeId(2)).expect("listed");
-        assert_eq!((node.client, node.peer, node.http), (7002, 7102, 7202));
-        assert!(config.node(NodeId(4)).is_none());
-        let refused = |nodes, base| Config::local(nodes, base).expect_err("refused").to_string();
-        assert_eq!(refused(0, 7000), "--nodes 0 is out of range; it may be 1 to 64");
-        assert_eq!(refused(65, 7000), "--nodes 65 is out of range; it may be 1 to 64");
-        assert_eq!(
-            refused(3, 65333),
-            "--port 65333 is too high: 3 nodes use ports up to 65536; it may be up to 65332"
-        );
-        assert!(Config::local(3, 65332).is_ok());
-    }
-
-    #[test]
-    fn partitions_are_dealt_in_turn() {
-        let config = local(3);
-        let leaders: Vec<u16> = (0..7).map(|p| config.leader_of(PartitionId(p)).0).collect();
-        assert_eq!(leaders, [1, 2, 3, 1, 2, 3, 1]);
-    }
-
-    #[test]
-    fn the_digest_is_of_what_forms_the_cluster_and_nothing_else() {
-        let digest = local(3).digest();
-        // Nodes of different builds compare it: this number may change with the protocol only.
-        assert_eq!(digest, 7_133_102_325_899_164_776);
-
-        let same = Config {
-            bind: Some("0.0.0.0".to_owned()),
-            arbiters: 9,
-            limits: Limits { key: 1, ..Limits::default() },
-            log_level: LevelFilter::Trace,
-            ..local(3)
-        };
-        assert_eq!(same.digest(), digest);
-
-        assert_ne!(local(2).digest(), digest);
-        assert_ne!(Config { partitions: 13, ..local(3) }.digest(), digest);
-        for change in [
-            |node: &mut Node| node.id = NodeId(9),
-            |node: &mut Node| node.host = "b".to_owned(),
-            |node: &mut Node| node.client = 1,
-            |node: &mut Node| node.peer = 1,
-            |node: &mut Node| node.http = 1,
-        ] {
-            let mut other = local(3);
-            change(&mut other.nodes[2]);
-            assert_ne!(other.digest(), digest);
-        }
-        let mut other = local(3);
-        other.tables[3].class.replicas = 3;
-        assert_ne!(other.digest(), digest);
-    }
-
-    #[test]
-    fn clusters_of_different_names_place_keys_differently() {
-        let other = Config { cluster: "other".to_owned(), ..local(3) };
-        assert_ne!(other.hash_seed(), local(3).hash_seed());
-        assert_eq!(local(3).hash_seed(), local(5).hash_seed());
-    }
-
-    #[test]
-    fn fnv1a_is_the_published_one() {
-        assert_eq!(fnv1a(b""), 0xcbf2_9ce4_8422_2325);
-        assert_eq!(fnv1a(b"foobar"), 0x8594_4171_f739_67e8);
-    }
-
-    #[test]
-    fn a_file_that_cannot_be_read_is_named() {
-        let error = Config::load(Path::new("/nowhere/cluster.yaml")).expect_err("missing");
-        let text = error.to_string();
-        assert!(text.starts_with("cannot read /nowhere/cluster.yaml: "), "{text}");
-        assert_eq!(error.exit_code(), 2);
-    }
-}
+mod tests;

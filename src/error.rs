@@ -3,6 +3,7 @@
 //! What a client did wrong is not here: it is a reply in Redis's words, made where it is found.
 
 use crate::ids::NodeId;
+use std::path::PathBuf;
 use std::{fmt, io};
 
 /// The crate's error.
@@ -16,6 +17,13 @@ pub enum Error {
     Listen(Listen),
     /// The operator: the machine refuses something else; the text says what was tried.
     Io(String, io::Error),
+    /// The operator: the disk is full. There is a way on once there is room.
+    Full(Full),
+    /// The operator: a file holds what was not written there. Nothing is served from it.
+    Corrupt(Corrupt),
+    /// The operator: the data directory belongs to another node, is in use, or is none. The text
+    /// names it and says why.
+    Directory(String),
 }
 
 /// A port that cannot be listened on.
@@ -33,6 +41,28 @@ pub struct Listen {
     pub cause: io::Error,
 }
 
+/// A disk without room for what must be written.
+#[derive(Debug)]
+pub struct Full {
+    /// The file that had to grow.
+    pub file: PathBuf,
+    /// By how many bytes.
+    pub needed: u64,
+    /// What the machine said.
+    pub cause: io::Error,
+}
+
+/// A file that was damaged after it was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Corrupt {
+    /// The damaged file.
+    pub file: PathBuf,
+    /// The first byte, counted from the file's start, that cannot be believed.
+    pub offset: u64,
+    /// What is wrong there.
+    pub problem: String,
+}
+
 /// The crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -41,8 +71,8 @@ impl Error {
     /// way.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::Config(_) | Error::Arguments(_) => 2,
-            Error::Listen(_) | Error::Io(..) => 1,
+            Error::Config(_) | Error::Arguments(_) | Error::Directory(_) => 2,
+            Error::Listen(_) | Error::Io(..) | Error::Full(_) | Error::Corrupt(_) => 1,
         }
     }
 }
@@ -50,9 +80,17 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::Config(problem) | Error::Arguments(problem) => f.write_str(problem),
+            Error::Config(problem) | Error::Arguments(problem) | Error::Directory(problem) => {
+                f.write_str(problem)
+            }
             Error::Listen(listen) => listen.fmt(f),
             Error::Io(tried, cause) => write!(f, "{tried}: {cause}"),
+            Error::Full(Full { file, needed, cause }) => {
+                write!(f, "no room for {needed} more bytes of {}: {cause}", file.display())
+            }
+            Error::Corrupt(Corrupt { file, offset, problem }) => {
+                write!(f, "{} is damaged at byte {offset}: {problem}", file.display())
+            }
         }
     }
 }
@@ -70,8 +108,12 @@ impl fmt::Display for Listen {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Error::Listen(Listen { cause, .. }) | Error::Io(_, cause) => Some(cause),
-            Error::Config(_) | Error::Arguments(_) => None,
+            Error::Listen(Listen { cause, .. })
+            | Error::Io(_, cause)
+            | Error::Full(Full { cause, .. }) => Some(cause),
+            Error::Config(_) | Error::Arguments(_) | Error::Corrupt(_) | Error::Directory(_) => {
+                None
+            }
         }
     }
 }

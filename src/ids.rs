@@ -98,11 +98,26 @@ impl Millis {
     }
 }
 
+/// The moment something is done at, by both clocks of a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    /// Wall time: what expiries and stamps are made of. It may be set back.
+    pub wall: Millis,
+    /// Milliseconds of a clock that only goes forward, at one pace, from any beginning: what leases
+    /// and timeouts are made of. It goes on while the process is stopped.
+    pub mono: u64,
+}
+
 /// Which life of a node: greater at every start of its process.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
 pub struct Incarnation(pub u64);
+
+impl Incarnation {
+    /// In the place of a life: what is meant is replicated, and outlives its nodes.
+    pub const OUTLIVED: Incarnation = Incarnation(0);
+}
 
 /// A transaction's attempt. A retry keeps the sequence and raises the attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

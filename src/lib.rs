@@ -1,7 +1,7 @@
 //! Quorate: a distributed hash table that speaks the Redis protocol and commits across nodes.
 //!
 //! Decisions are in [`engine`] and [`command`], plain synchronous code; mailboxes in [`actors`];
-//! bytes in [`net`]. ARCHITECTURE.md is the map.
+//! bytes in [`net`] and [`storage`]. ARCHITECTURE.md is the map.
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -16,3 +16,4 @@ pub mod ids;
 pub mod logging;
 pub mod metrics;
 pub mod net;
+pub mod storage;

@@ -2,30 +2,32 @@
 //!
 //! Made once when a node starts and handed to all of its actors. A request finds its way by the
 //! partition alone; whether that leads to a Bucket of this node or to the Peer of another one,
-//! who asks does not know.
+//! who asks does not know. The one thing in it that changes is who leads a partition: a number per
+//! partition that only ever moves to later terms, so it needs no lock and no message.
 
 use crate::actors::bucket::{self, Bucket, Execute};
 use crate::actors::coordinator::{self, Coordinator};
 use crate::actors::lock_manager::{self, LockManager};
 use crate::actors::peer::{Convey, Peer};
 use crate::engine::partition::Effect;
-use crate::engine::protocol::{ToCoordinator, ToLocks, ToPartition};
+use crate::engine::protocol::{Term, ToCoordinator, ToLocks, ToPartition};
 use crate::ids::{NodeId, PartitionId};
 use crate::net::packet::Packet;
 use actix::{Addr, Recipient};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// An address book.
 #[derive(Debug)]
 pub struct Book {
     /// The node whose book it is.
     pub node: NodeId,
-    /// Which node serves each partition.
-    pub homes: Vec<NodeId>,
+    /// The nodes that hold each partition, its first leader first.
+    pub replicas: Vec<Vec<NodeId>>,
     /// This node's Buckets.
     pub buckets: Vec<Addr<Bucket>>,
-    /// Which of them serves a partition, for those served here.
+    /// Which of them holds a partition, for those that this node holds.
     pub placed: Vec<Option<usize>>,
     /// The other nodes.
     pub peers: BTreeMap<NodeId, Addr<Peer>>,
@@ -33,15 +35,32 @@ pub struct Book {
     pub coordinator: Addr<Coordinator>,
     /// This node's lock manager.
     pub locks: Addr<LockManager>,
-    routes: Vec<usize>,
+    /// Who leads each partition, as a [`Leadership`].
+    leaders: Vec<AtomicU64>,
+    /// The destination of each other node, by its id.
+    of_node: Vec<usize>,
     destinations: Vec<Recipient<Execute>>,
+}
+
+/// A leader and its term as one number that is greater for later terms.
+#[derive(Clone, Copy)]
+struct Leadership(u64);
+
+impl Leadership {
+    fn new(node: NodeId, term: Term) -> Leadership {
+        Leadership(term.0 << 16 | u64::from(node.0))
+    }
+
+    fn node(self) -> NodeId {
+        NodeId(self.0 as u16)
+    }
 }
 
 impl Book {
     /// Puts the book together.
     pub fn new(
         node: NodeId,
-        homes: Vec<NodeId>,
+        replicas: Vec<Vec<NodeId>>,
         buckets: Vec<Addr<Bucket>>,
         placed: Vec<Option<usize>>,
         peers: BTreeMap<NodeId, Addr<Peer>>,
@@ -50,27 +69,46 @@ impl Book {
     ) -> Arc<Book> {
         let mut destinations: Vec<Recipient<Execute>> =
             buckets.iter().map(|bucket| bucket.clone().recipient()).collect();
-        let mut of_peer = BTreeMap::new();
+        let last = peers.keys().max().map_or(0, |node| usize::from(node.0));
+        let mut of_node = vec![0; last.max(usize::from(node.0)) + 1];
         for (id, peer) in &peers {
-            of_peer.insert(*id, destinations.len());
+            of_node[usize::from(id.0)] = destinations.len();
             destinations.push(peer.clone().recipient());
         }
-        let route = |(index, home): (usize, &NodeId)| match placed[index] {
-            Some(bucket) => bucket,
-            None => of_peer[home],
+        let first = |replicas: &Vec<NodeId>| {
+            let leader = replicas.first().copied().unwrap_or(node);
+            AtomicU64::new(Leadership::new(leader, Term(0)).0)
         };
-        let routes = homes.iter().enumerate().map(route).collect();
         Arc::new(Book {
             node,
-            homes,
+            leaders: replicas.iter().map(first).collect(),
+            replicas,
             buckets,
             placed,
             peers,
             coordinator,
             locks,
-            routes,
+            of_node,
             destinations,
         })
+    }
+
+    /// Who leads a partition, as far as is known here: its first leader until another is heard of.
+    #[inline]
+    pub fn leader(&self, partition: PartitionId) -> NodeId {
+        Leadership(self.leaders[partition.index()].load(Ordering::Relaxed)).node()
+    }
+
+    /// Learns who leads a partition in a term. Tells whether that is news.
+    pub fn learn(&self, partition: PartitionId, node: NodeId, term: Term) -> bool {
+        let Some(leader) = self.leaders.get(partition.index()) else { return false };
+        let news = Leadership::new(node, term).0;
+        leader.fetch_max(news, Ordering::Relaxed) < news
+    }
+
+    /// Whether a partition has copies, so that another leader will come if one is lost.
+    pub fn is_replicated(&self, partition: PartitionId) -> bool {
+        self.replicas.get(partition.index()).is_some_and(|replicas| replicas.len() > 1)
     }
 
     /// How many destinations operations can have.
@@ -81,7 +119,11 @@ impl Book {
     /// The destination of a partition's operations, as an index.
     #[inline]
     pub fn route(&self, partition: PartitionId) -> usize {
-        self.routes[partition.index()]
+        let leader = self.leader(partition);
+        match self.placed[partition.index()] {
+            Some(bucket) if leader == self.node => bucket,
+            _ => self.of_node[usize::from(leader.0)],
+        }
     }
 
     /// Sends operations to a destination. The bound of its mailbox is kept by the Sessions: each
@@ -91,16 +133,32 @@ impl Book {
         self.destinations[destination].do_send(execute);
     }
 
-    /// Tells a partition, wherever it is served.
+    /// Tells a partition, wherever it is led.
     pub fn tell_partition(&self, to: PartitionId, message: ToPartition) {
-        match self.placed.get(to.index()).copied().flatten() {
-            Some(bucket) => self.buckets[bucket].do_send(bucket::ForPartition { to, message }),
-            None => {
-                let home = self.homes.get(to.index());
-                if let Some(peer) = home.and_then(|home| self.peers.get(home)) {
+        if to.index() >= self.leaders.len() {
+            return;
+        }
+        match self.leader(to) {
+            node if node == self.node => self.tell_here(to, message),
+            node => {
+                if let Some(peer) = self.peers.get(&node) {
                     peer.do_send(Convey(Packet::Partition(to, message)));
                 }
             }
+        }
+    }
+
+    /// Tells this node's replica of a partition: what was sent here goes no further.
+    pub fn tell_here(&self, to: PartitionId, message: ToPartition) {
+        if let Some(bucket) = self.placed.get(to.index()).copied().flatten() {
+            self.buckets[bucket].do_send(bucket::ForPartition { to, message });
+        }
+    }
+
+    /// A node has said who leads a partition.
+    pub fn hear_of_leader(&self, partition: PartitionId, node: NodeId, term: Term) {
+        if self.learn(partition, node, term) {
+            self.coordinator.do_send(coordinator::Led(partition, node, term));
         }
     }
 

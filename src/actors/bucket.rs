@@ -5,8 +5,9 @@
 
 use crate::actors::book::Book;
 use crate::actors::local::{Feed, Local, Setup, Tally};
+use crate::actors::log::{Link, Persisted};
 use crate::actors::metrics::Metrics;
-use crate::actors::peer::{self, Peer};
+use crate::actors::peer::{self, Convey, Peer};
 use crate::actors::session;
 use crate::actors::tray::{Laid, Served, Slot};
 use crate::command::Redis;
@@ -14,16 +15,20 @@ use crate::command::facts::Facts;
 use crate::command::order::{Question, Told};
 use crate::engine::barrier::{Hello, Standing};
 use crate::engine::batch::{Batch, Replies};
-use crate::engine::bucket::{self as core, Executed, Parked};
-use crate::engine::partition::Effect;
+use crate::engine::bucket::{self as core, Executed, Outbox, Parked};
 use crate::engine::protocol::{Refusal, Ticket, ToPartition};
-use crate::ids::{Incarnation, Millis, NodeId, PartitionId};
+use crate::ids::{Incarnation, Millis, NodeId, Now, PartitionId};
 use crate::net::listen::{LooseStream, TcpStream};
+use crate::net::packet::Packet;
+use actix::fut::ActorFuture;
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, MessageResult};
-use std::collections::{BTreeMap, BTreeSet};
+use bytes::Bytes;
+use std::collections::BTreeSet;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -32,16 +37,22 @@ use tokio::time::Instant;
 /// [`Local::now`] at most.
 pub const TICK: Duration = Duration::from_millis(100);
 
+/// How often the groups' clocks are looked at.
+const BEAT: Duration = Duration::from_millis(25);
+
 /// The actor around the [`core::Bucket`].
 #[derive(Debug)]
 pub struct Bucket {
     core: core::Bucket<Redis>,
-    /// Who waits for a batch that waits for a contended key.
-    parked: BTreeMap<Parked, Asker>,
-    effects: Vec<Effect>,
+    /// Who waits for a batch that waits, by its place among those.
+    parked: Vec<Option<Asker>>,
+    out: Outbox,
     /// An empty tray, for its buffer.
     tray: Vec<Laid>,
     clock: fn() -> Millis,
+    /// Where the monotonic clock begins.
+    epoch: Instant,
+    log: Option<Link>,
     setup: Setup,
     /// Bytes of the core's tables, as they are counted into those of the node.
     counted: usize,
@@ -134,6 +145,16 @@ pub struct ForPartition {
     pub message: ToPartition,
 }
 
+/// Messages of partitions' groups, from their replicas on another node.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Raft {
+    /// The other node.
+    pub from: NodeId,
+    /// Each with its partition, in the order sent.
+    pub messages: Vec<(PartitionId, Bytes)>,
+}
+
 /// The lock manager grants a request.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -147,7 +168,7 @@ pub struct Granted {
 /// The address book is ready.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Wire(pub Arc<Book>);
+pub struct Wire(pub Arc<Book>, pub Option<Link>);
 
 /// Whether the node may serve has changed, or whom it waits for.
 #[derive(Message)]
@@ -229,8 +250,31 @@ pub struct Report {
 impl Bucket {
     /// A Bucket around its core.
     pub fn new(core: core::Bucket<Redis>, clock: fn() -> Millis, setup: Setup) -> Bucket {
-        let (parked, effects, tray) = (BTreeMap::new(), Vec::new(), Vec::new());
-        Bucket { core, parked, effects, tray, clock, setup, counted: 0, local: None }
+        Bucket {
+            core,
+            parked: Vec::new(),
+            tray: Vec::new(),
+            out: Outbox::default(),
+            clock,
+            epoch: Instant::now(),
+            log: None,
+            setup,
+            counted: 0,
+            local: None,
+        }
+    }
+
+    /// Remembers who waits for a batch.
+    fn park(&mut self, parked: Parked, asker: Asker) {
+        let place = parked.place as usize;
+        if self.parked.len() <= place {
+            self.parked.resize_with(place + 1, || None);
+        }
+        self.parked[place] = Some(asker);
+    }
+
+    fn now(&self) -> Now {
+        Now { wall: (self.clock)(), mono: self.epoch.elapsed().as_millis() as u64 }
     }
 
     /// Counts the tables' bytes into those of the node, and compares the sum with the limit.
@@ -244,21 +288,74 @@ impl Bucket {
         self.core.refuse_growth(full);
     }
 
-    fn carry(&mut self) {
-        if self.effects.is_empty() {
-            return;
+    /// Gives the partitions their turn and carries out what they want done: once a turn of the
+    /// mailbox, so that what came together is logged, sent and answered together.
+    fn flush(&mut self) {
+        let now = self.now();
+        self.core.flush(now, &mut self.out);
+        let Some(local) = &self.local else { return };
+        let book = local.book.clone();
+        let out = &mut self.out;
+        if let Some(why) = out.fatal.take() {
+            match &self.log {
+                Some(log) => log.stop(&why),
+                None => log::error!(target: "raft", "{why}"),
+            }
         }
-        if let Some(local) = &self.local {
-            local.book.carry(&mut self.effects);
+        if let Some(log) = &self.log {
+            log.append(&mut out.persists);
         }
-    }
-
-    fn complete(&mut self, completed: impl IntoIterator<Item = (Parked, Batch, Replies)>) {
-        for (parked, batch, replies) in completed {
-            if let Some(asker) = self.parked.remove(&parked) {
+        carry_raft(&book, &mut out.raft);
+        for (partition, node, term) in out.leaders.drain(..) {
+            book.hear_of_leader(partition, node, term);
+            if node == book.node {
+                log::debug!(target: "raft", "leads partition {partition} in term {}", term.0);
+                let leads = Packet::Leads(partition, node, term);
+                book.peers.values().for_each(|peer| peer.do_send(Convey(leads.clone())));
+            }
+        }
+        book.carry(&mut out.effects);
+        for (parked, batch, replies) in out.completed.drain(..) {
+            if let Some(asker) = self.parked.get_mut(parked.place as usize).and_then(Option::take) {
                 asker.give(batch, replies);
             }
         }
+    }
+}
+
+/// Sends each node what the groups have for it in one packet.
+fn carry_raft(book: &Book, messages: &mut Vec<(NodeId, PartitionId, Bytes)>) {
+    if messages.is_empty() {
+        return;
+    }
+    // Stable: each receiver hears in the order in which it was said.
+    messages.sort_by_key(|(to, ..)| *to);
+    let mut share = Vec::new();
+    let mut messages = messages.drain(..).peekable();
+    while let Some((to, partition, message)) = messages.next() {
+        share.push((partition, serde_bytes::ByteBuf::from(message)));
+        if messages.peek().is_none_or(|(next, ..)| *next != to)
+            && let Some(peer) = book.peers.get(&to)
+        {
+            peer.do_send(Convey(Packet::Raft(std::mem::take(&mut share))));
+        }
+    }
+}
+
+/// Polled by the context once the mailbox is empty.
+struct Drained;
+
+impl ActorFuture<Bucket> for Drained {
+    type Output = ();
+
+    fn poll(
+        self: Pin<&mut Self>,
+        bucket: &mut Bucket,
+        _: &mut Context<Bucket>,
+        _: &mut std::task::Context<'_>,
+    ) -> Poll<()> {
+        bucket.flush();
+        Poll::Pending
     }
 }
 
@@ -267,15 +364,16 @@ impl Actor for Bucket {
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         ctx.run_interval(TICK, |bucket, _| {
-            let now = (bucket.clock)();
-            let completed = bucket.core.tick(now, &mut bucket.effects);
-            bucket.complete(completed);
-            bucket.carry();
+            let now = bucket.now();
+            bucket.core.tick(now, &mut bucket.out);
             bucket.measure();
             if let Some(local) = &bucket.local {
-                local.tick(now);
+                local.tick(now.wall);
             }
         });
+        ctx.run_interval(BEAT, |bucket, _| bucket.core.beat(bucket.now()));
+        // Last: what the intervals brought is flushed with the rest.
+        ctx.spawn(Drained);
     }
 }
 
@@ -284,14 +382,13 @@ impl Handler<Execute> for Bucket {
 
     fn handle(&mut self, execute: Execute, _: &mut Context<Self>) {
         let Execute { batch, replies, answer } = execute;
-        let now = (self.clock)();
-        match self.core.execute(batch, replies, now, &mut self.effects) {
+        let now = self.now();
+        match self.core.execute(batch, replies, now, &mut self.out) {
             Executed::Done(batch, replies) => answer.give(batch, replies),
             Executed::Parked(parked) => {
-                self.parked.insert(parked, Asker::Elsewhere(answer));
+                self.park(parked, Asker::Elsewhere(answer));
             }
         }
-        self.carry();
     }
 }
 
@@ -300,8 +397,8 @@ impl Handler<Serve> for Bucket {
 
     fn handle(&mut self, _: Serve, _: &mut Context<Self>) {
         let Some(local) = self.local.clone() else { return };
-        let now = (self.clock)();
-        local.look_at(now);
+        let now = self.now();
+        local.look_at(now.wall);
         let mut tray = local.tray.swap(std::mem::take(&mut self.tray));
         // Longer batches overlap their own misses.
         let lone = tray.iter().map(|laid| &laid.batch).filter(|batch| batch.len() == 1);
@@ -309,19 +406,18 @@ impl Handler<Serve> for Bucket {
         // Where one batch ends the next one begins: a look at the clock each.
         let mut begun = Instant::now();
         for Laid { batch, replies, slot } in tray.drain(..) {
-            match self.core.execute(batch, replies, now, &mut self.effects) {
+            match self.core.execute(batch, replies, now, &mut self.out) {
                 Executed::Done(batch, replies) => {
                     let ended = Instant::now();
                     slot.give(Served { batch, replies, took: ended - begun });
                     begun = ended;
                 }
                 Executed::Parked(parked) => {
-                    self.parked.insert(parked, Asker::Here(slot, begun));
+                    self.park(parked, Asker::Here(slot, begun));
                 }
             }
         }
         self.tray = tray;
-        self.carry();
     }
 }
 
@@ -329,9 +425,32 @@ impl Handler<ForPartition> for Bucket {
     type Result = ();
 
     fn handle(&mut self, message: ForPartition, _: &mut Context<Self>) {
-        let now = (self.clock)();
-        self.core.handle(message.to, message.message, now, &mut self.effects);
-        self.carry();
+        let now = self.now();
+        self.core.handle(message.to, message.message, now, &mut self.out);
+    }
+}
+
+impl Handler<Raft> for Bucket {
+    type Result = ();
+
+    fn handle(&mut self, raft: Raft, _: &mut Context<Self>) {
+        let now = self.now();
+        for (partition, message) in &raft.messages {
+            if let Err(why) = self.core.raft(*partition, message, now) {
+                let from = raft.from;
+                log::error!(target: "raft", "partition {partition}, from node {from}: {why}");
+            }
+        }
+    }
+}
+
+impl Handler<Persisted> for Bucket {
+    type Result = ();
+
+    fn handle(&mut self, Persisted(numbers): Persisted, _: &mut Context<Self>) {
+        for (partition, number) in numbers {
+            self.core.persisted(partition, number);
+        }
     }
 }
 
@@ -339,11 +458,9 @@ impl Handler<Granted> for Bucket {
     type Result = ();
 
     fn handle(&mut self, granted: Granted, _: &mut Context<Self>) {
-        let now = (self.clock)();
+        let now = self.now();
         let Granted { partition, ticket } = granted;
-        let completed = self.core.granted(partition, ticket, now, &mut self.effects);
-        self.complete(completed);
-        self.carry();
+        self.core.granted(partition, ticket, now, &mut self.out);
     }
 }
 
@@ -352,6 +469,7 @@ impl Handler<Wire> for Bucket {
 
     fn handle(&mut self, wire: Wire, ctx: &mut Context<Self>) {
         self.local = Some(Local::new(wire.0, ctx.address(), self.setup.clone()));
+        self.log = wire.1;
     }
 }
 
@@ -359,6 +477,9 @@ impl Handler<Stand> for Bucket {
     type Result = ();
 
     fn handle(&mut self, stand: Stand, _: &mut Context<Self>) {
+        if stand.0 == Standing::Formed {
+            self.core.form();
+        }
         if let Some(local) = &self.local {
             local.stand(stand.0);
         }
@@ -369,8 +490,17 @@ impl Handler<NodeUp> for Bucket {
     type Result = ();
 
     fn handle(&mut self, NodeUp(hello): NodeUp, _: &mut Context<Self>) {
-        self.core.node_up(hello.node, hello.life, &mut self.effects);
-        self.carry();
+        self.core.node_up(hello.node, hello.life, &mut self.out);
+        // It may have been away when these were elected.
+        let Some(peer) = self.local.as_ref().and_then(|local| local.book.peers.get(&hello.node))
+        else {
+            return;
+        };
+        for led in self.core.partitions().filter(|one| one.journal().is_some()) {
+            if led.is_led_here() {
+                peer.do_send(Convey(Packet::Leads(led.id(), led.node(), led.term())));
+            }
+        }
     }
 }
 
@@ -378,8 +508,7 @@ impl Handler<NodeDown> for Bucket {
     type Result = ();
 
     fn handle(&mut self, NodeDown(node, ended): NodeDown, _: &mut Context<Self>) {
-        self.core.node_down(node, ended, &mut self.effects);
-        self.carry();
+        self.core.node_down(node, ended, &mut self.out);
     }
 }
 

@@ -2,21 +2,22 @@
 
 use crate::actors::book::Book;
 use crate::actors::bucket;
+use crate::actors::log::{self as disk, Log};
 use crate::actors::peer::{self, Convey};
 use crate::engine::barrier::{self, Barrier, Hello, Standing};
-use crate::engine::protocol::{Ended, ToCoordinator, Work};
+use crate::engine::protocol::{Ended, Term, ToCoordinator, Work};
 use crate::engine::txn::{self, ClientId, Transactions};
-use crate::ids::{Incarnation, Millis, NodeId};
+use crate::ids::{Incarnation, Millis, NodeId, PartitionId};
 use crate::net::packet::Packet;
-use actix::{Actor, AsyncContext, Context, Handler, Message, MessageResult};
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, MessageResult};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-/// How often transactions that waited too long are looked for.
-const TICK: Duration = Duration::from_millis(100);
+/// How often transactions that wait are looked after.
+const TICK: Duration = Duration::from_millis(20);
 
 /// How often the log names the nodes that the barrier waits for.
 const REMIND_AFTER: Duration = Duration::from_secs(3);
@@ -31,6 +32,7 @@ pub struct Coordinator {
     effects: Vec<txn::Effect>,
     clock: fn() -> Millis,
     book: Option<Arc<Book>>,
+    log: Option<Addr<Log>>,
     reminded: Instant,
     formed: Option<oneshot::Sender<()>>,
 }
@@ -38,7 +40,7 @@ pub struct Coordinator {
 /// The address book is ready: the barrier may begin.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Wire(pub Arc<Book>);
+pub struct Wire(pub Arc<Book>, pub Option<Addr<Log>>);
 
 /// A message of the commit protocol.
 #[derive(Message)]
@@ -69,6 +71,11 @@ pub struct NodeDown(pub NodeId);
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct NodeReady(pub NodeId, pub Incarnation);
+
+/// A node leads a partition from a term on.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Led(pub PartitionId, pub NodeId, pub Term);
 
 /// What the Coordinator is doing.
 #[derive(Message)]
@@ -102,6 +109,7 @@ impl Coordinator {
             effects: Vec::new(),
             clock,
             book: None,
+            log: None,
             reminded: Instant::now(),
             formed: Some(formed),
         }
@@ -132,6 +140,9 @@ impl Coordinator {
                 barrier::Effect::Form => {
                     log::info!(target: "barrier", "all nodes are ready, serving");
                     book.peers.values().for_each(|peer| peer.do_send(peer::Formed));
+                    if let Some(log) = &self.log {
+                        log.do_send(disk::Formed);
+                    }
                     if let Some(formed) = self.formed.take() {
                         // Who starts the node may have stopped waiting.
                         let _ = formed.send(());
@@ -174,7 +185,7 @@ impl Handler<Wire> for Coordinator {
     type Result = ();
 
     fn handle(&mut self, wire: Wire, _: &mut Context<Self>) {
-        self.book = Some(wire.0);
+        (self.book, self.log) = (Some(wire.0), wire.1);
         let mut effects = Vec::new();
         self.barrier.start(&mut effects);
         self.carry_barrier(effects);
@@ -208,7 +219,8 @@ impl Handler<NodeUp> for Coordinator {
     type Result = ();
 
     fn handle(&mut self, NodeUp(hello): NodeUp, _: &mut Context<Self>) {
-        self.transactions.node_up(hello.node, hello.life, &mut self.effects);
+        let now = (self.clock)();
+        self.transactions.node_up(hello.node, hello.life, now, &mut self.effects);
         self.carry();
         let mut effects = Vec::new();
         self.barrier.met(&hello, &mut effects);
@@ -220,10 +232,21 @@ impl Handler<NodeDown> for Coordinator {
     type Result = ();
 
     fn handle(&mut self, NodeDown(node): NodeDown, _: &mut Context<Self>) {
-        self.transactions.node_down(node, &mut self.effects);
+        let now = (self.clock)();
+        self.transactions.node_down(node, now, &mut self.effects);
         self.carry();
         self.barrier.lost(node);
         self.carry_barrier(Vec::new());
+    }
+}
+
+impl Handler<Led> for Coordinator {
+    type Result = ();
+
+    fn handle(&mut self, Led(partition, node, term): Led, _: &mut Context<Self>) {
+        let now = (self.clock)();
+        self.transactions.led(partition, node, term, now, &mut self.effects);
+        self.carry();
     }
 }
 

@@ -198,9 +198,10 @@ impl Metrics {
     fn cluster(&self, unreachable: &BTreeSet<NodeId>) -> Vec<NodeFacts> {
         let ring = Ring::new(self.config.partitions());
         let slots = |node: NodeId| {
-            let led = (0..).zip(&self.book.homes).filter(move |(_, home)| **home == node);
-            led.map(|(partition, _)| {
-                let slots = ring.slots_of(PartitionId(partition));
+            let all = (0..self.config.partitions()).map(PartitionId);
+            let led = all.filter(move |id| self.book.leader(*id) == node);
+            led.map(|partition| {
+                let slots = ring.slots_of(partition);
                 (*slots.start(), *slots.end())
             })
         };
@@ -222,8 +223,8 @@ impl Metrics {
             Standing::Waiting(nodes) => nodes.iter().map(|node| node.0).collect(),
         };
         let led = |node: NodeId| -> Vec<usize> {
-            let homes = self.book.homes.iter().enumerate();
-            homes.filter(|(_, home)| **home == node).map(|(index, _)| index).collect()
+            let all = (0..self.config.groups()).map(PartitionId);
+            all.filter(|id| self.book.leader(*id) == node).map(PartitionId::index).collect()
         };
         let nodes = self.config.nodes().iter().map(|node| {
             json!({

@@ -5,9 +5,12 @@ use crate::actors::bucket::{self, Bucket};
 use crate::actors::coordinator::{self, Coordinator};
 use crate::actors::local::Setup;
 use crate::actors::lock_manager::{self, LockManager};
+use crate::actors::log::{self as disk, Log, Stop};
 use crate::actors::metrics::{self, Metrics};
 use crate::actors::peer::{self, Peer};
-use crate::config::{Config, Service};
+use crate::actors::recovery::{self, Found, is_logged};
+use crate::command::Redis;
+use crate::config::{Config, Durability, Service};
 use crate::engine::barrier::{Barrier, Hello, PROTOCOL_VERSION};
 use crate::engine::bucket as core;
 use crate::engine::slots::Ring;
@@ -39,8 +42,14 @@ const HTTP_QUEUE: usize = 64;
 pub enum Placement {
     /// All on the current arbiter.
     Here,
-    /// A Bucket on each of these; everything else on the current one, which is the first of them.
-    On(Vec<ArbiterHandle>),
+    /// A Bucket on each of these; the Log on one of its own; everything else on the current one,
+    /// which is the first of them.
+    On {
+        /// For the Buckets.
+        buckets: Vec<ArbiterHandle>,
+        /// For the Log.
+        log: ArbiterHandle,
+    },
 }
 
 /// What a node is born with, beside its configuration.
@@ -54,6 +63,10 @@ pub struct Birth {
     pub usage: fn() -> Option<Usage>,
     /// When it was born.
     pub started: Millis,
+    /// Which boot of the machine this is.
+    pub boot: fn() -> String,
+    /// Stops the process because the node cannot go on, for a reason.
+    pub stop: Stop,
 }
 
 /// A node that runs.
@@ -62,6 +75,7 @@ pub struct Node {
     book: Arc<Book>,
     connected: Arc<AtomicUsize>,
     tasks: Vec<JoinHandle<()>>,
+    log: Option<Addr<Log>>,
     formed: Option<oneshot::Receiver<()>>,
 }
 
@@ -84,8 +98,15 @@ pub async fn start(
     let peers = open(&config, &own, Service::Peer).await?;
     let web = open(&config, &own, Service::Http).await?;
 
-    let homes: Vec<NodeId> =
-        (0..config.partitions()).map(|id| config.leader_of(PartitionId(id))).collect();
+    let partitions = || (0..config.groups()).map(PartitionId);
+    let replicas: Vec<Vec<NodeId>> = partitions().map(|id| config.replicas_of(id)).collect();
+    let homes: Vec<NodeId> = partitions().map(|id| config.leader_of(id)).collect();
+    let durability: Vec<Durability> =
+        partitions().map(|id| config.class_of(id).durability).collect();
+    let mut found = match durability.iter().any(|durability| is_logged(*durability)) {
+        true => Some(recovery::open(&config, id, &(birth.boot)())?),
+        false => None,
+    };
     let hasher = KeyHasher::new(config.hash_seed());
     let hello = Hello {
         version: PROTOCOL_VERSION,
@@ -93,7 +114,7 @@ pub async fn start(
         node: id,
         life: birth.life,
         digest: config.digest(),
-        formed: false,
+        formed: found.as_ref().is_some_and(|found| found.directory.is_formed()),
     };
     let connected = Arc::new(AtomicUsize::new(0));
     let setup = Setup {
@@ -107,7 +128,34 @@ pub async fn start(
         table_bytes: Arc::default(),
     };
 
-    let (buckets, placed) = start_buckets(&homes, id, birth, &setup, &placement);
+    let arbiters = placement.arbiters();
+    let placed = place(&replicas, id, arbiters);
+    let mut cores = Vec::new();
+    for arbiter in 0..arbiters {
+        let here = partitions().filter(|id| placed[id.index()] == Some(arbiter));
+        let (logged, plain): (Vec<_>, Vec<_>) =
+            here.partition(|id| is_logged(durability[id.index()]));
+        // Tickets of different Buckets never meet.
+        let first_ticket = (arbiter as u64) << 48;
+        let lock_wait = setup.limits.lock_wait.as_millis() as u64;
+        let mut core = core::Bucket::new(
+            id,
+            birth.life,
+            homes.clone(),
+            &plain,
+            hasher,
+            first_ticket,
+            lock_wait,
+        );
+        for partition in logged {
+            if let Some(found) = &mut found {
+                core.place(found.partition(&config, partition, id, birth.life, hasher)?);
+            }
+        }
+        cores.push(core);
+    }
+    let buckets = start_buckets(cores, birth, &setup, &placement);
+    let log = found.map(|found| start_log(found, birth.stop, &placement));
     let others: Vec<NodeId> =
         config.nodes().iter().map(|node| node.id).filter(|node| *node != id).collect();
     let mut links = BTreeMap::new();
@@ -118,13 +166,15 @@ pub async fn start(
     let locks = LockManager::default().start();
     let (tell_formed, formed) = oneshot::channel();
     let lock_wait = setup.limits.lock_wait.as_millis() as u64;
-    let transactions = Transactions::new(id, birth.life, homes.clone(), hasher, lock_wait);
+    let mut transactions = Transactions::new(id, birth.life, homes, hasher, lock_wait);
+    let logged = partitions().filter(|id| is_logged(durability[id.index()]));
+    logged.for_each(|id| transactions.replicate(id));
     let barrier = Barrier::new(hello, others);
     let coordinator = Coordinator::new(barrier, transactions, birth.clock, tell_formed).start();
 
     let book = Book::new(
         id,
-        homes,
+        replicas,
         buckets.clone(),
         placed,
         links.clone(),
@@ -135,10 +185,17 @@ pub async fn start(
     let metrics =
         Metrics::new(config.clone(), own, birth, book.clone(), connected.clone(), refused.clone());
     // Mailboxes keep the order, so whatever a Peer brings finds every book in place.
-    buckets.iter().for_each(|bucket| bucket.do_send(bucket::Wire(book.clone())));
+    if let Some(log) = &log {
+        log.do_send(disk::Wire(buckets.clone()));
+    }
+    for (number, bucket) in buckets.iter().enumerate() {
+        let link =
+            |log: &Addr<Log>| disk::Link::new(log.clone(), number, durability.clone(), birth.stop);
+        bucket.do_send(bucket::Wire(book.clone(), log.as_ref().map(link)));
+    }
     locks.do_send(lock_manager::Wire(book.clone()));
     links.values().for_each(|link| link.do_send(peer::Wire(book.clone())));
-    coordinator.do_send(coordinator::Wire(book.clone()));
+    coordinator.do_send(coordinator::Wire(book.clone(), log.clone()));
     let metrics = metrics.start();
 
     let door = Door { connected: connected.clone(), refused, limit: setup.clients_max.clone() };
@@ -149,48 +206,57 @@ pub async fn start(
         actix_rt::spawn(serve_web(web, ask)),
         actix_rt::spawn(metrics::answer(asks, metrics)),
     ];
-    Ok(Node { book, connected, tasks, formed: Some(formed) })
+    Ok(Node { book, connected, tasks, log, formed: Some(formed) })
+}
+
+impl Placement {
+    fn arbiters(&self) -> usize {
+        match self {
+            Placement::Here => 1,
+            Placement::On { buckets, .. } => buckets.len(),
+        }
+    }
+}
+
+/// Which arbiter each partition of the node goes to: those that it leads first are spread as evenly
+/// as all of them.
+fn place(replicas: &[Vec<NodeId>], node: NodeId, arbiters: usize) -> Vec<Option<usize>> {
+    let mut turns = [0, 0];
+    let mut next = |replicas: &Vec<NodeId>| {
+        replicas.contains(&node).then(|| {
+            let turn = &mut turns[usize::from(replicas.first() == Some(&node))];
+            *turn += 1;
+            (*turn - 1) % arbiters
+        })
+    };
+    replicas.iter().map(&mut next).collect()
 }
 
 fn start_buckets(
-    homes: &[NodeId],
-    node: NodeId,
+    cores: Vec<core::Bucket<Redis>>,
     birth: Birth,
     setup: &Setup,
     placement: &Placement,
-) -> (Vec<Addr<Bucket>>, Vec<Option<usize>>) {
-    let arbiters = match placement {
-        Placement::Here => 1,
-        Placement::On(arbiters) => arbiters.len(),
-    };
-    let mut placed = vec![None; homes.len()];
-    let mut owned: Vec<Vec<PartitionId>> = vec![Vec::new(); arbiters];
-    let here = homes.iter().enumerate().filter(|(_, home)| **home == node);
-    for (turn, (index, _)) in here.enumerate() {
-        placed[index] = Some(turn % arbiters);
-        owned[turn % arbiters].push(PartitionId(index as u16));
-    }
-    let start = |(index, owned): (usize, &Vec<PartitionId>)| {
-        let core = core::Bucket::new(
-            node,
-            birth.life,
-            homes.to_vec(),
-            owned,
-            setup.hasher,
-            // Tickets of different Buckets never meet.
-            (index as u64) << 48,
-            setup.limits.lock_wait.as_millis() as u64,
-        );
+) -> Vec<Addr<Bucket>> {
+    let start = |(index, core)| {
         let setup = setup.clone();
         let bucket = move |_: &mut Context<Bucket>| Bucket::new(core, birth.clock, setup);
         match placement {
-            Placement::On(arbiters) if index > 0 => {
-                Bucket::start_in_arbiter(&arbiters[index], bucket)
+            Placement::On { buckets, .. } if index > 0 => {
+                Bucket::start_in_arbiter(&buckets[index], bucket)
             }
             _ => Bucket::create(bucket),
         }
     };
-    (owned.iter().enumerate().map(start).collect(), placed)
+    cores.into_iter().enumerate().map(start).collect()
+}
+
+fn start_log(found: Found, stop: Stop, placement: &Placement) -> Addr<Log> {
+    let log = move |_: &mut Context<Log>| Log::new(found.log, found.directory, stop);
+    match placement {
+        Placement::On { log: arbiter, .. } => Log::start_in_arbiter(arbiter, log),
+        Placement::Here => Log::create(log),
+    }
 }
 
 async fn open(
@@ -279,6 +345,10 @@ impl Node {
         let begun = Instant::now();
         while self.connected.load(Ordering::Relaxed) > 0 && begun.elapsed() < RETIRE_MAX {
             sleep(Duration::from_millis(5)).await;
+        }
+        if let Some(log) = &self.log {
+            // An actor that is gone has nothing to write.
+            let _ = log.send(disk::Finish).await;
         }
     }
 }

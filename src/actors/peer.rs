@@ -14,12 +14,14 @@ use crate::engine::batch::{Batch, Replies};
 use crate::engine::bucket::is_sound;
 use crate::engine::machine::Machine;
 use crate::engine::protocol::Refusal;
-use crate::ids::{Incarnation, NodeId};
+use crate::ids::{Incarnation, NodeId, PartitionId};
 use crate::net::frame;
 use crate::net::listen::{OwnedReadHalf, OwnedWriteHalf, TcpStream, dial};
 use crate::net::packet::Packet;
 use actix::fut::{ActorFutureExt, WrapFuture};
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
+use bytes::Bytes;
+use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::rc::Rc;
@@ -389,12 +391,10 @@ impl Peer {
                     give(answer, batch, replies);
                 }
             }
-            Packet::Partition(to, message) => {
-                // A message for a partition that is not here would come straight back.
-                if book.placed.get(to.index()).is_some_and(Option::is_some) {
-                    book.tell_partition(to, message);
-                }
-            }
+            // A message for a partition that is not here would come straight back.
+            Packet::Partition(to, message) => book.tell_here(to, message),
+            Packet::Raft(messages) => self.on_raft(messages, &book),
+            Packet::Leads(partition, node, term) => book.hear_of_leader(partition, node, term),
             Packet::Coordinator(message) => book.tell_coordinator(book.node, message),
             Packet::Ready => {
                 let hello = self.guest.as_ref().or(self.met.as_ref());
@@ -408,6 +408,39 @@ impl Peer {
             Packet::Pong(_) => {}
             Packet::Hello(_) => self.go_down("it introduced itself twice", ctx),
             Packet::Refused(why) => self.go_down(&why, ctx),
+        }
+    }
+
+    /// The replies to operations that cannot even be sent: somebody else may lead a partition with
+    /// copies soon.
+    fn unreachable(&self, batch: &Batch) -> Replies {
+        let mut replies = Replies::default();
+        for (index, head) in batch.heads().enumerate() {
+            match self.book.as_ref().is_some_and(|book| book.is_replicated(head.partition)) {
+                true => replies.misplaced.push(index as u32),
+                false => {
+                    let refusal = Refusal::Unreachable(self.other);
+                    Redis::refuse(&refusal, &mut replies.bytes);
+                }
+            }
+            replies.end();
+        }
+        replies
+    }
+
+    /// Gives each Bucket the messages for its partitions.
+    fn on_raft(&mut self, messages: Vec<(PartitionId, serde_bytes::ByteBuf)>, book: &Arc<Book>) {
+        let mut shares: SmallVec<[Vec<(PartitionId, Bytes)>; 4]> =
+            book.buckets.iter().map(|_| Vec::new()).collect();
+        for (partition, message) in messages {
+            if let Some(bucket) = book.placed.get(partition.index()).copied().flatten() {
+                shares[bucket].push((partition, message.into_vec().into()));
+            }
+        }
+        for (bucket, messages) in book.buckets.iter().zip(shares) {
+            if !messages.is_empty() {
+                bucket.do_send(bucket::Raft { from: self.other, messages });
+            }
         }
     }
 
@@ -466,6 +499,9 @@ async fn split(batch: Batch, answer: Answer, book: Arc<Book>) {
         // What a Bucket left for later ends the answer here: the rest is asked for again.
         if *next == share.len() {
             break;
+        }
+        if share.misplaced.binary_search(&(*next as u32)).is_ok() {
+            replies.misplaced.push(replies.len() as u32);
         }
         replies.push(share.get(*next));
         *next += 1;
@@ -644,7 +680,8 @@ impl Handler<Execute> for Peer {
     fn handle(&mut self, execute: Execute, ctx: &mut Context<Self>) {
         let Execute { batch, answer, .. } = execute;
         if !self.up {
-            fail(answer, batch, Failure::Refused(Refusal::Unreachable(self.other)));
+            let replies = self.unreachable(&batch);
+            give(answer, batch, replies);
             return;
         }
         self.next_request += 1;

@@ -6,6 +6,7 @@
 //! a connection's commands take effect in the order it sent them.
 
 mod order;
+mod redirect;
 
 use crate::actors::bucket::{Answer, Execute, Failure, Outcome, Serve};
 use crate::actors::coordinator::Begin;
@@ -386,6 +387,17 @@ impl Session {
             let share = &mut self.shares[destination];
             (share.batch, share.replies) = (served.batch, served.replies);
             share.took = Some(served.took);
+        }
+        self.settle().await
+    }
+
+    /// Asks again for what was asked of a node that does not lead it.
+    async fn settle(&mut self) -> io::Result<()> {
+        for share in &mut self.shares {
+            if !share.replies.misplaced.is_empty() {
+                let replies = std::mem::take(&mut share.replies);
+                share.replies = redirect::settle(&share.batch, replies, &self.local).await?;
+            }
         }
         Ok(())
     }

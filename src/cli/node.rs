@@ -20,6 +20,9 @@ struct One {
     /// The cluster's file, the same on all nodes
     #[arg(long, default_value = "cluster.yaml", value_name = "FILE")]
     config: PathBuf,
+    /// Keep the data here, in DIR/node-ID, instead of where the file says
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
     /// Say whether the file is sound, and start nothing
     #[arg(long)]
     check: bool,
@@ -72,6 +75,9 @@ fn serve(options: &One) -> crate::error::Result<()> {
     };
     if let Some(arbiters) = options.arbiters {
         config.arbiters = usize::from(arbiters);
+    }
+    if let Some(data) = &options.data {
+        config.data = data.clone();
     }
     let level = options.log_level.unwrap_or(config.log_level);
     logging::init(level, wall_clock).map_err(Error::Arguments)?;

@@ -105,11 +105,21 @@ async fn launch(
     for handle in &handles {
         handle.spawn_fn(move || logging::set_node(id));
     }
-    let birth = Birth { life: Incarnation(started.0), clock: wall_clock, usage, started };
+    let disk = Arbiter::new();
+    let log = disk.handle();
+    log.spawn_fn(move || logging::set_node(id));
+    let birth = Birth {
+        life: Incarnation(started.0),
+        clock: wall_clock,
+        usage,
+        started,
+        boot,
+        stop: give_up,
+    };
     let (tell_begun, begun) = oneshot::channel();
     let (stop, told_to_stop) = oneshot::channel();
     let (tell_stopped, stopped) = oneshot::channel();
-    let placement = Placement::On(handles.clone());
+    let placement = Placement::On { buckets: handles.clone(), log };
     let lost = || Error::Io("starting a node".into(), std::io::Error::other("its thread ended"));
     let Some(first) = handles.first() else { return Err(lost()) };
     first.spawn(async move {
@@ -129,8 +139,23 @@ async fn launch(
         let _ = tell_stopped.send(());
     });
     arbiters.extend(own);
+    arbiters.push(disk);
     let formed = begun.await.map_err(|_| lost())??;
     Ok(Running { id, formed, stop, stopped })
+}
+
+/// Which boot of the machine this is: what was not synced is lost with it.
+fn boot() -> String {
+    // Elsewhere than on Linux every start counts as one after a power cut.
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+/// Ends the process: a node that cannot write its log has nothing more to promise.
+fn give_up(why: &str) {
+    log::error!(target: "node", "{why}; stopping");
+    eprintln!("quorate: {why}; stopping");
+    log::logger().flush();
+    std::process::exit(1);
 }
 
 async fn stop(running: Vec<Running>) {

@@ -1,13 +1,15 @@
 //! From the tree of `cluster.yaml` to a [`Config`], with everything checked on the way.
 
+use super::placement::Classes;
 use super::yaml::{Fault, Field, Section, Tree};
 use super::{
-    ARBITERS_MAX, Class, Config, Durability, Limits, Mode, NODES_MAX, Node, PARTITIONS,
-    PARTITIONS_MAX, Service, Table,
+    ARBITERS_MAX, Class, Config, DATA, Durability, HEARTBEATS_PER_ELECTION, Limits, Mode,
+    NODES_MAX, Node, PARTITIONS, PARTITIONS_MAX, Replication, Service, Table, tables_of,
 };
 use crate::ids::{NodeId, TABLES, TableIndex};
 use log::LevelFilter;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 const LEVELS: [(&str, LevelFilter); 6] = [
@@ -37,6 +39,7 @@ pub(super) fn config(text: &str) -> Result<Config, Fault> {
             "partitions",
             "defaults",
             "tables",
+            "replication",
             "limits",
             "arbiters",
             "bind",
@@ -46,18 +49,24 @@ pub(super) fn config(text: &str) -> Result<Config, Fault> {
     let cluster = root.need("cluster", "give the cluster a name")?;
     let cluster = name(&cluster)?;
     let nodes = nodes(&root.need("nodes", "list at least one node")?)?;
-    root.refuse("data", "nothing is written to disk yet; leave it out")?;
+    let data = match root.get("data") {
+        Some(field) => data(&field)?,
+        None => PathBuf::from(DATA),
+    };
     let partitions = match root.get("partitions") {
         Some(field) => field.number(1..=PARTITIONS_MAX)?,
         None => PARTITIONS,
     };
-    let class = match root.get("defaults") {
-        Some(field) => {
-            class(&field.section(&["mode", "replicas", "durability"])?, Class::default())?
-        }
-        None => Class::default(),
+    let mut defaults = Class::by_default(nodes.len());
+    if let Some(field) = root.get("defaults") {
+        let section = field.section(&["mode", "replicas", "durability"])?;
+        defaults = class(&section, defaults, nodes.len())?;
+    }
+    let tables = tables(root.get("tables"), defaults, nodes.len())?;
+    let replication = match root.get("replication") {
+        Some(field) => replication(field)?,
+        None => Replication::default(),
     };
-    let tables = tables(root.get("tables"), class)?;
     let limits = match root.get("limits") {
         Some(field) => limits(field)?,
         None => Limits::default(),
@@ -85,7 +94,19 @@ pub(super) fn config(text: &str) -> Result<Config, Fault> {
         },
         None => LevelFilter::Info,
     };
-    Ok(Config { cluster, nodes, partitions, tables, bind, arbiters, limits, log_level })
+    Ok(Config {
+        cluster,
+        nodes,
+        partitions,
+        classes: Classes::of(&tables),
+        tables,
+        data,
+        replication,
+        bind,
+        arbiters,
+        limits,
+        log_level,
+    })
 }
 
 fn nodes(list: &Field<'_>) -> Result<Vec<Node>, Fault> {
@@ -163,9 +184,21 @@ fn host(field: &Field<'_>) -> Result<String, Fault> {
     Ok(host.to_ascii_lowercase())
 }
 
-fn tables(list: Option<Field<'_>>, defaults: Class) -> Result<Vec<Table>, Fault> {
-    let table = |index| Table { index, name: None, class: defaults };
-    let mut tables: Vec<Table> = TableIndex::all().map(table).collect();
+/// Where nodes keep their data.
+fn data(field: &Field<'_>) -> Result<PathBuf, Fault> {
+    let path = field.text()?;
+    if path.is_empty() || path.contains('\0') {
+        return Err(field.fault(format!("{path:?} is no path; name a folder, such as {DATA}")));
+    }
+    // A shell would have made it the user's home; here it would be a folder of that name.
+    if path.starts_with('~') {
+        return Err(field.fault(format!("{path:?} is taken as it is; write the whole path")));
+    }
+    Ok(PathBuf::from(path))
+}
+
+fn tables(list: Option<Field<'_>>, defaults: Class, nodes: usize) -> Result<Vec<Table>, Fault> {
+    let mut tables = tables_of(defaults);
     let mut listed: Vec<TableIndex> = Vec::new();
     for entry in list.map_or(Ok(Vec::new()), |list| list.list())? {
         let section =
@@ -190,7 +223,7 @@ fn tables(list: Option<Field<'_>>, defaults: Class) -> Result<Vec<Table>, Fault>
             }
             None => None,
         };
-        let class = class(&section, defaults)?;
+        let class = class(&section, defaults, nodes)?;
         section.refuse("conflict", "only eventual tables have it, and they are not built yet")?;
         tables[index.index()] = Table { index, name, class };
     }
@@ -198,25 +231,81 @@ fn tables(list: Option<Field<'_>>, defaults: Class) -> Result<Vec<Table>, Fault>
 }
 
 /// What a table is made of, in the words of the file. Some are known but not built yet.
-fn class(section: &Section<'_>, defaults: Class) -> Result<Class, Fault> {
+fn class(section: &Section<'_>, defaults: Class, nodes: usize) -> Result<Class, Fault> {
     let mut class = defaults;
     if let Some(field) = section.get("mode") {
         class.mode = field
             .word(&[("strong", Some(Mode::Strong)), ("eventual", None)])?
             .ok_or_else(|| field.fault("eventual tables are not built yet; use strong"))?;
     }
-    if let Some(field) = section.get("replicas") {
-        class.replicas = field.number(1..=7)?;
-        if class.replicas > 1 {
-            return Err(field.fault("replication is not built yet; use 1"));
-        }
+    let (replicas, durability) = (section.get("replicas"), section.get("durability"));
+    if let Some(field) = &replicas {
+        let number = field.number(i128::MIN..=i128::MAX)?;
+        class.replicas =
+            Class::check_replicas(number, nodes).map_err(|problem| field.fault(problem))?;
     }
-    if let Some(field) = section.get("durability") {
-        class.durability = field
-            .word(&[("none", Some(Durability::None)), ("sync", None), ("interval", None)])?
-            .ok_or_else(|| field.fault("nothing is written to disk yet; use none"))?;
+    if let Some(field) = &durability {
+        class.durability = field.word(&Durability::ALL.map(|word| (word.name(), word)))?;
     }
-    Ok(class)
+    match (class.check(), durability.or(replicas)) {
+        (Err(problem), Some(field)) => Err(field.fault(problem)),
+        // Without a field of its own it is as the defaults are, which were checked.
+        _ => Ok(class),
+    }
+}
+
+fn replication(field: Field<'_>) -> Result<Replication, Fault> {
+    const MS: fn(u64) -> Duration = Duration::from_millis;
+    let section =
+        field.section(&["election_timeout", "heartbeat", "segment", "snapshot_after", "retain"])?;
+    let mut replication = Replication::default();
+    let heartbeat = section.get("heartbeat");
+    if let Some(field) = &heartbeat {
+        replication.heartbeat = field.duration(MS(10)..=MS(10_000))?;
+    }
+    let election_timeout = section.get("election_timeout");
+    if let Some(field) = &election_timeout {
+        replication.election_timeout = field.duration(MS(40)..=MS(60_000))?;
+    }
+    let segment = section.get("segment");
+    if let Some(field) = &segment {
+        replication.segment = field.bytes(1 << 20..=1 << 30)?;
+    }
+    let retain = section.get("retain");
+    if let Some(field) = &retain {
+        replication.retain = field.bytes(0..=1 << 40)?;
+    }
+    let snapshot_after = section.get("snapshot_after");
+    if let Some(field) = &snapshot_after {
+        replication.snapshot_after = field.bytes(1 << 20..=1 << 40)?;
+    }
+
+    // What must fit together is told of a field that was written, not of a default.
+    let shortest = replication.heartbeat * HEARTBEATS_PER_ELECTION;
+    if let Some(field) = election_timeout.or(heartbeat)
+        && replication.election_timeout < shortest
+    {
+        return Err(field.fault(format!(
+            "an election timeout of {} ms is too short for heartbeats every {} ms; make it {} ms \
+             or more",
+            replication.election_timeout.as_millis(),
+            replication.heartbeat.as_millis(),
+            shortest.as_millis()
+        )));
+    }
+    // The log is collected by whole segments. With less between them nothing could be collected
+    // once a snapshot is made, and the next one would be due at once.
+    let least = replication.retain + replication.segment;
+    if let Some(field) = snapshot_after.or(retain).or(segment)
+        && replication.snapshot_after < least
+    {
+        return Err(field.fault(format!(
+            "snapshots after {} bytes of log cannot be, with {} retained and segments of {}; make \
+             snapshot_after {least} bytes or more",
+            replication.snapshot_after, replication.retain, replication.segment
+        )));
+    }
+    Ok(replication)
 }
 
 fn limits(field: Field<'_>) -> Result<Limits, Fault> {
@@ -234,6 +323,7 @@ fn limits(field: Field<'_>) -> Result<Limits, Fault> {
         "idle",
         "unread",
         "lock_wait",
+        "failover_wait",
     ])?;
     let mut limits = Limits::default();
     // The protocol's own bounds: a length on the wire has 32 bits at most.
@@ -277,6 +367,9 @@ fn limits(field: Field<'_>) -> Result<Limits, Fault> {
     if let Some(field) = section.get("lock_wait") {
         limits.lock_wait = field.duration(Duration::from_millis(1)..=Duration::from_secs(3600))?;
     }
+    if let Some(field) = section.get("failover_wait") {
+        limits.failover_wait = field.duration(Duration::ZERO..=Duration::from_secs(3600))?;
+    }
     Ok(limits)
 }
 
@@ -295,355 +388,4 @@ fn name(field: &Field<'_>) -> Result<String, Fault> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[track_caller]
-    fn problem(text: &str) -> String {
-        Config::parse("c.yaml", text).expect_err("must be refused").to_string()
-    }
-
-    /// A cluster of one node, four lines long, and more.
-    fn with(more: &str) -> String {
-        format!(
-            "cluster: quorate\nnodes:\n  - {{ id: 1, host: a.example, client: 7001, peer: 7101, \
-             http: 7201 }}\n\n{more}"
-        )
-    }
-
-    /// A cluster of one good node and another, on the same host unless it says otherwise.
-    fn second(node: &str) -> String {
-        format!(
-            "cluster: quorate\nnodes:\n  - {{ id: 1, host: a.example, client: 7001, peer: 7101, \
-             http: 7201 }}\n  - {node}\n"
-        )
-    }
-
-    #[test]
-    fn mistakes_are_named_with_their_place_and_what_would_be_right() {
-        let cases: &[(String, &str)] = &[
-            // No YAML, or not one document of fields.
-            ("".into(), "c.yaml:1:1: expected fields of the form `name: value`, found nothing"),
-            (
-                "quorate".into(),
-                "c.yaml:1:1: expected fields of the form `name: value`, found \"quorate\"",
-            ),
-            ("cluster: [".into(), "c.yaml:1:10: unclosed bracket '['"),
-            (
-                "cluster: x\ncluster: y".into(),
-                "c.yaml:2:1: duplicate mapping key: cluster not allowed here",
-            ),
-            (
-                "cluster: x\n---\ncluster: y".into(),
-                "c.yaml:3:1: only single YAML document expected but multiple found",
-            ),
-            // Fields that are unknown or missing.
-            (
-                with("partition: 12"),
-                "c.yaml:5:1: partition: unknown field; did you mean \"partitions\"?",
-            ),
-            (
-                with("zzz: 12"),
-                "c.yaml:5:1: zzz: unknown field; known here: cluster, nodes, data, partitions, defaults, tables, limits, arbiters, bind, log",
-            ),
-            (
-                with("limits: { zzz: 1GiB }"),
-                "c.yaml:5:11: limits.zzz: unknown field; known here: key, value, arguments, inline, query_buffer, output_buffer, pipeline, transaction, memory, connections, idle, unread, lock_wait",
-            ),
-            (
-                with("limits:\n  conections: 3"),
-                "c.yaml:6:3: limits.conections: unknown field; did you mean \"connections\"?",
-            ),
-            (
-                with("log: { levle: info }"),
-                "c.yaml:5:8: log.levle: unknown field; did you mean \"level\"?",
-            ),
-            (
-                second("{ id: 2, hots: b }"),
-                "c.yaml:4:14: nodes[1].hots: unknown field; did you mean \"host\"?",
-            ),
-            ("nodes: []".into(), "c.yaml:1:1: cluster: is missing; give the cluster a name"),
-            ("cluster: x".into(), "c.yaml:1:1: nodes: is missing; list at least one node"),
-            ("cluster: x\nnodes:".into(), "c.yaml:1:1: nodes: is missing; list at least one node"),
-            (
-                second("{ host: b }"),
-                "c.yaml:4:5: nodes[1].id: is missing; give the node a number of its own, from 1",
-            ),
-            (
-                second("{ id: 2 }"),
-                "c.yaml:4:5: nodes[1].host: is missing; write the name or address others reach it at",
-            ),
-            (
-                second("{ id: 2, host: b, client: 1, peer: 2 }"),
-                "c.yaml:4:5: nodes[1].http: is missing; write the port it listens on",
-            ),
-            (
-                with("tables: [ { name: cache } ]"),
-                "c.yaml:5:11: tables[0].index: is missing; say which of the tables 0 to 15 it is",
-            ),
-            // Values of the wrong kind.
-            (
-                "cluster: 7".into(),
-                "c.yaml:1:10: cluster: expected text, found 7; quote it if that is meant",
-            ),
-            ("cluster: [ x ]".into(), "c.yaml:1:10: cluster: expected text, found a list"),
-            (
-                "cluster: x\nnodes: { id: 1 }".into(),
-                "c.yaml:2:8: nodes: expected a list, found a group of fields",
-            ),
-            (
-                "cluster: x\nnodes: [ 1 ]".into(),
-                "c.yaml:2:10: nodes[0]: expected fields of the form `name: value`, found 1",
-            ),
-            (
-                with("partitions: many"),
-                "c.yaml:5:13: partitions: expected a whole number, found \"many\"",
-            ),
-            (
-                with("partitions: 1.5"),
-                "c.yaml:5:13: partitions: expected a whole number, found 1.5",
-            ),
-            (
-                with("limits: { key: 64KB }"),
-                "c.yaml:5:16: limits.key: expected a size such as 65536, 64KiB or 512MiB, found \"64KB\"",
-            ),
-            (
-                with("limits: { key: -1 }"),
-                "c.yaml:5:16: limits.key: expected a size such as 65536, 64KiB or 512MiB, found -1",
-            ),
-            (
-                with("limits: { key: 99999999999999999GiB }"),
-                "c.yaml:5:16: limits.key: expected a size such as 65536, 64KiB or 512MiB, found \"99999999999999999GiB\"",
-            ),
-            (
-                with("limits: { lock_wait: soon }"),
-                "c.yaml:5:22: limits.lock_wait: expected a time such as 5000 (milliseconds), 500ms, 5s or 2m, found \"soon\"",
-            ),
-            (
-                with("log: { level: loud }"),
-                "c.yaml:5:15: log.level: expected one of off, error, warn, info, debug, trace, found \"loud\"",
-            ),
-            // Names, hosts and addresses.
-            (
-                "cluster: my cluster".into(),
-                "c.yaml:1:10: cluster: \"my cluster\" is no name; begin with a letter and go on with letters, digits, -, _ or ., 64 at most",
-            ),
-            (
-                second("{ id: 2, host: 127.0.0.256 }"),
-                "c.yaml:4:20: nodes[1].host: \"127.0.0.256\" is neither a host name nor an address",
-            ),
-            (
-                second("{ id: 2, host: \"a b\" }"),
-                "c.yaml:4:20: nodes[1].host: \"a b\" is neither a host name nor an address",
-            ),
-            (
-                second("{ id: 2, host: \"a:7001\" }"),
-                "c.yaml:4:20: nodes[1].host: \"a:7001\" is neither a host name nor an address",
-            ),
-            (
-                second("{ id: 2, host: 0.0.0.0 }"),
-                "c.yaml:4:20: nodes[1].host: 0.0.0.0 cannot be connected to; write the name or address others reach the node at (and `bind: 0.0.0.0` to listen on all addresses)",
-            ),
-            (
-                with("bind: everywhere"),
-                "c.yaml:5:7: bind: \"everywhere\" is no address; write one of this machine's, or 0.0.0.0 for all",
-            ),
-            // Numbers out of range.
-            ("cluster: x\nnodes: []".into(), "c.yaml:2:8: nodes: is empty; list at least one node"),
-            (
-                second("{ id: 0 }"),
-                "c.yaml:4:11: nodes[1].id: 0 is out of range; it may be 1 to 65535",
-            ),
-            (
-                second("{ id: 65536 }"),
-                "c.yaml:4:11: nodes[1].id: 65536 is out of range; it may be 1 to 65535",
-            ),
-            (
-                second("{ id: 2, host: b, client: 0 }"),
-                "c.yaml:4:31: nodes[1].client: 0 is out of range; it may be 1 to 65535",
-            ),
-            (
-                second("{ id: 2, host: b, client: 70001 }"),
-                "c.yaml:4:31: nodes[1].client: 70001 is out of range; it may be 1 to 65535",
-            ),
-            (
-                with("partitions: 0"),
-                "c.yaml:5:13: partitions: 0 is out of range; it may be 1 to 4096",
-            ),
-            (
-                with("partitions: 16384"),
-                "c.yaml:5:13: partitions: 16384 is out of range; it may be 1 to 4096",
-            ),
-            (with("arbiters: 0"), "c.yaml:5:11: arbiters: 0 is out of range; it may be 1 to 256"),
-            (
-                with("limits: { key: 1GiB }"),
-                "c.yaml:5:16: limits.key: 1073741824 bytes are out of range; it may be 1 to 536870912 bytes",
-            ),
-            (
-                with("limits: { connections: -5 }"),
-                "c.yaml:5:24: limits.connections: -5 is out of range; it may be 1 to 1000000",
-            ),
-            (
-                with("limits: { lock_wait: 0 }"),
-                "c.yaml:5:22: limits.lock_wait: 0 ms is out of range; it may be 1 to 3600000 ms",
-            ),
-            (
-                with("tables: [ { index: 16 } ]"),
-                "c.yaml:5:20: tables[0].index: 16 is out of range; it may be 0 to 15",
-            ),
-            // The same thing twice.
-            (
-                second("{ id: 1 }"),
-                "c.yaml:4:11: nodes[1].id: id 1 is already used; give each node its own",
-            ),
-            (
-                second("{ id: 2, host: a.example, client: 7001 }"),
-                "c.yaml:4:39: nodes[1].client: port 7001 is already used by node 1; give each node ports of its own",
-            ),
-            (
-                second("{ id: 2, host: A.example, client: 7101 }"),
-                "c.yaml:4:39: nodes[1].client: port 7101 is already used by node 1; give each node ports of its own",
-            ),
-            (
-                second("{ id: 2, host: b, client: 7002, peer: 7002 }"),
-                "c.yaml:4:43: nodes[1].peer: port 7002 is already used by node 2; give each service a port of its own",
-            ),
-            (
-                with("tables:\n  - { index: 1 }\n  - { index: 1 }"),
-                "c.yaml:7:14: tables[1].index: table 1 is already listed; list each once",
-            ),
-            (
-                with("tables:\n  - { index: 1, name: x }\n  - { index: 2, name: x }"),
-                "c.yaml:7:23: tables[1].name: the name \"x\" is already used by table 1; give each its own",
-            ),
-            // Known, and not built yet.
-            (
-                with("data: ./data"),
-                "c.yaml:5:7: data: nothing is written to disk yet; leave it out",
-            ),
-            (
-                with("defaults: { replicas: 3 }"),
-                "c.yaml:5:23: defaults.replicas: replication is not built yet; use 1",
-            ),
-            (
-                with("defaults: { replicas: 0 }"),
-                "c.yaml:5:23: defaults.replicas: 0 is out of range; it may be 1 to 7",
-            ),
-            (
-                with("defaults: { durability: sync }"),
-                "c.yaml:5:25: defaults.durability: nothing is written to disk yet; use none",
-            ),
-            (
-                with("defaults: { durability: interval }"),
-                "c.yaml:5:25: defaults.durability: nothing is written to disk yet; use none",
-            ),
-            (
-                with("defaults: { mode: eventual }"),
-                "c.yaml:5:19: defaults.mode: eventual tables are not built yet; use strong",
-            ),
-            (
-                with("tables: [ { index: 2, mode: eventual } ]"),
-                "c.yaml:5:29: tables[0].mode: eventual tables are not built yet; use strong",
-            ),
-            (
-                with("tables: [ { index: 2, conflict: siblings } ]"),
-                "c.yaml:5:33: tables[0].conflict: only eventual tables have it, and they are not built yet",
-            ),
-            (
-                with("tables: [ { index: 2, replicas: 3 } ]"),
-                "c.yaml:5:33: tables[0].replicas: replication is not built yet; use 1",
-            ),
-        ];
-        let wrong: Vec<_> = cases
-            .iter()
-            .map(|(text, message)| (text, message, problem(text)))
-            .filter(|(_, message, found)| found != *message)
-            .map(|(text, message, found)| {
-                format!("--- {text}\nexpected {message}\n   found {found}")
-            })
-            .collect();
-        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    }
-
-    #[test]
-    fn too_many_nodes_are_refused() {
-        let node = |i| format!("  - {{ id: {i}, host: h{i}, client: 1, peer: 2, http: 3 }}\n");
-        let cluster = |n| format!("cluster: x\nnodes:\n{}", (1..=n).map(node).collect::<String>());
-        assert_eq!(config(&cluster(NODES_MAX)).map(|config| config.nodes.len()), Ok(NODES_MAX));
-        assert_eq!(
-            problem(&cluster(NODES_MAX + 1)),
-            "c.yaml:3:3: nodes: 65 nodes are too many; there may be 1 to 64"
-        );
-    }
-
-    #[test]
-    fn what_is_left_out_has_its_default() {
-        let config = config(&with("")).expect("valid");
-        assert_eq!(config.partitions, 12);
-        assert_eq!(config.limits, Limits::default());
-        assert_eq!(config.log_level, LevelFilter::Info);
-        assert_eq!(config.bind, None);
-        assert!(config.arbiters >= 1);
-        assert_eq!(config.tables.len(), 16);
-        assert!(config.tables.iter().all(|table| table.class.to_string() == "strong,1,none"));
-        // An empty section is as good as none: all of its lines may be comments.
-        let empty = super::config(&with("tables:\nlimits:\nlog:\nbind:\n"));
-        assert_eq!(empty, Ok(config));
-    }
-
-    #[test]
-    fn what_is_written_is_read() {
-        let config = config(
-            "cluster: shop
-nodes:
-  - { id: 3, host: ::1, client: 1, peer: 2, http: 3 }
-  - { id: 1, host: Db-1.Example, client: 1, peer: 2, http: 3 }
-partitions: 7
-arbiters: 2
-bind: 0.0.0.0
-log: { level: off }
-tables:
-  - { index: 5, name: carts, mode: strong, replicas: 1, durability: none }
-limits:
-  key: 1KiB
-  value: 2 MiB
-  arguments: 9
-  inline: 4096
-  query_buffer: 4KiB
-  output_buffer: 8KiB
-  pipeline: 16
-  transaction: 2KiB
-  memory: 3GiB
-  connections: 8
-  idle: 1m
-  unread: 1500
-  lock_wait: 2m
-",
-        )
-        .expect("valid");
-        assert_eq!(config.cluster, "shop");
-        let hosts: Vec<_> = config.nodes.iter().map(|n| (n.id.0, n.host.as_str())).collect();
-        assert_eq!(hosts, [(1, "db-1.example"), (3, "::1")], "in order of id");
-        assert_eq!(config.nodes[1].address(Service::Peer), "[::1]:2");
-        assert_eq!(config.bind(&config.nodes[1], Service::Http), ("0.0.0.0".to_owned(), 3));
-        assert_eq!((config.partitions, config.arbiters), (7, 2));
-        assert_eq!(config.log_level, LevelFilter::Off);
-        assert_eq!(config.tables[5].name.as_deref(), Some("carts"));
-        let limits = Limits {
-            key: 1024,
-            value: 2 << 20,
-            arguments: 9,
-            inline: 4096,
-            query_buffer: 4 << 10,
-            output_buffer: 8 << 10,
-            pipeline: 16,
-            transaction: 2 << 10,
-            memory: 3 << 30,
-            connections: 8,
-            idle: Duration::from_secs(60),
-            unread: Duration::from_millis(1500),
-            lock_wait: Duration::from_secs(120),
-        };
-        assert_eq!(config.limits, limits);
-    }
-}
+mod tests;

@@ -286,11 +286,14 @@ impl<'a> Field<'a> {
     }
 
     /// A number of bytes: `65536` or `64KiB`.
-    pub(super) fn bytes(&self, range: RangeInclusive<usize>) -> Result<usize, Fault> {
+    pub(super) fn bytes<T>(&self, range: RangeInclusive<T>) -> Result<T, Fault>
+    where
+        T: TryFrom<u64> + PartialOrd + fmt::Display,
+    {
         const UNITS: [(&str, u64); 4] =
             [("B", 1), ("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
         let bytes = self.quantity(&UNITS, "a size such as 65536, 64KiB or 512MiB")?;
-        match usize::try_from(bytes) {
+        match T::try_from(bytes) {
             Ok(bytes) if range.contains(&bytes) => Ok(bytes),
             _ => Err(self.fault(format!(
                 "{bytes} bytes are out of range; it may be {} to {} bytes",

@@ -2,8 +2,8 @@
 //!
 //! All arguments lie end to end in one buffer, so a batch costs no allocation an operation and
 //! its buffers are recycled from request to reply and back. The same type is a transaction's share
-//! of work, so there is one way in which an operation is written down: in memory, between nodes
-//! and, later, in the log.
+//! of work, and a log's entry holds operations in the same layout, so there is one way in which an
+//! operation is written down: in memory, between nodes and in the log.
 
 use crate::ids::{PartitionId, TableIndex};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser::SerializeTuple};
@@ -90,6 +90,20 @@ impl<'a> Args<'a> {
         let args = *self;
         (0..args.len()).map(move |index| args.get(index))
     }
+
+    /// All arguments, end to end.
+    #[inline]
+    pub fn bytes(&self) -> &'a [u8] {
+        let end = self.ends.last().copied().unwrap_or(self.start);
+        &self.data[self.start as usize..end as usize]
+    }
+
+    /// Where each argument ends in [`Args::bytes`].
+    #[inline]
+    pub fn ends(&self) -> impl Iterator<Item = u32> + use<'a> {
+        let start = self.start;
+        self.ends.iter().map(move |end| end - start)
+    }
 }
 
 impl Batch {
@@ -140,7 +154,16 @@ impl Batch {
 
     /// Appends a copy of another batch's operation.
     pub fn push_op(&mut self, op: &Op<'_>) {
-        self.push(op.head, op.args.iter());
+        let start = self.data.len() as u32;
+        self.data.extend_from_slice(op.args.bytes());
+        self.ends.extend(op.args.ends().map(|end| start + end));
+        self.ops.push(Placed { head: op.head, args_end: self.ends.len() as u32 });
+    }
+
+    /// The operations, borrowed.
+    #[inline]
+    fn laid(&self) -> Laid<'_> {
+        Laid { data: &self.data, ends: &self.ends, ops: &self.ops }
     }
 
     /// What the operation at `index` is.
@@ -158,6 +181,45 @@ impl Batch {
     /// The operation at `index`.
     #[inline]
     pub fn op(&self, index: usize) -> Op<'_> {
+        self.laid().op(index)
+    }
+
+    /// The operations in order.
+    pub fn iter(&self) -> impl Iterator<Item = Op<'_>> {
+        (0..self.len()).map(|index| self.op(index))
+    }
+}
+
+/// Operations whose arguments lie in somebody else's buffer: [`Batch`] without owning.
+#[derive(Clone, Copy, Debug)]
+pub struct Laid<'a> {
+    data: &'a [u8],
+    ends: &'a [u32],
+    ops: &'a [Placed],
+}
+
+impl<'a> Laid<'a> {
+    /// How many operations there are.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.ops.len()
+    }
+
+    /// Whether there are none.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.ops.is_empty()
+    }
+
+    /// The heads from operation `from` up to `to`.
+    #[inline]
+    pub fn heads(&self, from: usize, to: usize) -> impl Iterator<Item = OpHead> + use<'a> {
+        self.ops[from..to].iter().map(|op| op.head)
+    }
+
+    /// The operation at `index`.
+    #[inline]
+    pub fn op(&self, index: usize) -> Op<'a> {
         let op = &self.ops[index];
         let first = match index {
             0 => 0,
@@ -168,35 +230,109 @@ impl Batch {
             _ => self.ends[first - 1],
         };
         let ends = &self.ends[first..op.args_end as usize];
-        Op { head: op.head, args: Args { data: &self.data, start, ends } }
-    }
-
-    /// The operations in order.
-    pub fn iter(&self) -> impl Iterator<Item = Op<'_>> {
-        (0..self.len()).map(|index| self.op(index))
+        Op { head: op.head, args: Args { data: self.data, start, ends } }
     }
 }
 
-/// Bytes of an operation's head on the wire.
-const HEAD_BYTES: usize = 18;
+/// Where arguments end and what the operations are, read from bytes into recycled buffers; the
+/// arguments stay where they are.
+#[derive(Clone, Debug, Default)]
+pub struct Layout {
+    ends: Vec<u32>,
+    ops: Vec<Placed>,
+}
+
+impl Layout {
+    /// Reads the layout of operations with the arguments `data`, as [`put_end`] and [`put_head`]
+    /// have written it. Refuses, in a few words, whatever [`Laid::op`] could not walk safely.
+    pub fn read<'a>(
+        &'a mut self,
+        data: &'a [u8],
+        ends: &[u8],
+        heads: &[u8],
+    ) -> Result<Laid<'a>, &'static str> {
+        self.ends.clear();
+        self.ops.clear();
+        read_ends(ends, data.len(), &mut self.ends)?;
+        read_heads(heads, self.ends.len(), &mut self.ops)?;
+        Ok(Laid { data, ends: &self.ends, ops: &self.ops })
+    }
+}
+
+/// Bytes of an argument's end, and of an operation's head, when written down (little-endian).
+pub const END_BYTES: usize = 4;
+/// See [`END_BYTES`].
+pub const HEAD_BYTES: usize = 18;
+
+/// Writes down where an argument ends.
+#[inline]
+pub fn put_end(out: &mut Vec<u8>, end: u32) {
+    out.extend_from_slice(&end.to_le_bytes());
+}
+
+/// Writes down an operation, the last of whose arguments is the one before `args_end`.
+#[inline]
+pub fn put_head(out: &mut Vec<u8>, head: OpHead, args_end: u32) {
+    let mut bytes = [0; HEAD_BYTES];
+    bytes[0..2].copy_from_slice(&head.code.0.to_le_bytes());
+    bytes[2..4].copy_from_slice(&head.partition.0.to_le_bytes());
+    bytes[4] = u8::from(head.table);
+    bytes[5] = u8::from(head.resp3);
+    bytes[6..14].copy_from_slice(&head.hash.to_le_bytes());
+    bytes[14..18].copy_from_slice(&args_end.to_le_bytes());
+    out.extend_from_slice(&bytes);
+}
+
+fn read_ends(bytes: &[u8], data: usize, ends: &mut Vec<u32>) -> Result<(), &'static str> {
+    let (bytes, rest) = bytes.as_chunks::<END_BYTES>();
+    if !rest.is_empty() {
+        return Err("argument ends cut short");
+    }
+    ends.extend(bytes.iter().map(|end| u32::from_le_bytes(*end)));
+    if !ends.is_sorted() || ends.last().map_or(0, |end| *end as usize) != data {
+        return Err("argument ends do not fit the data");
+    }
+    Ok(())
+}
+
+fn read_heads(bytes: &[u8], ends: usize, ops: &mut Vec<Placed>) -> Result<(), &'static str> {
+    let (bytes, rest) = bytes.as_chunks::<HEAD_BYTES>();
+    if !rest.is_empty() {
+        return Err("heads cut short");
+    }
+    ops.reserve(bytes.len());
+    let mut last = 0;
+    for &[c0, c1, p0, p1, table, resp3, h0, h1, h2, h3, h4, h5, h6, h7, a0, a1, a2, a3] in bytes {
+        let args_end = u32::from_le_bytes([a0, a1, a2, a3]);
+        let table = TableIndex::new(table).ok_or("a table there is none of")?;
+        if args_end < last {
+            return Err("heads do not fit the arguments");
+        }
+        last = args_end;
+        let head = OpHead {
+            code: OpCode(u16::from_le_bytes([c0, c1])),
+            partition: PartitionId(u16::from_le_bytes([p0, p1])),
+            table,
+            resp3: resp3 != 0,
+            hash: u64::from_le_bytes([h0, h1, h2, h3, h4, h5, h6, h7]),
+        };
+        ops.push(Placed { head, args_end });
+    }
+    // Ends never decrease, so none lies beyond the last one.
+    if last as usize != ends {
+        return Err("heads do not fit the arguments");
+    }
+    Ok(())
+}
 
 /// A batch travels as three byte strings, so that MessagePack meets three values instead of one
-/// a number: the argument bytes, the ends, the heads (little-endian).
+/// a number: the argument bytes, the ends, the heads.
 impl Serialize for Batch {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut ends = Vec::with_capacity(self.ends.len() * 4);
-        for end in &self.ends {
-            ends.extend_from_slice(&end.to_le_bytes());
-        }
+        let mut ends = Vec::with_capacity(self.ends.len() * END_BYTES);
+        self.ends.iter().for_each(|end| put_end(&mut ends, *end));
         let mut heads = Vec::with_capacity(self.ops.len() * HEAD_BYTES);
-        for Placed { head, args_end } in &self.ops {
-            heads.extend_from_slice(&head.code.0.to_le_bytes());
-            heads.extend_from_slice(&head.partition.0.to_le_bytes());
-            heads.push(u8::from(head.table));
-            heads.push(u8::from(head.resp3));
-            heads.extend_from_slice(&head.hash.to_le_bytes());
-            heads.extend_from_slice(&args_end.to_le_bytes());
-        }
+        self.ops.iter().for_each(|op| put_head(&mut heads, op.head, op.args_end));
         let mut tuple = serializer.serialize_tuple(3)?;
         tuple.serialize_element(serde_bytes::Bytes::new(&self.data))?;
         tuple.serialize_element(serde_bytes::Bytes::new(&ends))?;
@@ -210,43 +346,11 @@ impl<'de> Deserialize<'de> for Batch {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let (data, ends, heads): (serde_bytes::ByteBuf, &serde_bytes::Bytes, &serde_bytes::Bytes) =
             Deserialize::deserialize(deserializer)?;
-        let data = data.into_vec();
-        let (ends, rest) = ends.as_chunks::<4>();
-        if !rest.is_empty() {
-            return Err(de::Error::custom("batch: argument ends cut short"));
-        }
-        let ends: Vec<u32> = ends.iter().map(|end| u32::from_le_bytes(*end)).collect();
-        if !ends.is_sorted() || ends.last().map_or(0, |end| *end as usize) != data.len() {
-            return Err(de::Error::custom("batch: argument ends do not fit the data"));
-        }
-        let (heads, rest) = heads.as_chunks::<HEAD_BYTES>();
-        if !rest.is_empty() {
-            return Err(de::Error::custom("batch: heads cut short"));
-        }
-        let mut ops = Vec::with_capacity(heads.len());
-        let mut last = 0;
-        for &[c0, c1, p0, p1, table, resp3, h0, h1, h2, h3, h4, h5, h6, h7, a0, a1, a2, a3] in heads
-        {
-            let args_end = u32::from_le_bytes([a0, a1, a2, a3]);
-            let table = TableIndex::new(table)
-                .ok_or_else(|| de::Error::custom(format!("batch: no table {table}")))?;
-            if args_end < last || args_end as usize > ends.len() {
-                return Err(de::Error::custom("batch: heads do not fit the arguments"));
-            }
-            last = args_end;
-            let head = OpHead {
-                code: OpCode(u16::from_le_bytes([c0, c1])),
-                partition: PartitionId(u16::from_le_bytes([p0, p1])),
-                table,
-                resp3: resp3 != 0,
-                hash: u64::from_le_bytes([h0, h1, h2, h3, h4, h5, h6, h7]),
-            };
-            ops.push(Placed { head, args_end });
-        }
-        if last as usize != ends.len() {
-            return Err(de::Error::custom("batch: arguments that belong to no operation"));
-        }
-        Ok(Batch { data, ends, ops })
+        let mut batch = Batch { data: data.into_vec(), ends: Vec::new(), ops: Vec::new() };
+        let custom = |what| de::Error::custom(format!("batch: {what}"));
+        read_ends(ends, batch.data.len(), &mut batch.ends).map_err(custom)?;
+        read_heads(heads, batch.ends.len(), &mut batch.ops).map_err(custom)?;
+        Ok(batch)
     }
 }
 
@@ -257,6 +361,9 @@ pub struct Replies {
     pub bytes: Vec<u8>,
     /// Where each ends in `bytes`.
     pub ends: Vec<u32>,
+    /// Operations, by place and in order, that were not executed because another node leads their
+    /// partition: they may be asked of that one. Their replies are empty.
+    pub misplaced: Vec<u32>,
 }
 
 impl Replies {
@@ -298,34 +405,37 @@ impl Replies {
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.ends.clear();
+        self.misplaced.clear();
     }
 }
 
 impl Serialize for Replies {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut ends = Vec::with_capacity(self.ends.len() * 4);
-        for end in &self.ends {
-            ends.extend_from_slice(&end.to_le_bytes());
-        }
-        let mut tuple = serializer.serialize_tuple(2)?;
+        let mut ends = Vec::with_capacity(self.ends.len() * END_BYTES);
+        self.ends.iter().for_each(|end| put_end(&mut ends, *end));
+        let mut tuple = serializer.serialize_tuple(3)?;
         tuple.serialize_element(serde_bytes::Bytes::new(&self.bytes))?;
         tuple.serialize_element(serde_bytes::Bytes::new(&ends))?;
+        tuple.serialize_element(&self.misplaced)?;
         tuple.end()
     }
 }
 
 impl<'de> Deserialize<'de> for Replies {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (bytes, ends): (serde_bytes::ByteBuf, &serde_bytes::Bytes) =
+        let (bytes, ends, misplaced): (serde_bytes::ByteBuf, &serde_bytes::Bytes, Vec<u32>) =
             Deserialize::deserialize(deserializer)?;
         let bytes = bytes.into_vec();
         let (ends, rest) = ends.as_chunks::<4>();
         let ends: Vec<u32> = ends.iter().map(|end| u32::from_le_bytes(*end)).collect();
+        if misplaced.iter().any(|place| *place as usize >= ends.len()) || !misplaced.is_sorted() {
+            return Err(de::Error::custom("replies: misplaced operations that there are not"));
+        }
         let whole = ends.last().map_or(0, |end| *end as usize) == bytes.len();
         if !rest.is_empty() || !ends.is_sorted() || !whole {
             return Err(de::Error::custom("replies: ends do not fit the bytes"));
         }
-        Ok(Replies { bytes, ends })
+        Ok(Replies { bytes, ends, misplaced })
     }
 }
 

@@ -2,15 +2,21 @@
 //!
 //! A batch runs in three passes: prefetch the slots, prefetch the items, execute. The misses of
 //! a batch overlap instead of following one another, which is the largest single gain of the hot
-//! path. An operation on a contended key leaves a hole in its batch's replies; the batch is
-//! answered once all holes are filled.
+//! path. An operation on a contended key, or one that has to go through a log, leaves a hole in its
+//! batch's replies; the batch is answered once all holes are filled.
+//!
+//! Once the mailbox is empty, [`Bucket::flush`] gives every partition that has something to do its
+//! turn: whatever arrived together is proposed together, logged together and sent together.
 
 use crate::engine::batch::{Batch, Op, OpHead, Replies};
-use crate::engine::machine::Machine;
-use crate::engine::partition::{Effect, Neighbours, Partition};
-use crate::engine::protocol::{Refusal, Ticket, ToCoordinator, ToPartition};
+use crate::engine::consensus::Persist;
+use crate::engine::machine::{Access, Machine};
+use crate::engine::partition::journal::{Fate, Turn, Waiter};
+use crate::engine::partition::{Effect, Neighbours, Partition, Took};
+use crate::engine::protocol::{Refusal, Term, Ticket, ToCoordinator, ToPartition};
 use crate::engine::tables::{KeyHasher, Tables};
-use crate::ids::{Incarnation, Millis, NodeId, PartitionId};
+use crate::ids::{Incarnation, Millis, NodeId, Now, PartitionId};
+use bytes::Bytes;
 use std::collections::BTreeMap;
 
 /// Replies of one batch stop growing past this: the rest is executed when it is asked for again.
@@ -18,6 +24,7 @@ pub const REPLY_BYTES_MAX: usize = 1 << 20;
 
 /// A single reply that is longer is not given: it would fit no frame, and its end no offset.
 pub const ONE_REPLY_BYTES_MAX: usize = 1 << 29;
+
 /// Steps of active expiry that a tick takes in each partition at most.
 const EXPIRE_STEPS_MAX: usize = 16;
 
@@ -25,17 +32,38 @@ const EXPIRE_STEPS_MAX: usize = 16;
 /// grows with what there is to do, up to a bound.
 const EXPIRE_MORE: usize = 64;
 
-/// Names a batch that waits for a contended key.
+/// Names a batch that waits: its place among those that do, and how often that place was used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Parked(pub u64);
+pub struct Parked {
+    /// The place: small, and used again.
+    pub place: u32,
+    generation: u32,
+}
 
 /// How a batch came out.
 #[derive(Debug)]
 pub enum Executed {
     /// All of it, or a first part (as many operations as there are replies), is answered.
     Done(Batch, Replies),
-    /// It waits; [`Bucket::granted`] or [`Bucket::tick`] will finish it.
+    /// It waits; [`Outbox::completed`] will have it.
     Parked(Parked),
+}
+
+/// What a Bucket wants done.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    /// Messages of the commit protocol.
+    pub effects: Vec<Effect>,
+    /// Messages between the replicas of a partition.
+    pub raft: Vec<(NodeId, PartitionId, Bytes)>,
+    /// What the node's log has to keep; [`Bucket::persisted`] says that it does.
+    pub persists: Vec<(PartitionId, Persist)>,
+    /// Batches that no longer wait.
+    pub completed: Vec<(Parked, Batch, Replies)>,
+    /// Who leads a partition from now on, and in which term.
+    pub leaders: Vec<(PartitionId, NodeId, Term)>,
+    /// Why the node has to stop: what its log holds cannot be read.
+    pub fatal: Option<String>,
 }
 
 #[derive(Debug)]
@@ -43,9 +71,54 @@ struct Waiting {
     batch: Batch,
     /// Replies written so far; a hole is empty here.
     replies: Replies,
-    /// Late replies by operation.
-    filled: BTreeMap<usize, Vec<u8>>,
+    /// Late replies, and where each operation's lies in them.
+    late: Vec<u8>,
+    places: Vec<(u32, u32)>,
     holes: usize,
+}
+
+/// In [`Waiting::places`]: the operation has no late reply.
+const PROMPT: (u32, u32) = (u32::MAX, u32::MAX);
+
+/// The batches that wait, in places that are used again.
+#[derive(Debug, Default)]
+struct Parking {
+    places: Vec<(u32, Option<Waiting>)>,
+    free: Vec<u32>,
+}
+
+impl Parking {
+    /// The name that the next batch will have.
+    fn next(&self) -> Parked {
+        match self.free.last() {
+            Some(&place) => Parked { place, generation: self.places[place as usize].0 },
+            None => Parked { place: self.places.len() as u32, generation: 0 },
+        }
+    }
+
+    fn put(&mut self, parked: Parked, waiting: Waiting) {
+        match self.free.pop() {
+            Some(place) => self.places[place as usize].1 = Some(waiting),
+            None => self.places.push((parked.generation, Some(waiting))),
+        }
+    }
+
+    fn get_mut(&mut self, parked: Parked) -> Option<&mut Waiting> {
+        let (generation, waiting) = self.places.get_mut(parked.place as usize)?;
+        waiting.as_mut().filter(|_| *generation == parked.generation)
+    }
+
+    fn take(&mut self, parked: Parked) -> Option<Waiting> {
+        let (generation, waiting) = self.places.get_mut(parked.place as usize)?;
+        let taken = waiting.take_if(|_| *generation == parked.generation)?;
+        *generation = generation.wrapping_add(1);
+        self.free.push(parked.place);
+        Some(taken)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.free.len() == self.places.len()
+    }
 }
 
 /// What a Bucket counted since its start.
@@ -72,9 +145,9 @@ pub struct Bucket<M> {
     /// Indexed by partition; `None` where the partition is placed elsewhere.
     partitions: Vec<Option<Partition<M>>>,
     neighbours: Neighbours,
-    parked: BTreeMap<Parked, Waiting>,
-    /// Operations that wait: their batch, their place in it, and until when.
-    tickets: BTreeMap<Ticket, (Parked, usize, PartitionId, Millis)>,
+    parking: Parking,
+    /// Operations that wait for a contended key: which, where, and until when.
+    tickets: BTreeMap<Ticket, (Waiter, PartitionId, Millis)>,
     next: u64,
     lock_wait_ms: u64,
     /// Operations that need more memory are refused.
@@ -82,11 +155,15 @@ pub struct Bucket<M> {
     /// Expired items are removed by themselves, not only when they are met.
     expires_actively: bool,
     counts: Counts,
+    /// Partitions that want a turn, each once.
+    dirty: Vec<PartitionId>,
+    is_dirty: Vec<bool>,
+    turn: Turn,
 }
 
 impl<M: Machine> Bucket<M> {
-    /// A Bucket that owns the partitions `owned`. Tickets are counted from `first_ticket`, so that
-    /// the Buckets of a node do not share any.
+    /// A Bucket that owns the partitions `owned`, which have no other copies. Tickets are counted
+    /// from `first_ticket`, so that the Buckets of a node do not share any.
     pub fn new(
         node: NodeId,
         life: Incarnation,
@@ -102,21 +179,42 @@ impl<M: Machine> Bucket<M> {
         }
         Bucket {
             life,
+            is_dirty: vec![false; partitions.len()],
             partitions,
             neighbours: Neighbours::new(homes),
-            parked: BTreeMap::new(),
+            parking: Parking::default(),
             tickets: BTreeMap::new(),
             next: first_ticket,
             lock_wait_ms,
             full: false,
             expires_actively: true,
             counts: Counts::default(),
+            dirty: Vec::new(),
+            turn: Turn::default(),
         }
+    }
+
+    /// Places a replicated partition here.
+    pub fn place(&mut self, partition: Partition<M>) {
+        let id = partition.id();
+        self.partitions[id.index()] = Some(partition);
+        self.touch(id);
     }
 
     /// The partitions owned.
     pub fn partitions(&self) -> impl Iterator<Item = &Partition<M>> {
         self.partitions.iter().flatten()
+    }
+
+    /// One of the partitions.
+    pub fn partition(&self, id: PartitionId) -> Option<&Partition<M>> {
+        self.partitions.get(id.index())?.as_ref()
+    }
+
+    /// One of the partitions, to be given a turn at the next [`Bucket::flush`].
+    pub fn partition_mut(&mut self, id: PartitionId) -> Option<&mut Partition<M>> {
+        self.touch(id);
+        self.partitions.get_mut(id.index())?.as_mut()
     }
 
     /// What it counted.
@@ -150,30 +248,54 @@ impl<M: Machine> Bucket<M> {
         &self.neighbours
     }
 
+    /// Has a partition given a turn.
+    #[inline]
+    fn touch(&mut self, id: PartitionId) {
+        if let Some(dirty) = self.is_dirty.get_mut(id.index())
+            && !std::mem::replace(dirty, true)
+        {
+            self.dirty.push(id);
+        }
+    }
+
     /// Runs a batch. `replies` is a recycled buffer, empty.
     pub fn execute(
         &mut self,
         batch: Batch,
         mut replies: Replies,
-        now: Millis,
-        effects: &mut Vec<Effect>,
+        now: Now,
+        out: &mut Outbox,
     ) -> Executed {
         if batch.len() > 1 {
             self.prefetch(std::iter::once(&batch));
         }
         self.counts.batches += 1;
-        let mut holes = Vec::new();
+        let parked = self.parking.next();
+        let mut blocked = Vec::new();
+        let mut holes = 0;
         for (index, op) in batch.iter().enumerate() {
-            match self.partitions.get_mut(op.head.partition.index()) {
-                Some(Some(_)) if self.full && M::grows(op.head.code) => {
+            let id = op.head.partition;
+            let waiter = Waiter { parked, index: index as u32 };
+            match self.partitions.get_mut(id.index()) {
+                Some(Some(partition))
+                    if self.full && M::grows(op.head.code) && partition.is_led_here() =>
+                {
                     M::refuse(&Refusal::Full, &mut replies.bytes);
                 }
                 Some(Some(partition)) => {
-                    if let Err(claims) = partition.execute(&op, now, &mut replies.bytes) {
-                        holes.push((index, op.head.partition, claims));
+                    let took = partition.execute(&op, now, waiter, &mut replies.bytes);
+                    let touched = partition.wants_turn();
+                    match took {
+                        Took::Done => {}
+                        Took::Filed => holes += 1,
+                        Took::Blocked(claims) => blocked.push((waiter, id, claims)),
+                        Took::Elsewhere => replies.misplaced.push(waiter.index),
+                    }
+                    if touched {
+                        self.touch(id);
                     }
                 }
-                _ => M::refuse(&Refusal::Misplaced, &mut replies.bytes),
+                _ => replies.misplaced.push(waiter.index),
             }
             if replies.bytes.len() > REPLY_BYTES_MAX {
                 let start = replies.ends.last().map_or(0, |end| *end as usize);
@@ -187,19 +309,20 @@ impl<M: Machine> Bucket<M> {
             replies.end();
         }
         self.counts.operations += replies.len() as u64;
-        if holes.is_empty() {
+        holes += blocked.len();
+        if holes == 0 {
             return Executed::Done(batch, replies);
         }
-        let parked = Parked(self.next());
-        self.counts.waits += holes.len() as u64;
-        let waiting = Waiting { batch, replies, filled: BTreeMap::new(), holes: holes.len() };
-        self.parked.insert(parked, waiting);
-        for (index, id, claims) in holes {
+        self.counts.waits += blocked.len() as u64;
+        let places = vec![PROMPT; replies.len()];
+        let waiting = Waiting { batch, replies, late: Vec::new(), places, holes };
+        self.parking.put(parked, waiting);
+        for (waiter, id, claims) in blocked {
             let ticket = Ticket(self.next());
-            let until = Millis(now.0.saturating_add(self.lock_wait_ms));
-            self.tickets.insert(ticket, (parked, index, id, until));
+            let until = Millis(now.wall.0.saturating_add(self.lock_wait_ms));
+            self.tickets.insert(ticket, (waiter, id, until));
             if let Some(Some(partition)) = self.partitions.get_mut(id.index()) {
-                partition.wait(ticket, claims, effects);
+                partition.wait(ticket, claims, &mut out.effects);
             }
         }
         Executed::Parked(parked)
@@ -225,91 +348,213 @@ impl<M: Machine> Bucket<M> {
     }
 
     /// Takes a message for one of the partitions.
-    pub fn handle(
-        &mut self,
-        to: PartitionId,
-        message: ToPartition,
-        now: Millis,
-        effects: &mut Vec<Effect>,
-    ) {
+    pub fn handle(&mut self, to: PartitionId, message: ToPartition, now: Now, out: &mut Outbox) {
         let ticket = Ticket(self.next());
         if let Some(Some(partition)) = self.partitions.get_mut(to.index()) {
             if self.full
-                && let Some(txn) = partition.needs_memory(&message, now)
+                && partition.is_led_here()
+                && let Some(txn) = partition.needs_memory(&message, now.wall)
             {
-                effects.push(Effect::Coordinator(txn.node, ToCoordinator::Full { txn }));
+                out.effects.push(Effect::Coordinator(txn.node, ToCoordinator::Full { txn }));
                 return;
             }
-            partition.handle(message, ticket, now, &self.neighbours, effects);
+            partition.handle(message, ticket, now, &self.neighbours, &mut out.effects);
+            self.touch(to);
         }
     }
 
-    /// The lock manager grants a request. Returns the batch that it completed, if it did.
-    pub fn granted(
-        &mut self,
-        id: PartitionId,
-        ticket: Ticket,
-        now: Millis,
-        effects: &mut Vec<Effect>,
-    ) -> Option<(Parked, Batch, Replies)> {
-        let Some(Some(partition)) = self.partitions.get_mut(id.index()) else { return None };
-        let mut reply = Vec::new();
-        let Some((parked, index, ..)) = self.tickets.remove(&ticket) else {
-            partition.granted(ticket, None, now, &mut reply, effects);
-            return None;
-        };
-        let waiting = self.parked.get(&parked)?;
-        let op: Op<'_> = waiting.batch.op(index);
-        partition.granted(ticket, Some(&op), now, &mut reply, effects);
-        self.fill(parked, index, reply)
+    /// Takes a message of a partition's group from another node.
+    ///
+    /// # Errors
+    /// In words, when it is no such message: the sender is not what it should be.
+    pub fn raft(&mut self, to: PartitionId, message: &Bytes, now: Now) -> Result<(), String> {
+        let Some(Some(partition)) = self.partitions.get_mut(to.index()) else { return Ok(()) };
+        let Some(journal) = partition.journal_mut() else { return Ok(()) };
+        journal.group_mut().step(message, now.mono)?;
+        self.touch(to);
+        Ok(())
     }
 
-    fn fill(
-        &mut self,
-        parked: Parked,
-        index: usize,
-        reply: Vec<u8>,
-    ) -> Option<(Parked, Batch, Replies)> {
-        let waiting = self.parked.get_mut(&parked)?;
-        waiting.filled.insert(index, reply);
+    /// The log keeps what a partition's group asked it to, up to this number.
+    pub fn persisted(&mut self, id: PartitionId, number: u64) {
+        if let Some(Some(partition)) = self.partitions.get_mut(id.index())
+            && let Some(journal) = partition.journal_mut()
+        {
+            journal.group_mut().persisted(number);
+            self.touch(id);
+        }
+    }
+
+    /// The lock manager grants a request.
+    pub fn granted(&mut self, id: PartitionId, ticket: Ticket, now: Now, out: &mut Outbox) {
+        let Some(Some(partition)) = self.partitions.get_mut(id.index()) else { return };
+        let mut reply = Vec::new();
+        let mut took = None;
+        let known = self.tickets.remove(&ticket);
+        match known.map(|(waiter, ..)| (waiter, self.parking.get_mut(waiter.parked))) {
+            Some((waiter, Some(waiting))) => {
+                let op: Op<'_> = waiting.batch.op(waiter.index as usize);
+                let op = Some((&op, waiter));
+                took = partition.granted(ticket, op, now, &mut reply, &mut out.effects);
+            }
+            _ => drop(partition.granted(ticket, None, now, &mut reply, &mut out.effects)),
+        }
+        self.touch(id);
+        if let (Some((waiter, ..)), Some(Took::Done)) = (known, took) {
+            self.fill(waiter, &reply, out);
+        }
+    }
+
+    /// Gives a waiting operation its reply.
+    fn fill(&mut self, waiter: Waiter, reply: &[u8], out: &mut Outbox) {
+        let Some(waiting) = self.parking.get_mut(waiter.parked) else { return };
+        let Some(place) = waiting.places.get_mut(waiter.index as usize) else { return };
+        if *place != PROMPT {
+            return;
+        }
+        let start = waiting.late.len() as u32;
+        waiting.late.extend_from_slice(reply);
+        *place = (start, waiting.late.len() as u32);
+        self.close(waiter.parked, out);
+    }
+
+    /// Has a waiting operation asked of somebody else.
+    fn turn_away(&mut self, waiter: Waiter, out: &mut Outbox) {
+        let Some(waiting) = self.parking.get_mut(waiter.parked) else { return };
+        waiting.replies.misplaced.push(waiter.index);
+        self.close(waiter.parked, out);
+    }
+
+    /// One hole less: a batch without holes is complete.
+    fn close(&mut self, parked: Parked, out: &mut Outbox) {
+        let Some(waiting) = self.parking.get_mut(parked) else { return };
         waiting.holes -= 1;
         if waiting.holes > 0 {
-            return None;
+            return;
         }
-        let Waiting { batch, replies, filled, .. } = self.parked.remove(&parked)?;
+        let Some(waiting) = self.parking.take(parked) else { return };
+        let Waiting { batch, mut replies, late, places, .. } = waiting;
         let mut whole = Replies::default();
-        for index in 0..replies.len() {
-            whole.push(filled.get(&index).map_or(replies.get(index), Vec::as_slice));
+        whole.bytes.reserve(replies.bytes.len() + late.len());
+        for (index, place) in places.into_iter().enumerate() {
+            match place {
+                PROMPT => whole.push(replies.get(index)),
+                (start, end) => whole.push(&late[start as usize..end as usize]),
+            }
         }
-        Some((parked, batch, whole))
+        replies.misplaced.sort_unstable();
+        whole.misplaced = replies.misplaced;
+        out.completed.push((parked, batch, whole));
+    }
+
+    /// Gives every partition that has something to do its turn, until none has.
+    pub fn flush(&mut self, now: Now, out: &mut Outbox) {
+        while let Some(id) = self.dirty.pop() {
+            self.is_dirty[id.index()] = false;
+            let Some(Some(partition)) = self.partitions.get_mut(id.index()) else { continue };
+            if partition.journal().is_none() {
+                continue;
+            }
+            let mut turn = std::mem::take(&mut self.turn);
+            if let Err(why) = partition.turn(now, &mut out.effects, &mut turn) {
+                out.fatal = Some(why);
+                return;
+            }
+            if partition.wants_turn() {
+                self.touch(id);
+            }
+            self.finish(id, &mut turn, out);
+            self.turn = turn;
+        }
+    }
+
+    /// Passes on what a turn brought.
+    fn finish(&mut self, id: PartitionId, turn: &mut Turn, out: &mut Outbox) {
+        out.raft
+            .extend(turn.messages.drain(..).map(|message| (message.to.node(), id, message.bytes)));
+        out.persists.extend(turn.persists.drain(..).map(|persist| (id, persist)));
+        let fates = std::mem::take(&mut turn.fates);
+        for &(waiter, fate) in &fates {
+            match fate {
+                Fate::Replied(reply) => self.fill(waiter, turn.replies.get(reply as usize), out),
+                Fate::Elsewhere => self.turn_away(waiter, out),
+                Fate::Deposed => self.refuse(waiter, &Refusal::Deposed(id), out),
+                Fate::Unknown => {
+                    let waiting = self.parking.get_mut(waiter.parked);
+                    let head = waiting.map(|waiting| waiting.batch.head(waiter.index as usize));
+                    let reads = head.is_some_and(|head| M::access(head.code) == Access::Read);
+                    let refusal = match reads {
+                        true => Refusal::Deposed(id),
+                        false => Refusal::Unknown(id),
+                    };
+                    self.refuse(waiter, &refusal, out);
+                }
+            }
+        }
+        turn.fates = fates;
+        turn.fates.clear();
+        turn.replies.clear();
+        match turn.office.take() {
+            Some(true) => {
+                let lives: Vec<_> = self.neighbours.lives.iter().map(|(n, l)| (*n, *l)).collect();
+                if let Some(Some(partition)) = self.partitions.get_mut(id.index()) {
+                    lives.iter().for_each(|(node, life)| partition.coordinator_began(*node, *life));
+                }
+                self.touch(id);
+            }
+            Some(false) => {
+                let here = self.tickets.extract_if(.., |_, (_, at, _)| *at == id);
+                let waiters: Vec<Waiter> = here.map(|(_, (waiter, ..))| waiter).collect();
+                waiters.into_iter().for_each(|waiter| self.turn_away(waiter, out));
+            }
+            None => {}
+        }
+        if let Some((node, term)) = turn.leader.take() {
+            if let Some(home) = self.neighbours.homes.get_mut(id.index()) {
+                *home = node;
+            }
+            out.leaders.push((id, node, term));
+        }
+    }
+
+    fn refuse(&mut self, waiter: Waiter, refusal: &Refusal, out: &mut Outbox) {
+        let mut reply = Vec::new();
+        M::refuse(refusal, &mut reply);
+        self.fill(waiter, &reply, out);
+    }
+
+    /// A step of the groups' clocks: elections and heartbeats. To be called often, at any pace.
+    pub fn beat(&mut self, now: Now) {
+        for index in 0..self.partitions.len() {
+            let Some(partition) = &mut self.partitions[index] else { continue };
+            let Some(journal) = partition.journal_mut() else { continue };
+            journal.group_mut().tick(now.mono);
+            // A deposed leader's entries grow old by themselves.
+            if journal.group().has_output() || !journal.leads() && !journal.is_calm() {
+                self.touch(PartitionId(index as u16));
+            }
+        }
     }
 
     /// Regular upkeep: repeats what is unanswered, and gives up operations that waited too long.
-    /// Returns the batches that this completed.
-    pub fn tick(
-        &mut self,
-        now: Millis,
-        effects: &mut Vec<Effect>,
-    ) -> Vec<(Parked, Batch, Replies)> {
-        for partition in self.partitions.iter_mut().flatten() {
-            partition.tick(now, &self.neighbours, effects);
+    pub fn tick(&mut self, now: Now, out: &mut Outbox) {
+        for index in 0..self.partitions.len() {
+            let Some(partition) = &mut self.partitions[index] else { continue };
+            partition.tick(now.wall, &self.neighbours, &mut out.effects);
+            self.touch(PartitionId(index as u16));
         }
-        self.expire(now);
-        let late = |(ticket, (_, _, _, until)): (&Ticket, &(_, _, _, Millis))| {
-            (*until <= now).then_some(*ticket)
+        self.expire(now.wall);
+        let late = |(ticket, (_, _, until)): (&Ticket, &(Waiter, PartitionId, Millis))| {
+            (*until <= now.wall).then_some(*ticket)
         };
         let late: Vec<Ticket> = self.tickets.iter().filter_map(late).collect();
-        let mut completed = Vec::new();
         for ticket in late {
-            let Some((parked, index, id, _)) = self.tickets.remove(&ticket) else { continue };
+            let Some((waiter, id, _)) = self.tickets.remove(&ticket) else { continue };
             if let Some(Some(partition)) = self.partitions.get_mut(id.index()) {
-                partition.cancel(ticket, effects);
+                partition.cancel(ticket, &mut out.effects);
             }
-            let mut reply = Vec::new();
-            M::refuse(&Refusal::Locked, &mut reply);
-            completed.extend(self.fill(parked, index, reply));
+            self.refuse(waiter, &Refusal::Locked, out);
         }
-        completed
     }
 
     /// A cycle of active expiry. The steps go round the partitions, so that none waits for the
@@ -330,36 +575,55 @@ impl<M: Machine> Bucket<M> {
     }
 
     /// A node lives and can be reached.
-    pub fn node_up(&mut self, node: NodeId, life: Incarnation, effects: &mut Vec<Effect>) {
+    pub fn node_up(&mut self, node: NodeId, life: Incarnation, out: &mut Outbox) {
         let known = self.neighbours.lives.get(&node).copied();
         self.neighbours.alive(node, life);
-        for partition in self.partitions.iter_mut().flatten() {
+        for index in 0..self.partitions.len() {
+            let Some(partition) = &mut self.partitions[index] else { continue };
             if known.is_some_and(|known| known < life) {
-                partition.coordinator_lost(node, effects);
+                partition.coordinator_lost(node, &mut out.effects);
             }
             partition.coordinator_began(node, life);
+            self.touch(PartitionId(index as u16));
         }
     }
 
     /// A node cannot be reached; `ended` if that life of it is known to be over.
-    pub fn node_down(
-        &mut self,
-        node: NodeId,
-        ended: Option<Incarnation>,
-        effects: &mut Vec<Effect>,
-    ) {
+    pub fn node_down(&mut self, node: NodeId, ended: Option<Incarnation>, out: &mut Outbox) {
         self.neighbours.unreachable.insert(node);
         if let Some(life) = ended {
             self.neighbours.gone(node, life);
         }
         for partition in self.partitions.iter_mut().flatten() {
-            partition.coordinator_lost(node, effects);
+            partition.coordinator_lost(node, &mut out.effects);
+        }
+    }
+
+    /// Another node says who leads a partition of which there is no copy here.
+    pub fn led_by(&mut self, id: PartitionId, node: NodeId) {
+        if let Some(home) = self.neighbours.homes.get_mut(id.index()) {
+            *home = node;
+        }
+    }
+
+    /// The cluster is formed: the first leaders of new groups stand for election.
+    pub fn form(&mut self) {
+        for index in 0..self.partitions.len() {
+            let Some(partition) = &mut self.partitions[index] else { continue };
+            let first = self.neighbours.homes.get(index) == Some(&partition.node());
+            if let Some(journal) = partition.journal_mut()
+                && (first && journal.group().term() == 0
+                    || journal.group().members().voters.len() == 1)
+            {
+                journal.group_mut().campaign();
+                self.touch(PartitionId(index as u16));
+            }
         }
     }
 
     /// Whether nothing waits and nothing is locked.
     pub fn is_at_rest(&self) -> bool {
-        self.parked.is_empty()
+        self.parking.is_empty()
             && self.tickets.is_empty()
             && self.partitions().all(Partition::is_at_rest)
     }
@@ -397,6 +661,10 @@ mod tests {
         (Bucket::new(node, Incarnation(1), vec![node; 2], &owned, hasher, 0, 1000), hasher)
     }
 
+    fn at(ms: u64) -> Now {
+        Now { wall: Millis(ms), mono: ms }
+    }
+
     fn run(bucket: &mut Bucket<Redis>, hasher: KeyHasher, code: OpCode, words: &[&str], now: u64) {
         let mut batch = Batch::new();
         let head = OpHead {
@@ -407,7 +675,7 @@ mod tests {
             hash: hasher.hash(words[0].as_bytes()),
         };
         batch.push(head, words.iter().map(|word| word.as_bytes()));
-        let executed = bucket.execute(batch, Replies::default(), Millis(now), &mut Vec::new());
+        let executed = bucket.execute(batch, Replies::default(), at(now), &mut Outbox::default());
         assert!(matches!(executed, Executed::Done(..)));
     }
 
@@ -427,13 +695,13 @@ mod tests {
                 run(&mut bucket, hasher, SET, &[&format!("stays{number}"), "value"], 5);
             }
         }
-        let mut effects = Vec::new();
-        bucket.tick(Millis(1004), &mut effects);
+        let mut effects = Outbox::default();
+        bucket.tick(at(1004), &mut effects);
         assert_eq!((held(&bucket), bucket.counts().expired), (KEYS + KEYS / 10, 0));
         let mut ticks = 0;
         let mut before = held(&bucket);
         while bucket.counts().expired < KEYS as u64 {
-            bucket.tick(Millis(1005 + ticks), &mut effects);
+            bucket.tick(at(1005 + ticks), &mut effects);
             let removed = before - held(&bucket);
             assert!(removed > 0, "every tick comes nearer");
             assert!(removed <= 2 * EXPIRE_STEPS_MAX * 1024, "and none does too much: {removed}");
@@ -453,7 +721,7 @@ mod tests {
         run(&mut bucket, hasher, SET, &["key", "value", "PX", "10"], 30);
         run(&mut bucket, hasher, SET, &["key", "other"], 50);
         assert_eq!((held(&bucket), bucket.counts().expired), (1, 2));
-        bucket.tick(Millis(100), &mut Vec::new());
+        bucket.tick(at(100), &mut Outbox::default());
         assert_eq!((held(&bucket), bucket.counts().expired), (1, 2));
     }
 }

@@ -1,5 +1,5 @@
-//! One partition as its leader serves it: marks, waiting requests and the participant's and
-//! primary's side of the commit protocol, around a [`Replica`].
+//! One partition on one node: its replica, and while this node leads it, the marks, the waiting
+//! requests and the participant's and primary's side of the commit protocol.
 //!
 //! A single operation on unmarked keys runs at once. Everything else comes as a [`ToPartition`]
 //! and leaves as an [`Effect`]:
@@ -11,19 +11,30 @@
 //!          ── elsewhere: applies it ────▶ Applied      confirmed to the primary
 //! ```
 //!
-//! The log does nothing yet: a mutation is applied where it would be proposed.
+//! A change of the replica is *filed* together with what is to follow it ([`After`]). A partition
+//! without copies applies it on the spot; a replicated one hands it to its [`journal`] and goes on
+//! when the group has it for good. What the leader alone knows (marks, queues, unlogged locks) is
+//! made anew from the replica's intents by whoever leads next.
 
-use crate::engine::batch::{Op, Replies};
+mod commit;
+mod inquiry;
+pub mod journal;
+
+use crate::engine::batch::Op;
+use crate::engine::consensus::Group;
 use crate::engine::machine::{Access, Machine, Scope};
 use crate::engine::marks::{Marks, Released};
 use crate::engine::protocol::{
-    Acquire, Claim, Decide, Granule, Image, Knowledge, Lock, Mode, Prepare, Prepared, Share, Term,
-    Ticket, ToCoordinator, ToLocks, ToPartition, Verdict,
+    Acquire, Claim, Granule, Image, Lock, Prepare, Prepared, Share, Term, Ticket, ToCoordinator,
+    ToLocks, ToPartition,
 };
 use crate::engine::replica::{Applied, Mutation, Replica};
 use crate::engine::rules::{Rule, kept};
 use crate::engine::tables::{EXPIRED_NOTED_MAX, KeyHasher};
-use crate::ids::{Age, Incarnation, Millis, NodeId, PartitionId, TableIndex, TxnId};
+use crate::ids::{Age, Incarnation, Millis, NodeId, Now, PartitionId, TableIndex, TxnId};
+use commit::Deferred;
+use inquiry::Inquiry;
+use journal::{After, Journal, Waiter};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How long an intent waits for its decision before it asks the primary, while its Coordinator
@@ -38,6 +49,9 @@ pub const REPEAT_AFTER_MS: u64 = 300;
 const EXPIRE_CELLS: usize = 1024;
 const _: () = assert!(EXPIRE_CELLS <= EXPIRED_NOTED_MAX);
 
+/// Active expiry files nothing more while so many mutations wait for the log.
+const EXPIRE_BACKLOG_MAX: u64 = 4096;
+
 /// Where active expiry goes on.
 #[derive(Clone, Copy, Debug, Default)]
 struct Sweep {
@@ -50,7 +64,7 @@ struct Sweep {
 pub enum Effect {
     /// Tell a node's Coordinator.
     Coordinator(NodeId, ToCoordinator),
-    /// Tell another partition (or this one).
+    /// Tell another partition (or this one), at its leader.
     Partition(PartitionId, ToPartition),
     /// Tell the lock manager of this node.
     Locks(ToLocks),
@@ -59,7 +73,7 @@ pub enum Effect {
 /// What a partition knows of the nodes around it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Neighbours {
-    /// Which node serves each partition.
+    /// Which node serves each partition that has one copy; for others, which led it last.
     pub homes: Vec<NodeId>,
     /// The latest life seen of each node.
     pub lives: BTreeMap<NodeId, Incarnation>,
@@ -107,6 +121,19 @@ impl Neighbours {
     }
 }
 
+/// What became of a single operation.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Took {
+    /// It ran, and its reply is appended.
+    Done,
+    /// It is filed: its reply comes to its [`Waiter`].
+    Filed,
+    /// Nothing happened: one of these is marked or waited for.
+    Blocked(Vec<Claim>),
+    /// Nothing happened: another node leads the partition, or nobody does.
+    Elsewhere,
+}
+
 /// What waits for its turn on contended keys.
 #[derive(Debug)]
 enum Waiting {
@@ -127,15 +154,9 @@ struct Queued {
 #[derive(Debug)]
 struct Held {
     claims: Vec<Claim>,
-    /// The term of unlogged locks; `None` once they are logged as an intent.
+    /// The term of unlogged locks; `None` once they are logged, or on their way to the log, as an
+    /// intent.
     unlogged: Option<Term>,
-}
-
-/// The search for an outcome whose primary lost its memory.
-#[derive(Debug, Default)]
-struct Inquiry {
-    answers: BTreeMap<PartitionId, Knowledge>,
-    coordinator: Option<Knowledge>,
 }
 
 /// A partition and what its leader knows.
@@ -148,11 +169,15 @@ pub struct Partition<M> {
     /// Lamport's clock: what comes here moves it, what leaves for a Coordinator tells it.
     clock: u64,
     replica: Replica<M>,
+    /// Its log; none if there is one copy only, in memory.
+    journal: Option<Box<Journal>>,
     marks: Marks,
     held: BTreeMap<TxnId, Held>,
     queued: BTreeMap<Ticket, Queued>,
     /// The ticket under which a transaction waits.
     tickets: BTreeMap<TxnId, Ticket>,
+    /// What waits for earlier mutations to be applied, or for a lease.
+    deferred: Vec<Deferred>,
     inquiries: BTreeMap<TxnId, Inquiry>,
     /// When an intent or an outcome was last asked for or repeated.
     repeated: BTreeMap<TxnId, Millis>,
@@ -160,7 +185,7 @@ pub struct Partition<M> {
 }
 
 impl<M: Machine> Partition<M> {
-    /// An empty partition served by `node` in its life `life`.
+    /// An empty partition without copies, served by `node` in its life `life`.
     pub fn new(
         id: PartitionId,
         node: NodeId,
@@ -169,6 +194,27 @@ impl<M: Machine> Partition<M> {
     ) -> Partition<M> {
         let mut replica = Replica::new(id, hasher);
         replica.watch_from(life);
+        Partition::around(id, node, life, replica, None)
+    }
+
+    /// A replicated partition as it was recovered: followed until its group elects this node.
+    pub fn replicated(
+        id: PartitionId,
+        node: NodeId,
+        life: Incarnation,
+        replica: Replica<M>,
+        group: Group,
+    ) -> Partition<M> {
+        Partition::around(id, node, life, replica, Some(Box::new(Journal::new(group))))
+    }
+
+    fn around(
+        id: PartitionId,
+        node: NodeId,
+        life: Incarnation,
+        replica: Replica<M>,
+        journal: Option<Box<Journal>>,
+    ) -> Partition<M> {
         Partition {
             id,
             node,
@@ -177,19 +223,52 @@ impl<M: Machine> Partition<M> {
             term: Term(life.0),
             clock: 0,
             replica,
+            journal,
             marks: Marks::default(),
             held: BTreeMap::new(),
             queued: BTreeMap::new(),
             tickets: BTreeMap::new(),
+            deferred: Vec::new(),
             inquiries: BTreeMap::new(),
             repeated: BTreeMap::new(),
             sweep: Sweep::default(),
         }
     }
 
+    /// Which partition it is.
+    pub fn id(&self) -> PartitionId {
+        self.id
+    }
+
+    /// The node it is on.
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
     /// The replica.
     pub fn replica(&self) -> &Replica<M> {
         &self.replica
+    }
+
+    /// Its log and group, if it is replicated.
+    pub fn journal(&self) -> Option<&Journal> {
+        self.journal.as_deref()
+    }
+
+    /// The same, for whoever drives it.
+    pub fn journal_mut(&mut self) -> Option<&mut Journal> {
+        self.journal.as_deref_mut()
+    }
+
+    /// Whether this node leads the partition and may serve it.
+    #[inline]
+    pub fn is_led_here(&self) -> bool {
+        self.journal.as_ref().is_none_or(|journal| journal.leads())
+    }
+
+    /// The term it is led in, as far as this node knows.
+    pub fn term(&self) -> Term {
+        self.term
     }
 
     /// Whether no lock, intent, outcome or waiting request is left.
@@ -198,45 +277,65 @@ impl<M: Machine> Partition<M> {
             && self.held.is_empty()
             && self.queued.is_empty()
             && self.tickets.is_empty()
+            && self.deferred.is_empty()
             && self.inquiries.is_empty()
             && self.replica.intents().is_empty()
             && self.replica.outcomes().is_empty()
+            && self.journal.as_ref().is_none_or(|journal| journal.is_calm())
     }
 
-    /// Runs a single operation and appends its reply, unless one of its keys is marked or waited
-    /// for: then nothing happens and the claims to wait for are returned.
+    /// Runs a single operation, or files it for its `waiter`, unless one of its keys is marked or
+    /// waited for.
     #[inline]
-    pub fn execute(
-        &mut self,
-        op: &Op<'_>,
-        now: Millis,
-        reply: &mut Vec<u8>,
-    ) -> Result<(), Vec<Claim>> {
+    pub fn execute(&mut self, op: &Op<'_>, now: Now, waiter: Waiter, reply: &mut Vec<u8>) -> Took {
+        if !self.is_led_here() {
+            return Took::Elsewhere;
+        }
         if !self.marks.is_empty() && self.blocks(op) {
-            return Err(claims_of::<M>(std::iter::once(*op)));
+            return Took::Blocked(claims_of::<M>(std::iter::once(*op)));
         }
-        self.run(op, now, reply);
-        Ok(())
+        self.run(op, now, waiter, reply)
     }
 
     #[inline]
-    fn run(&mut self, op: &Op<'_>, now: Millis, reply: &mut Vec<u8>) {
-        let stamp = self.replica.stamp(now);
-        match M::access(op.head.code) {
-            Access::Read => self.replica.read(op, stamp, reply),
-            Access::Write => self.replica.run(op, stamp, reply),
-        }
-        if let Some(expired) = self.replica.expired() {
-            for (table, key) in expired {
-                self.replica.apply(Mutation::Expire(table, &key), stamp, &mut Vec::new());
+    fn run(&mut self, op: &Op<'_>, now: Now, waiter: Waiter, reply: &mut Vec<u8>) -> Took {
+        let reads = M::access(op.head.code) == Access::Read;
+        let stamp = self.replica.stamp(now.wall);
+        let Some(journal) = &mut self.journal else {
+            match reads {
+                true => self.replica.read(op, stamp, reply),
+                false => self.replica.run(op, stamp, reply),
             }
+            if let Some(expired) = self.replica.expired() {
+                for (table, key) in expired {
+                    self.replica.apply(Mutation::Expire(table, &key), stamp, &mut Vec::new());
+                }
+            }
+            return Took::Done;
+        };
+        if reads && journal.may_read(now.mono, waiter) {
+            let start = reply.len();
+            self.replica.read(op, stamp, reply);
+            if self.replica.expired().is_none() {
+                return Took::Done;
+            }
+            // A later leader's clock may be behind: what this one took for expired must be so in
+            // the log before anybody hears of it.
+            reply.truncate(start);
         }
+        journal.file(Mutation::Run(*op), After::Reply(waiter));
+        Took::Filed
     }
 
     /// A step of active expiry: looks at about [`EXPIRE_CELLS`] cells of a table in which something
     /// may expire, and removes what has. Tells how many that was and whether the partition holds
     /// anything that may expire at all. Keys under a lock are left to their transaction.
     pub fn expire_some(&mut self, now: Millis) -> Option<usize> {
+        if let Some(journal) = &self.journal
+            && (!journal.leads() || journal.backlog() > EXPIRE_BACKLOG_MAX)
+        {
+            return None;
+        }
         let volatile = |table: &TableIndex| self.replica.tables().volatile(*table) > 0;
         if !volatile(&self.sweep.table) || self.sweep.cursor == 0 {
             let next = self.sweep.table.index() + 1;
@@ -251,8 +350,14 @@ impl<M: Machine> Partition<M> {
             if !self.marks.is_empty() && self.marks.blocks(table, &key, Access::Write) {
                 continue;
             }
-            let applied = self.replica.apply(Mutation::Expire(table, &key), stamp, &mut Vec::new());
-            removed += usize::from(applied == Applied::Done);
+            let mutation = Mutation::Expire(table, &key);
+            removed += usize::from(match &mut self.journal {
+                Some(journal) => {
+                    journal.file(mutation, After::Nothing);
+                    true
+                }
+                None => self.replica.apply(mutation, stamp, &mut Vec::new()) == Applied::Done,
+            });
         }
         Some(removed)
     }
@@ -289,40 +394,36 @@ impl<M: Machine> Partition<M> {
         self.queue(ticket, age, None, claims, Waiting::Op, effects);
     }
 
-    /// The lock manager says that the request has its turn. For a single operation `op` gives it;
-    /// tells whether the operation ran.
+    /// The lock manager says that the request has its turn. For a single operation `op` gives it
+    /// and its waiter; tells what became of that.
     pub fn granted(
         &mut self,
         ticket: Ticket,
-        op: Option<&Op<'_>>,
-        now: Millis,
+        op: Option<(&Op<'_>, Waiter)>,
+        now: Now,
         reply: &mut Vec<u8>,
         effects: &mut Vec<Effect>,
-    ) -> bool {
+    ) -> Option<Took> {
         // A request cancelled meanwhile has told the lock manager so.
-        let Some(queued) = self.queued.remove(&ticket) else { return false };
+        let queued = self.queued.remove(&ticket)?;
         let calm = self.marks.waited(&queued.claims);
-        let ran = match queued.waiting {
+        let mut took = None;
+        match queued.waiting {
             Waiting::Op => {
-                if let Some(op) = op {
-                    self.run(op, now, reply);
-                }
-                op.is_some()
+                took = op.map(|(op, waiter)| self.run(op, now, waiter, reply));
             }
             Waiting::Lock(lock) => {
                 self.tickets.remove(&lock.txn);
-                self.lock(lock, queued.claims, now, effects);
-                false
+                self.lock(lock, queued.claims, now.wall, effects);
             }
             Waiting::Prepare(prepare) => {
                 self.tickets.remove(&prepare.txn);
                 self.hold(prepare.txn, prepare.age, queued.claims, None);
-                self.prepare(prepare, now, effects);
-                false
+                self.prepare(prepare, now.wall, effects);
             }
-        };
+        }
         self.forget(calm, effects);
-        ran
+        took
     }
 
     /// Gives up a waiting single operation.
@@ -333,124 +434,38 @@ impl<M: Machine> Partition<M> {
         self.forget(calm, effects);
     }
 
-    /// Takes one message. `ticket` is used up if the request has to wait.
-    pub fn handle(
-        &mut self,
-        message: ToPartition,
-        ticket: Ticket,
-        now: Millis,
-        neighbours: &Neighbours,
-        effects: &mut Vec<Effect>,
-    ) {
-        match message {
-            ToPartition::Lock(lock) => self.on_lock(lock, ticket, now, effects),
-            ToPartition::Prepare(prepare) => {
-                self.on_prepare(prepare, ticket, now, effects);
-            }
-            ToPartition::Decide(decide) => self.on_decide(decide, now, effects),
-            ToPartition::Confirm { txn, term } => self.on_confirm(txn, term, effects),
-            ToPartition::Resolve { txn, asker, primary_life } => {
-                self.on_resolve(txn, asker, primary_life, now, effects);
-            }
-            ToPartition::Lost { txn } => {
-                if self.replica.intents().contains_key(&txn) {
-                    self.inquire(txn, neighbours, effects);
-                }
-            }
-            ToPartition::Inquire { txn, asker } => {
-                let knowledge = self.knowledge(txn, now, effects);
-                let answer = ToPartition::Knows { txn, from: self.id, knowledge };
-                effects.push(Effect::Partition(asker, answer));
-            }
-            ToPartition::Knows { txn, from, knowledge } => {
-                if let Some(inquiry) = self.inquiries.get_mut(&txn) {
-                    inquiry.answers.insert(from, knowledge);
-                    self.conclude(txn, now, neighbours, effects);
-                }
-            }
-            ToPartition::CoordinatorKnows { txn, knowledge } => {
-                if let Some(inquiry) = self.inquiries.get_mut(&txn) {
-                    inquiry.coordinator = Some(knowledge);
-                    self.conclude(txn, now, neighbours, effects);
-                }
-            }
-            ToPartition::Applied { txn, from } => {
-                self.propose(Mutation::Applied(txn, from), now);
-                if !self.replica.outcomes().contains_key(&txn) {
-                    self.repeated.remove(&txn);
-                }
-            }
+    /// This node leads the partition from now on, in `term`: what is locked is what the log says.
+    fn take_office(&mut self, term: Term) {
+        self.term = term;
+        // Versions of one term are never those of another.
+        self.replica.watch_from(Incarnation(term.0 << 12));
+        let locked: Vec<(TxnId, Age, Vec<Claim>)> = self
+            .replica
+            .intents()
+            .iter()
+            .map(|(txn, intent)| (*txn, intent.age, intent.claims.clone()))
+            .collect();
+        for (txn, age, claims) in locked {
+            self.clock = self.clock.max(age.time);
+            self.hold(txn, age, claims, None);
         }
     }
 
-    /// A node began a life: nothing of its earlier ones may prepare any more.
-    pub fn coordinator_began(&mut self, node: NodeId, life: Incarnation) {
-        self.replica.done_below(node, life, 0);
-    }
-
-    /// A node cannot be reached any more, or began another life: unlogged locks of its
-    /// transactions are given up, their confirmations will fail.
-    pub fn coordinator_lost(&mut self, node: NodeId, effects: &mut Vec<Effect>) {
-        if !kept(Rule::UnloggedLocksGoWithCoordinator) {
-            return;
+    /// This node leads the partition no more: everything that only a leader knows is given up.
+    fn leave_office(&mut self, effects: &mut Vec<Effect>) {
+        let waiting: Vec<Ticket> = self.queued.keys().copied().collect();
+        for ticket in waiting {
+            self.cancel(ticket, effects);
         }
-        let lost = |txn: &TxnId| txn.node == node;
-        let unlogged =
-            |(txn, held): (&TxnId, &Held)| (lost(txn) && held.unlogged.is_some()).then_some(*txn);
-        let held: Vec<TxnId> = self.held.iter().filter_map(unlogged).collect();
-        let waiting: Vec<TxnId> = self.tickets.keys().copied().filter(lost).collect();
-        for txn in held.into_iter().chain(waiting) {
+        let holding: Vec<TxnId> = self.held.keys().copied().collect();
+        for txn in holding {
             self.release(txn, effects);
         }
-    }
-
-    /// Repeats what is not answered: questions of old intents, decisions not confirmed.
-    pub fn tick(&mut self, now: Millis, neighbours: &Neighbours, effects: &mut Vec<Effect>) {
-        self.replica.forget_watches(now);
-        if self.replica.intents().is_empty() && self.replica.outcomes().is_empty() {
-            return;
-        }
-        let due = |txn: &TxnId, since: Millis, repeated: &BTreeMap<TxnId, Millis>| {
-            let last = repeated.get(txn).copied().unwrap_or(since);
-            now.0 >= last.0.saturating_add(REPEAT_AFTER_MS)
-        };
-        let mut drive = Vec::new();
-        for (txn, outcome) in self.replica.outcomes() {
-            if kept(Rule::PrimaryDrives) && due(txn, outcome.since, &self.repeated) {
-                drive.push((*txn, outcome.unconfirmed.clone()));
-            }
-        }
-        for (txn, unconfirmed) in drive {
-            self.repeated.insert(txn, now);
-            for partition in unconfirmed {
-                self.tell(txn, Verdict::Commit, partition, effects);
-            }
-        }
-        let mut ask = Vec::new();
-        for (txn, intent) in self.replica.intents() {
-            let coordinator_lost = neighbours.unreachable.contains(&txn.node)
-                || neighbours.is_over(txn.node, txn.incarnation);
-            let old = now.0 >= intent.since.0.saturating_add(RESOLVE_AFTER_MS);
-            if (old || coordinator_lost)
-                && kept(Rule::OldIntentsAsk)
-                && due(txn, intent.since, &self.repeated)
-            {
-                ask.push((*txn, intent.primary, intent.primary_life));
-            }
-        }
-        for (txn, primary, primary_life) in ask {
-            self.repeated.insert(txn, now);
-            let home = neighbours.home(primary);
-            let gone = home.is_some_and(|home| neighbours.is_over(home, primary_life));
-            if primary == self.id {
-                self.end(txn, Verdict::Abort, now, effects);
-            } else if gone {
-                self.inquire(txn, neighbours, effects);
-                self.conclude(txn, now, neighbours, effects);
-            } else {
-                let ask = ToPartition::Resolve { txn, asker: self.id, primary_life };
-                effects.push(Effect::Partition(primary, ask));
-            }
+        self.tickets.clear();
+        self.inquiries.clear();
+        self.repeated.clear();
+        for deferred in std::mem::take(&mut self.deferred) {
+            self.refuse(deferred.txn(), effects);
         }
     }
 
@@ -484,285 +499,10 @@ impl<M: Machine> Partition<M> {
         }
     }
 
-    fn on_lock(&mut self, lock: Lock, ticket: Ticket, now: Millis, effects: &mut Vec<Effect>) {
-        let txn = lock.txn;
-        self.clock = self.clock.max(lock.age.time);
-        self.replica.done_below(txn.node, txn.incarnation, lock.done_below);
-        let known = self.held.contains_key(&txn) || self.tickets.contains_key(&txn);
-        if known || self.replica.is_over(txn) {
-            return;
-        }
-        let claims = share_claims::<M>(&lock.share);
-        if self.conflict(txn, &claims) {
-            self.queue(ticket, lock.age, Some(txn), claims, Waiting::Lock(lock), effects);
-            return;
-        }
-        self.lock(lock, claims, now, effects);
-    }
-
-    fn lock(&mut self, lock: Lock, claims: Vec<Claim>, now: Millis, effects: &mut Vec<Effect>) {
-        if !self.replica.is_unchanged(&lock.share.watched) {
-            self.changed(lock.txn, claims, effects);
-            return;
-        }
-        let stamp = self.replica.stamp(now);
-        let images = match lock.mode {
-            Mode::Gather => self.replica.images(&claims, stamp),
-            Mode::Read | Mode::Write => Vec::new(),
-        };
-        self.hold(lock.txn, lock.age, claims, Some(self.term));
-        let mut replies = Replies::default();
-        if lock.mode == Mode::Read {
-            for op in lock.share.batch.iter() {
-                self.run(&op, now, &mut replies.bytes);
-                replies.end();
-            }
-        }
-        let granted = ToCoordinator::Granted {
-            txn: lock.txn,
-            partition: self.id,
-            term: self.term,
-            time: self.clock,
-            replies,
-            images,
-        };
-        effects.push(Effect::Coordinator(lock.txn.node, granted));
-    }
-
-    /// Says that a watched key has changed. Claims that were waited for are given back.
-    fn changed(&mut self, txn: TxnId, claims: Vec<Claim>, effects: &mut Vec<Effect>) {
-        for claim in claims {
-            self.unmark(&claim.granule, txn, effects);
-        }
-        effects.push(Effect::Coordinator(txn.node, ToCoordinator::Changed { txn }));
-    }
-
-    fn on_prepare(
-        &mut self,
-        prepare: Prepare,
-        ticket: Ticket,
-        now: Millis,
-        effects: &mut Vec<Effect>,
-    ) {
-        let txn = prepare.txn;
-        self.clock = self.clock.max(prepare.age.time);
-        self.replica.done_below(txn.node, txn.incarnation, prepare.done_below);
-        if self.tickets.contains_key(&txn) {
-            return;
-        }
-        if kept(Rule::LatePreparesAreRefused) && self.replica.is_over(txn) {
-            self.vote(txn, None, effects);
-            return;
-        }
-        if let Some(term) = prepare.term {
-            let held = self.held.get(&txn);
-            let granted = held.is_some_and(|held| held.unlogged == Some(term));
-            if granted && term == self.term || !kept(Rule::PrepareCarriesGrant) {
-                self.prepare(prepare, now, effects);
-            } else {
-                self.vote(txn, None, effects);
-            }
-            return;
-        }
-        if self.held.contains_key(&txn) {
-            self.prepare(prepare, now, effects);
-            return;
-        }
-        let claims = match &prepare.work {
-            Prepared::Share(share) => share_claims::<M>(share),
-            // Images come after a lock only.
-            Prepared::Images(_) => {
-                self.vote(txn, None, effects);
-                return;
-            }
-        };
-        if self.conflict(txn, &claims) {
-            self.queue(ticket, prepare.age, Some(txn), claims, Waiting::Prepare(prepare), effects);
-            return;
-        }
-        self.hold(txn, prepare.age, claims, None);
-        self.prepare(prepare, now, effects);
-    }
-
-    /// Logs the intent of a transaction that holds its marks, and votes.
-    fn prepare(&mut self, prepare: Prepare, now: Millis, effects: &mut Vec<Effect>) {
-        let txn = prepare.txn;
-        if let Prepared::Share(share) = &prepare.work
-            && !self.replica.is_unchanged(&share.watched)
-        {
-            self.release(txn, effects);
-            effects.push(Effect::Coordinator(txn.node, ToCoordinator::Changed { txn }));
-            return;
-        }
-        let mut claims = Vec::new();
-        if let Some(held) = self.held.get_mut(&txn) {
-            held.unlogged = None;
-            claims = held.claims.clone();
-        }
-        let mut released = Vec::new();
-        if !kept(Rule::ReadKeysArePrepared) {
-            released = claims.extract_if(.., |claim| claim.access == Access::Read).collect();
-        }
-        match self.propose(Mutation::Prepare(&prepare, claims), now) {
-            Applied::Voted(replies) => self.vote(txn, Some(replies), effects),
-            _ => {
-                self.release(txn, effects);
-                self.vote(txn, None, effects);
-            }
-        }
-        for claim in released {
-            self.unmark(&claim.granule, txn, effects);
-        }
-    }
-
-    fn vote(&self, txn: TxnId, vote: Option<Replies>, effects: &mut Vec<Effect>) {
-        let voted = ToCoordinator::Voted { txn, partition: self.id, time: self.clock, vote };
-        effects.push(Effect::Coordinator(txn.node, voted));
-    }
-
-    fn on_decide(&mut self, decide: Decide, now: Millis, effects: &mut Vec<Effect>) {
-        let Decide { txn, verdict, primary, deciding } = decide;
-        let stands = self.end(txn, verdict, now, effects);
-        if deciding {
-            let decided = ToCoordinator::Decided { txn, verdict: stands };
-            effects.push(Effect::Coordinator(txn.node, decided));
-        } else if verdict == Verdict::Commit && primary != self.id {
-            let applied = ToPartition::Applied { txn, from: self.id };
-            effects.push(Effect::Partition(primary, applied));
-        }
-    }
-
-    /// Ends a transaction here by the first decision logged, which is returned.
-    fn end(
-        &mut self,
-        txn: TxnId,
-        verdict: Verdict,
-        now: Millis,
-        effects: &mut Vec<Effect>,
-    ) -> Verdict {
-        let applied = self.propose(Mutation::Decide(txn, verdict), now);
-        self.inquiries.remove(&txn);
-        if !self.replica.outcomes().contains_key(&txn) {
-            self.repeated.remove(&txn);
-        }
-        self.release(txn, effects);
-        match applied {
-            Applied::Stands(verdict) => verdict,
-            _ => Verdict::Abort,
-        }
-    }
-
-    fn on_confirm(&mut self, txn: TxnId, term: Term, effects: &mut Vec<Effect>) {
-        let unlogged = self.held.get(&txn).and_then(|held| held.unlogged);
-        let held = unlogged == Some(term) && term == self.term;
-        if unlogged.is_some() {
-            self.release(txn, effects);
-        }
-        let confirmed = ToCoordinator::Confirmed { txn, partition: self.id, held };
-        effects.push(Effect::Coordinator(txn.node, confirmed));
-    }
-
-    fn on_resolve(
-        &mut self,
-        txn: TxnId,
-        asker: PartitionId,
-        primary_life: Incarnation,
-        now: Millis,
-        effects: &mut Vec<Effect>,
-    ) {
-        let known = self.replica.outcomes().contains_key(&txn)
-            || self.replica.intents().contains_key(&txn)
-            || self.replica.ended(txn).is_some();
-        if !known && primary_life != self.life {
-            effects.push(Effect::Partition(asker, ToPartition::Lost { txn }));
-            return;
-        }
-        let stands = self.end(txn, Verdict::Abort, now, effects);
-        self.tell(txn, stands, asker, effects);
-    }
-
-    fn tell(
-        &self,
-        txn: TxnId,
-        verdict: Verdict,
-        participant: PartitionId,
-        effects: &mut Vec<Effect>,
-    ) {
-        let decide = Decide { txn, verdict, primary: self.id, deciding: false };
-        effects.push(Effect::Partition(participant, ToPartition::Decide(decide)));
-    }
-
-    /// What this participant knows of an outcome. Whoever asks counts on the answer, so a share
-    /// that is not prepared yet is refused from now on.
-    fn knowledge(&mut self, txn: TxnId, now: Millis, effects: &mut Vec<Effect>) -> Knowledge {
-        if self.replica.outcomes().contains_key(&txn) {
-            return Knowledge::Committed;
-        }
-        if self.replica.intents().contains_key(&txn) {
-            return Knowledge::Undecided;
-        }
-        match self.replica.ended(txn) {
-            Some(Verdict::Commit) => Knowledge::Committed,
-            Some(Verdict::Abort) => Knowledge::Aborted,
-            None => {
-                self.end(txn, Verdict::Abort, now, effects);
-                Knowledge::Aborted
-            }
-        }
-    }
-
-    /// Asks all who may know the outcome of a transaction whose primary lost its memory.
-    fn inquire(&mut self, txn: TxnId, neighbours: &Neighbours, effects: &mut Vec<Effect>) {
-        let Some(intent) = self.replica.intents().get(&txn) else { return };
-        let inquiry = self.inquiries.entry(txn).or_default();
-        for &participant in &intent.participants {
-            let asked = participant != self.id && participant != intent.primary;
-            if asked && !inquiry.answers.contains_key(&participant) {
-                let ask = ToPartition::Inquire { txn, asker: self.id };
-                effects.push(Effect::Partition(participant, ask));
-            }
-        }
-        if inquiry.coordinator.is_none() && !neighbours.is_over(txn.node, txn.incarnation) {
-            let ask = ToCoordinator::Inquire { txn, asker: self.id };
-            effects.push(Effect::Coordinator(txn.node, ask));
-        }
-    }
-
-    /// Ends a transaction whose primary is gone, once everybody who may know has answered or is
-    /// gone too: committed if anybody says so.
-    fn conclude(
-        &mut self,
-        txn: TxnId,
-        now: Millis,
-        neighbours: &Neighbours,
-        effects: &mut Vec<Effect>,
-    ) {
-        let Some(inquiry) = self.inquiries.get(&txn) else { return };
-        let Some(intent) = self.replica.intents().get(&txn) else { return };
-        let committed = inquiry.coordinator == Some(Knowledge::Committed)
-            || inquiry.answers.values().any(|answer| *answer == Knowledge::Committed);
-        let coordinator = inquiry.coordinator.is_some_and(|told| told != Knowledge::Undecided)
-            || neighbours.is_over(txn.node, txn.incarnation);
-        let answered = intent.participants.iter().all(|participant| {
-            *participant == self.id
-                || *participant == intent.primary
-                || inquiry.answers.contains_key(participant)
-                || neighbours.home(*participant).is_some_and(|home| {
-                    let life = neighbours.lives.get(&home).copied().unwrap_or_default();
-                    neighbours.is_over(home, life)
-                })
-        });
-        if committed {
-            self.end(txn, Verdict::Commit, now, effects);
-        } else if coordinator && answered {
-            self.end(txn, Verdict::Abort, now, effects);
-        }
-    }
-
-    /// Where a mutation will be handed to the log. There is none yet, so it is applied.
-    fn propose(&mut self, mutation: Mutation<'_>, now: Millis) -> Applied {
-        let stamp = self.replica.stamp(now);
-        self.replica.apply(mutation, stamp, &mut Vec::new())
+    /// Tells a Coordinator that its request was not taken.
+    fn refuse(&self, txn: TxnId, effects: &mut Vec<Effect>) {
+        let refused = ToCoordinator::NotLed { txn, partition: self.id };
+        effects.push(Effect::Coordinator(txn.node, refused));
     }
 
     fn conflict(&self, txn: TxnId, claims: &[Claim]) -> bool {
@@ -824,11 +564,6 @@ impl<M: Machine> Partition<M> {
         let partition = self.id;
         let calm = calm.into_iter().map(|granule| ToLocks::Uncontended { partition, granule });
         effects.extend(calm.map(Effect::Locks));
-    }
-
-    /// The node that serves the partition.
-    pub fn node(&self) -> NodeId {
-        self.node
     }
 }
 

@@ -117,6 +117,12 @@ pub enum Refusal {
     Unreachable(NodeId),
     /// The partition is not served by the node that was asked.
     Misplaced,
+    /// Nobody leads the partition: a majority of its replicas cannot be reached.
+    NoLeader(PartitionId),
+    /// The leader lost its office with the request under way, and nobody can tell what became of it.
+    Unknown(PartitionId),
+    /// The leader lost its office before the request was logged for good: it was not executed.
+    Deposed(PartitionId),
     /// What is asked, or would be answered, is longer than can be carried.
     TooLong,
     /// The request waited too long for a key that a transaction holds.
@@ -324,6 +330,13 @@ pub enum ToCoordinator {
         txn: TxnId,
         /// Its outcome.
         verdict: Verdict,
+    },
+    /// The partition is not led by the node that was asked: the request was not taken.
+    NotLed {
+        /// For whom.
+        txn: TxnId,
+        /// Which partition.
+        partition: PartitionId,
     },
     /// Whether unlogged locks were still held.
     Confirmed {

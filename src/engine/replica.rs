@@ -1,16 +1,33 @@
 //! What every replica of a partition holds alike: its tables, intents and outcomes.
 //!
-//! A replica changes by [`Replica::apply`] alone, in the order of the log and with the time
-//! stamped into each [`Mutation`], so the same log gives the same replica. What only a leader has
-//! (marks, queues, parked requests) is in [`crate::engine::partition`].
+//! A replica changes by the entries of its log alone ([`Replica::apply_entry`], and
+//! [`Replica::apply`] for a single mutation), in their order and at the moments stamped into them,
+//! so the same log gives the same replica. What only a leader has (marks, queues, parked requests)
+//! is in [`crate::engine::partition`].
+//!
+//! Three things here are a leader's memory all the same, because they lie beside what they are
+//! about. No mutation's outcome depends on them, and no snapshot holds them: the watched keys,
+//! the latest stamp given out ([`Replica::stamp`]), and what a leader has heard of transactions
+//! that are over ([`Replica::done_below`]). The last may only make it refuse what it would
+//! otherwise have proposed.
 
-use crate::engine::batch::{Op, Replies};
+mod ends;
+mod locked;
+mod state;
+
+use crate::engine::batch::{Laid, Layout, Op, Replies};
 use crate::engine::machine::{Access, Machine, Scope};
-use crate::engine::protocol::{Claim, Granule, Image, Prepare, Prepared, Share, Verdict, Watched};
+use crate::engine::protocol::{
+    Claim, Granule, Image, Prepare, Prepared, Refusal, Share, Verdict, Watched,
+};
+use crate::engine::record::{Damaged, Entry, Section};
 use crate::engine::rules::{Rule, kept};
 use crate::engine::tables::{KeyHasher, Tables};
 use crate::engine::watches::Watches;
 use crate::ids::{Age, Incarnation, Millis, NodeId, PartitionId, TableIndex, TxnId};
+use ends::Ends;
+use locked::Locked;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
 
@@ -27,6 +44,8 @@ pub enum Mutation<'a> {
     Decide(TxnId, Verdict),
     /// A participant has applied a commit that was decided here.
     Applied(TxnId, PartitionId),
+    /// A node began a life: nothing of its earlier ones may prepare any more.
+    Began(NodeId, Incarnation),
 }
 
 /// What an applied mutation came to.
@@ -42,8 +61,34 @@ pub enum Applied {
     Stands(Verdict),
 }
 
+/// What an applied entry answers, in recycled buffers.
+#[derive(Debug, Default)]
+pub struct Answers {
+    /// One reply for each operation of the entry, in order; none at all where nobody waits.
+    pub replies: Replies,
+    /// What each other mutation came to, in order.
+    pub applied: Vec<Applied>,
+    layout: Layout,
+}
+
+impl Answers {
+    /// Forgets the answers and keeps the buffers.
+    pub fn clear(&mut self) {
+        self.replies.clear();
+        self.applied.clear();
+    }
+}
+
+/// Operations of an entry whose items are prefetched together: enough for their misses to
+/// overlap, few enough for all of it to be in the cache still when it is their turn.
+const PREFETCHED_OPS: usize = 128;
+
+/// Replies of one entry stop growing past this, where the offsets of their ends would not do any
+/// more: what goes beyond is replaced by an error.
+const ENTRY_REPLY_BYTES_MAX: usize = 1 << 31;
+
 /// An uncommitted write of a prepared transaction, and the keys it keeps locked.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Intent {
     /// Its age, for the marks of a new leader.
     pub age: Age,
@@ -61,7 +106,7 @@ pub struct Intent {
     replies: Replies,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 enum Write {
     Image(Image),
     /// An operation on the whole partition, run at the commit: its outcome is not a few keys.
@@ -69,7 +114,7 @@ enum Write {
 }
 
 /// A commit that was decided here and is not applied everywhere yet.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Outcome {
     /// Participants that have not confirmed.
     pub unconfirmed: BTreeSet<PartitionId>,
@@ -85,20 +130,20 @@ pub struct Replica<M> {
     /// Where shares are evaluated before they are intents. Empty between uses.
     scratch: Tables,
     intents: BTreeMap<TxnId, Intent>,
+    /// What the intents lock.
+    locked: Locked,
     outcomes: BTreeMap<TxnId, Outcome>,
-    finished: BTreeMap<NodeId, Finished>,
+    /// Transactions that are over, by the log.
+    finished: Ends,
+    /// The stamp of the latest mutation.
     stamp: Millis,
+    /// Leader's memory: transactions that are over as far as anybody has said so.
+    heard: Ends,
+    /// Leader's memory: the latest stamp given out.
+    promised: Millis,
+    /// The items of a snapshot that is being taken.
+    snapshot: Option<u64>,
     machine: PhantomData<M>,
-}
-
-/// A Coordinator's transactions that may not prepare any more.
-#[derive(Debug, Default)]
-struct Finished {
-    incarnation: Incarnation,
-    /// Every sequence below is over.
-    below: u64,
-    /// Attempts at or above `below` that are over, and how they ended here.
-    ended: BTreeMap<(u64, u32), Verdict>,
 }
 
 impl<M: Machine> Replica<M> {
@@ -109,9 +154,13 @@ impl<M: Machine> Replica<M> {
             tables: Tables::new(hasher),
             scratch: Tables::new(hasher),
             intents: BTreeMap::new(),
+            locked: Locked::default(),
             outcomes: BTreeMap::new(),
-            finished: BTreeMap::new(),
+            finished: Ends::default(),
             stamp: Millis(0),
+            heard: Ends::default(),
+            promised: Millis(0),
+            snapshot: None,
             machine: PhantomData,
         }
     }
@@ -131,9 +180,15 @@ impl<M: Machine> Replica<M> {
         &self.outcomes
     }
 
-    /// The stamp for a mutation at wall time `now`: stamps never decrease, whatever clocks do.
+    /// The stamp for what happens at wall time `now`: stamps never decrease, whatever clocks do
+    /// and whoever led before.
     pub fn stamp(&mut self, now: Millis) -> Millis {
-        self.stamp = self.stamp.max(now);
+        self.promised = self.promised.max(self.stamp).max(now);
+        self.promised
+    }
+
+    /// The stamp of the latest mutation that was applied.
+    pub fn stamped(&self) -> Millis {
         self.stamp
     }
 
@@ -148,6 +203,7 @@ impl<M: Machine> Replica<M> {
     /// Runs a single operation that may write: the short form of applying [`Mutation::Run`].
     #[inline]
     pub fn run(&mut self, op: &Op<'_>, stamp: Millis, reply: &mut Vec<u8>) {
+        self.stamp = stamp;
         self.tables.begin(stamp, Access::Write);
         M::run(op, &mut self.tables, stamp, reply);
     }
@@ -190,39 +246,126 @@ impl<M: Machine> Replica<M> {
         self.tables.watches_mut().expire(now);
     }
 
-    /// Whether this attempt may not prepare any more.
+    /// Whether this attempt may not prepare any more, as far as the leader has heard: reason
+    /// enough not to propose it.
     pub fn is_over(&self, txn: TxnId) -> bool {
-        self.finished.get(&txn.node).is_some_and(|finished| {
-            txn.incarnation < finished.incarnation
-                || txn.incarnation == finished.incarnation
-                    && (txn.sequence < finished.below
-                        || finished.ended.contains_key(&(txn.sequence, txn.attempt)))
-        })
+        self.finished.is_over(txn) || self.heard.is_over(txn)
+    }
+
+    /// The latest life of a node that the log knows of.
+    pub fn life_of(&self, node: NodeId) -> Option<Incarnation> {
+        self.finished.0.get(&node).map(|finished| finished.incarnation)
     }
 
     /// How an attempt ended here, as far as it is remembered.
     pub fn ended(&self, txn: TxnId) -> Option<Verdict> {
-        let finished = self.finished.get(&txn.node)?;
-        if finished.incarnation != txn.incarnation {
-            return None;
-        }
-        finished.ended.get(&(txn.sequence, txn.attempt)).copied()
+        self.finished.ended(txn)
     }
 
-    /// Learns that a Coordinator has ended everything below a sequence.
+    /// Hears that a Coordinator has ended everything below a sequence. This is a leader's memory,
+    /// which lives no longer than the replica's process: applying a [`Mutation::Prepare`] learns
+    /// the same from the log.
     pub fn done_below(&mut self, node: NodeId, incarnation: Incarnation, below: u64) {
-        let finished = self.finished.entry(node).or_default();
-        if incarnation > finished.incarnation {
-            *finished = Finished { incarnation, ..Finished::default() };
+        self.heard.done_below(node, incarnation, below);
+    }
+
+    /// Applies an entry of the log.
+    ///
+    /// `leads`: whether somebody here waits for the replies. Where nobody does, operations that
+    /// only read are passed over. An operation that an intent of another transaction is in the way
+    /// of changes nothing and has an error for its reply.
+    ///
+    /// An error says that the entry is not what was proposed, or was proposed by a version that
+    /// knows more. Some of it may have been applied, so the replica has to be given up.
+    pub fn apply_entry(
+        &mut self,
+        entry: &[u8],
+        leads: bool,
+        answers: &mut Answers,
+    ) -> Result<(), Damaged> {
+        answers.clear();
+        let mut entry = Entry::read(entry)?;
+        let stamp = entry.stamp();
+        loop {
+            let at = entry.at();
+            let Some(section) = entry.next_section()? else { return Ok(()) };
+            let mutation = match section {
+                Section::Runs(runs) => {
+                    let Answers { replies, layout, .. } = answers;
+                    let ops = runs.read(layout)?;
+                    if !ops.heads(0, ops.len()).all(|head| M::knows(head.code)) {
+                        return Err(Damaged::new(at, "an operation that is not known"));
+                    }
+                    self.run_all(ops, stamp, leads, replies);
+                    continue;
+                }
+                Section::Expire(table, key) => Mutation::Expire(table, key),
+                Section::Prepare(prepare, claims) => {
+                    if !knows_work::<M>(&prepare.work) {
+                        return Err(Damaged::new(at, "an operation that is not known"));
+                    }
+                    let applied =
+                        self.apply(Mutation::Prepare(&prepare, claims), stamp, &mut Vec::new());
+                    answers.applied.push(applied);
+                    continue;
+                }
+                Section::Decide(txn, verdict) => Mutation::Decide(txn, verdict),
+                Section::Applied(txn, from) => Mutation::Applied(txn, from),
+                Section::Began(node, life) => Mutation::Began(node, life),
+            };
+            answers.applied.push(self.apply(mutation, stamp, &mut Vec::new()));
         }
-        if incarnation == finished.incarnation && below > finished.below {
-            finished.below = below;
-            finished.ended = finished.ended.split_off(&(below, 0));
+    }
+
+    /// Runs operations in three passes, so that their cache misses overlap: the slots, the items,
+    /// the operations.
+    fn run_all(&mut self, ops: Laid<'_>, stamp: Millis, leads: bool, replies: &mut Replies) {
+        self.stamp = self.stamp.max(stamp);
+        let stamp = self.stamp;
+        for from in (0..ops.len()).step_by(PREFETCHED_OPS) {
+            let to = ops.len().min(from + PREFETCHED_OPS);
+            if to - from > 1 {
+                let keyed = || ops.heads(from, to).filter(|head| head.hash != 0);
+                keyed().for_each(|head| self.tables.prefetch_slot(head.table, head.hash));
+                keyed().for_each(|head| self.tables.prefetch_item(head.table, head.hash));
+            }
+            for index in from..to {
+                let op = ops.op(index);
+                if !leads {
+                    replies.bytes.clear();
+                    self.run_one(&op, stamp, leads, &mut replies.bytes);
+                    continue;
+                }
+                let start = replies.bytes.len();
+                self.run_one(&op, stamp, leads, &mut replies.bytes);
+                if replies.bytes.len() > ENTRY_REPLY_BYTES_MAX {
+                    replies.bytes.truncate(start);
+                    M::refuse(&Refusal::TooLong, &mut replies.bytes);
+                }
+                replies.end();
+            }
+        }
+        if !leads {
+            replies.bytes.clear();
+        }
+    }
+
+    #[inline]
+    fn run_one(&mut self, op: &Op<'_>, stamp: Millis, leads: bool, reply: &mut Vec<u8>) {
+        match M::access(op.head.code) {
+            Access::Read if !leads => {}
+            Access::Read => self.read(op, stamp, reply),
+            Access::Write if self.locked_by_another(op) => M::refuse(&Refusal::Locked, reply),
+            Access::Write => self.run(op, stamp, reply),
         }
     }
 
     /// Applies a logged mutation. `reply` takes the reply of a [`Mutation::Run`].
+    ///
+    /// Stamps never decrease: a stamp before that of an earlier mutation stands for that one.
     pub fn apply(&mut self, mutation: Mutation<'_>, stamp: Millis, reply: &mut Vec<u8>) -> Applied {
+        self.stamp = self.stamp.max(stamp);
+        let stamp = self.stamp;
         match mutation {
             Mutation::Run(op) => {
                 if self.locked_by_another(&op) {
@@ -232,8 +375,7 @@ impl<M: Machine> Replica<M> {
                 Applied::Done
             }
             Mutation::Expire(table, key) => {
-                let claim = (table, key);
-                if self.intents.values().any(|intent| intent.claims_key(claim)) {
+                if self.locks_key(table, key) {
                     return Applied::Refused;
                 }
                 self.tables.expire(table, key, stamp);
@@ -250,6 +392,10 @@ impl<M: Machine> Replica<M> {
                 }
                 Applied::Done
             }
+            Mutation::Began(node, life) => {
+                self.finished.done_below(node, life, 0);
+                Applied::Done
+            }
         }
     }
 
@@ -259,18 +405,53 @@ impl<M: Machine> Replica<M> {
             return false;
         }
         let mut locked = M::scope(op.head.code) == Scope::Partition;
-        M::keys(op, &mut |table, key| {
-            let claim = (table, key);
-            locked |= self.intents.values().any(|intent| intent.claims_key(claim));
-        });
+        M::keys(op, &mut |table, key| locked |= self.locks_key(table, key));
         locked
     }
 
+    /// Whether an intent locks the key, be it for reading.
+    fn locks_key(&self, table: TableIndex, key: &[u8]) -> bool {
+        self.locked.may_lock(self.tables.hasher().hash(key))
+            && self.intents.values().any(|intent| intent.claims_key((table, key)))
+    }
+
+    /// Whether an intent locks what is claimed, in a way that cannot be shared.
+    fn locks(&self, claim: &Claim) -> bool {
+        let hasher = self.tables.hasher();
+        let may = match &claim.granule {
+            Granule::Whole => true,
+            Granule::Key(_, key) => self.locked.may_lock(hasher.hash(key)),
+        };
+        may && self.intents.values().flat_map(|intent| &intent.claims).any(|other| {
+            let meet = other.granule == claim.granule
+                || other.granule == Granule::Whole
+                || claim.granule == Granule::Whole;
+            meet && other.access.max(claim.access) == Access::Write
+        })
+    }
+
+    fn add_intent(&mut self, txn: TxnId, intent: Intent) {
+        self.locked.lock(&intent.claims, self.tables.hasher());
+        let replaced = self.intents.insert(txn, intent);
+        assert!(replaced.is_none(), "a transaction prepares here once");
+    }
+
+    fn take_intent(&mut self, txn: TxnId) -> Option<Intent> {
+        let intent = self.intents.remove(&txn)?;
+        self.locked.unlock(&intent.claims, self.tables.hasher());
+        Some(intent)
+    }
+
     fn prepare(&mut self, prepare: &Prepare, claims: Vec<Claim>, stamp: Millis) -> Applied {
+        let Prepare { txn, done_below, .. } = prepare;
+        self.finished.done_below(txn.node, txn.incarnation, *done_below);
         if let Some(intent) = self.intents.get(&prepare.txn) {
             return Applied::Voted(intent.replies.clone());
         }
-        if kept(Rule::LatePreparesAreRefused) && self.is_over(prepare.txn) {
+        if kept(Rule::LatePreparesAreRefused) && self.finished.is_over(prepare.txn) {
+            return Applied::Refused;
+        }
+        if kept(Rule::MarksAreAuthoritative) && claims.iter().any(|claim| self.locks(claim)) {
             return Applied::Refused;
         }
         let (writes, replies) = match &prepare.work {
@@ -289,7 +470,7 @@ impl<M: Machine> Replica<M> {
             writes,
             replies: replies.clone(),
         };
-        self.intents.insert(prepare.txn, intent);
+        self.add_intent(prepare.txn, intent);
         Applied::Voted(replies)
     }
 
@@ -343,10 +524,10 @@ impl<M: Machine> Replica<M> {
 
     fn decide(&mut self, txn: TxnId, verdict: Verdict, stamp: Millis) -> Applied {
         if verdict == Verdict::Commit && !kept(Rule::CommitNeedsIntent) {
-            if let Some(intent) = self.intents.remove(&txn) {
+            if let Some(intent) = self.take_intent(txn) {
                 self.commit(txn, intent, stamp);
             }
-            self.finish(txn, Verdict::Commit);
+            self.finished.finish(txn, Verdict::Commit);
             return Applied::Stands(Verdict::Commit);
         }
         if kept(Rule::FirstDecisionStands) {
@@ -357,7 +538,7 @@ impl<M: Machine> Replica<M> {
                 return Applied::Stands(ended);
             }
         }
-        let intent = self.intents.remove(&txn);
+        let intent = self.take_intent(txn);
         let verdict = match intent {
             Some(intent) if verdict == Verdict::Commit => {
                 self.commit(txn, intent, stamp);
@@ -365,7 +546,7 @@ impl<M: Machine> Replica<M> {
             }
             _ => Verdict::Abort,
         };
-        self.finish(txn, verdict);
+        self.finished.finish(txn, verdict);
         Applied::Stands(verdict)
     }
 
@@ -390,15 +571,13 @@ impl<M: Machine> Replica<M> {
             }
         }
     }
+}
 
-    fn finish(&mut self, txn: TxnId, verdict: Verdict) {
-        let finished = self.finished.entry(txn.node).or_default();
-        if txn.incarnation > finished.incarnation {
-            *finished = Finished { incarnation: txn.incarnation, ..Finished::default() };
-        }
-        if txn.incarnation == finished.incarnation && txn.sequence >= finished.below {
-            finished.ended.insert((txn.sequence, txn.attempt), verdict);
-        }
+/// Whether the machine knows every operation that is to be prepared.
+fn knows_work<M: Machine>(work: &Prepared) -> bool {
+    match work {
+        Prepared::Share(share) => share.batch.heads().all(|head| M::knows(head.code)),
+        Prepared::Images(_) => true,
     }
 }
 
@@ -410,3 +589,6 @@ impl Intent {
         })
     }
 }
+
+#[cfg(test)]
+pub(in crate::engine) mod tests;

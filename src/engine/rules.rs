@@ -37,11 +37,17 @@ pub enum Rule {
     OldIntentsAsk,
     /// Prepares of finished attempts and of older incarnations are refused.
     LatePreparesAreRefused,
+    /// What a lock shows waits for everything that was filed on its keys before.
+    GrantsWaitForFiled,
+    /// A leader reads what is applied under a lease only.
+    ReadsNeedLease,
+    /// A new leader serves once it applied an entry of its own term.
+    LeadersApplyFirst,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 15] = [
+    pub const ALL: [Rule; 18] = [
         Rule::MarksAreAuthoritative,
         Rule::WoundThroughCoordinator,
         Rule::OlderWounds,
@@ -57,6 +63,9 @@ impl Rule {
         Rule::PrimaryDrives,
         Rule::OldIntentsAsk,
         Rule::LatePreparesAreRefused,
+        Rule::GrantsWaitForFiled,
+        Rule::ReadsNeedLease,
+        Rule::LeadersApplyFirst,
     ];
 }
 

@@ -7,7 +7,7 @@
 //! as in Elle (Kingsbury and Alvaro 2020).
 
 use crate::engine::batch::{Batch, Op, OpCode, OpHead, Replies};
-use crate::engine::bucket::{Bucket, Executed, Parked};
+use crate::engine::bucket::{Bucket, Executed, Outbox, Parked};
 use crate::engine::locks::{self, LockTable};
 use crate::engine::machine::{Access, Machine, Scope};
 use crate::engine::partition::Effect;
@@ -18,7 +18,7 @@ use crate::engine::protocol::{
 use crate::engine::rules::{Rule, broken, kept};
 use crate::engine::tables::{KeyHasher, Tables};
 use crate::engine::txn::{self, ClientId, Transactions};
-use crate::ids::{Incarnation, Millis, NodeId, PartitionId, TableIndex, TxnId};
+use crate::ids::{Incarnation, Millis, NodeId, Now, PartitionId, TableIndex, TxnId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 const READ: OpCode = OpCode(0);
@@ -226,8 +226,8 @@ impl World {
         Transactions::new(node_id(node), life, homes(), hasher(), 20_000)
     }
 
-    fn now(&self) -> Millis {
-        Millis(self.now)
+    fn now(&self) -> Now {
+        Now { wall: Millis(self.now), mono: self.now }
     }
 
     fn send(&mut self, from: Actor, to: Actor, message: Message) {
@@ -243,9 +243,11 @@ impl World {
         partition.index() % DATA
     }
 
-    fn bucket_effects(&mut self, node: usize, effects: Vec<Effect>) {
+    /// Carries out what a Bucket wants done.
+    fn carry(&mut self, node: usize, out: Outbox) {
+        self.complete(node, out.completed);
         let from = Actor::Bucket(node);
-        for effect in effects {
+        for effect in out.effects {
             match effect {
                 Effect::Coordinator(to, message) => {
                     let to = Actor::Coordinator(usize::from(to.0) - 1);
@@ -316,13 +318,13 @@ impl World {
             }
             (Actor::Coordinator(node), Message::Coordinator(message)) => {
                 let mut effects = Vec::new();
-                self.coordinators[node].handle(message, now, &mut effects);
+                self.coordinators[node].handle(message, now.wall, &mut effects);
                 self.txn_effects(node, effects);
             }
             (Actor::Coordinator(node), Message::Begin(request, work)) => {
                 let mut effects = Vec::new();
                 let client = ClientId(request as u64);
-                self.coordinators[node].begin(client, work, now, &mut effects);
+                self.coordinators[node].begin(client, work, now.wall, &mut effects);
                 self.txn_effects(node, effects);
             }
             (Actor::Client(_), Message::Replied(request, replies)) => {
@@ -347,16 +349,13 @@ impl World {
 
     fn deliver_to_bucket(&mut self, node: usize, message: Message) {
         let now = self.now();
-        let mut effects = Vec::new();
+        let mut out = Outbox::default();
         let Some(bucket) = &mut self.buckets[node] else { return };
-        let mut completed = Vec::new();
         match message {
-            Message::Partition(id, message) => bucket.handle(id, message, now, &mut effects),
-            Message::Grant(id, ticket) => {
-                completed.extend(bucket.granted(id, ticket, now, &mut effects));
-            }
+            Message::Partition(id, message) => bucket.handle(id, message, now, &mut out),
+            Message::Grant(id, ticket) => bucket.granted(id, ticket, now, &mut out),
             Message::Execute(request, batch) => {
-                match bucket.execute(batch, Replies::default(), now, &mut effects) {
+                match bucket.execute(batch, Replies::default(), now, &mut out) {
                     Executed::Done(_, replies) => {
                         let to = Actor::Client(request);
                         self.send(Actor::Bucket(node), to, Message::Replied(request, replies));
@@ -368,8 +367,7 @@ impl World {
             }
             message => panic!("{message:?} for a Bucket"),
         }
-        self.complete(node, completed);
-        self.bucket_effects(node, effects);
+        self.carry(node, out);
     }
 
     fn complete(&mut self, node: usize, completed: Vec<(Parked, Batch, Replies)>) {
@@ -468,24 +466,26 @@ impl World {
 
     fn node_up(&mut self, node: usize, other: usize) {
         let life = Incarnation(self.lives[other]);
-        let mut effects = Vec::new();
+        let mut out = Outbox::default();
         if let Some(bucket) = &mut self.buckets[node] {
-            bucket.node_up(node_id(other), life, &mut effects);
+            bucket.node_up(node_id(other), life, &mut out);
         }
-        self.bucket_effects(node, effects);
+        self.carry(node, out);
+        let now = self.now().wall;
         let mut effects = Vec::new();
-        self.coordinators[node].node_up(node_id(other), life, &mut effects);
+        self.coordinators[node].node_up(node_id(other), life, now, &mut effects);
         self.txn_effects(node, effects);
     }
 
     fn node_down(&mut self, node: usize, other: usize, ended: Option<Incarnation>) {
-        let mut effects = Vec::new();
+        let mut out = Outbox::default();
         if let Some(bucket) = &mut self.buckets[node] {
-            bucket.node_down(node_id(other), ended, &mut effects);
+            bucket.node_down(node_id(other), ended, &mut out);
         }
-        self.bucket_effects(node, effects);
+        self.carry(node, out);
+        let now = self.now().wall;
         let mut effects = Vec::new();
-        self.coordinators[node].node_down(node_id(other), &mut effects);
+        self.coordinators[node].node_down(node_id(other), now, &mut effects);
         self.txn_effects(node, effects);
     }
 
@@ -571,17 +571,16 @@ impl World {
 
     fn tick(&mut self, node: usize) {
         let now = self.now();
-        let mut effects = Vec::new();
+        let mut out = Outbox::default();
         if let Some(bucket) = &mut self.buckets[node] {
-            let completed = bucket.tick(now, &mut effects);
-            self.complete(node, completed);
+            bucket.tick(now, &mut out);
         }
-        self.bucket_effects(node, effects);
+        self.carry(node, out);
         let mut effects = Vec::new();
         self.locks[node].tick(&mut effects);
         self.lock_effects(node, effects);
         let mut effects = Vec::new();
-        self.coordinators[node].tick(now, &mut effects);
+        self.coordinators[node].tick(now.wall, &mut effects);
         self.txn_effects(node, effects);
     }
 
@@ -673,7 +672,7 @@ impl World {
         let batch = batch(READ, id, &[key], 0);
         let now = self.now();
         let Some(bucket) = &mut self.buckets[node] else { return Vec::new() };
-        match bucket.execute(batch, Replies::default(), now, &mut Vec::new()) {
+        match bucket.execute(batch, Replies::default(), now, &mut Outbox::default()) {
             Executed::Done(_, replies) => replies.bytes[4..]
                 .chunks(4)
                 .map(|word| u32::from_le_bytes(word.try_into().unwrap()))

@@ -43,13 +43,19 @@
 //! 4. Another replica may have split less. There a cursor's prefix, whose length it tells, can be
 //!    longer than that of the segment around it: "whatever has a lesser tag" is then known of a
 //!    part of the segment only, so the segment is visited from its beginning.
+//!
+//! # Copying
+//!
+//! A table can be copied as it is at one moment while it goes on changing: see [`copying`].
 
 mod cell;
+mod copying;
 mod segment;
 
 use crate::engine::item::{Item, ItemRef};
 use cell::Cell;
-use segment::{CELLS_MIN, CELLS_SPLIT, Segment};
+use copying::Copying;
+use segment::{CELLS_SPLIT, Segment};
 
 /// A scan's cursor is less than two to this power: the bits above are the caller's.
 pub const CURSOR_BITS: u32 = PREFIX_BITS + 1 + TAG_BITS;
@@ -62,6 +68,13 @@ const TAG_BITS: u32 = 16;
 /// The directory has at most so many entries for each segment. With a good hash segments fill at
 /// nearly the same time and two would do.
 const DIRECTORY_SLACK: usize = 8;
+
+/// Items of a segment of a table that is made for many: four fifths of what fits into 1024 cells,
+/// so that hardly any segment is split while it fills.
+const SEGMENT_ITEMS: usize = 650;
+
+/// A table is not made for more items than two to this power: what it was told may be wrong.
+const RESERVED_BITS: u32 = 28;
 
 /// How many cells a pick looks at between two looks at what it has.
 const PICK_CELLS: usize = 16;
@@ -89,6 +102,11 @@ pub struct Table {
     volatile: usize,
     /// What the items' allocations take.
     item_bytes: usize,
+    /// A copy of the table that is under way.
+    copying: Option<Box<Copying>>,
+    /// The lap of segments that need not be copied any more; that of all when no copy is under
+    /// way.
+    lap: bool,
 }
 
 impl Default for Table {
@@ -100,14 +118,27 @@ impl Default for Table {
 impl Table {
     /// A table without items.
     pub fn new() -> Table {
+        Table::with_room(0)
+    }
+
+    /// A table without items that will hardly have to grow for so many.
+    pub fn with_room(items: usize) -> Table {
+        let items = items.min(1 << RESERVED_BITS);
+        let depth = items.div_ceil(SEGMENT_ITEMS).next_power_of_two().ilog2();
+        // Segments do not fill evenly: an eighth is more than four times the deviation to expect.
+        let room = (items >> depth) + (items >> depth) / 8;
+        let segment = || Segment::with_room(room, depth as u8);
+        let segments: Vec<Segment> = std::iter::repeat_with(segment).take(1 << depth).collect();
         Table {
-            directory: vec![0],
-            depth: 0,
-            segments: vec![Segment::with_room(0, 0)],
-            cells: CELLS_MIN,
+            directory: (0..1 << depth).collect(),
+            depth,
+            cells: segments.iter().map(Segment::capacity).sum(),
+            segments,
             len: 0,
             volatile: 0,
             item_bytes: 0,
+            copying: None,
+            lap: false,
         }
     }
 
@@ -137,6 +168,7 @@ impl Table {
             + self.cells * size_of::<Cell>()
             + self.segments.capacity() * size_of::<Segment>()
             + self.directory.capacity() * size_of::<u32>()
+            + self.copied_ahead()
     }
 
     /// The directory's entry for the hash.
@@ -172,6 +204,7 @@ impl Table {
     /// Changes the item at a place just found. The place stays valid.
     #[inline]
     pub fn edit<R>(&mut self, place: Place, change: impl FnOnce(&mut Item) -> R) -> R {
+        self.about_to_change(place);
         let cell = self.segments[place.segment as usize].at_mut(place.cell as usize);
         let edited = cell.edit(|item| {
             let before = (item.bytes(), item.as_ref().expires().is_some());
@@ -193,6 +226,7 @@ impl Table {
     /// The value at a place just found, to be written to.
     #[inline]
     pub fn value_mut(&mut self, place: Place) -> &mut [u8] {
+        self.about_to_change(place);
         self.segments[place.segment as usize].at_mut(place.cell as usize).value_mut()
     }
 
@@ -201,6 +235,9 @@ impl Table {
     pub fn insert(&mut self, hash: u64, item: Item, rehash: impl Fn(&[u8]) -> u64) -> Place {
         debug_assert!(self.find(hash, item.as_ref().key()).is_none());
         let mut segment = self.route(hash);
+        if self.copying.is_some() {
+            self.copy_first(segment, None);
+        }
         // A split may leave everything in one part, hence a loop. It ends: splits are bounded by
         // the directory's slack, and doubling makes room.
         while self.segments[segment].is_full() {
@@ -216,6 +253,7 @@ impl Table {
 
     /// Takes the item at a place just found out. No place stays valid.
     pub fn remove(&mut self, place: Place) -> Item {
+        self.about_to_change(place);
         let segment = &mut self.segments[place.segment as usize];
         let Some(item) = segment.remove(place.cell as usize) else { stale(place) };
         self.len -= 1;
@@ -226,6 +264,14 @@ impl Table {
             segment.set_capacity(segment.capacity() / 2);
         }
         item
+    }
+
+    /// To be called before an item changes.
+    #[inline]
+    fn about_to_change(&mut self, place: Place) {
+        if self.copying.is_some() {
+            self.copy_first(place.segment as usize, Some(place.cell as usize));
+        }
     }
 
     /// Doubles the full segment of the hash, or splits it.
@@ -248,6 +294,7 @@ impl Table {
     /// Splits the segment of the hash by the next bit, doubling the directory if need be.
     fn split(&mut self, hash: u64, rehash: &impl Fn(&[u8]) -> u64) {
         let left = self.route(hash);
+        debug_assert!(self.segments[left].lap == self.lap, "what changes is copied first");
         let right = self.segments.len();
         let depth = u32::from(self.segments[left].depth);
         if depth == self.depth {
@@ -277,6 +324,7 @@ impl Table {
         let depth = depth as u8 + 1;
         let [left_part, right_part] = [lefts, rights].map(|cells| {
             let mut segment = Segment::with_room(cells.len(), depth);
+            segment.lap = self.lap;
             self.cells += segment.capacity();
             for cell in cells {
                 segment.insert(cell);

@@ -81,6 +81,8 @@ pub struct Tables {
     /// Keys that reads have found expired.
     expired: Vec<(TableIndex, Vec<u8>)>,
     watches: Watches,
+    /// Tables that were cleared while they were copied.
+    retired: Vec<Box<Table>>,
 }
 
 impl std::fmt::Debug for Tables {
@@ -104,6 +106,7 @@ impl Tables {
             access: Access::Write,
             expired: Vec::new(),
             watches: Watches::default(),
+            retired: Vec::new(),
         }
     }
 
@@ -224,6 +227,16 @@ impl Tables {
     /// Exchanges two tables.
     pub fn swap(&mut self, one: TableIndex, other: TableIndex) {
         assert!(self.access == Access::Write, "an operation that reads does not write");
+        for table in [one, other] {
+            // As in Redis, what is there in either has changed in both.
+            for key in self.watches.watched(table) {
+                let hash = self.hasher.hash(&key);
+                let holds = |table| self.table(table).is_some_and(|t| t.find(hash, &key).is_some());
+                if one != other && (holds(one) || holds(other)) {
+                    self.watches.touch(table, &key);
+                }
+            }
+        }
         self.tables.swap(one.index(), other.index());
     }
 
@@ -333,7 +346,8 @@ impl Tables {
                 self.watches.touch(table, &key);
             }
         }
-        self.tables[table.index()] = None;
+        let cleared = self.tables[table.index()].take();
+        self.retired.extend(cleared.filter(|table| table.is_copying()));
     }
 
     /// How many items the table holds, those included that are expired and not removed yet.
@@ -350,7 +364,75 @@ impl Tables {
 
     /// The memory held by all tables: items as allocated, and what finds them.
     pub fn bytes(&self) -> usize {
-        self.tables.iter().flatten().map(|table| table.bytes()).sum()
+        self.tables.iter().flatten().chain(&self.retired).map(|table| table.bytes()).sum()
+    }
+
+    /// Begins a snapshot of what the tables hold now. One that is under way is given up.
+    pub fn begin_snapshot(&mut self) {
+        self.abandon_snapshot();
+        for (index, table) in TableIndex::all().zip(&mut self.tables) {
+            if let Some(table) = table {
+                table.begin_copy(index);
+            }
+        }
+    }
+
+    /// Appends some of the snapshot to `out`, as blocks of [`crate::engine::snapshot`]; false once
+    /// it is complete. `budget` is the bytes to append, which are exceeded by no more than a part
+    /// of a table or a single large item.
+    pub fn snapshot_step(&mut self, out: &mut Vec<u8>, budget: usize) -> bool {
+        let hasher = self.hasher;
+        let full = out.len().saturating_add(budget.max(1));
+        let mut tables = self.tables.iter_mut().flatten().chain(&mut self.retired);
+        let more = tables.any(|table| table.copy_some(out, full, |key| hasher.hash(key)));
+        self.retired.retain(|table| table.is_copying());
+        more
+    }
+
+    /// Gives up the snapshot, if one is under way.
+    pub fn abandon_snapshot(&mut self) {
+        self.tables.iter_mut().flatten().for_each(|table| table.abandon_copy());
+        self.retired.clear();
+    }
+
+    /// Bytes that a snapshot has had to copy ahead of its steps: it falls behind the writes.
+    pub fn snapshot_backlog(&self) -> usize {
+        self.tables.iter().flatten().chain(&self.retired).map(|table| table.copied_ahead()).sum()
+    }
+
+    /// Makes room for so many items in a table that holds none.
+    pub fn reserve(&mut self, table: TableIndex, items: usize) {
+        assert!(self.len(table) == 0, "room is made before anything moves in");
+        if items > 0 {
+            self.tables[table.index()] = Some(Box::new(Table::with_room(items)));
+        }
+    }
+
+    /// Puts an item as a snapshot holds it, expired or not; false if its key is there.
+    pub fn restore(
+        &mut self,
+        table: TableIndex,
+        key: &[u8],
+        value: &[u8],
+        expires: Option<Millis>,
+        used: u32,
+    ) -> bool {
+        let hasher = self.hasher;
+        let hash = hasher.hash(key);
+        let items = self.tables[table.index()].get_or_insert_default();
+        if items.find(hash, key).is_some() {
+            return false;
+        }
+        let place = items.insert(hash, Item::new(key, value, expires), |key| hasher.hash(key));
+        items.use_at(place, used);
+        true
+    }
+
+    /// Visits all items of a table, expired ones too, in no order that means anything.
+    pub fn for_each(&self, table: TableIndex, visit: &mut dyn FnMut(ItemRef<'_>)) {
+        if let Some(items) = self.table(table) {
+            items.scan(0, usize::MAX, visit);
+        }
     }
 
     /// Whether reads have found expired items since [`Tables::take_expired`].

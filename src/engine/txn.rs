@@ -28,6 +28,13 @@ use std::marker::PhantomData;
 /// Attempts that may fail for other reasons than a wound before the client is refused.
 const FAILURES_MAX: u32 = 16;
 
+/// How soon an attempt is repeated that found a partition without its leader.
+const PAUSE_MS: u64 = 20;
+
+/// How often a decision is asked for again while its primary's leader changes, and for how long.
+const REDECIDE_AFTER_MS: u64 = 300;
+const DECIDE_MAX_MS: u64 = 6_000;
+
 /// Commits remembered for participants whose primary died before it could tell them.
 const COMMITS_REMEMBERED: usize = 1 << 16;
 
@@ -61,7 +68,7 @@ pub struct Counts {
 pub struct Transactions<M> {
     node: NodeId,
     life: Incarnation,
-    homes: Vec<NodeId>,
+    partitions: Vec<Leader>,
     /// Lives of the nodes that can be reached, this one among them.
     reachable: BTreeMap<NodeId, Incarnation>,
     hasher: KeyHasher,
@@ -74,6 +81,15 @@ pub struct Transactions<M> {
     wait_ms: u64,
     counts: Counts,
     machine: PhantomData<M>,
+}
+
+/// Who serves a partition, as far as is known here.
+#[derive(Clone, Copy, Debug)]
+struct Leader {
+    node: NodeId,
+    term: Term,
+    /// The partition is replicated: when its leader is lost another one will come.
+    replicated: bool,
 }
 
 #[derive(Debug)]
@@ -90,10 +106,30 @@ struct Txn {
 
 #[derive(Debug)]
 enum Phase {
-    Locking { waiting: BTreeSet<PartitionId>, grants: BTreeMap<PartitionId, Grant> },
-    Confirming { waiting: BTreeSet<PartitionId>, held: bool, replies: Vec<Replies> },
-    Preparing { waiting: BTreeSet<PartitionId>, replies: BTreeMap<PartitionId, Replies> },
-    Deciding { replies: Vec<Replies> },
+    /// Between two attempts, until a partition has its leader back.
+    Pausing {
+        until: Millis,
+        lacking: PartitionId,
+    },
+    Locking {
+        waiting: BTreeSet<PartitionId>,
+        grants: BTreeMap<PartitionId, Grant>,
+    },
+    Confirming {
+        waiting: BTreeSet<PartitionId>,
+        held: bool,
+        replies: Vec<Replies>,
+    },
+    Preparing {
+        waiting: BTreeSet<PartitionId>,
+        replies: BTreeMap<PartitionId, Replies>,
+    },
+    /// `since` the decision was first asked for, `asked` again last.
+    Deciding {
+        replies: Vec<Replies>,
+        since: Millis,
+        asked: Millis,
+    },
 }
 
 #[derive(Debug)]
@@ -112,10 +148,11 @@ impl<M: Machine> Transactions<M> {
         hasher: KeyHasher,
         wait_ms: u64,
     ) -> Transactions<M> {
+        let leader = |node| Leader { node, term: Term(0), replicated: false };
         Transactions {
             node,
             life,
-            homes,
+            partitions: homes.into_iter().map(leader).collect(),
             reachable: BTreeMap::from([(node, life)]),
             hasher,
             clock: 0,
@@ -138,15 +175,21 @@ impl<M: Machine> Transactions<M> {
         self.active.len()
     }
 
+    /// Says that a partition is replicated: led by one node after the other.
+    pub fn replicate(&mut self, id: PartitionId) {
+        if let Some(leader) = self.partitions.get_mut(id.index()) {
+            leader.replicated = true;
+        }
+    }
+
     /// Begins a transaction; its end is a [`Effect::Reply`] to `client`.
     pub fn begin(&mut self, client: ClientId, work: Work, now: Millis, effects: &mut Vec<Effect>) {
-        if let Some(node) = self.missing(&work) {
-            let refused = Ended::Refused(Refusal::Unreachable(node));
-            effects.push(Effect::Reply(client, refused));
+        if let Some(refusal) = self.hopeless(&work) {
+            effects.push(Effect::Reply(client, Ended::Refused(refusal)));
             return;
         }
         // With one class of tables any participant will do; one of this node saves a message.
-        let here = |id: &&PartitionId| self.homes.get(id.index()) == Some(&self.node);
+        let here = |id: &&PartitionId| self.leader(**id) == Some(self.node);
         let mut ids = work.shares.iter().map(|(id, _)| id);
         let Some(&primary) = ids.clone().find(here).or_else(|| ids.next()) else {
             effects.push(Effect::Reply(client, Ended::Done(Vec::new())));
@@ -158,10 +201,61 @@ impl<M: Machine> Transactions<M> {
         let id = TxnId { node: self.node, incarnation: self.life, sequence, attempt: 0 };
         let age = Age { time: self.clock, node: self.node, tie: sequence };
         let until = Millis(now.0.saturating_add(self.wait_ms));
-        let phase = Phase::Deciding { replies: Vec::new() };
+        let phase = Phase::Pausing { until: now, lacking: primary };
         let txn = Txn { id, age, client, work, primary, failures: 0, until, phase };
         self.active.insert(sequence, txn);
-        self.attempt(sequence, effects);
+        self.attempt(sequence, now, effects);
+    }
+
+    /// A node leads a partition from a term on.
+    pub fn led(
+        &mut self,
+        id: PartitionId,
+        node: NodeId,
+        term: Term,
+        now: Millis,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(leader) = self.partitions.get_mut(id.index()) else { return };
+        if leader.term >= term {
+            return;
+        }
+        (leader.node, leader.term) = (node, term);
+        let touches = |txn: &&Txn| txn.work.shares.iter().any(|(share, _)| *share == id);
+        let hit: Vec<u64> =
+            self.active.values().filter(touches).map(|txn| txn.id.sequence).collect();
+        for sequence in hit {
+            self.on_leader_lost(sequence, id, now, effects);
+        }
+    }
+
+    /// Whoever led a partition does so no more: its unlogged locks are gone, and what was on its
+    /// way to it may be lost.
+    fn on_leader_lost(
+        &mut self,
+        sequence: u64,
+        partition: PartitionId,
+        now: Millis,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(txn) = self.active.get_mut(&sequence) else { return };
+        match &mut txn.phase {
+            Phase::Pausing { .. } => {}
+            // The first decision stands, so asking again is harmless; at the next tick, as the new
+            // leader may not be known yet.
+            Phase::Deciding { asked, .. } if txn.primary == partition => *asked = Millis(0),
+            Phase::Deciding { .. } => {}
+            Phase::Locking { .. } | Phase::Preparing { .. } | Phase::Confirming { .. } => {
+                self.abort(sequence, effects);
+                self.pause(sequence, partition, now);
+            }
+        }
+    }
+
+    fn pause(&mut self, sequence: u64, lacking: PartitionId, now: Millis) {
+        if let Some(txn) = self.active.get_mut(&sequence) {
+            txn.phase = Phase::Pausing { until: Millis(now.0 + PAUSE_MS), lacking };
+        }
     }
 
     /// Takes one message.
@@ -174,17 +268,22 @@ impl<M: Machine> Transactions<M> {
             }
             ToCoordinator::Voted { txn, partition, time, vote } => {
                 self.clock = self.clock.max(time);
-                self.on_voted(txn, partition, vote, effects);
+                self.on_voted(txn, partition, vote, now, effects);
             }
             ToCoordinator::Changed { txn } => self.on_obstacle(txn, Ended::Changed, effects),
             ToCoordinator::Full { txn } => {
                 self.on_obstacle(txn, Ended::Refused(Refusal::Full), effects);
             }
-            ToCoordinator::Decided { txn, verdict } => self.on_decided(txn, verdict, effects),
-            ToCoordinator::Confirmed { txn, partition, held } => {
-                self.on_confirmed(txn, partition, held, effects);
+            ToCoordinator::Decided { txn, verdict } => self.on_decided(txn, verdict, now, effects),
+            ToCoordinator::NotLed { txn, partition } => {
+                if self.current(txn).is_some() {
+                    self.on_leader_lost(txn.sequence, partition, now, effects);
+                }
             }
-            ToCoordinator::Wound { txn } => self.on_wound(txn, effects),
+            ToCoordinator::Confirmed { txn, partition, held } => {
+                self.on_confirmed(txn, partition, held, now, effects);
+            }
+            ToCoordinator::Wound { txn } => self.on_wound(txn, now, effects),
             ToCoordinator::Inquire { txn, asker } => {
                 let knowledge = self.knowledge(txn);
                 let answer = ToPartition::CoordinatorKnows { txn, knowledge };
@@ -194,52 +293,121 @@ impl<M: Machine> Transactions<M> {
     }
 
     /// A node can be reached, in this life.
-    pub fn node_up(&mut self, node: NodeId, life: Incarnation, effects: &mut Vec<Effect>) {
+    pub fn node_up(
+        &mut self,
+        node: NodeId,
+        life: Incarnation,
+        now: Millis,
+        effects: &mut Vec<Effect>,
+    ) {
         if self.reachable.get(&node).is_some_and(|known| *known != life) {
-            self.node_down(node, effects);
+            self.node_down(node, now, effects);
         }
         self.reachable.insert(node, life);
     }
 
-    /// A node cannot be reached any more: transactions that need it end.
-    pub fn node_down(&mut self, node: NodeId, effects: &mut Vec<Effect>) {
+    /// A node cannot be reached any more: transactions that need it end, or wait for another leader
+    /// of what it led.
+    pub fn node_down(&mut self, node: NodeId, now: Millis, effects: &mut Vec<Effect>) {
         if node == self.node {
             return;
         }
         self.reachable.remove(&node);
-        let touches = |txn: &Txn| {
-            let mut ids = txn.work.shares.iter().map(|(id, _)| id);
-            ids.any(|id| self.homes.get(id.index()) == Some(&node))
-        };
-        let hit = self.active.values().filter(|txn| touches(txn));
-        let hit: Vec<u64> = hit.map(|txn| txn.id.sequence).collect();
-        for sequence in hit {
+        let hit: Vec<(u64, PartitionId)> = self
+            .active
+            .values()
+            .filter_map(|txn| {
+                let mut ids = txn.work.shares.iter().map(|(id, _)| *id);
+                let led = ids.find(|id| self.leader(*id) == Some(node))?;
+                Some((txn.id.sequence, led))
+            })
+            .collect();
+        for (sequence, partition) in hit {
             let Some(txn) = self.active.get(&sequence) else { continue };
             let deciding = matches!(txn.phase, Phase::Deciding { .. });
-            let primary_lost = self.homes.get(txn.primary.index()) == Some(&node);
-            if !deciding {
-                self.refuse(sequence, Refusal::Unreachable(node), effects);
-            } else if primary_lost && let Some(txn) = self.active.remove(&sequence) {
+            let primary_lost = self.leader(txn.primary) == Some(node);
+            if deciding && primary_lost && self.is_replicated(txn.primary) {
+                let primary = txn.primary;
+                self.on_leader_lost(sequence, primary, now, effects);
+            } else if deciding && primary_lost {
                 // The participants ask the primary, or each other, for themselves.
                 let unknown = Ended::Unknown(Refusal::Unreachable(node));
-                effects.push(Effect::Reply(txn.client, unknown));
+                self.give_up(sequence, unknown, effects);
+            } else if !deciding && let Some(refusal) = self.hopeless(&txn.work) {
+                self.refuse(sequence, refusal, effects);
+            } else if !deciding {
+                self.on_leader_lost(sequence, partition, now, effects);
             }
         }
     }
 
-    /// Gives up transactions that waited too long for their locks.
+    /// Regular upkeep: goes on with what paused, asks again for decisions, gives up what waited too
+    /// long.
     pub fn tick(&mut self, now: Millis, effects: &mut Vec<Effect>) {
-        let late = |txn: &&Txn| txn.until <= now && !matches!(txn.phase, Phase::Deciding { .. });
-        let late: Vec<u64> = self.active.values().filter(late).map(|txn| txn.id.sequence).collect();
-        for sequence in late {
-            self.refuse(sequence, Refusal::Locked, effects);
+        let sequences: Vec<u64> = self.active.keys().copied().collect();
+        for sequence in sequences {
+            let Some(txn) = self.active.get_mut(&sequence) else { continue };
+            let (id, primary) = (txn.id, txn.primary);
+            match &mut txn.phase {
+                Phase::Deciding { since, .. } if since.0 + DECIDE_MAX_MS <= now.0 => {
+                    let unknown = Ended::Unknown(Refusal::Unknown(primary));
+                    self.give_up(sequence, unknown, effects);
+                }
+                Phase::Deciding { asked, .. } => {
+                    if asked.0 + REDECIDE_AFTER_MS <= now.0 {
+                        *asked = now;
+                        self.ask_decision(id, primary, effects);
+                    }
+                }
+                Phase::Pausing { lacking, .. } if txn.until <= now => {
+                    let refusal = Refusal::NoLeader(*lacking);
+                    self.refuse(sequence, refusal, effects);
+                }
+                Phase::Pausing { until, .. } => {
+                    if *until <= now {
+                        self.attempt(sequence, now, effects);
+                    }
+                }
+                _ if txn.until <= now => self.refuse(sequence, Refusal::Locked, effects),
+                _ => {}
+            }
         }
     }
 
-    /// The first node that the work needs and that cannot be reached.
-    fn missing(&self, work: &Work) -> Option<NodeId> {
-        let mut homes = work.shares.iter().filter_map(|(id, _)| self.homes.get(id.index()));
-        homes.find(|home| !self.reachable.contains_key(home)).copied()
+    fn give_up(&mut self, sequence: u64, ended: Ended, effects: &mut Vec<Effect>) {
+        if let Some(txn) = self.active.remove(&sequence) {
+            effects.push(Effect::Reply(txn.client, ended));
+        }
+    }
+
+    fn ask_decision(&self, txn: TxnId, primary: PartitionId, effects: &mut Vec<Effect>) {
+        let decide = Decide { txn, verdict: Verdict::Commit, primary, deciding: true };
+        effects.push(Effect::Partition(primary, ToPartition::Decide(decide)));
+    }
+
+    fn leader(&self, id: PartitionId) -> Option<NodeId> {
+        self.partitions.get(id.index()).map(|leader| leader.node)
+    }
+
+    fn is_replicated(&self, id: PartitionId) -> bool {
+        self.partitions.get(id.index()).is_some_and(|leader| leader.replicated)
+    }
+
+    /// The first of the work's partitions whose leader cannot be reached, of those of which this
+    /// is said.
+    fn lacking(&self, work: &Work, replicated: bool) -> Option<PartitionId> {
+        let mut ids = work.shares.iter().map(|(id, _)| *id);
+        ids.find(|id| {
+            let leader = self.leader(*id);
+            self.is_replicated(*id) == replicated
+                && leader.is_some_and(|leader| !self.reachable.contains_key(&leader))
+        })
+    }
+
+    /// Why work cannot be done: a partition without copies is out of reach.
+    fn hopeless(&self, work: &Work) -> Option<Refusal> {
+        let lacking = self.lacking(work, false)?;
+        self.leader(lacking).map(Refusal::Unreachable)
     }
 
     /// Every transaction with a smaller sequence has ended.
@@ -247,8 +415,13 @@ impl<M: Machine> Transactions<M> {
         self.active.first_key_value().map_or(self.next, |(sequence, _)| *sequence)
     }
 
-    fn attempt(&mut self, sequence: u64, effects: &mut Vec<Effect>) {
+    fn attempt(&mut self, sequence: u64, now: Millis, effects: &mut Vec<Effect>) {
         let done_below = self.done_below();
+        let Some(txn) = self.active.get(&sequence) else { return };
+        if let Some(lacking) = self.lacking(&txn.work, true) {
+            self.pause(sequence, lacking, now);
+            return;
+        }
         let Some(txn) = self.active.get_mut(&sequence) else { return };
         txn.id.attempt += 1;
         let waiting: BTreeSet<PartitionId> = txn.work.shares.iter().map(|(id, _)| *id).collect();
@@ -282,15 +455,20 @@ impl<M: Machine> Transactions<M> {
         effects: &mut Vec<Effect>,
     ) {
         let Some(txn) = self.active.get(&sequence) else { return };
-        let home = self.homes.get(txn.primary.index());
-        let primary_life = home.and_then(|home| self.reachable.get(home)).copied();
+        let primary_life = match self.is_replicated(txn.primary) {
+            true => Incarnation::OUTLIVED,
+            false => {
+                let home = self.leader(txn.primary);
+                home.and_then(|home| self.reachable.get(&home)).copied().unwrap_or_default()
+            }
+        };
         let participants: Vec<PartitionId> = txn.work.shares.iter().map(|(id, _)| *id).collect();
         for (id, term, work) in work {
             let prepare = Prepare {
                 txn: txn.id,
                 age: txn.age,
                 primary: txn.primary,
-                primary_life: primary_life.unwrap_or_default(),
+                primary_life,
                 participants: participants.clone(),
                 term,
                 work,
@@ -411,12 +589,13 @@ impl<M: Machine> Transactions<M> {
         id: TxnId,
         partition: PartitionId,
         vote: Option<Replies>,
+        now: Millis,
         effects: &mut Vec<Effect>,
     ) {
         let Some(txn) = self.current(id) else { return };
         let Phase::Preparing { waiting, replies } = &mut txn.phase else { return };
         let Some(vote) = vote else {
-            self.fail(id, effects);
+            self.fail(id, now, effects);
             return;
         };
         if !waiting.remove(&partition) {
@@ -429,18 +608,17 @@ impl<M: Machine> Transactions<M> {
             return;
         }
         let replies = std::mem::take(replies).into_values().collect();
-        txn.phase = Phase::Deciding { replies };
+        txn.phase = Phase::Deciding { replies, since: now, asked: now };
         let primary = txn.primary;
-        let decide = Decide { txn: id, verdict: Verdict::Commit, primary, deciding: true };
-        effects.push(Effect::Partition(primary, ToPartition::Decide(decide)));
+        self.ask_decision(id, primary, effects);
     }
 
-    fn on_decided(&mut self, id: TxnId, verdict: Verdict, effects: &mut Vec<Effect>) {
+    fn on_decided(&mut self, id: TxnId, verdict: Verdict, now: Millis, effects: &mut Vec<Effect>) {
         let Some(txn) = self.current(id) else { return };
-        let Phase::Deciding { replies } = &mut txn.phase else { return };
+        let Phase::Deciding { replies, .. } = &mut txn.phase else { return };
         if verdict == Verdict::Abort {
             // A participant lost patience and the primary took its side.
-            self.fail(id, effects);
+            self.fail(id, now, effects);
             return;
         }
         let replies = std::mem::take(replies);
@@ -462,6 +640,7 @@ impl<M: Machine> Transactions<M> {
         id: TxnId,
         partition: PartitionId,
         held_there: bool,
+        now: Millis,
         effects: &mut Vec<Effect>,
     ) {
         let Some(txn) = self.current(id) else { return };
@@ -477,7 +656,7 @@ impl<M: Machine> Transactions<M> {
             let replies = std::mem::take(replies);
             self.done(id, replies, effects);
         } else {
-            self.fail(id, effects);
+            self.fail(id, now, effects);
         }
     }
 
@@ -489,18 +668,18 @@ impl<M: Machine> Transactions<M> {
         }
     }
 
-    fn on_wound(&mut self, id: TxnId, effects: &mut Vec<Effect>) {
+    fn on_wound(&mut self, id: TxnId, now: Millis, effects: &mut Vec<Effect>) {
         let Some(txn) = self.current(id) else { return };
         let wounded = match txn.phase {
             Phase::Locking { .. } | Phase::Preparing { .. } => true,
             // Its locks are being given up already.
-            Phase::Confirming { .. } => false,
+            Phase::Confirming { .. } | Phase::Pausing { .. } => false,
             Phase::Deciding { .. } => !kept(Rule::DecisionIgnoresWounds),
         };
         if wounded {
             self.counts.wounds += 1;
             self.abort(id.sequence, effects);
-            self.attempt(id.sequence, effects);
+            self.attempt(id.sequence, now, effects);
         }
     }
 
@@ -517,7 +696,7 @@ impl<M: Machine> Transactions<M> {
 
     /// Ends an attempt that failed through no wound, and begins another, a bounded number of
     /// times.
-    fn fail(&mut self, id: TxnId, effects: &mut Vec<Effect>) {
+    fn fail(&mut self, id: TxnId, now: Millis, effects: &mut Vec<Effect>) {
         let Some(txn) = self.current(id) else { return };
         txn.failures += 1;
         if txn.failures > FAILURES_MAX {
@@ -526,12 +705,12 @@ impl<M: Machine> Transactions<M> {
         }
         self.abort(id.sequence, effects);
         if let Some(txn) = self.active.get(&id.sequence)
-            && let Some(node) = self.missing(&txn.work)
+            && let Some(refusal) = self.hopeless(&txn.work)
         {
-            self.refuse(id.sequence, Refusal::Unreachable(node), effects);
+            self.refuse(id.sequence, refusal, effects);
             return;
         }
-        self.attempt(id.sequence, effects);
+        self.attempt(id.sequence, now, effects);
     }
 
     fn refuse(&mut self, sequence: u64, refusal: Refusal, effects: &mut Vec<Effect>) {
@@ -724,8 +903,8 @@ mod tests {
                     let inquire = ToCoordinator::Inquire { txn, asker: PartitionId(2) };
                     handle(&mut self.0, inquire, &mut effects);
                 }
-                "up" => self.0.node_up(NodeId(args.next()?), Incarnation(1), &mut effects),
-                "down" => self.0.node_down(NodeId(args.next()?), &mut effects),
+                "up" => self.0.node_up(NodeId(args.next()?), Incarnation(1), now, &mut effects),
+                "down" => self.0.node_down(NodeId(args.next()?), now, &mut effects),
                 "tick" => self.0.tick(now, &mut effects),
                 name => return Err(format!("no command {name}").into()),
             }
@@ -750,8 +929,8 @@ mod tests {
             let hasher = KeyHasher::new(0);
             let mut script =
                 Script(Transactions::new(NodeId(1), Incarnation(1), homes, hasher, 100));
-            script.0.node_up(NodeId(2), Incarnation(1), &mut Vec::new());
-            script.0.node_up(NodeId(3), Incarnation(1), &mut Vec::new());
+            script.0.node_up(NodeId(2), Incarnation(1), Millis(0), &mut Vec::new());
+            script.0.node_up(NodeId(3), Incarnation(1), Millis(0), &mut Vec::new());
             goldenscript::run(&mut script, format!("tests/scripts/txn/{name}")).unwrap();
         }
     }

@@ -5,8 +5,8 @@
 
 use crate::engine::barrier::Hello;
 use crate::engine::batch::{Batch, Replies};
-use crate::engine::protocol::{ToCoordinator, ToPartition};
-use crate::ids::PartitionId;
+use crate::engine::protocol::{Term, ToCoordinator, ToPartition};
+use crate::ids::{NodeId, PartitionId};
 use serde::{Deserialize, Serialize};
 
 /// One packet.
@@ -36,6 +36,10 @@ pub enum Packet {
     Partition(PartitionId, ToPartition),
     /// A message of the commit protocol for the Coordinator.
     Coordinator(ToCoordinator),
+    /// Messages between replicas, opaque here, each for its partition.
+    Raft(Vec<(PartitionId, serde_bytes::ByteBuf)>),
+    /// The node leads the partition, in this term.
+    Leads(PartitionId, NodeId, Term),
     /// Are you there? Sent regularly.
     Ping(u64),
     /// The answer, with the same number.

@@ -32,9 +32,9 @@ def crc16(data):
 
 
 def leader_of(key):
-    """The node that leads a key without a {tag}: partitions are dealt to the nodes in turn."""
+    """The node that leads a key without a {tag}: each node leads a run of partitions."""
     slot = crc16(key.encode()) % 16384
-    return slot * PARTITIONS // 16384 % NODES + 1
+    return slot * PARTITIONS // 16384 // (PARTITIONS // NODES) + 1
 
 
 def free_ports(count):
@@ -114,6 +114,7 @@ def cluster():
             )
         lines.append(f"partitions: {PARTITIONS}")
         lines.append("defaults: { mode: strong, replicas: 1, durability: none }")
+        lines.append(f'data: "{folder / "data"}"')
         file = folder / "cluster.yaml"
         file.write_text("\n".join(lines) + "\n")
         processes = []

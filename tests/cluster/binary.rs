@@ -127,8 +127,9 @@ fn a_bad_file_is_refused_with_line_and_field() {
             &[":4:", "client"],
         ),
         ("a port out of range", good.replace(&ports.http.to_string(), "70000"), &[":3:"]),
-        ("replicas", good.replace("replicas: 1", "replicas: 3"), &[":7:", "replicas"]),
-        ("sync", good.replace("durability: none", "durability: sync"), &[":7:", "durability"]),
+        ("no majority", good.replace("replicas: 1", "replicas: 2"), &[":7:", "replicas"]),
+        ("more than nodes", good.replace("replicas: 1", "replicas: 5"), &[":7:", "replicas"]),
+        ("no log", good.replace("replicas: 1", "replicas: 3"), &[":7:", "durability"]),
         ("eventual", good.replace("mode: strong", "mode: eventual"), &[":7:", "mode"]),
         ("not YAML", "cluster: [".to_owned(), &["bad.yaml"]),
         ("no nodes", "cluster: x\nnodes: []\n".to_owned(), &["nodes"]),
@@ -183,6 +184,8 @@ fn a_wrong_argument_ends_with_two() {
         &["--role", "node"],
         &["--role", "local", "--nodes", "0"],
         &["--role", "local", "--port", "70000"],
+        &["--role", "local", "--replicas", "5"],
+        &["--role", "local", "--durability", "none"],
     ] {
         let (code, _, error) = run(args);
         assert_eq!(code, Some(2), "{args:?}: {error}");

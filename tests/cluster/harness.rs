@@ -69,11 +69,12 @@ pub fn is_free(port: u16) -> bool {
     TcpListener::bind(("127.0.0.1", port)).is_ok()
 }
 
-/// The node that leads a key's partition: partitions are dealt to the nodes in turn.
+/// The node that leads a key's partition while all is well: each node leads a run of partitions.
 pub fn leader_of(key: &str, nodes: u16) -> u16 {
     let slot = crc16(tag_of(key.as_bytes())) % 16_384;
-    let partition = u32::from(slot) * u32::from(PARTITIONS) / 16_384;
-    partition as u16 % nodes + 1
+    let partition = (u32::from(slot) * u32::from(PARTITIONS) / 16_384) as u16;
+    assert!(PARTITIONS.is_multiple_of(nodes), "all runs are of one length");
+    partition / (PARTITIONS / nodes) + 1
 }
 
 fn tag_of(key: &[u8]) -> &[u8] {
@@ -257,6 +258,7 @@ impl Cluster {
         text += &format!("partitions: {partitions}\n");
         text += "defaults: { mode: strong, replicas: 1, durability: none }\n";
         text += "arbiters: 2\n";
+        text += &format!("data: {:?}\n", self.folder.path().join("data"));
         text
     }
 

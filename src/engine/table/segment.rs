@@ -28,13 +28,18 @@ pub(super) struct Segment {
     shift: u8,
     /// How many of the hash's top bits all items here share.
     pub(super) depth: u8,
+    /// Whether a copy of the table has been here ([`super::copying`]).
+    pub(super) lap: bool,
 }
+
+// Segment heads are to stay in the cache.
+const _: () = assert!(size_of::<Segment>() == 24);
 
 impl Segment {
     /// An empty segment with room for `len` items.
     pub(super) fn with_room(len: usize, depth: u8) -> Segment {
         let capacity = (len + len / 4 + 1).next_power_of_two().max(CELLS_MIN);
-        let mut segment = Segment { cells: Box::default(), len: 0, shift: 32, depth };
+        let mut segment = Segment { cells: Box::default(), len: 0, shift: 32, depth, lap: false };
         segment.set_capacity(capacity);
         segment
     }
@@ -137,6 +142,11 @@ impl Segment {
                 self.insert(cell);
             }
         }
+    }
+
+    /// All cells, empty ones too.
+    pub(super) fn cells(&self) -> &[Cell] {
+        &self.cells
     }
 
     /// All cells, empty ones too.

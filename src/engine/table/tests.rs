@@ -1,5 +1,6 @@
 //! The tests choose the hashes: a key begins with its own.
 
+use super::segment::CELLS_MIN;
 use super::*;
 use crate::ids::Millis;
 use goldenscript::{ArgumentConsumer, Context};

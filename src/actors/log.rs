@@ -1,0 +1,262 @@
+//! The Log: the one actor of a node that writes to its disk, on an arbiter of its own.
+//!
+//! Buckets hand it what their groups must keep. While one sync is under way the next Buckets'
+//! records gather in its mailbox; once the mailbox is empty, all of them are one write and one sync
+//! (group commit), and each Bucket hears what of its is durable now.
+//!
+//! A disk that refuses stops the node: what could not be written or synced was not acknowledged, and
+//! nothing after it will be.
+
+use crate::actors::bucket::Bucket;
+use crate::config::Durability;
+use crate::engine::consensus::Persist;
+use crate::ids::PartitionId;
+use crate::storage::{Directory, Records, SegmentLog};
+use actix::fut::ActorFuture;
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, MessageResult};
+use std::pin::Pin;
+use std::task::Poll;
+use std::time::Duration;
+
+/// How often what nobody waits for is synced: the durability `interval` promises a second.
+const SYNC_EVERY: Duration = Duration::from_millis(900);
+
+/// How often old segments are looked through.
+const COLLECT_EVERY: Duration = Duration::from_secs(2);
+
+/// Records that may wait in a mailbox, in messages: a Bucket has at most a few under way.
+const MAILBOX: usize = 1 << 16;
+
+/// Stops the node, for this reason.
+pub type Stop = fn(&str);
+
+/// The actor.
+pub struct Log {
+    log: SegmentLog,
+    directory: Directory,
+    buckets: Vec<Addr<Bucket>>,
+    records: Records,
+    /// What is durable with the next sync, by Bucket.
+    waiting: Vec<Vec<(PartitionId, u64)>>,
+    /// Whether anybody waits for that sync.
+    urgent: bool,
+    stop: Stop,
+}
+
+/// Keep these records.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Append {
+    /// Which Bucket asks.
+    bucket: usize,
+    records: Records,
+    /// What its groups asked for, up to which number each.
+    numbers: Vec<(PartitionId, u64)>,
+    /// Whether it is to be synced before it counts as kept.
+    sync: bool,
+}
+
+/// What the groups of these partitions asked for, up to these numbers, is kept.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Persisted(pub Vec<(PartitionId, u64)>);
+
+/// The node's Buckets.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Wire(pub Vec<Addr<Bucket>>);
+
+/// The cluster is formed: from now on a majority starts without waiting for everybody.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Formed;
+
+/// Write everything, and note that the node stops cleanly.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Finish;
+
+/// What does the log take, and what has it done?
+#[derive(Message)]
+#[rtype(result = "crate::storage::log::Usage")]
+pub struct Observe;
+
+impl Log {
+    /// The log and the directory around it, as they were opened.
+    pub fn new(log: SegmentLog, directory: Directory, stop: Stop) -> Log {
+        let (buckets, waiting) = (Vec::new(), Vec::new());
+        let records = Records::default();
+        Log { log, directory, buckets, records, waiting, urgent: false, stop }
+    }
+
+    /// One write and one sync for all that has come, and word of it to all who asked.
+    fn flush(&mut self) {
+        if self.records.is_empty() && self.waiting.iter().all(Vec::is_empty) {
+            return;
+        }
+        if let Err(error) = self.log.write(&self.records) {
+            return (self.stop)(&error.to_string());
+        }
+        self.records.clear();
+        if std::mem::take(&mut self.urgent)
+            && let Err(error) = self.log.sync()
+        {
+            return (self.stop)(&error.to_string());
+        }
+        for (bucket, numbers) in self.buckets.iter().zip(&mut self.waiting) {
+            if !numbers.is_empty() {
+                bucket.do_send(Persisted(std::mem::take(numbers)));
+            }
+        }
+    }
+
+    fn sync(&mut self) {
+        self.flush();
+        if let Err(error) = self.log.sync() {
+            (self.stop)(&error.to_string());
+        }
+    }
+}
+
+impl Actor for Log {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        ctx.set_mailbox_capacity(MAILBOX);
+        ctx.run_interval(SYNC_EVERY, |log, _| log.sync());
+        ctx.run_interval(COLLECT_EVERY, |log, _| match log.log.collect() {
+            Ok(collected) if collected.dropped > 0 => {
+                log::debug!(target: "log", "dropped {} segments", collected.dropped);
+            }
+            Ok(_) => {}
+            Err(error) => (log.stop)(&error.to_string()),
+        });
+        ctx.spawn(Drained);
+    }
+}
+
+/// Polled by the context once the mailbox is empty.
+struct Drained;
+
+impl ActorFuture<Log> for Drained {
+    type Output = ();
+
+    fn poll(
+        self: Pin<&mut Self>,
+        log: &mut Log,
+        _: &mut Context<Log>,
+        _: &mut std::task::Context<'_>,
+    ) -> Poll<()> {
+        log.flush();
+        Poll::Pending
+    }
+}
+
+impl Handler<Append> for Log {
+    type Result = ();
+
+    fn handle(&mut self, append: Append, _: &mut Context<Self>) {
+        let Append { bucket, records, numbers, sync } = append;
+        if self.records.is_empty() {
+            self.records = records;
+        } else {
+            self.records.append(&records);
+        }
+        self.urgent |= sync;
+        if let Some(waiting) = self.waiting.get_mut(bucket) {
+            waiting.extend(numbers);
+        }
+    }
+}
+
+impl Handler<Wire> for Log {
+    type Result = ();
+
+    fn handle(&mut self, Wire(buckets): Wire, _: &mut Context<Self>) {
+        self.waiting = buckets.iter().map(|_| Vec::new()).collect();
+        self.buckets = buckets;
+    }
+}
+
+impl Handler<Formed> for Log {
+    type Result = ();
+
+    fn handle(&mut self, _: Formed, _: &mut Context<Self>) {
+        if !self.directory.is_formed()
+            && let Err(error) = self.directory.mark_formed()
+        {
+            (self.stop)(&error.to_string());
+        }
+    }
+}
+
+impl Handler<Finish> for Log {
+    type Result = ();
+
+    fn handle(&mut self, _: Finish, _: &mut Context<Self>) {
+        self.flush();
+        if let Err(error) = self.log.finish().and_then(|()| self.directory.mark_clean()) {
+            log::error!(target: "log", "not stopped cleanly: {error}");
+        }
+    }
+}
+
+impl Handler<Observe> for Log {
+    type Result = MessageResult<Observe>;
+
+    fn handle(&mut self, _: Observe, _: &mut Context<Self>) -> MessageResult<Observe> {
+        MessageResult(self.log.usage())
+    }
+}
+
+/// A Bucket's way to the log.
+#[derive(Debug)]
+pub struct Link {
+    log: Addr<Log>,
+    bucket: usize,
+    /// What an acknowledged write of each partition has survived.
+    durability: Vec<Durability>,
+    stop: Stop,
+}
+
+impl Link {
+    /// The way to `log` for the Bucket of this number.
+    pub fn new(log: Addr<Log>, bucket: usize, durability: Vec<Durability>, stop: Stop) -> Link {
+        Link { log, bucket, durability, stop }
+    }
+
+    /// Hands over what the groups must keep.
+    pub fn append(&self, persists: &mut Vec<(PartitionId, Persist)>) {
+        if persists.is_empty() {
+            return;
+        }
+        let mut records = Records::default();
+        let mut numbers: Vec<(PartitionId, u64)> = Vec::with_capacity(persists.len());
+        let mut sync = false;
+        for (partition, persist) in persists.drain(..) {
+            if let Some(snapshot) = &persist.snapshot {
+                records.reset(partition, snapshot.meta.index);
+                sync = true;
+            }
+            if let Some(state) = &persist.state {
+                records.state(partition, state);
+                sync = true;
+            }
+            for entry in &persist.entries {
+                records.entry(partition, entry.index, &[&entry.head[..], &entry.data]);
+            }
+            let durability = self.durability.get(partition.index()).copied();
+            sync |= !persist.entries.is_empty() && durability != Some(Durability::Interval);
+            match numbers.last_mut() {
+                Some((last, number)) if *last == partition => *number = persist.number,
+                _ => numbers.push((partition, persist.number)),
+            }
+        }
+        self.log.do_send(Append { bucket: self.bucket, records, numbers, sync });
+    }
+
+    /// Stops the node.
+    pub fn stop(&self, why: &str) {
+        (self.stop)(why);
+    }
+}

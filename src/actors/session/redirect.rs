@@ -1,0 +1,95 @@
+//! Operations that met a node which does not lead their partition (any more, or yet).
+//!
+//! They were not executed, so they may be asked of whoever leads; while nobody does they wait,
+//! bounded by [`Limits::failover_wait`](crate::config::Limits). Operations on one partition go
+//! together and in order, as they came.
+
+use crate::actors::bucket::{Answer, Execute, Outcome};
+use crate::actors::local::Local;
+use crate::command::Redis;
+use crate::engine::batch::{Batch, Replies};
+use crate::engine::machine::Machine;
+use crate::engine::protocol::Refusal;
+use std::collections::BTreeMap;
+use std::io;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep};
+
+/// How long nobody is asked after somebody was who does not lead.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// Has misplaced operations executed by whoever leads. Returns the batch's replies without holes.
+///
+/// # Errors
+/// When the node is stopping.
+pub(super) async fn settle(
+    batch: &Batch,
+    mut replies: Replies,
+    local: &Local,
+) -> io::Result<Replies> {
+    let begun = Instant::now();
+    let mut late: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
+    let mut open = std::mem::take(&mut replies.misplaced);
+    let mut pause = Duration::ZERO;
+    while !open.is_empty() {
+        if begun.elapsed() >= local.setup.limits.failover_wait {
+            for index in open.drain(..) {
+                let partition = batch.head(index as usize).partition;
+                let mut reply = Vec::new();
+                Redis::refuse(&Refusal::NoLeader(partition), &mut reply);
+                late.insert(index, reply);
+            }
+            break;
+        }
+        sleep(pause).await;
+        pause = PAUSE;
+        let mut shares: BTreeMap<usize, Vec<u32>> = BTreeMap::new();
+        for index in open.drain(..) {
+            let partition = batch.head(index as usize).partition;
+            shares.entry(local.book.route(partition)).or_default().push(index);
+        }
+        let mut asked = Vec::new();
+        for (destination, indices) in shares {
+            let mut share = Batch::new();
+            indices.iter().for_each(|index| share.push_op(&batch.op(*index as usize)));
+            let (answer, outcome) = oneshot::channel();
+            let answer = Answer::Session(answer);
+            let execute = Execute { batch: share, replies: Replies::default(), answer };
+            local.book.execute(destination, execute);
+            asked.push((indices, outcome));
+        }
+        for (indices, outcome) in asked {
+            take(&indices, outcome.await, &mut late, &mut open)?;
+        }
+        open.sort_unstable();
+    }
+    let mut whole = Replies::default();
+    for index in 0..replies.len() {
+        whole.push(late.get(&(index as u32)).map_or(replies.get(index), Vec::as_slice));
+    }
+    Ok(whole)
+}
+
+/// Takes what one destination answered; what it left or turned away stays open.
+fn take(
+    indices: &[u32],
+    outcome: Result<Outcome, oneshot::error::RecvError>,
+    late: &mut BTreeMap<u32, Vec<u8>>,
+    open: &mut Vec<u32>,
+) -> io::Result<()> {
+    let replies = match outcome {
+        Ok(Ok((_, replies))) => replies,
+        Ok(Err((batch, failure))) => super::failed(&batch, &failure),
+        Err(_) => return Err(io::Error::other("the node is stopping")),
+    };
+    for (place, index) in indices.iter().enumerate() {
+        let turned_away = replies.misplaced.binary_search(&(place as u32)).is_ok();
+        if turned_away || place >= replies.len() {
+            open.push(*index);
+        } else {
+            late.insert(*index, replies.get(place).to_vec());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,993 @@
+//! One partition's raft group, as one of its replicas sees it.
+//!
+//! [`Group`] is a state machine around the raft crate's, and this file and those below it are the
+//! only ones that meet that crate. Messages of peers, proposals, time and the news that something
+//! is durable or applied go in; [`Group::drive`] brings out what is to be done: messages to send
+//! now, entries to log and sync, entries to apply. Nothing here knows a socket, a file or a clock.
+//!
+//! ```text
+//!              step  propose  tick  confirm
+//!                 \     |      |     /
+//!                  v    v      v    v
+//!   persisted ---> [      Group      ] <--- applied
+//!                           |
+//!                         drive
+//!          .--------------.-+-----------.--------------.
+//!          v              v             v              v
+//!       messages       persist      committed      confirmed
+//!     (send at once)  (log, sync)  (apply, in     (reads that
+//!                                    order)          waited)
+//! ```
+//!
+//! **The order of duties.** A leader's appends leave at once, beside its own sync and not after it;
+//! a follower's acknowledgement, and whatever else depends on its disk, is held here until
+//! [`Group::persisted`] says that what it depends on is durable. So the caller sends what it is
+//! given without thinking. What needs no disk does not wait for it, unless something before it does:
+//! readies are persisted in order.
+//!
+//! **What is logged.** Term and vote when they change, and entries; never the commit index, which is
+//! found again by the next leader. One thing hangs on it: a configuration takes effect once it is
+//! committed, and a replica that forgot two of them could elect with a majority that shares nobody
+//! with the present one. So on recovery every change of members but the last one in the log counts
+//! as committed: a leader proposes a change only after the one before is applied.
+//!
+//! **Reads** are answered under a lease ([`Group::holds_lease`]) or, while there is none, after a
+//! confirmation asked for later than they came ([`Group::confirm`]). See [`lease`](self::lease).
+//!
+//! **Snapshots** travel outside raft: the leader's caller makes one and offers it
+//! ([`Group::offer_snapshot`]); what [`Output::snapshots`] then says is stream the bulk to that
+//! replica and hand it the message once the bulk has arrived.
+//!
+//! The raft crate's traps, each of which cost somebody a day, are named where they are avoided.
+
+mod bridge;
+mod lease;
+mod log;
+mod members;
+mod pace;
+mod wire;
+
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
+
+pub use self::lease::Ticket;
+pub use self::log::{HEAD_BYTES, Head};
+pub use self::members::{MemberChange, Members, ReplicaId};
+
+use self::lease::{Lease, Promise};
+use self::log::Log;
+use self::pace::{Ticks, Timeouts};
+use bytes::Bytes;
+use protobuf::Message as _;
+use raft::eraftpb::{ConfChangeV2, Entry, EntryType, HardState, Message, MessageType};
+use raft::{CAMPAIGN_TRANSFER, RawNode, Ready, SnapshotStatus, StateRole};
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+
+/// The longest message that is stepped.
+pub const MESSAGE_BYTES_MAX: usize = 1 << 30;
+
+/// The longest proposal: with its message around it, it still fits.
+pub const PROPOSAL_BYTES_MAX: usize = MESSAGE_BYTES_MAX / 2;
+
+/// The bytes of a logged state: term and vote.
+pub const STATE_BYTES: usize = 16;
+
+/// Clocks are trusted to run at the same speed but for one part in so many.
+const CLOCK_DRIFT_PART: u64 = 10;
+
+/// Where a proposal stands in the log. Only if the entry that is applied at `index` is of `term` was
+/// it this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Position {
+    /// The term of the leader that appended it.
+    pub term: u64,
+    /// The place in the log, from 1.
+    pub index: u64,
+}
+
+/// A replica's part in its group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// It follows, or waits for somebody to follow.
+    Follower,
+    /// It asks for votes.
+    Candidate,
+    /// It leads.
+    Leader,
+}
+
+impl From<StateRole> for Role {
+    fn from(role: StateRole) -> Role {
+        match role {
+            StateRole::Follower => Role::Follower,
+            StateRole::PreCandidate | StateRole::Candidate => Role::Candidate,
+            StateRole::Leader => Role::Leader,
+        }
+    }
+}
+
+/// What a replica is born with.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Itself.
+    pub id: ReplicaId,
+    /// The voters of the group's first configuration: the same at every replica, for ever. Later
+    /// ones are in the log and in snapshots.
+    pub voters: Vec<ReplicaId>,
+    /// Where its dice come from.
+    pub seed: u64,
+    /// The time of a tick, in ms.
+    pub tick_ms: u64,
+    /// A follower stands for election after this many to twice as many ticks without a leader. At
+    /// least 4, and more than `heartbeat_ticks`.
+    pub election_ticks: usize,
+    /// A leader is heard every so many ticks.
+    pub heartbeat_ticks: usize,
+    /// The entries of one append are cut after this many bytes; one entry may be longer.
+    pub append_bytes_max: u64,
+    /// The appends under way to one follower.
+    pub appends_max: usize,
+    /// What a leader appends beyond what is committed; more is refused.
+    pub uncommitted_bytes_max: u64,
+    /// How many bytes of entries that are in a snapshot stay in memory for slow followers.
+    pub retain_bytes: u64,
+}
+
+impl Setup {
+    /// The defaults: a leader is missed after half a second to a second.
+    pub fn new(id: ReplicaId, voters: Vec<ReplicaId>, seed: u64) -> Setup {
+        Setup {
+            id,
+            voters,
+            seed,
+            tick_ms: 50,
+            election_ticks: 10,
+            heartbeat_ticks: 2,
+            append_bytes_max: 1 << 20,
+            appends_max: 256,
+            uncommitted_bytes_max: 64 << 20,
+            retain_bytes: 4 << 20,
+        }
+    }
+
+    /// For how long a voter that heard its leader votes for nobody, in ms.
+    ///
+    /// Two ticks less than the shortest election timeout: so much may be lost at the ends of ticks,
+    /// and a promise must not outlive the time after which others may stand.
+    pub fn promise_ms(&self) -> u64 {
+        (self.election_ticks as u64).saturating_sub(2) * self.tick_ms
+    }
+
+    /// For how long a confirmed leader answers reads, in ms from the asking.
+    pub fn lease_ms(&self) -> u64 {
+        self.promise_ms() - self.promise_ms() / CLOCK_DRIFT_PART
+    }
+
+    fn config(&self, applied: u64) -> raft::Config {
+        raft::Config {
+            id: self.id.0,
+            election_tick: self.election_ticks,
+            heartbeat_tick: self.heartbeat_ticks,
+            applied,
+            max_size_per_msg: self.append_bytes_max,
+            max_inflight_msgs: self.appends_max,
+            max_uncommitted_size: self.uncommitted_bytes_max,
+            check_quorum: true,
+            pre_vote: true,
+            // Followers learn what is committed from the next append or heartbeat: half the
+            // messages, and only the leader answers clients.
+            skip_bcast_commit: true,
+            // `LeaseBased` would check no clock.
+            read_only_option: raft::ReadOnlyOption::Safe,
+            // With links that lose messages, batched appends committed diverging logs.
+            batch_append: false,
+            ..raft::Config::default()
+        }
+    }
+}
+
+/// What a replica's disk gave back. Everything empty: a replica that begins.
+#[derive(Clone, Debug, Default)]
+pub struct Recovered {
+    /// The latest [`Persist::state`].
+    pub state: Option<Bytes>,
+    /// What the state was recovered from.
+    pub snapshot: Option<SnapshotMeta>,
+    /// Index and payload ([`Logged`]: head, then data) of the entries, in the order logged.
+    pub entries: Vec<(u64, Bytes)>,
+}
+
+impl Recovered {
+    fn is_empty(&self) -> bool {
+        self.state.is_none() && self.snapshot.is_none() && self.entries.is_empty()
+    }
+}
+
+/// What a snapshot says about itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotMeta {
+    /// The last entry it contains.
+    pub index: u64,
+    /// That entry's term.
+    pub term: u64,
+    /// The configuration at that entry.
+    pub members: Members,
+}
+
+impl SnapshotMeta {
+    /// As bytes, for those who keep it and need not understand it.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        bytes.extend_from_slice(&self.index.to_le_bytes());
+        bytes.extend_from_slice(&self.term.to_le_bytes());
+        self.members.write(&mut bytes);
+        bytes
+    }
+
+    /// Reads what [`SnapshotMeta::to_bytes`] gave.
+    pub fn from_bytes(bytes: &[u8]) -> Option<SnapshotMeta> {
+        let (index, rest) = bytes.split_first_chunk::<8>()?;
+        let (term, rest) = rest.split_first_chunk::<8>()?;
+        let (members, rest) = Members::read(rest)?;
+        let (index, term) = (u64::from_le_bytes(*index), u64::from_le_bytes(*term));
+        rest.is_empty().then_some(SnapshotMeta { index, term, members })
+    }
+}
+
+/// A message for a peer: its bytes go into [`Group::step`] there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Envelope {
+    /// Whom it is for.
+    pub to: ReplicaId,
+    /// What it says.
+    pub bytes: Bytes,
+}
+
+/// What is to be made durable, and then told to [`Group::persisted`]. In the order given, and with
+/// one sync for as many as have come together.
+#[derive(Clone, Debug)]
+pub struct Persist {
+    /// Counts upwards, with gaps.
+    pub number: u64,
+    /// The replica's whole state is replaced by this snapshot, its log starts anew behind it. The
+    /// bulk arrived before the message that led here: install it before anything that follows.
+    pub snapshot: Option<Incoming>,
+    /// Term and vote, when they changed.
+    pub state: Option<[u8; STATE_BYTES]>,
+    /// Entries. One whose index is in the log already replaces it and all that follow it.
+    pub entries: Vec<Logged>,
+}
+
+/// An entry as it is logged: the payload is `head` followed by `data`.
+#[derive(Clone, Debug)]
+pub struct Logged {
+    /// Its place in the log.
+    pub index: u64,
+    /// What consensus must know to take it back.
+    pub head: Head,
+    /// What was proposed.
+    pub data: Bytes,
+}
+
+/// A snapshot that replaces a replica's state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Incoming {
+    /// What it says about itself.
+    pub meta: SnapshotMeta,
+    /// What the one who offered it called it.
+    pub token: Bytes,
+}
+
+/// A snapshot to stream to a follower.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    /// The follower.
+    pub to: ReplicaId,
+    /// The index of the snapshot that was on offer.
+    pub index: u64,
+    /// Its token.
+    pub token: Bytes,
+    /// The message to step there once the bulk has arrived. If it never does,
+    /// [`Group::report_snapshot`] lets the group try again.
+    pub message: Bytes,
+}
+
+/// An entry to apply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// Its place in the log.
+    pub index: u64,
+    /// The term of the leader that appended it.
+    pub term: u64,
+    /// What was proposed; empty for the group's own entries, at which there is nothing to apply but
+    /// the index.
+    pub data: Bytes,
+}
+
+/// Who leads, as far as this replica knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Its own part.
+    pub role: Role,
+    /// The term.
+    pub term: u64,
+    /// The leader of that term, if known.
+    pub leader: Option<ReplicaId>,
+}
+
+/// What is to be done. Kept and cleared by the caller, so that its buffers are used again.
+#[derive(Debug, Default)]
+pub struct Output {
+    /// To send now, in this order for each receiver.
+    pub messages: Vec<Envelope>,
+    /// To make durable.
+    pub persist: Vec<Persist>,
+    /// To apply, in order.
+    pub committed: Vec<Committed>,
+    /// Reads that hold this ticket or an earlier one may be answered.
+    pub confirmed: Option<Ticket>,
+    /// Who leads now, when that changed. Tickets of before are void.
+    pub changed: Option<Change>,
+    /// The configuration, when it changed.
+    pub members: Option<Members>,
+    /// Snapshots to stream.
+    pub snapshots: Vec<Outgoing>,
+    /// Replicas that need a snapshot newer than the one on offer, if any was.
+    pub wants_snapshot: Vec<ReplicaId>,
+}
+
+impl Output {
+    /// Empties it, and keeps the buffers.
+    pub fn clear(&mut self) {
+        self.messages.clear();
+        self.persist.clear();
+        self.committed.clear();
+        self.confirmed = None;
+        self.changed = None;
+        self.members = None;
+        self.snapshots.clear();
+        self.wants_snapshot.clear();
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+            && self.persist.is_empty()
+            && self.committed.is_empty()
+            && self.confirmed.is_none()
+            && self.changed.is_none()
+            && self.members.is_none()
+            && self.snapshots.is_empty()
+            && self.wants_snapshot.is_empty()
+    }
+}
+
+/// How far a replica is, as the leader knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// The replica.
+    pub id: ReplicaId,
+    /// The last entry it is known to hold.
+    pub matched: u64,
+    /// Whether it was heard within the last election timeout.
+    pub is_active: bool,
+    /// Whether it waits for a snapshot that is under way.
+    pub awaits_snapshot: bool,
+}
+
+/// A ready whose messages wait for the disk.
+struct Held {
+    number: u64,
+    /// Whether there is anything of its own to wait for; if not, it only keeps its place.
+    on_disk: bool,
+    messages: Vec<Message>,
+    /// The index of the snapshot that it installs.
+    snapshot: Option<u64>,
+}
+
+/// One replica of a partition's group.
+pub struct Group {
+    id: ReplicaId,
+    raw: RawNode<Log>,
+    ticks: Ticks,
+    timeouts: Timeouts,
+    promise: Promise,
+    lease: Lease,
+    retain_bytes: u64,
+    /// The latest moment that was told.
+    mono: u64,
+    held: VecDeque<Held>,
+    /// Messages whose time has come since the last drive.
+    released: Vec<Message>,
+    /// The configuration as of what is applied, and those committed since, by index.
+    members: Members,
+    members_ahead: VecDeque<(u64, Members)>,
+    /// Term and role that lease and timeouts are for.
+    standing: (u64, StateRole),
+    /// What was told last.
+    told: Change,
+}
+
+impl Group {
+    /// The replica as its disk has it, at `mono` (ms of the node's monotonic clock).
+    ///
+    /// Fails on what no log of a replica looks like; that is for the operator.
+    pub fn new(setup: &Setup, recovered: Recovered, mono: u64) -> Result<Group, String> {
+        if setup.election_ticks < 4 || setup.tick_ms == 0 {
+            return Err("an election timeout is at least 4 ticks, and a tick 1 ms".into());
+        }
+        let restarts = !recovered.is_empty();
+        let first = Members::of(setup.voters.iter().copied());
+        let snapshot = recovered.snapshot.as_ref();
+        let (mut log, left_out) = Log::recover(first, snapshot, &recovered.entries)?;
+        if let Some(index) = left_out {
+            ::log::info!("replica {}: entries from {index} on were replaced, left out", setup.id);
+        }
+        let applied = snapshot.map_or(0, |meta| meta.index);
+        let changes = changes_of_members(&log, applied);
+        log.set_state(read_state(&recovered, &log, changes.known_committed.max(applied))?);
+        log.compact(applied, setup.retain_bytes);
+        let members = log.members().clone();
+        // A sole voter that was never anything else has promised nobody anything.
+        let alone = members.voters == [setup.id] && !changes.any;
+
+        let raw = RawNode::new(&setup.config(applied), log, &bridge::logger())
+            .map_err(|e| format!("replica {}: {e}", setup.id))?;
+        let mut group = Group {
+            id: setup.id,
+            ticks: Ticks::new(setup.tick_ms, mono),
+            timeouts: Timeouts::new(setup.seed ^ setup.id.0.rotate_left(17), setup.election_ticks),
+            promise: Promise::new(setup.promise_ms()),
+            lease: Lease::new(setup.lease_ms()),
+            retain_bytes: setup.retain_bytes,
+            mono,
+            held: VecDeque::new(),
+            released: Vec::new(),
+            members,
+            members_ahead: VecDeque::new(),
+            standing: (raw.raft.term, raw.raft.state),
+            told: Change { role: Role::Follower, term: raw.raft.term, leader: None },
+            raw,
+        };
+        if restarts && !alone {
+            group.promise.renew(mono);
+        }
+        group.settle();
+        Ok(group)
+    }
+
+    /// Lets time pass. However late it is called, it is one tick at most.
+    pub fn tick(&mut self, mono: u64) {
+        self.pass(mono);
+        self.ask_again();
+        if !self.ticks.due(self.mono) {
+            return;
+        }
+        let raft = &self.raw.raft;
+        let stands = raft.state != StateRole::Leader
+            && raft.election_elapsed + 1 >= raft.randomized_election_timeout();
+        if stands && !self.may_stand() {
+            return;
+        }
+        self.raw.tick();
+        self.settle();
+    }
+
+    /// Stands for election at once: for the designated first leader of a new group, and for the
+    /// only voter of one. Does nothing where a promise forbids it.
+    pub fn campaign(&mut self) {
+        if self.raw.raft.state == StateRole::Leader
+            || !self.raw.raft.promotable()
+            || !self.may_stand()
+        {
+            return;
+        }
+        if let Err(e) = self.raw.campaign() {
+            ::log::debug!("replica {} cannot stand for election: {e}", self.id);
+        }
+        self.settle();
+    }
+
+    /// Takes a peer's message, received at `mono`. What cannot be one is refused with a reason.
+    pub fn step(&mut self, message: &[u8], mono: u64) -> Result<(), String> {
+        self.pass(mono);
+        if message.len() > MESSAGE_BYTES_MAX {
+            return Err(format!("a message of {} bytes is too long", message.len()));
+        }
+        let receiver = wire::Receiver {
+            id: self.id,
+            term: self.raw.raft.term,
+            last_index: self.raw.raft.raft_log.last_index(),
+            leads: self.raw.raft.state == StateRole::Leader,
+        };
+        let message = wire::read(message, &receiver)?;
+        match message.msg_type {
+            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => {
+                let handed_over = message.context == CAMPAIGN_TRANSFER;
+                if !handed_over && self.promise.binds(self.mono) {
+                    return Ok(());
+                }
+            }
+            MessageType::MsgAppend | MessageType::MsgHeartbeat | MessageType::MsgSnapshot => {
+                if message.term >= receiver.term {
+                    self.promise.renew(self.mono);
+                }
+            }
+            MessageType::MsgTimeoutNow if !self.log_is_whole() => return Ok(()),
+            _ => {}
+        }
+        let from = ReplicaId(message.from);
+        let stepped = self.raw.step(message);
+        self.settle();
+        stepped.map_err(|e| format!("a message of replica {from}: {e}"))
+    }
+
+    /// Appends `data` as one entry and says where, if this replica leads and serves. If it does not,
+    /// hands over, or has too much uncommitted, nothing happened and nothing will: a raft follower
+    /// would forward a proposal, and nobody would know its fate.
+    pub fn propose(&mut self, data: Bytes) -> Option<Position> {
+        if !self.is_serving() || data.is_empty() || data.len() > PROPOSAL_BYTES_MAX {
+            return None;
+        }
+        let mut entry = Entry::default();
+        entry.data = data;
+        self.append(entry)
+    }
+
+    /// Proposes a change of one member, as a serving leader with no other change under way. A leader
+    /// does not remove itself: it hands over first.
+    pub fn change(&mut self, change: MemberChange) -> Option<Position> {
+        let itself = change == MemberChange::Remove(self.id);
+        let now = self.latest_members();
+        if !self.is_serving() || self.raw.raft.has_pending_conf() || itself || !change.fits(now) {
+            return None;
+        }
+        let mut entry = Entry::default();
+        entry.set_entry_type(EntryType::EntryConfChangeV2);
+        entry.data = ConfChangeV2::from(change).write_to_bytes().ok()?.into();
+        self.append(entry)
+    }
+
+    fn append(&mut self, entry: Entry) -> Option<Position> {
+        let mut message = Message::default();
+        message.set_msg_type(MessageType::MsgPropose);
+        message.from = self.id.0;
+        message.mut_entries().push(entry);
+        let appended = self.raw.raft.step(message);
+        self.settle();
+        appended.ok()?;
+        let raft = &self.raw.raft;
+        Some(Position { term: raft.term, index: raft.raft_log.last_index() })
+    }
+
+    /// Brings out what is to be done at `mono`. To be called after anything else here was; what it
+    /// puts into `out` is added to what is there.
+    pub fn drive(&mut self, mono: u64, out: &mut Output) {
+        self.pass(mono);
+        self.ask_again();
+        self.send_released(out);
+        while self.raw.has_ready() {
+            let ready = self.raw.ready();
+            self.handle(ready, out);
+        }
+        out.wants_snapshot.extend(self.raw.mut_store().take_wanted().into_iter().map(ReplicaId));
+        let change = Change { role: self.role(), term: self.term(), leader: self.leader() };
+        if change != self.told {
+            self.told = change;
+            out.changed = Some(change);
+        }
+    }
+
+    /// Whether [`Group::drive`] has anything to bring out.
+    pub fn has_output(&self) -> bool {
+        !self.released.is_empty() || self.raw.has_ready()
+    }
+
+    fn handle(&mut self, mut ready: Ready, out: &mut Output) {
+        let number = ready.number();
+        self.send(ready.take_messages(), out);
+        let mut messages = ready.take_persisted_messages();
+        let mut persist = Persist { number, snapshot: None, state: None, entries: Vec::new() };
+        if !ready.snapshot().is_empty() {
+            persist.snapshot = self.restore(ready.snapshot());
+        }
+        if let Some(state) = ready.hs() {
+            if self.raw.store().state_differs(state) {
+                persist.state = Some(write_state(state));
+            }
+            self.raw.mut_store().set_state(state.clone());
+        }
+        let entries = ready.take_entries();
+        self.raw.mut_store().append(entries, &mut persist.entries);
+        let committed = ready.take_committed_entries();
+        let reads = ready.take_read_states();
+        self.raw.advance_append_async(ready);
+
+        let on_disk =
+            persist.snapshot.is_some() || persist.state.is_some() || !persist.entries.is_empty();
+        if !on_disk && self.held.is_empty() {
+            self.raw.on_persist_ready(number);
+            self.send(std::mem::take(&mut messages), out);
+        } else {
+            let snapshot = persist.snapshot.as_ref().map(|incoming| incoming.meta.index);
+            self.held.push_back(Held { number, on_disk, messages, snapshot });
+            if on_disk {
+                out.persist.push(persist);
+            }
+        }
+        for read in reads {
+            let ticket = read.request_ctx.as_slice().try_into().map(u64::from_le_bytes);
+            let Ok(ticket) = ticket else { continue };
+            let transferring = self.is_transferring();
+            let confirmed = self.lease.confirm(Ticket(ticket), transferring);
+            out.confirmed = confirmed.max(out.confirmed);
+        }
+        for entry in committed {
+            self.commit(entry, out);
+        }
+        self.settle();
+    }
+
+    fn restore(&mut self, snapshot: &raft::eraftpb::Snapshot) -> Option<Incoming> {
+        let metadata = snapshot.get_metadata();
+        let members = Members::try_from(metadata.get_conf_state());
+        // Checked when its message came.
+        assert!(members.is_ok(), "the group accepted a snapshot of {members:?}");
+        let members = members.ok()?;
+        self.members_ahead.push_back((metadata.index, members.clone()));
+        let meta = SnapshotMeta { index: metadata.index, term: metadata.term, members };
+        let incoming = Incoming { meta, token: snapshot.data.clone() };
+        self.raw.mut_store().restore(&incoming);
+        Some(incoming)
+    }
+
+    fn commit(&mut self, entry: Entry, out: &mut Output) {
+        let (index, term) = (entry.index, entry.term);
+        if entry.entry_type == EntryType::EntryNormal {
+            out.committed.push(Committed { index, term, data: entry.data });
+            return;
+        }
+        out.committed.push(Committed { index, term, data: Bytes::new() });
+        self.change_members(&entry, out);
+    }
+
+    /// A change that cannot be made is none, at every replica alike: it depends on the log alone.
+    fn change_members(&mut self, entry: &Entry, out: &mut Output) {
+        let change = ConfChangeV2::parse_from_bytes(&entry.data).ok();
+        let Some(change) = change.filter(|change| change.changes.len() == 1) else {
+            ::log::error!("replica {}: entry {} is no change of one member", self.id, entry.index);
+            return;
+        };
+        let members = match self.raw.apply_conf_change(&change) {
+            Ok(state) => Members::try_from(&state),
+            Err(e) => Err(e.to_string()),
+        };
+        let members = match members {
+            Ok(members) => members,
+            Err(e) => {
+                ::log::error!("replica {}: no change of members at {}: {e}", self.id, entry.index);
+                return;
+            }
+        };
+        // Those who confirmed the lease may be no majority any more.
+        self.lease.give_up();
+        if self.raw.raft.state == StateRole::Leader && !members.votes(self.id) {
+            // The raft crate leads on, and dies of looking for itself among the members.
+            let term = self.raw.raft.term;
+            self.raw.raft.become_follower(term, 0);
+        }
+        self.members_ahead.push_back((entry.index, members.clone()));
+        out.members = Some(members);
+    }
+
+    /// What [`Output::persist`] asked for up to this number is durable, and a snapshot among it is
+    /// installed.
+    pub fn persisted(&mut self, number: u64) {
+        let mut last = None;
+        let mut installed = None;
+        while self.held.front().is_some_and(|held| held.number <= number || !held.on_disk) {
+            let Some(held) = self.held.pop_front() else { break };
+            last = Some(held.number);
+            installed = held.snapshot.or(installed);
+            self.released.extend(held.messages);
+        }
+        if let Some(last) = last {
+            self.raw.on_persist_ready(last);
+        }
+        if let Some(index) = installed {
+            self.applied(index);
+        }
+        self.settle();
+    }
+
+    /// Everything up to `index` is applied.
+    pub fn applied(&mut self, index: u64) {
+        if index <= self.applied_index() {
+            return;
+        }
+        self.raw.advance_apply_to(index);
+        while self.members_ahead.front().is_some_and(|(at, _)| *at <= index) {
+            let Some((_, members)) = self.members_ahead.pop_front() else { break };
+            self.members = members;
+        }
+        self.settle();
+    }
+
+    /// Its part.
+    pub fn role(&self) -> Role {
+        self.raw.raft.state.into()
+    }
+
+    /// Who leads the present term, if known.
+    pub fn leader(&self) -> Option<ReplicaId> {
+        Some(ReplicaId(self.raw.raft.leader_id)).filter(|id| id.0 != 0)
+    }
+
+    /// Itself.
+    pub fn id(&self) -> ReplicaId {
+        self.id
+    }
+
+    /// The present term.
+    pub fn term(&self) -> u64 {
+        self.raw.raft.term
+    }
+
+    /// What is known to be committed.
+    pub fn commit_index(&self) -> u64 {
+        self.raw.raft.raft_log.committed
+    }
+
+    /// The end of the log.
+    pub fn last_index(&self) -> u64 {
+        self.raw.raft.raft_log.last_index()
+    }
+
+    /// What is applied.
+    pub fn applied_index(&self) -> u64 {
+        self.raw.raft.raft_log.applied
+    }
+
+    /// The bytes of the entries in memory.
+    pub fn log_bytes(&self) -> u64 {
+        self.raw.store().bytes()
+    }
+
+    /// Whether it leads and has applied an entry of its own term, and with it all that was committed
+    /// before it led. Only then may it serve, lock and propose.
+    pub fn is_serving(&self) -> bool {
+        self.raw.raft.state == StateRole::Leader && self.raw.raft.apply_to_current_term()
+    }
+
+    /// Whether reads that came before `mono` was read may be answered from what is applied.
+    pub fn holds_lease(&self, mono: u64) -> bool {
+        mono < self.lease_until() && self.is_serving()
+    }
+
+    /// When the lease ends, in ms of the monotonic clock; 0: there is none.
+    pub fn lease_until(&self) -> u64 {
+        self.lease.until()
+    }
+
+    /// Asks a majority at `mono` whether this replica still leads. Reads that came before may be
+    /// answered once [`Output::confirmed`] reaches the ticket; a lease runs from the asking, unless
+    /// leadership was handed over in this term. No ticket: it does not lead or not serve yet.
+    ///
+    /// Cheap to call often: while one confirmation is under way, the next is sent after it.
+    pub fn confirm(&mut self, mono: u64) -> Option<Ticket> {
+        self.pass(mono);
+        if !self.is_serving() {
+            return None;
+        }
+        let (ticket, now) = self.lease.ask(self.mono);
+        if now {
+            self.ask(ticket);
+        }
+        Some(ticket)
+    }
+
+    fn ask_again(&mut self) {
+        if let Some(ticket) = self.lease.ask_again(self.mono) {
+            self.ask(ticket);
+        }
+    }
+
+    fn ask(&mut self, ticket: Ticket) {
+        self.raw.read_index(ticket.0.to_le_bytes().to_vec());
+        self.settle();
+    }
+
+    /// Hands leadership over to a voter as soon as that has the whole log; says whether it was
+    /// begun. Until then, or until an election timeout has passed, nothing is proposed and there is
+    /// no lease; once the successor was told, there is none in this term any more.
+    pub fn transfer(&mut self, to: ReplicaId) -> bool {
+        let leads = self.raw.raft.state == StateRole::Leader;
+        if !leads || to == self.id || !self.latest_members().votes(to) {
+            return false;
+        }
+        self.lease.pause();
+        self.raw.transfer_leader(to.0);
+        self.settle();
+        true
+    }
+
+    /// Whether leadership is being handed over.
+    pub fn is_transferring(&self) -> bool {
+        self.raw.raft.lead_transferee.is_some()
+    }
+
+    /// Entries up to `to` are in a durable snapshot. The newest of them stay in memory, up to the
+    /// bytes that the setup says.
+    pub fn compact(&mut self, to: u64) {
+        let to = to.min(self.applied_index());
+        let retain = self.retain_bytes;
+        self.raw.mut_store().compact(to, retain);
+    }
+
+    /// What a snapshot of the state as applied now says about itself. `None` before anything is
+    /// applied, and while a snapshot is being installed.
+    pub fn snapshot_meta(&self) -> Option<SnapshotMeta> {
+        let index = self.applied_index();
+        let term = self.raw.store().term_at(index).filter(|term| *term > 0)?;
+        Some(SnapshotMeta { index, term, members: self.members.clone() })
+    }
+
+    /// From now on, replicas that lack entries are given this snapshot. `token` is the caller's name
+    /// for it.
+    pub fn offer_snapshot(&mut self, meta: SnapshotMeta, token: Bytes) {
+        self.raw.mut_store().offer(meta, token);
+    }
+
+    /// The snapshot on offer is gone.
+    pub fn withdraw_snapshot(&mut self) {
+        self.raw.mut_store().withdraw();
+    }
+
+    /// A snapshot has reached its replica, with the message that goes with it, or will not.
+    pub fn report_snapshot(&mut self, to: ReplicaId, arrived: bool) {
+        let status = if arrived { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
+        self.raw.report_snapshot(to.0, status);
+        self.settle();
+    }
+
+    /// The link to this replica broke: what was sent may be lost.
+    pub fn unreachable(&mut self, to: ReplicaId) {
+        self.raw.report_unreachable(to.0);
+        self.settle();
+    }
+
+    /// The configuration in force.
+    pub fn members(&self) -> &Members {
+        self.latest_members()
+    }
+
+    /// How far the members are, by id; nothing where this replica does not lead.
+    pub fn progress(&self) -> Vec<Progress> {
+        if self.raw.raft.state != StateRole::Leader {
+            return Vec::new();
+        }
+        let members = self.latest_members();
+        let ids = members.voters.iter().chain(&members.learners);
+        let progress = |id: &ReplicaId| {
+            let known = self.raw.raft.prs().get(id.0)?;
+            Some(Progress {
+                id: *id,
+                matched: known.matched,
+                is_active: known.recent_active || *id == self.id,
+                awaits_snapshot: known.state == raft::ProgressState::Snapshot,
+            })
+        };
+        ids.filter_map(progress).collect()
+    }
+
+    fn latest_members(&self) -> &Members {
+        self.members_ahead.back().map_or(&self.members, |(_, members)| members)
+    }
+
+    fn pass(&mut self, mono: u64) {
+        self.mono = self.mono.max(mono);
+    }
+
+    /// Whether it may stand for election without being asked to: no promise is broken by its own
+    /// vote, and its log is whole.
+    fn may_stand(&self) -> bool {
+        !self.promise.binds(self.mono) && self.log_is_whole()
+    }
+
+    /// Whether the log can be stood on. While a snapshot is being installed, the raft crate dies of
+    /// looking through the entries that it replaces. And a sole voter wins at once, before the disk
+    /// has what its log ends with, which the crate takes for impossible.
+    fn log_is_whole(&self) -> bool {
+        let installs = self.held.iter().any(|held| held.snapshot.is_some());
+        let sole = self.latest_members().voters.len() <= 1;
+        !installs && !(sole && !self.held.is_empty())
+    }
+
+    /// To be called after every call into the raft crate: puts our election timeout in place of the
+    /// crate's, and ends what belonged to another term or role.
+    fn settle(&mut self) {
+        let raft = &mut self.raw.raft;
+        let standing = (raft.term, raft.state);
+        raft.set_randomized_election_timeout(self.timeouts.at(standing));
+        if standing != self.standing {
+            self.standing = standing;
+            self.lease.reset();
+        }
+    }
+
+    fn send_released(&mut self, out: &mut Output) {
+        let released = std::mem::take(&mut self.released);
+        self.send(released, out);
+    }
+
+    fn send(&mut self, messages: Vec<Message>, out: &mut Output) {
+        for message in messages {
+            let to = ReplicaId(message.to);
+            if message.msg_type == MessageType::MsgTimeoutNow {
+                self.lease.hand_over();
+            }
+            let bytes = match message.write_to_bytes() {
+                Ok(bytes) => Bytes::from(bytes),
+                Err(e) => {
+                    ::log::error!("replica {}: no message to {to}: {e}", self.id);
+                    continue;
+                }
+            };
+            if message.msg_type == MessageType::MsgSnapshot {
+                let snapshot = message.get_snapshot();
+                let (index, token) = (snapshot.get_metadata().index, snapshot.data.clone());
+                out.snapshots.push(Outgoing { to, index, token, message: bytes });
+            } else {
+                out.messages.push(Envelope { to, bytes });
+            }
+        }
+    }
+}
+
+/// What the log says about changes of members after `applied`.
+struct Changes {
+    any: bool,
+    /// All but the last are committed, or the last could not have been proposed.
+    known_committed: u64,
+}
+
+fn changes_of_members(log: &Log, applied: u64) -> Changes {
+    let changes = log.since(applied + 1).filter(|entry| entry.entry_type != EntryType::EntryNormal);
+    let indexes: Vec<u64> = changes.map(|entry| entry.index).collect();
+    let known_committed = indexes.iter().rev().nth(1).copied().unwrap_or(0);
+    Changes { any: !indexes.is_empty(), known_committed }
+}
+
+fn write_state(state: &HardState) -> [u8; STATE_BYTES] {
+    let mut bytes = [0; STATE_BYTES];
+    bytes[..8].copy_from_slice(&state.term.to_le_bytes());
+    bytes[8..].copy_from_slice(&state.vote.to_le_bytes());
+    bytes
+}
+
+/// Term and vote as logged, no earlier than what the log shows, with this commit index.
+fn read_state(recovered: &Recovered, log: &Log, commit: u64) -> Result<HardState, String> {
+    let mut state = HardState::default();
+    if let Some(bytes) = &recovered.state {
+        let Some((term, vote)) = bytes.split_first_chunk::<8>() else {
+            return Err(format!("a state of {} bytes", bytes.len()));
+        };
+        let Ok(vote) = <[u8; 8]>::try_from(vote) else {
+            return Err(format!("a state of {} bytes", bytes.len()));
+        };
+        state.term = u64::from_le_bytes(*term);
+        state.vote = u64::from_le_bytes(vote);
+    }
+    // Entries may have reached the disk before the state that was logged with them. Nobody has
+    // heard of a vote in their term then: it would have waited for the sync.
+    let shown = log.term_at(log.last()).unwrap_or_default();
+    if state.term < shown {
+        state.term = shown;
+        state.vote = 0;
+    }
+    state.commit = commit;
+    Ok(state)
+}

@@ -1,0 +1,140 @@
+//! Why a leader may answer reads without asking: promises and leases.
+//!
+//! A voter that hears its leader promises, by its own monotonic clock, to give nobody its vote for
+//! a while. A leader whose heartbeat a majority has confirmed therefore knows that nobody else
+//! leads until that while has passed since it *sent* the heartbeat; it takes a margin off for
+//! clocks that run at different speed, and until then answers reads from what it applied.
+//!
+//! What would break it, and what is done about it:
+//! - A voter that restarts has forgotten its promise: it keeps one from its start.
+//! - A leader that hands over allows its successor to be elected at once, promise or not: it gives
+//!   its lease up before, and takes none in that term any more once the word has left.
+//! - A change of configuration brings in voters who promised nothing: the lease ends with it.
+//! - A confirmation is tied to the term that asked for it.
+
+use std::collections::VecDeque;
+
+/// Confirmations asked for in the meantime wait at least this long for the one under way.
+const ASK_EVERY_MS: u64 = 10;
+
+/// A voter's promise to its leader.
+pub struct Promise {
+    length: u64,
+    until: u64,
+}
+
+impl Promise {
+    /// No promise yet; every one will be for `length` ms.
+    pub fn new(length: u64) -> Promise {
+        Promise { length, until: 0 }
+    }
+
+    /// The leader was heard at `mono`, or may have been heard before a restart at `mono`.
+    pub fn renew(&mut self, mono: u64) {
+        self.until = self.until.max(mono + self.length);
+    }
+
+    /// Whether a vote at `mono` would break it.
+    pub fn binds(&self, mono: u64) -> bool {
+        mono < self.until
+    }
+}
+
+/// What a read that waits for a confirmation holds on to: it may be answered once a confirmation of
+/// this number or a later one has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket(pub u64);
+
+/// A leader's lease, and the confirmations that renew it.
+pub struct Lease {
+    length: u64,
+    until: u64,
+    /// Confirmations under way, and when each was asked for.
+    asked: VecDeque<(Ticket, u64)>,
+    last: Ticket,
+    /// Somebody holds the ticket after `last`.
+    wanted: bool,
+    /// In this term leadership was handed over, so a successor may be elected at any moment.
+    handed_over: bool,
+}
+
+impl Lease {
+    /// No lease yet; every one will be for `length` ms from the asking.
+    pub fn new(length: u64) -> Lease {
+        Lease {
+            length,
+            until: 0,
+            asked: VecDeque::new(),
+            last: Ticket(0),
+            wanted: false,
+            handed_over: false,
+        }
+    }
+
+    /// Another term or role: nothing of before counts.
+    pub fn reset(&mut self) {
+        self.give_up();
+        self.handed_over = false;
+    }
+
+    /// The lease ends, and confirmations under way renew nothing.
+    pub fn give_up(&mut self) {
+        self.until = 0;
+        self.asked.clear();
+        self.wanted = false;
+    }
+
+    /// A successor is being prepared: the lease ends, for now.
+    pub fn pause(&mut self) {
+        self.until = 0;
+    }
+
+    /// The word that makes another stand for election leaves: no lease in this term any more, for
+    /// nobody knows when the word arrives.
+    pub fn hand_over(&mut self) {
+        self.until = 0;
+        self.handed_over = true;
+    }
+
+    /// Until when the lease runs, 0 for never.
+    pub fn until(&self) -> u64 {
+        self.until
+    }
+
+    /// The ticket for a read at `mono`, and whether its confirmation is to be sent now.
+    pub fn ask(&mut self, mono: u64) -> (Ticket, bool) {
+        if self.can_ask(mono) {
+            return (self.take(mono), true);
+        }
+        self.wanted = true;
+        (Ticket(self.last.0 + 1), false)
+    }
+
+    /// The confirmation that was put off, once it is to be sent.
+    pub fn ask_again(&mut self, mono: u64) -> Option<Ticket> {
+        (self.wanted && self.can_ask(mono)).then(|| self.take(mono))
+    }
+
+    fn can_ask(&self, mono: u64) -> bool {
+        self.asked.back().is_none_or(|(_, at)| mono >= at + ASK_EVERY_MS)
+    }
+
+    fn take(&mut self, mono: u64) -> Ticket {
+        self.last.0 += 1;
+        self.wanted = false;
+        self.asked.push_back((self.last, mono));
+        self.last
+    }
+
+    /// A majority has confirmed what was asked with this ticket. Returns it unless it is void; the
+    /// lease runs again unless a successor is being prepared.
+    pub fn confirm(&mut self, ticket: Ticket, transferring: bool) -> Option<Ticket> {
+        let at = self.asked.iter().position(|(asked, _)| *asked == ticket)?;
+        let (_, asked_at) = self.asked[at];
+        self.asked.drain(..=at);
+        if !self.handed_over && !transferring {
+            self.until = self.until.max(asked_at + self.length);
+        }
+        Some(ticket)
+    }
+}

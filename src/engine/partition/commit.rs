@@ -1,0 +1,576 @@
+//! The participant's and the primary's side of the commit protocol.
+
+use super::{
+    Effect, Neighbours, Partition, REPEAT_AFTER_MS, RESOLVE_AFTER_MS, Waiting, share_claims,
+};
+use crate::engine::batch::Replies;
+use crate::engine::machine::{Access, Machine};
+use crate::engine::partition::journal::After;
+use crate::engine::protocol::{
+    Claim, Decide, Knowledge, Lock, Mode, Prepare, Prepared, Term, Ticket, ToCoordinator,
+    ToPartition, Verdict,
+};
+use crate::engine::replica::{Applied, Mutation};
+use crate::engine::rules::{Rule, kept};
+use crate::ids::{Incarnation, Millis, NodeId, Now, PartitionId, TxnId};
+use std::collections::BTreeMap;
+
+/// What waits until the mutations filed before it are applied, or for a lease.
+#[derive(Debug)]
+pub(super) enum Deferred {
+    /// A lock whose marks are set: reads and images show what was filed before them.
+    Grant(Lock, u64),
+    /// A prepare whose marks are set: whether its watched keys have changed shows then.
+    Prepare(Prepare, u64),
+    /// Unlogged locks count as held only under a lease.
+    Confirm(TxnId, Term),
+}
+
+impl Deferred {
+    pub(super) fn txn(&self) -> TxnId {
+        match self {
+            Deferred::Grant(lock, _) => lock.txn,
+            Deferred::Prepare(prepare, _) => prepare.txn,
+            Deferred::Confirm(txn, _) => *txn,
+        }
+    }
+}
+
+impl<M: Machine> Partition<M> {
+    /// Takes one message. `ticket` is used up if the request has to wait.
+    pub fn handle(
+        &mut self,
+        message: ToPartition,
+        ticket: Ticket,
+        now: Now,
+        neighbours: &Neighbours,
+        effects: &mut Vec<Effect>,
+    ) {
+        if !self.is_led_here() {
+            return self.turn_away(&message, effects);
+        }
+        let mono = now.mono;
+        let now = now.wall;
+        match message {
+            ToPartition::Lock(lock) => self.on_lock(lock, ticket, now, effects),
+            ToPartition::Prepare(prepare) => self.on_prepare(prepare, ticket, now, effects),
+            ToPartition::Decide(decide) => self.on_decide(decide, now, effects),
+            ToPartition::Confirm { txn, term } => self.on_confirm(txn, term, mono, effects),
+            ToPartition::Resolve { txn, asker, primary_life } => {
+                self.on_resolve(txn, asker, primary_life, now, effects);
+            }
+            ToPartition::Lost { txn } => {
+                if self.replica.intents().contains_key(&txn) {
+                    self.inquire(txn, neighbours, effects);
+                }
+            }
+            ToPartition::Inquire { txn, asker } => self.on_inquire(txn, asker, now, effects),
+            ToPartition::Knows { txn, from, knowledge } => {
+                self.on_known(txn, Some(from), knowledge, now, neighbours, effects);
+            }
+            ToPartition::CoordinatorKnows { txn, knowledge } => {
+                self.on_known(txn, None, knowledge, now, neighbours, effects);
+            }
+            ToPartition::Applied { txn, from } => {
+                let open = self.replica.outcomes().get(&txn);
+                if open.is_some_and(|outcome| outcome.unconfirmed.contains(&from)) {
+                    self.file(Mutation::Applied(txn, from), After::Nothing, now, effects);
+                }
+                if !self.replica.outcomes().contains_key(&txn) {
+                    self.repeated.remove(&txn);
+                }
+            }
+        }
+    }
+
+    /// Answers what was meant for the leader. Participants and primaries ask again by themselves.
+    fn turn_away(&self, message: &ToPartition, effects: &mut Vec<Effect>) {
+        match message {
+            ToPartition::Lock(Lock { txn, .. })
+            | ToPartition::Prepare(Prepare { txn, .. })
+            | ToPartition::Confirm { txn, .. }
+            | ToPartition::Decide(Decide { txn, deciding: true, .. }) => {
+                self.refuse(*txn, effects);
+            }
+            _ => {}
+        }
+    }
+
+    /// A node began a life: nothing of its earlier ones may prepare any more.
+    pub fn coordinator_began(&mut self, node: NodeId, life: Incarnation) {
+        if !self.is_led_here() || self.replica.life_of(node) >= Some(life) {
+            return;
+        }
+        self.file(Mutation::Began(node, life), After::Nothing, Millis(0), &mut Vec::new());
+    }
+
+    /// A node cannot be reached any more, or began another life: unlogged locks of its
+    /// transactions are given up, their confirmations will fail.
+    pub fn coordinator_lost(&mut self, node: NodeId, effects: &mut Vec<Effect>) {
+        if !kept(Rule::UnloggedLocksGoWithCoordinator) {
+            return;
+        }
+        let lost = |txn: &TxnId| txn.node == node;
+        let held = self.held.iter().filter(|(txn, held)| lost(txn) && held.unlogged.is_some());
+        let held: Vec<TxnId> = held.map(|(txn, _)| *txn).collect();
+        let waiting: Vec<TxnId> = self.tickets.keys().copied().filter(lost).collect();
+        for txn in held.into_iter().chain(waiting) {
+            self.release(txn, effects);
+        }
+    }
+
+    /// Repeats what is not answered: questions of old intents, decisions not confirmed.
+    pub fn tick(&mut self, now: Millis, neighbours: &Neighbours, effects: &mut Vec<Effect>) {
+        self.replica.forget_watches(now);
+        let settled = self.replica.intents().is_empty() && self.replica.outcomes().is_empty();
+        if settled || !self.is_led_here() {
+            return;
+        }
+        let due = |txn: &TxnId, since: Millis, repeated: &BTreeMap<TxnId, Millis>| {
+            let last = repeated.get(txn).copied().unwrap_or(since);
+            now.0 >= last.0.saturating_add(REPEAT_AFTER_MS)
+        };
+        let mut drive = Vec::new();
+        for (txn, outcome) in self.replica.outcomes() {
+            if kept(Rule::PrimaryDrives) && due(txn, outcome.since, &self.repeated) {
+                drive.push((*txn, outcome.unconfirmed.clone()));
+            }
+        }
+        for (txn, unconfirmed) in drive {
+            self.repeated.insert(txn, now);
+            for partition in unconfirmed {
+                self.tell(txn, Verdict::Commit, partition, effects);
+            }
+        }
+        let mut ask = Vec::new();
+        for (txn, intent) in self.replica.intents() {
+            let coordinator_lost = neighbours.unreachable.contains(&txn.node)
+                || neighbours.is_over(txn.node, txn.incarnation);
+            let old = now.0 >= intent.since.0.saturating_add(RESOLVE_AFTER_MS);
+            if (old || coordinator_lost)
+                && kept(Rule::OldIntentsAsk)
+                && due(txn, intent.since, &self.repeated)
+            {
+                ask.push((*txn, intent.primary, intent.primary_life));
+            }
+        }
+        for (txn, primary, primary_life) in ask {
+            self.repeated.insert(txn, now);
+            let home = neighbours.home(primary);
+            let gone = primary_life != Incarnation::OUTLIVED
+                && home.is_some_and(|home| neighbours.is_over(home, primary_life));
+            if primary == self.id {
+                self.end(txn, Verdict::Abort, now, effects);
+            } else if gone {
+                self.inquire(txn, neighbours, effects);
+                self.conclude(txn, now, neighbours, effects);
+            } else {
+                let ask = ToPartition::Resolve { txn, asker: self.id, primary_life };
+                effects.push(Effect::Partition(primary, ask));
+            }
+        }
+    }
+
+    fn on_lock(&mut self, lock: Lock, ticket: Ticket, now: Millis, effects: &mut Vec<Effect>) {
+        let txn = lock.txn;
+        self.clock = self.clock.max(lock.age.time);
+        self.replica.done_below(txn.node, txn.incarnation, lock.done_below);
+        let known = self.held.contains_key(&txn) || self.tickets.contains_key(&txn);
+        if known || self.replica.is_over(txn) {
+            return;
+        }
+        let claims = share_claims::<M>(&lock.share);
+        if self.conflict(txn, &claims) {
+            self.queue(ticket, lock.age, Some(txn), claims, Waiting::Lock(lock), effects);
+            return;
+        }
+        self.lock(lock, claims, now, effects);
+    }
+
+    /// Sets the marks. From here on nobody else changes the keys, so what they hold is known as
+    /// soon as what was filed before is applied.
+    pub(super) fn lock(
+        &mut self,
+        lock: Lock,
+        claims: Vec<Claim>,
+        now: Millis,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.hold(lock.txn, lock.age, claims, Some(self.term));
+        self.when_applied(Deferred::Grant, lock, now, effects);
+    }
+
+    /// Goes on at once, or once everything filed so far is applied.
+    fn when_applied<T>(
+        &mut self,
+        defer: fn(T, u64) -> Deferred,
+        what: T,
+        now: Millis,
+        effects: &mut Vec<Effect>,
+    ) {
+        let fence = self.journal.as_ref().map_or(0, |journal| journal.filed());
+        let deferred = defer(what, fence);
+        match self.journal.as_ref().is_some_and(|journal| !journal.has_settled(fence)) {
+            true if kept(Rule::GrantsWaitForFiled) => self.deferred.push(deferred),
+            _ => self.proceed(deferred, now, effects),
+        }
+    }
+
+    fn proceed(&mut self, deferred: Deferred, now: Millis, effects: &mut Vec<Effect>) {
+        // The transaction may have been given up while it waited.
+        match deferred {
+            Deferred::Grant(lock, _) => {
+                let held = self.held.get(&lock.txn);
+                if held.is_some_and(|held| held.unlogged == Some(self.term)) {
+                    self.grant(lock, now, effects);
+                }
+            }
+            Deferred::Prepare(prepare, _) => {
+                if self.held.contains_key(&prepare.txn) {
+                    self.log_intent(prepare, now, effects);
+                }
+            }
+            Deferred::Confirm(txn, term) => self.confirm(txn, term, effects),
+        }
+    }
+
+    /// Goes on with what waited, as far as it may.
+    pub(super) fn run_deferred(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        if self.deferred.is_empty() {
+            return;
+        }
+        for deferred in std::mem::take(&mut self.deferred) {
+            let ready = self.journal.as_mut().is_none_or(|journal| match &deferred {
+                Deferred::Grant(_, fence) | Deferred::Prepare(_, fence) => {
+                    journal.has_settled(*fence)
+                }
+                Deferred::Confirm(..) => journal.has_lease(now.mono),
+            });
+            match ready {
+                true => self.proceed(deferred, now.wall, effects),
+                false => self.deferred.push(deferred),
+            }
+        }
+    }
+
+    fn grant(&mut self, lock: Lock, now: Millis, effects: &mut Vec<Effect>) {
+        if !self.replica.is_unchanged(&lock.share.watched) {
+            self.changed(lock.txn, effects);
+            return;
+        }
+        let stamp = self.replica.stamp(now);
+        let claims = self.held.get(&lock.txn).map_or(&[][..], |held| &held.claims);
+        let images = match lock.mode {
+            Mode::Gather => self.replica.images(claims, stamp),
+            Mode::Read | Mode::Write => Vec::new(),
+        };
+        let mut replies = Replies::default();
+        if lock.mode == Mode::Read {
+            for op in lock.share.batch.iter() {
+                match M::access(op.head.code) {
+                    Access::Read => self.replica.read(&op, stamp, &mut replies.bytes),
+                    Access::Write => self.replica.run(&op, stamp, &mut replies.bytes),
+                }
+                replies.end();
+            }
+        }
+        if let Some(expired) = self.replica.expired() {
+            for (table, key) in expired {
+                self.file(Mutation::Expire(table, &key), After::Nothing, now, effects);
+            }
+            if self.journal.is_some() {
+                // What expired must be gone in the log before anybody hears that it is.
+                self.when_applied(Deferred::Grant, lock, now, effects);
+                return;
+            }
+        }
+        let granted = ToCoordinator::Granted {
+            txn: lock.txn,
+            partition: self.id,
+            term: self.term,
+            time: self.clock,
+            replies,
+            images,
+        };
+        effects.push(Effect::Coordinator(lock.txn.node, granted));
+    }
+
+    /// Says that a watched key has changed.
+    fn changed(&mut self, txn: TxnId, effects: &mut Vec<Effect>) {
+        self.release(txn, effects);
+        effects.push(Effect::Coordinator(txn.node, ToCoordinator::Changed { txn }));
+    }
+
+    fn on_prepare(
+        &mut self,
+        prepare: Prepare,
+        ticket: Ticket,
+        now: Millis,
+        effects: &mut Vec<Effect>,
+    ) {
+        let txn = prepare.txn;
+        self.clock = self.clock.max(prepare.age.time);
+        self.replica.done_below(txn.node, txn.incarnation, prepare.done_below);
+        if self.tickets.contains_key(&txn) {
+            return;
+        }
+        if kept(Rule::LatePreparesAreRefused) && self.replica.is_over(txn) {
+            self.vote(txn, None, effects);
+            return;
+        }
+        if let Some(term) = prepare.term {
+            let held = self.held.get(&txn);
+            let granted = held.is_some_and(|held| held.unlogged == Some(term));
+            if granted && term == self.term || !kept(Rule::PrepareCarriesGrant) {
+                self.prepare(prepare, now, effects);
+            } else {
+                self.vote(txn, None, effects);
+            }
+            return;
+        }
+        if self.held.contains_key(&txn) {
+            self.prepare(prepare, now, effects);
+            return;
+        }
+        let claims = match &prepare.work {
+            Prepared::Share(share) => share_claims::<M>(share),
+            // Images come after a lock only.
+            Prepared::Images(_) => {
+                self.vote(txn, None, effects);
+                return;
+            }
+        };
+        if self.conflict(txn, &claims) {
+            self.queue(ticket, prepare.age, Some(txn), claims, Waiting::Prepare(prepare), effects);
+            return;
+        }
+        self.hold(txn, prepare.age, claims, None);
+        self.prepare(prepare, now, effects);
+    }
+
+    /// Logs the intent of a transaction that holds its marks.
+    pub(super) fn prepare(&mut self, prepare: Prepare, now: Millis, effects: &mut Vec<Effect>) {
+        let watches = matches!(&prepare.work, Prepared::Share(share) if !share.watched.is_empty());
+        match watches {
+            true => self.when_applied(Deferred::Prepare, prepare, now, effects),
+            false => self.log_intent(prepare, now, effects),
+        }
+    }
+
+    fn log_intent(&mut self, prepare: Prepare, now: Millis, effects: &mut Vec<Effect>) {
+        let txn = prepare.txn;
+        if let Prepared::Share(share) = &prepare.work
+            && !self.replica.is_unchanged(&share.watched)
+        {
+            self.changed(txn, effects);
+            return;
+        }
+        let mut claims = Vec::new();
+        if let Some(held) = self.held.get_mut(&txn) {
+            held.unlogged = None;
+            claims = held.claims.clone();
+        }
+        let mut released = Vec::new();
+        if !kept(Rule::ReadKeysArePrepared) {
+            released = claims.extract_if(.., |claim| claim.access == Access::Read).collect();
+        }
+        self.file(Mutation::Prepare(&prepare, claims), After::Vote(txn), now, effects);
+        for claim in released {
+            self.unmark(&claim.granule, txn, effects);
+        }
+    }
+
+    fn vote(&self, txn: TxnId, vote: Option<Replies>, effects: &mut Vec<Effect>) {
+        let voted = ToCoordinator::Voted { txn, partition: self.id, time: self.clock, vote };
+        effects.push(Effect::Coordinator(txn.node, voted));
+    }
+
+    fn on_decide(&mut self, decide: Decide, now: Millis, effects: &mut Vec<Effect>) {
+        let txn = decide.txn;
+        let logged = self.replica.intents().contains_key(&txn)
+            || self.held.get(&txn).is_some_and(|held| held.unlogged.is_none());
+        if self.journal.is_none() || logged || decide.deciding {
+            self.file(Mutation::Decide(txn, decide.verdict), After::Decide(decide), now, effects);
+            return;
+        }
+        // The log knows nothing of it, or has its end already: it needs no further entry.
+        self.release(txn, effects);
+        self.confirm_commit(&decide, effects);
+    }
+
+    /// Ends a transaction here by the first decision logged.
+    pub(super) fn end(
+        &mut self,
+        txn: TxnId,
+        verdict: Verdict,
+        now: Millis,
+        effects: &mut Vec<Effect>,
+    ) {
+        let (primary, deciding) = (self.id, false);
+        let after = After::Decide(Decide { txn, verdict, primary, deciding });
+        self.file(Mutation::Decide(txn, verdict), after, now, effects);
+    }
+
+    fn on_confirm(&mut self, txn: TxnId, term: Term, mono: u64, effects: &mut Vec<Effect>) {
+        let led = self.journal.as_mut().is_none_or(|journal| journal.has_lease(mono));
+        match led {
+            true => self.confirm(txn, term, effects),
+            false => self.deferred.push(Deferred::Confirm(txn, term)),
+        }
+    }
+
+    fn confirm(&mut self, txn: TxnId, term: Term, effects: &mut Vec<Effect>) {
+        let unlogged = self.held.get(&txn).and_then(|held| held.unlogged);
+        let held = unlogged == Some(term) && term == self.term;
+        if unlogged.is_some() {
+            self.release(txn, effects);
+        }
+        let confirmed = ToCoordinator::Confirmed { txn, partition: self.id, held };
+        effects.push(Effect::Coordinator(txn.node, confirmed));
+    }
+
+    fn on_resolve(
+        &mut self,
+        txn: TxnId,
+        asker: PartitionId,
+        primary_life: Incarnation,
+        now: Millis,
+        effects: &mut Vec<Effect>,
+    ) {
+        let known = self.replica.outcomes().contains_key(&txn)
+            || self.replica.intents().contains_key(&txn)
+            || self.replica.ended(txn).is_some();
+        if !known && self.journal.is_none() && primary_life != self.life {
+            effects.push(Effect::Partition(asker, ToPartition::Lost { txn }));
+            return;
+        }
+        let after = After::Tell { txn, asker };
+        self.file(Mutation::Decide(txn, Verdict::Abort), after, now, effects);
+    }
+
+    fn tell(
+        &self,
+        txn: TxnId,
+        verdict: Verdict,
+        participant: PartitionId,
+        effects: &mut Vec<Effect>,
+    ) {
+        let decide = Decide { txn, verdict, primary: self.id, deciding: false };
+        effects.push(Effect::Partition(participant, ToPartition::Decide(decide)));
+    }
+
+    /// Tells what this participant knows of an outcome. Whoever asks counts on the answer, so a
+    /// share that is not prepared yet is refused from now on.
+    fn on_inquire(
+        &mut self,
+        txn: TxnId,
+        asker: PartitionId,
+        now: Millis,
+        effects: &mut Vec<Effect>,
+    ) {
+        let knowledge = if self.replica.outcomes().contains_key(&txn) {
+            Knowledge::Committed
+        } else if self.replica.intents().contains_key(&txn) {
+            Knowledge::Undecided
+        } else {
+            match self.replica.ended(txn) {
+                Some(verdict) => verdict.into(),
+                None => {
+                    let after = After::Know { txn, asker };
+                    self.file(Mutation::Decide(txn, Verdict::Abort), after, now, effects);
+                    return;
+                }
+            }
+        };
+        self.know(txn, asker, knowledge, effects);
+    }
+
+    fn know(
+        &self,
+        txn: TxnId,
+        asker: PartitionId,
+        knowledge: Knowledge,
+        effects: &mut Vec<Effect>,
+    ) {
+        let answer = ToPartition::Knows { txn, from: self.id, knowledge };
+        effects.push(Effect::Partition(asker, answer));
+    }
+
+    fn confirm_commit(&self, decide: &Decide, effects: &mut Vec<Effect>) {
+        if decide.verdict == Verdict::Commit && decide.primary != self.id {
+            let applied = ToPartition::Applied { txn: decide.txn, from: self.id };
+            effects.push(Effect::Partition(decide.primary, applied));
+        }
+    }
+
+    /// Changes the replica by way of its log, if it has one; `after` follows once it is applied.
+    pub(super) fn file(
+        &mut self,
+        mutation: Mutation<'_>,
+        after: After,
+        now: Millis,
+        effects: &mut Vec<Effect>,
+    ) {
+        match &mut self.journal {
+            Some(journal) => journal.file(mutation, after),
+            None => {
+                let stamp = self.replica.stamp(now);
+                let applied = self.replica.apply(mutation, stamp, &mut Vec::new());
+                self.settle(after, applied, effects);
+            }
+        }
+    }
+
+    /// Does what follows an applied mutation.
+    pub(super) fn settle(&mut self, after: After, applied: Applied, effects: &mut Vec<Effect>) {
+        match after {
+            After::Nothing | After::Reply(_) => {}
+            After::Vote(txn) => match applied {
+                Applied::Voted(replies) => self.vote(txn, Some(replies), effects),
+                _ => {
+                    self.release(txn, effects);
+                    self.vote(txn, None, effects);
+                }
+            },
+            After::Decide(decide) => {
+                let verdict = self.ended(decide.txn, applied, effects);
+                if decide.deciding {
+                    let decided = ToCoordinator::Decided { txn: decide.txn, verdict };
+                    effects.push(Effect::Coordinator(decide.txn.node, decided));
+                } else {
+                    self.confirm_commit(&decide, effects);
+                }
+            }
+            After::Tell { txn, asker } => {
+                let stands = self.ended(txn, applied, effects);
+                self.tell(txn, stands, asker, effects);
+            }
+            After::Know { txn, asker } => {
+                let stands = self.ended(txn, applied, effects);
+                self.know(txn, asker, stands.into(), effects);
+            }
+        }
+    }
+
+    /// A transaction has ended here: tells how, and gives up what it held.
+    fn ended(&mut self, txn: TxnId, applied: Applied, effects: &mut Vec<Effect>) -> Verdict {
+        self.inquiries.remove(&txn);
+        if !self.replica.outcomes().contains_key(&txn) {
+            self.repeated.remove(&txn);
+        }
+        self.release(txn, effects);
+        match applied {
+            Applied::Stands(verdict) => verdict,
+            _ => Verdict::Abort,
+        }
+    }
+}
+
+impl From<Verdict> for Knowledge {
+    fn from(verdict: Verdict) -> Knowledge {
+        match verdict {
+            Verdict::Commit => Knowledge::Committed,
+            Verdict::Abort => Knowledge::Aborted,
+        }
+    }
+}

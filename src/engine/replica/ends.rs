@@ -1,0 +1,67 @@
+//! Which transactions are over, and may not prepare any more.
+//!
+//! Attempts that ended here are remembered until their Coordinator says that everything below a
+//! sequence is over; of its earlier lives everything is over always.
+
+use crate::engine::protocol::Verdict;
+use crate::ids::{Incarnation, NodeId, TxnId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Transactions that may not prepare any more, by the node of their Coordinator.
+#[derive(Debug, Default)]
+pub(super) struct Ends(pub(super) BTreeMap<NodeId, Finished>);
+
+/// A Coordinator's transactions that may not prepare any more.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Finished {
+    pub(super) incarnation: Incarnation,
+    /// Every sequence below is over.
+    pub(super) below: u64,
+    /// Attempts at or above `below` that are over, and how they ended here.
+    pub(super) ended: BTreeMap<(u64, u32), Verdict>,
+}
+
+impl Ends {
+    /// Whether this attempt may not prepare any more.
+    pub(super) fn is_over(&self, txn: TxnId) -> bool {
+        self.0.get(&txn.node).is_some_and(|finished| {
+            txn.incarnation < finished.incarnation
+                || txn.incarnation == finished.incarnation
+                    && (txn.sequence < finished.below
+                        || finished.ended.contains_key(&(txn.sequence, txn.attempt)))
+        })
+    }
+
+    /// How an attempt ended, as far as it is remembered.
+    pub(super) fn ended(&self, txn: TxnId) -> Option<Verdict> {
+        let finished = self.0.get(&txn.node)?;
+        if finished.incarnation != txn.incarnation {
+            return None;
+        }
+        finished.ended.get(&(txn.sequence, txn.attempt)).copied()
+    }
+
+    /// Learns that a Coordinator has ended everything below a sequence.
+    pub(super) fn done_below(&mut self, node: NodeId, incarnation: Incarnation, below: u64) {
+        let finished = self.0.entry(node).or_default();
+        if incarnation > finished.incarnation {
+            *finished = Finished { incarnation, ..Finished::default() };
+        }
+        if incarnation == finished.incarnation && below > finished.below {
+            finished.below = below;
+            finished.ended = finished.ended.split_off(&(below, 0));
+        }
+    }
+
+    /// Learns how an attempt has ended.
+    pub(super) fn finish(&mut self, txn: TxnId, verdict: Verdict) {
+        let finished = self.0.entry(txn.node).or_default();
+        if txn.incarnation > finished.incarnation {
+            *finished = Finished { incarnation: txn.incarnation, ..Finished::default() };
+        }
+        if txn.incarnation == finished.incarnation && txn.sequence >= finished.below {
+            finished.ended.insert((txn.sequence, txn.attempt), verdict);
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! The data directory of one node: whose it is, that one process uses it, and how it was left.
+//!
+//! A node that starts on another's directory, or beside a process that already uses its own, would
+//! break promises that were made with what lies there. So the directory carries an identity, in a
+//! file that an operator can read, and a lock that the kernel gives back however the process ends.
+//!
+//! It also remembers what must outlive the process and is no part of the log:
+//! - that the cluster was **formed**, so that a restart waits for a majority and not for everybody;
+//! - which **replica** this is: raised by the node when it must rejoin as a new member, because
+//!   what it acknowledged may be lost;
+//! - the **boot** of the machine it last ran in and whether it **stopped** cleanly: a process that
+//!   dies leaves its unsynced writes to the kernel, a machine that goes down takes them along.
+
+use super::disk::{Disk, File, RealDisk, failed, no_room};
+use crate::error::{Corrupt, Error, Result};
+use crate::ids::NodeId;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Whose data it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The cluster's name in `cluster.yaml`.
+    pub cluster: String,
+    /// The node.
+    pub node: NodeId,
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "node {} of cluster {}", self.node, self.cluster)
+    }
+}
+
+/// The data directory of one node, in use by this process until it is dropped.
+pub struct Directory<D: Disk = RealDisk> {
+    disk: D,
+    path: PathBuf,
+    is_new: bool,
+    /// As it was when the directory was opened.
+    found: Record,
+    /// As it is in the file.
+    record: Record,
+    _lock: D::Lock,
+}
+
+/// What the identity file says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Record {
+    owner: Identity,
+    replica: u64,
+    formed: bool,
+    boot: Option<String>,
+    clean: bool,
+}
+
+const FORMAT: &str = "1";
+const IDENTITY: &str = "identity";
+const HEAD: &str = "# Whose data this directory holds. Kept by the node; do not edit.\n";
+
+impl<D: Disk> Directory<D> {
+    /// Opens a node's directory, and makes it if there is none.
+    ///
+    /// # Errors
+    /// [`Error::Directory`] names the directory and both sides when it belongs to another node or
+    /// cluster, when a process uses it, when a newer version made it, or when it holds a log but
+    /// does not say whose. [`Error::Corrupt`] when its identity cannot be read.
+    pub fn open(disk: D, path: &Path, owner: Identity) -> Result<Directory<D>> {
+        let shown = path.display();
+        disk.make_dir(path).map_err(no_room(path, 0))?;
+        let lock = disk.lock(&path.join("lock")).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => Error::Directory(format!(
+                "data directory {shown} is in use by another process (wanted by {owner})"
+            )),
+            _ => failed("lock", &path.join("lock"))(error),
+        })?;
+        let names = disk.list(path).map_err(failed("list", path))?;
+        let is_new = !names.iter().any(|name| name == IDENTITY);
+        let new = Record { owner, replica: 1, formed: false, boot: None, clean: true };
+        let record = if is_new { new.clone() } else { read(&disk, path)? };
+        if record.owner != new.owner {
+            let (found, wanted) = (record.owner, new.owner);
+            let problem = format!("data directory {shown} belongs to {found}, not to {wanted}");
+            return Err(Error::Directory(problem));
+        }
+        let directory = Directory {
+            disk,
+            path: path.to_owned(),
+            is_new,
+            found: record.clone(),
+            record,
+            _lock: lock,
+        };
+        for dir in [directory.log_dir(), directory.snapshots_dir()] {
+            if is_new && has_files(&directory.disk, &dir) {
+                let problem =
+                    format!("{} holds data, but {shown} does not say whose", dir.display());
+                return Err(Error::Directory(problem));
+            }
+            directory.disk.make_dir(&dir).map_err(no_room(&dir, 0))?;
+        }
+        if is_new {
+            directory.save(&directory.record)?;
+            // The directory's own name, and those above it that may be as new.
+            for above in path.ancestors().skip(1).filter(|dir| !dir.as_os_str().is_empty()) {
+                if directory.disk.sync_dir(above).is_err() {
+                    break;
+                }
+            }
+        }
+        Ok(directory)
+    }
+
+    /// Where the log is.
+    pub fn log_dir(&self) -> PathBuf {
+        self.path.join("log")
+    }
+
+    /// Where the snapshots are.
+    pub fn snapshots_dir(&self) -> PathBuf {
+        self.path.join("snapshots")
+    }
+
+    /// Whether this process made the directory.
+    pub fn is_new(&self) -> bool {
+        self.is_new
+    }
+
+    /// Whether the cluster has been formed.
+    pub fn is_formed(&self) -> bool {
+        self.record.formed
+    }
+
+    /// The cluster is formed, for good.
+    pub fn mark_formed(&mut self) -> Result<()> {
+        self.change(|record| record.formed = true)
+    }
+
+    /// Which replica of its partitions the node is, from 1.
+    pub fn replica(&self) -> u64 {
+        self.record.replica
+    }
+
+    /// What the node acknowledged may be lost: it goes on as the next replica, whose number this
+    /// answers.
+    pub fn raise_replica(&mut self) -> Result<u64> {
+        self.change(|record| record.replica += 1)?;
+        Ok(self.record.replica)
+    }
+
+    /// The machine's boot when the node last ran, if it ever did: as it was found.
+    pub fn last_boot(&self) -> Option<&str> {
+        self.found.boot.as_deref()
+    }
+
+    /// Whether the node last stopped by [`Directory::mark_clean`], or never ran: as it was found.
+    pub fn was_clean(&self) -> bool {
+        self.found.clean
+    }
+
+    /// The node runs, in this boot of the machine.
+    pub fn mark_running(&mut self, boot: &str) -> Result<()> {
+        let boot: String = boot.chars().filter(|c| !c.is_control()).collect();
+        self.change(|record| {
+            record.boot = Some(boot.trim().to_owned());
+            record.clean = false;
+        })
+    }
+
+    /// The node has synced everything and stops.
+    pub fn mark_clean(&mut self) -> Result<()> {
+        self.change(|record| record.clean = true)
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut Record)) -> Result<()> {
+        let mut record = self.record.clone();
+        change(&mut record);
+        if record != self.record {
+            self.save(&record)?;
+            self.record = record;
+        }
+        Ok(())
+    }
+
+    /// Writes the identity aside and puts it in place: there is always a whole one.
+    fn save(&self, record: &Record) -> Result<()> {
+        let (aside, place) = (self.path.join("identity.new"), self.path.join(IDENTITY));
+        let text = record.text();
+        let needed = text.len() as u64;
+        let file = self.disk.create(&aside).map_err(no_room(&aside, needed))?;
+        file.write_at(text.as_bytes(), 0).map_err(no_room(&aside, needed))?;
+        file.sync_data().map_err(failed("sync", &aside))?;
+        self.disk.rename(&aside, &place).map_err(failed("write", &place))?;
+        self.disk.sync_dir(&self.path).map_err(failed("sync", &self.path))
+    }
+}
+
+fn has_files<D: Disk>(disk: &D, dir: &Path) -> bool {
+    disk.list(dir).is_ok_and(|names| !names.is_empty())
+}
+
+fn read<D: Disk>(disk: &D, dir: &Path) -> Result<Record> {
+    let path = dir.join(IDENTITY);
+    let bytes = disk.open(&path).and_then(|file| file.read_range(0, 1 << 16));
+    let bytes = bytes.map_err(failed("read", &path))?;
+    let damaged = |problem: &str| {
+        Error::Corrupt(Corrupt { file: path.clone(), offset: 0, problem: problem.to_owned() })
+    };
+    let text = std::str::from_utf8(&bytes).map_err(|_| damaged("it is no text"))?;
+    let format = field(text, "format").ok_or_else(|| damaged("it names no format"))?;
+    if !sealed(text) {
+        return Err(damaged("its checksum is wrong"));
+    }
+    if format != FORMAT {
+        let problem = format!("{} is of format {format}, which is not known", path.display());
+        return Err(Error::Directory(problem));
+    }
+    Record::parse(text).ok_or_else(|| damaged("a field is missing or makes no sense"))
+}
+
+impl Record {
+    fn text(&self) -> String {
+        let Record { owner: Identity { cluster, node }, replica, formed, boot, clean } = self;
+        let boot = boot.as_deref().unwrap_or("none");
+        let formed = if *formed { "yes" } else { "no" };
+        let stopped = if *clean { "cleanly" } else { "not yet" };
+        let text = format!(
+            "{HEAD}format: {FORMAT}\ncluster: {cluster}\nnode: {node}\nreplica: {replica}\n\
+             formed: {formed}\nboot: {boot}\nstopped: {stopped}\n"
+        );
+        let crc = crc32fast::hash(text.as_bytes());
+        format!("{text}crc: {crc:08x}\n")
+    }
+
+    fn parse(text: &str) -> Option<Record> {
+        let word = |name| field(text, name);
+        let record = Record {
+            owner: Identity {
+                cluster: word("cluster")?.to_owned(),
+                node: NodeId(word("node")?.parse().ok()?),
+            },
+            replica: word("replica")?.parse().ok()?,
+            formed: word("formed")? == "yes",
+            boot: word("boot").filter(|boot| *boot != "none").map(str::to_owned),
+            clean: word("stopped")? == "cleanly",
+        };
+        // Whatever was not understood would be lost by the next write.
+        (record.text() == text).then_some(record)
+    }
+}
+
+fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+}
+
+/// Whether the last line is the checksum of those before it.
+fn sealed(text: &str) -> bool {
+    text.rfind("crc: ").is_some_and(|at| {
+        let crc = crc32fast::hash(&text.as_bytes()[..at]);
+        text[at..] == format!("crc: {crc:08x}\n")
+    })
+}
+
+#[cfg(test)]
+mod tests;

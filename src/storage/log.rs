@@ -1,0 +1,443 @@
+//! The durable log of a node: one file to append to and one sync for all its groups.
+//!
+//! Everybody who waits for a write waits for [`SegmentLog::sync`], so the log is built around it:
+//! - Whatever has arrived is **one batch and one sync** (group commit).
+//! - A segment is **preallocated with zeros**, a step at a time, and dropped segments are used
+//!   again. A sync then finds nothing to write but the data: no new length, no new extents.
+//! - Room is made *before* a batch is written. A full disk is met there, with nothing half done:
+//!   [`Error::Full`] leaves the log as it was.
+//!
+//! [`SegmentLog::collect`] drops the oldest segment once nothing in it counts. A group that wrote
+//! little a long time ago would pin it for ever, so the few records that still count are copied to
+//! the log's end; where there are many, the caller is told whose they are, and a snapshot of that
+//! group sets the segment free.
+//!
+//! How it is read again is in `recovery`, the bytes are in `segment` and `record`.
+
+use super::directory::Identity;
+use super::disk::{Disk, File, RealDisk, failed, no_room};
+use super::index::{Index, Place};
+use super::record::{self, RECORD_HEADER, Records};
+use super::recovery::{self, Recovered, Segment, corrupt};
+use super::segment::{self, BATCH_BYTES_MAX, BATCH_HEADER, Batch, END, FIRST_BATCH, Header};
+use crate::error::{Error, Result};
+use crate::ids::PartitionId;
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// How a log is kept.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Whose log it is: another's is refused.
+    pub owner: Identity,
+    /// When a segment is full. One batch that is larger gets a larger segment.
+    pub segment_bytes: u64,
+    /// By how much a segment is preallocated at a time.
+    pub step_bytes: u64,
+    /// How much log is kept though nothing needs it, for followers that fell behind.
+    pub retain_bytes: u64,
+}
+
+impl Options {
+    /// What suits most machines: segments of 64 MiB, of which the last two are kept.
+    pub fn new(owner: Identity) -> Options {
+        let segment_bytes = 64 << 20;
+        Options { owner, segment_bytes, step_bytes: 4 << 20, retain_bytes: 2 * segment_bytes }
+    }
+}
+
+/// What a log takes and has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// How many segments there are.
+    pub segments: usize,
+    /// Bytes of all their files.
+    pub bytes: u64,
+    /// Bytes in them that were ever written to: batches, needed or not.
+    pub written: u64,
+    /// Syncs since the log was opened, of data and of names.
+    pub syncs: u64,
+    /// Batches written since the log was opened.
+    pub batches: u64,
+    /// Bytes of batches written since the log was opened.
+    pub appended: u64,
+    /// Bytes of zeros written to preallocate.
+    pub preallocated: u64,
+    /// Bytes of records copied forward.
+    pub copied: u64,
+}
+
+/// What a collection came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// How many segments were dropped.
+    pub dropped: usize,
+    /// How many records were copied to the log's end.
+    pub copied: usize,
+    /// The groups that keep the oldest segment from being dropped, each with how many entries it
+    /// needs of it: most first. A snapshot of the first of them helps.
+    pub held_by: Vec<(PartitionId, usize)>,
+}
+
+/// The durable log of a node.
+///
+/// **Errors are final**, but for [`Error::Full`]: whatever could not be written or synced is in an
+/// unknown state, so every later call fails too, and the node stops.
+pub struct SegmentLog<D: Disk = RealDisk> {
+    disk: D,
+    dir: PathBuf,
+    options: Options,
+    /// All segments; the last one is written to.
+    segments: BTreeMap<u32, Segment<D::File>>,
+    /// The number of the last one.
+    current: u32,
+    /// How far the current segment is synced.
+    synced: u64,
+    /// Segments below this one are not needed.
+    oldest: u32,
+    index: Index,
+    /// The bytes of the batch being written.
+    frame: Vec<u8>,
+    /// Why nothing more is written.
+    broken: Option<String>,
+    usage: Usage,
+}
+
+/// A dropped segment, or one in the making: what the next segment is made of.
+const SPARE: &str = "spare";
+
+impl<D: Disk> SegmentLog<D> {
+    /// Opens the log in `dir`, making both if there is none, and reads it.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] names file and byte of what was damaged; [`Error::Directory`] says whose
+    /// log it is; [`Error::Full`] when there is no room for a new segment.
+    pub fn open(disk: D, dir: &Path, options: Options) -> Result<(SegmentLog<D>, Recovered)> {
+        assert!(options.segment_bytes <= BATCH_BYTES_MAX as u64, "a place in a segment is a u32");
+        disk.make_dir(dir).map_err(failed("make", dir))?;
+        let reading = recovery::read(&disk, dir, &options.owner)?;
+        let last = reading.segments.iter().next_back();
+        let (current, previous_end) = last.map_or((0, 0), |(number, last)| (*number, last.end));
+        let first = reading.segments.keys().next();
+        let mut log = SegmentLog {
+            disk,
+            dir: dir.to_owned(),
+            oldest: first.copied().unwrap_or(1),
+            options,
+            segments: reading.segments,
+            current,
+            synced: 0,
+            index: reading.index,
+            frame: Vec::new(),
+            broken: None,
+            usage: Usage::default(),
+        };
+        log.start_segment(previous_end)?;
+        Ok((log, reading.recovered))
+    }
+
+    /// Appends the records as one batch, which will be read back whole or not at all. They are safe
+    /// after the next [`SegmentLog::sync`].
+    ///
+    /// # Errors
+    /// [`Error::Full`]: nothing was written, and it may be tried again once there is room.
+    pub fn write(&mut self, records: &Records) -> Result<()> {
+        self.usable()?;
+        if records.is_empty() { Ok(()) } else { self.append(records) }
+    }
+
+    /// Makes everything written so far survive a power cut.
+    pub fn sync(&mut self) -> Result<()> {
+        self.usable()?;
+        let path = segment::path(&self.dir, self.current);
+        let segment = &self.segments[&self.current];
+        if self.synced == segment.end {
+            return Ok(());
+        }
+        let end = segment.end;
+        let outcome = segment.file.sync_data().map_err(failed("sync", &path));
+        self.usage.syncs += 1;
+        self.or_break(outcome)?;
+        self.synced = end;
+        Ok(())
+    }
+
+    /// Syncs, and vouches for what was synced: after a stop with this call a torn tail is damage.
+    pub fn finish(&mut self) -> Result<()> {
+        self.sync()?;
+        self.append(&Records::default())?;
+        self.sync()
+    }
+
+    /// Drops old segments that nothing needs, down to [`Options::retain_bytes`]. Records that still
+    /// count are copied forward if they are few (a quarter of a segment at most).
+    pub fn collect(&mut self) -> Result<Collected> {
+        self.usable()?;
+        let mut collected = Collected::default();
+        while let Some((&number, _)) = self.segments.first_key_value() {
+            let written: u64 = self.segments.values().map(|segment| segment.end).sum();
+            if number == self.current || written <= self.options.retain_bytes {
+                break;
+            }
+            let Some(records) = self.still_needed(number)? else {
+                collected.held_by = self.holders(number);
+                break;
+            };
+            // The batch goes first: it says that the segment is not needed, so that a segment that
+            // is missing for any other reason is noticed.
+            self.oldest = number + 1;
+            self.append(&records)?;
+            self.sync()?;
+            let outcome = self.drop_segment(number);
+            self.or_break(outcome)?;
+            collected.dropped += 1;
+            collected.copied += records.len();
+            self.usage.copied += records.bytes() as u64;
+        }
+        Ok(collected)
+    }
+
+    /// The index of the first entry of a group that can still be read: older ones went with their
+    /// segments.
+    pub fn first_index(&self, group: PartitionId) -> u64 {
+        self.index.group(group).map_or(1, |log| log.first())
+    }
+
+    /// The index of the entry that a group will write next.
+    pub fn next_index(&self, group: PartitionId) -> u64 {
+        self.index.group(group).map_or(1, |log| log.next())
+    }
+
+    /// Reads a group's entries from `low` up to and without `high`, as far as they are there, for
+    /// followers that need what has left memory. Stops after the entry that reaches `bytes_max`:
+    /// there is at least one unless `low` is gone or not yet written.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when an entry's checksum is wrong.
+    pub fn read_entries(
+        &self,
+        group: PartitionId,
+        low: u64,
+        high: u64,
+        bytes_max: usize,
+    ) -> Result<Vec<(u64, Bytes)>> {
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        let Some(log) = self.index.group(group) else { return Ok(entries) };
+        for index in low..high.min(log.next()) {
+            let Some(place) = log.entry(index) else { break };
+            if bytes >= bytes_max {
+                break;
+            }
+            let record = self.read_record(place)?;
+            bytes += record.len();
+            entries.push((index, Bytes::from(record).slice(RECORD_HEADER..)));
+        }
+        Ok(entries)
+    }
+
+    /// What the log takes and has done.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            segments: self.segments.len(),
+            bytes: self.segments.values().map(|segment| segment.length).sum(),
+            written: self.segments.values().map(|segment| segment.end).sum(),
+            ..self.usage
+        }
+    }
+
+    fn usable(&self) -> Result<()> {
+        match &self.broken {
+            None => Ok(()),
+            Some(why) => Err(Error::Io(
+                format!("the log in {} is out of use", self.dir.display()),
+                std::io::Error::other(why.clone()),
+            )),
+        }
+    }
+
+    /// Lets an outcome pass, and takes the log out of use if it is an error.
+    fn or_break<T>(&mut self, outcome: Result<T>) -> Result<T> {
+        outcome.inspect_err(|error| self.broken = Some(error.to_string()))
+    }
+
+    fn append(&mut self, records: &Records) -> Result<()> {
+        let bytes = (BATCH_HEADER + records.bytes()) as u64;
+        assert!(bytes <= BATCH_BYTES_MAX as u64, "what has arrived is bounded by its senders");
+        let end = self.segments[&self.current].end;
+        if end + bytes > self.options.segment_bytes && end > FIRST_BATCH {
+            self.sync()?;
+            self.start_segment(end)?;
+        }
+        self.make_room(bytes + END as u64)?;
+
+        let offset = self.segments[&self.current].end;
+        let batch = Batch {
+            segment: self.current,
+            offset,
+            count: records.len() as u32,
+            synced: self.synced,
+            oldest: self.oldest,
+            body: records.as_bytes(),
+        };
+        batch.encode(&mut self.frame);
+        let path = segment::path(&self.dir, self.current);
+        let outcome = self.segments[&self.current].file.write_at(&self.frame, offset);
+        self.or_break(outcome.map_err(no_room(&path, bytes)))?;
+        for record in record::records(records.as_bytes()) {
+            let Ok(record) = record else {
+                unreachable!("records are read as they were written");
+            };
+            let offset = offset as u32 + (BATCH_HEADER + record.at) as u32;
+            self.index.apply(&record, Place { segment: self.current, offset });
+        }
+        self.current_mut().end += bytes;
+        self.usage.batches += 1;
+        self.usage.appended += bytes;
+        Ok(())
+    }
+
+    fn current_mut(&mut self) -> &mut Segment<D::File> {
+        let Some(segment) = self.segments.get_mut(&self.current) else {
+            unreachable!("the current segment is never dropped");
+        };
+        segment
+    }
+
+    /// Preallocates the current segment for `bytes` more.
+    fn make_room(&mut self, bytes: u64) -> Result<()> {
+        let Segment { file, end, length } = &self.segments[&self.current];
+        let (needed, length) = (end + bytes, *length);
+        if needed <= length {
+            return Ok(());
+        }
+        let to = self.preallocated_length(needed);
+        let path = segment::path(&self.dir, self.current);
+        file.preallocate(length, to).map_err(no_room(&path, to - length))?;
+        self.current_mut().length = to;
+        self.usage.preallocated += to - length;
+        Ok(())
+    }
+
+    /// How long a file is made that must hold `needed` bytes.
+    fn preallocated_length(&self, needed: u64) -> u64 {
+        needed.next_multiple_of(self.options.step_bytes.max(1))
+    }
+
+    /// Starts the next segment; the current one is synced up to `previous_end`. It gets its number
+    /// only once its header is safe: under a number there is always a whole segment.
+    fn start_segment(&mut self, previous_end: u64) -> Result<()> {
+        let number = self.current + 1;
+        let Identity { cluster, node } = self.options.owner.clone();
+        let header = Header { number, previous_end, node, cluster };
+        let mut block = header.encode();
+        block.resize(block.len() + END, 0);
+
+        let spare = self.dir.join(SPARE);
+        let names = self.disk.list(&self.dir).map_err(failed("list", &self.dir))?;
+        let file = if names.iter().any(|name| name == SPARE) {
+            self.disk.open(&spare)
+        } else {
+            self.disk.create(&spare)
+        };
+        let file = file.map_err(no_room(&spare, block.len() as u64))?;
+        let length = file.length().map_err(failed("read", &spare))?;
+        let to = length.max(self.preallocated_length(block.len() as u64));
+        file.preallocate(length, to).map_err(no_room(&spare, to - length))?;
+        file.write_at(&block, 0).map_err(no_room(&spare, block.len() as u64))?;
+
+        let path = segment::path(&self.dir, number);
+        let outcome = file.sync_data().map_err(failed("sync", &spare)).and_then(|()| {
+            self.disk.rename(&spare, &path).map_err(failed("name", &path))?;
+            self.disk.sync_dir(&self.dir).map_err(failed("sync", &self.dir))
+        });
+        self.usage.syncs += 2;
+        self.usage.preallocated += to - length;
+        self.or_break(outcome)?;
+        self.segments.insert(number, Segment { file, end: FIRST_BATCH, length: to });
+        self.current = number;
+        self.synced = FIRST_BATCH;
+        Ok(())
+    }
+
+    /// The records of a segment that still count, to be written again; `None` if they are too many.
+    fn still_needed(&self, number: u32) -> Result<Option<Records>> {
+        let mut needed: Vec<(Place, PartitionId)> =
+            self.index.needed_in(number).map(|(group, place)| (place, group)).collect();
+        let bytes_max = (self.options.segment_bytes / 4) as usize;
+        if needed.len() * RECORD_HEADER > bytes_max {
+            return Ok(None);
+        }
+        needed.sort_unstable();
+        let mut records = Records::default();
+        for (place, group) in needed {
+            let bytes = self.read_record(place)?;
+            let Some(record) = record::read(&bytes) else {
+                unreachable!("a record that was read is whole");
+            };
+            debug_assert_eq!(record.group, group);
+            records.keep(&record);
+            if records.bytes() > bytes_max {
+                return Ok(None);
+            }
+        }
+        Ok(Some(records))
+    }
+
+    /// Who needs entries of a segment, most first.
+    fn holders(&self, number: u32) -> Vec<(PartitionId, usize)> {
+        let mut counts: BTreeMap<PartitionId, usize> = BTreeMap::new();
+        for (group, _) in self.index.needed_in(number) {
+            *counts.entry(group).or_default() += 1;
+        }
+        let mut counts: Vec<_> = counts.into_iter().collect();
+        counts.sort_by_key(|(group, count)| (std::cmp::Reverse(*count), *group));
+        counts
+    }
+
+    /// Drops the oldest segment: it becomes the spare if there is none and it is no larger than
+    /// others. One at a time and synced, so that what is left is always a run of numbers.
+    fn drop_segment(&mut self, number: u32) -> Result<()> {
+        let path = segment::path(&self.dir, number);
+        let spare = self.dir.join(SPARE);
+        let names = self.disk.list(&self.dir).map_err(failed("list", &self.dir))?;
+        let length = self.segments.remove(&number).map_or(0, |segment| segment.length);
+        let usual = length <= self.preallocated_length(self.options.segment_bytes + END as u64);
+        if usual && !names.iter().any(|name| name == SPARE) {
+            self.disk.rename(&path, &spare).map_err(failed("rename", &path))?;
+        } else {
+            self.disk.remove(&path).map_err(failed("remove", &path))?;
+        }
+        self.disk.sync_dir(&self.dir).map_err(failed("sync", &self.dir))?;
+        self.usage.syncs += 1;
+        self.index.forget(number);
+        Ok(())
+    }
+
+    /// The bytes of the record at `place`, header included, its checksum verified.
+    fn read_record(&self, place: Place) -> Result<Vec<u8>> {
+        let path = segment::path(&self.dir, place.segment);
+        let file = &self.segments[&place.segment].file;
+        let offset = u64::from(place.offset);
+        // Most records are small: one read gets header and payload.
+        let mut bytes =
+            file.read_range(offset, offset + READ_AHEAD).map_err(failed("read", &path))?;
+        let length = RECORD_HEADER + record::payload_length(&bytes).unwrap_or_default();
+        if length as u64 > READ_AHEAD {
+            let end = offset + length as u64;
+            bytes = file.read_range(offset, end).map_err(failed("read", &path))?;
+        }
+        bytes.truncate(length);
+        match record::read(&bytes) {
+            Some(_) => Ok(bytes),
+            None => Err(corrupt(&path, offset, "the checksum of a record is wrong")),
+        }
+    }
+}
+
+/// How much is read at once where a record starts.
+const READ_AHEAD: u64 = 1024;
+
+#[cfg(test)]
+mod tests;
