@@ -19,6 +19,7 @@ use crate::engine::tables::KeyHasher;
 use crate::engine::txn::Transactions;
 use crate::error::{Error, Listen, Result};
 use crate::ids::{Incarnation, Millis, NodeId, PartitionId};
+use crate::metrics::Usage;
 use crate::net::http;
 use crate::net::listen::{TcpListener, listen};
 use actix::{Actor, Addr, Context};
@@ -61,6 +62,8 @@ pub struct Birth {
     pub life: Incarnation,
     /// The wall clock.
     pub clock: fn() -> Millis,
+    /// What the process takes of the machine, where that can be told.
+    pub usage: fn() -> Option<Usage>,
     /// When it was born.
     pub started: Millis,
     /// Which boot of the machine this is.

@@ -5,6 +5,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::ids::{Incarnation, Millis, NodeId};
 use crate::logging;
+use crate::metrics::Usage;
 use actix_rt::{Arbiter, System};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -16,6 +17,25 @@ use tokio::sync::oneshot;
 pub fn wall_clock() -> Millis {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     Millis(now.map_or(0, |since| since.as_millis() as u64))
+}
+
+/// What this process takes of the machine; none where there is no Linux to tell it.
+fn usage() -> Option<Usage> {
+    /// The kernel tells times in ticks of a hundredth of a second, whatever its own clock does.
+    const TICKS: f64 = 100.0;
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kibibytes: u64 = resident.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // The second field, a name in brackets, may hold anything: count from its end.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut times = fields.split_whitespace().skip(11).map(str::parse::<f64>);
+    let (own, kernel) = (times.next()?.ok()?, times.next()?.ok()?);
+    Some(Usage {
+        resident: kibibytes * 1024,
+        kernel_seconds: kernel / TICKS,
+        own_seconds: own / TICKS,
+    })
 }
 
 /// Runs these nodes of a cluster in this process until SIGINT or SIGTERM. `ready` is called once
@@ -90,7 +110,14 @@ async fn launch(
     for handle in [&log, &archive] {
         handle.spawn_fn(move || logging::set_node(id));
     }
-    let birth = Birth { life: Incarnation(started.0), clock: wall_clock, started, boot, stop: give_up };
+    let birth = Birth {
+        life: Incarnation(started.0),
+        clock: wall_clock,
+        usage,
+        started,
+        boot,
+        stop: give_up,
+    };
     let (tell_begun, begun) = oneshot::channel();
     let (stop, told_to_stop) = oneshot::channel();
     let (tell_stopped, stopped) = oneshot::channel();
