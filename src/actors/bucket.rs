@@ -3,6 +3,9 @@
 //! Sessions are tasks on the Bucket's own arbiter, so a command for a key that lies here crosses
 //! no thread. The Bucket also gives its Sessions what they share ([`Local`]).
 
+mod moves;
+
+use self::moves::Moves;
 use crate::actors::book::Book;
 use crate::actors::local::{Feed, Local, Setup};
 use crate::actors::log::{Link, Persisted};
@@ -55,6 +58,7 @@ pub struct Bucket {
     /// Bytes of the core's tables, as they are counted into those of the node.
     counted: usize,
     local: Option<Rc<Local>>,
+    moves: Moves,
 }
 
 /// Operations to be executed, from a Session here or elsewhere.
@@ -158,7 +162,20 @@ pub struct NodeUp(pub Hello);
 /// A node cannot be reached; its life may be known to be over.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct NodeDown(pub NodeId, pub Option<Incarnation>);
+pub struct NodeDown {
+    /// The node.
+    pub node: NodeId,
+    /// The life that nobody listens for any more.
+    pub ended: Option<Incarnation>,
+    /// Whether the process closed its streams before: it is dead, beyond what a firewall can feign.
+    pub dead: bool,
+}
+
+/// The node stops: hand over what is led here. Answers how many partitions are still led here that
+/// another node could lead.
+#[derive(Message)]
+#[rtype(result = "usize")]
+pub struct HandOver;
 
 /// A client has connected.
 #[derive(Message)]
@@ -230,11 +247,7 @@ pub struct Report {
 
 impl Bucket {
     /// A Bucket around its core.
-    pub fn new(
-        core: core::Bucket<Redis>,
-        clock: fn() -> Millis,
-        setup: Setup,
-    ) -> Bucket {
+    pub fn new(core: core::Bucket<Redis>, clock: fn() -> Millis, setup: Setup) -> Bucket {
         Bucket {
             core,
             parked: Vec::new(),
@@ -245,6 +258,7 @@ impl Bucket {
             setup,
             counted: 0,
             local: None,
+            moves: Moves::default(),
         }
     }
 
@@ -283,15 +297,16 @@ impl Bucket {
         carry_raft(&book, &mut out.raft);
         for (partition, node, term) in out.leaders.drain(..) {
             book.hear_of_leader(partition, node, term);
+            self.moves.note(book.node, partition, node, term, now.wall);
             if node == book.node {
-                log::debug!(target: "raft", "leads partition {partition} in term {}", term.0);
                 let leads = Packet::Leads(partition, node, term);
                 book.peers.values().for_each(|peer| peer.do_send(Convey(leads.clone())));
             }
         }
         book.carry(&mut out.effects);
         for (parked, batch, replies) in out.completed.drain(..) {
-            if let Some(answer) = self.parked.get_mut(parked.place as usize).and_then(Option::take) {
+            if let Some(answer) = self.parked.get_mut(parked.place as usize).and_then(Option::take)
+            {
                 answer.give(batch, replies);
             }
         }
@@ -341,6 +356,7 @@ impl Actor for Bucket {
         ctx.run_interval(TICK, |bucket, _| {
             let now = bucket.now();
             bucket.core.tick(now, &mut bucket.out);
+            bucket.moves.tell();
             bucket.measure();
             if let Some(local) = &bucket.local {
                 local.tick(now.wall);
@@ -457,8 +473,20 @@ impl Handler<NodeUp> for Bucket {
 impl Handler<NodeDown> for Bucket {
     type Result = ();
 
-    fn handle(&mut self, NodeDown(node, ended): NodeDown, _: &mut Context<Self>) {
-        self.core.node_down(node, ended, &mut self.out);
+    fn handle(&mut self, down: NodeDown, _: &mut Context<Self>) {
+        let now = self.now();
+        self.core.node_down(down.node, down.ended, &mut self.out);
+        if down.dead {
+            self.core.leader_died(down.node, now);
+        }
+    }
+}
+
+impl Handler<HandOver> for Bucket {
+    type Result = usize;
+
+    fn handle(&mut self, _: HandOver, _: &mut Context<Self>) -> usize {
+        self.core.hand_over()
     }
 }
 

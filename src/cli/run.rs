@@ -26,6 +26,7 @@ pub fn run(config: Config, nodes: &[NodeId], ready: impl FnOnce(&Config, u64)) -
     System::new().block_on(async {
         let mut arbiters = Vec::new();
         let mut running = Vec::new();
+        let others_go_on = nodes.len() < config.nodes().len();
         let served = async {
             for &id in nodes {
                 running.push(launch(config.clone(), id, started, &mut arbiters).await?);
@@ -33,7 +34,7 @@ pub fn run(config: Config, nodes: &[NodeId], ready: impl FnOnce(&Config, u64)) -
             Ok(())
         };
         if let Err(error) = served.await {
-            stop(running).await;
+            stop(running, others_go_on).await;
             return Err(error);
         }
         let formed: Vec<oneshot::Receiver<()>> = running.iter_mut().map(Running::formed).collect();
@@ -48,13 +49,13 @@ pub fn run(config: Config, nodes: &[NodeId], ready: impl FnOnce(&Config, u64)) -
             biased;
             told = &mut stopping => {
                 told?;
-                stop(running).await;
+                stop(running, others_go_on).await;
                 return Ok(());
             }
             () = serving => ready(&config, wall_clock().0.saturating_sub(started.0)),
         }
         let told = stopping.await;
-        stop(running).await;
+        stop(running, others_go_on).await;
         told
     })
 }
@@ -63,7 +64,8 @@ pub fn run(config: Config, nodes: &[NodeId], ready: impl FnOnce(&Config, u64)) -
 struct Running {
     id: NodeId,
     formed: Option<oneshot::Receiver<()>>,
-    stop: oneshot::Sender<()>,
+    /// Says whether other nodes of the cluster go on.
+    stop: oneshot::Sender<bool>,
     stopped: oneshot::Receiver<()>,
 }
 
@@ -88,7 +90,8 @@ async fn launch(
     let disk = Arbiter::new();
     let log = disk.handle();
     log.spawn_fn(move || logging::set_node(id));
-    let birth = Birth { life: Incarnation(started.0), clock: wall_clock, started, boot, stop: give_up };
+    let birth =
+        Birth { life: Incarnation(started.0), clock: wall_clock, started, boot, stop: give_up };
     let (tell_begun, begun) = oneshot::channel();
     let (stop, told_to_stop) = oneshot::channel();
     let (tell_stopped, stopped) = oneshot::channel();
@@ -107,8 +110,8 @@ async fn launch(
         let formed = node.take_formed();
         let _ = tell_begun.send(Ok(formed));
         // Dropping the sender says stop as well.
-        let _ = told_to_stop.await;
-        node.stop().await;
+        let others_go_on = told_to_stop.await.unwrap_or_default();
+        node.stop(others_go_on).await;
         let _ = tell_stopped.send(());
     });
     arbiters.extend(own);
@@ -131,12 +134,12 @@ fn give_up(why: &str) {
     std::process::exit(1);
 }
 
-async fn stop(running: Vec<Running>) {
+async fn stop(running: Vec<Running>, others_go_on: bool) {
     let mut waiting = Vec::new();
     for Running { id, stop, stopped, .. } in running {
         log::info!(target: "node", "stopping node {id}");
         // A node that is gone has stopped.
-        let _ = stop.send(());
+        let _ = stop.send(others_go_on);
         waiting.push(stopped);
     }
     for stopped in waiting {

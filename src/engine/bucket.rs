@@ -8,6 +8,11 @@
 //! Once the mailbox is empty, [`Bucket::flush`] gives every partition that has something to do its
 //! turn: whatever arrived together is proposed together, logged together and sent together.
 
+mod leadership;
+
+pub use self::leadership::DRIFT_AFTER_MS;
+
+use self::leadership::Wishes;
 use crate::engine::batch::{Batch, Op, Replies};
 use crate::engine::consensus::Persist;
 use crate::engine::machine::{Access, Machine};
@@ -155,6 +160,7 @@ pub struct Bucket<M> {
     dirty: Vec<PartitionId>,
     is_dirty: Vec<bool>,
     turn: Turn,
+    wishes: Wishes,
 }
 
 impl<M: Machine> Bucket<M> {
@@ -177,6 +183,7 @@ impl<M: Machine> Bucket<M> {
             life,
             is_dirty: vec![false; partitions.len()],
             partitions,
+            wishes: Wishes::new(homes.clone()),
             neighbours: Neighbours::new(homes),
             parking: Parking::default(),
             tickets: BTreeMap::new(),
@@ -450,7 +457,8 @@ impl<M: Machine> Bucket<M> {
 
     /// Passes on what a turn brought.
     fn finish(&mut self, id: PartitionId, turn: &mut Turn, out: &mut Outbox) {
-        out.raft.extend(turn.messages.drain(..).map(|message| (message.to.node(), id, message.bytes)));
+        out.raft
+            .extend(turn.messages.drain(..).map(|message| (message.to.node(), id, message.bytes)));
         out.persists.extend(turn.persists.drain(..).map(|persist| (id, persist)));
         let fates = std::mem::take(&mut turn.fates);
         for &(waiter, fate) in &fates {
@@ -504,6 +512,7 @@ impl<M: Machine> Bucket<M> {
 
     /// A step of the groups' clocks: elections and heartbeats. To be called often, at any pace.
     pub fn beat(&mut self, now: Now) {
+        self.succeed(now);
         for index in 0..self.partitions.len() {
             let Some(partition) = &mut self.partitions[index] else { continue };
             let Some(journal) = partition.journal_mut() else { continue };
@@ -522,6 +531,7 @@ impl<M: Machine> Bucket<M> {
             partition.tick(now.wall, &self.neighbours, &mut out.effects);
             self.touch(PartitionId(index as u16));
         }
+        self.drift_back(now);
         self.expire(now.wall);
         let late = |(ticket, (_, _, until)): (&Ticket, &(Waiter, PartitionId, Millis))| {
             (*until <= now.wall).then_some(*ticket)
@@ -591,7 +601,8 @@ impl<M: Machine> Bucket<M> {
             let Some(partition) = &mut self.partitions[index] else { continue };
             let first = self.neighbours.homes.get(index) == Some(&partition.node());
             if let Some(journal) = partition.journal_mut()
-                && (first && journal.group().term() == 0 || journal.group().members().voters.len() == 1)
+                && (first && journal.group().term() == 0
+                    || journal.group().members().voters.len() == 1)
             {
                 journal.group_mut().campaign();
                 self.touch(PartitionId(index as u16));
