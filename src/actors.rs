@@ -4,6 +4,7 @@
 //! effects, send each where it belongs. Decisions are in `engine`; where something goes is in the
 //! [`book::Book`].
 
+pub mod archive;
 pub mod book;
 pub mod bucket;
 pub mod coordinator;

@@ -26,10 +26,12 @@ pub mod record;
 mod recovery;
 mod segment;
 pub mod snapshot;
+#[cfg(test)]
+mod tests;
 
 pub use directory::{Directory, Identity};
 pub use disk::{Disk, RealDisk};
 pub use log::{Options, SegmentLog};
 pub use record::Records;
 pub use recovery::{GroupLog, Recovered, Torn};
-pub use snapshot::Snapshots;
+pub use snapshot::{Snapshot, SnapshotReader, SnapshotReceiver, SnapshotWriter, Snapshots};

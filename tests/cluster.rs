@@ -14,6 +14,8 @@
 mod atomicity;
 #[path = "cluster/binary.rs"]
 mod binary;
+#[path = "cluster/catchup.rs"]
+mod catchup;
 #[path = "cluster/client.rs"]
 mod client;
 #[path = "cluster/commands.rs"]

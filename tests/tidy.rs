@@ -103,11 +103,8 @@ const CALLS: &[(&str, &str)] = &[
 ];
 
 /// Sources that are compiled for tests only, beside every `tests.rs`.
-const TEST_FILES: &[&str] = &[
-    "src/engine/script.rs",
-    "src/engine/simulation.rs",
-    "src/engine/consensus/simulation.rs",
-];
+const TEST_FILES: &[&str] =
+    &["src/engine/script.rs", "src/engine/simulation.rs", "src/engine/consensus/simulation.rs"];
 
 /// Files that may hold one of [`CALLS`] all the same, each with its reason.
 const EXCUSED: &[(&str, &str)] = &[];
@@ -539,7 +536,7 @@ mod planted {
     fn a_foreign_crate_out_of_its_place() {
         caught("src/engine/locks.rs", "use actix::prelude::*;", "`actix` is met in");
         caught("src/net/listen.rs", "fn f() { actix_rt::spawn(g()); }", "`actix_rt`");
-        caught("src/net/frame.rs", "use rmp_serde;", "`rmp_serde` is met in src/net/packet");
+        caught("src/net/frame.rs", "use rmp_serde;", "`rmp_serde` is met in");
         caught("src/cli/node.rs", "use fern as logger;", "`fern`");
         caught("src/command/spec.rs", "use tokio::sync;", "`tokio`");
         caught("src/actors/peer.rs", "use tokio::net::TcpStream;", "`tokio::net` is met in");

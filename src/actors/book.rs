@@ -5,11 +5,13 @@
 //! who asks does not know. The one thing in it that changes is who leads a partition: a number per
 //! partition that only ever moves to later terms, so it needs no lock and no message.
 
+use crate::actors::archive::{self, Archive};
 use crate::actors::bucket::{self, Bucket, Execute};
 use crate::actors::coordinator::{self, Coordinator};
 use crate::actors::lock_manager::{self, LockManager};
 use crate::actors::peer::{Convey, Peer};
 use crate::engine::partition::Effect;
+use crate::engine::partition::snapshots::ToArchive;
 use crate::engine::protocol::{Term, ToCoordinator, ToLocks, ToPartition};
 use crate::ids::{NodeId, PartitionId};
 use crate::net::packet::Packet;
@@ -35,6 +37,8 @@ pub struct Book {
     pub coordinator: Addr<Coordinator>,
     /// This node's lock manager.
     pub locks: Addr<LockManager>,
+    /// This node's snapshots, if it keeps any.
+    pub archive: Option<Addr<Archive>>,
     /// Who leads each partition, as a [`Leadership`].
     leaders: Vec<AtomicU64>,
     /// The destination of each other node, by its id.
@@ -66,6 +70,7 @@ impl Book {
         peers: BTreeMap<NodeId, Addr<Peer>>,
         coordinator: Addr<Coordinator>,
         locks: Addr<LockManager>,
+        archive: Option<Addr<Archive>>,
     ) -> Arc<Book> {
         let mut destinations: Vec<Recipient<Execute>> =
             buckets.iter().map(|bucket| bucket.clone().recipient()).collect();
@@ -88,6 +93,7 @@ impl Book {
             peers,
             coordinator,
             locks,
+            archive,
             of_node,
             destinations,
         })
@@ -174,6 +180,13 @@ impl Book {
     /// Tells this node's lock manager.
     pub fn tell_locks(&self, message: ToLocks) {
         self.locks.do_send(lock_manager::ForLocks(message));
+    }
+
+    /// Asks this node's archive on behalf of a partition.
+    pub fn tell_archive(&self, partition: PartitionId, order: ToArchive) {
+        if let Some(archive) = &self.archive {
+            archive.do_send(archive::Ordered(partition, order));
+        }
     }
 
     /// Carries out what a partition wants done.

@@ -19,6 +19,7 @@ use crate::command::spec::Spec;
 use crate::engine::barrier::{Hello, Standing};
 use crate::engine::batch::{Batch, Replies};
 use crate::engine::bucket::{self as core, Executed, Outbox};
+use crate::engine::partition::snapshots::FromArchive;
 use crate::engine::protocol::{Refusal, Ticket, ToPartition};
 use crate::ids::{Incarnation, Millis, NodeId, Now, PartitionId};
 use crate::metrics::Counters;
@@ -143,6 +144,16 @@ pub struct Granted {
     /// Which request.
     pub ticket: Ticket,
 }
+
+/// The node's archive of snapshots has news for a partition.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Archived(pub PartitionId, pub FromArchive<Redis>);
+
+/// Have a snapshot made of this partition, if it is here.
+#[derive(Clone, Copy, Message)]
+#[rtype(result = "()")]
+pub struct Snapshot(pub PartitionId);
 
 /// The address book is ready.
 #[derive(Message)]
@@ -293,6 +304,10 @@ impl Bucket {
         }
         if let Some(log) = &self.log {
             log.append(&mut out.persists);
+            log.cover(&mut out.covered);
+        }
+        for (partition, order) in out.archive.drain(..) {
+            book.tell_archive(partition, order);
         }
         carry_raft(&book, &mut out.raft);
         for (partition, node, term) in out.leaders.drain(..) {
@@ -417,6 +432,23 @@ impl Handler<Persisted> for Bucket {
         for (partition, number) in numbers {
             self.core.persisted(partition, number);
         }
+    }
+}
+
+impl Handler<Archived> for Bucket {
+    type Result = ();
+
+    fn handle(&mut self, Archived(partition, news): Archived, _: &mut Context<Self>) {
+        let now = self.now();
+        self.core.archived(partition, news, now, &mut self.out);
+    }
+}
+
+impl Handler<Snapshot> for Bucket {
+    type Result = ();
+
+    fn handle(&mut self, Snapshot(partition): Snapshot, _: &mut Context<Self>) {
+        self.core.snapshot(partition, &mut self.out);
     }
 }
 

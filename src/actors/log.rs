@@ -7,7 +7,7 @@
 //! A disk that refuses stops the node: what could not be written or synced was not acknowledged, and
 //! nothing after it will be.
 
-use crate::actors::bucket::Bucket;
+use crate::actors::bucket::{self, Bucket};
 use crate::config::Durability;
 use crate::engine::consensus::Persist;
 use crate::ids::PartitionId;
@@ -40,6 +40,8 @@ pub struct Log {
     waiting: Vec<Vec<(PartitionId, u64)>>,
     /// Whether anybody waits for that sync.
     urgent: bool,
+    /// A log that is longer asks for snapshots of what keeps it from being collected.
+    bytes_max: u64,
     stop: Stop,
 }
 
@@ -82,11 +84,12 @@ pub struct Finish;
 pub struct Observe;
 
 impl Log {
-    /// The log and the directory around it, as they were opened.
-    pub fn new(log: SegmentLog, directory: Directory, stop: Stop) -> Log {
+    /// The log and the directory around it, as they were opened. Once it is longer than
+    /// `bytes_max`, it asks for a snapshot of the partition that needs most of its beginning.
+    pub fn new(log: SegmentLog, directory: Directory, bytes_max: u64, stop: Stop) -> Log {
         let (buckets, waiting) = (Vec::new(), Vec::new());
         let records = Records::default();
-        Log { log, directory, buckets, records, waiting, urgent: false, stop }
+        Log { log, directory, buckets, records, waiting, urgent: false, bytes_max, stop }
     }
 
     /// One write and one sync for all that has come, and word of it to all who asked.
@@ -110,6 +113,24 @@ impl Log {
         }
     }
 
+    /// Drops what nobody needs, and has a snapshot made of whoever needs what is too old.
+    fn collect(&mut self) {
+        match self.log.collect() {
+            Ok(collected) => {
+                if collected.dropped > 0 {
+                    log::debug!(target: "log", "dropped {} segments", collected.dropped);
+                }
+                if let Some((holder, _)) = collected.held_by.first()
+                    && self.log.usage().written > self.bytes_max
+                {
+                    let snapshot = bucket::Snapshot(*holder);
+                    self.buckets.iter().for_each(|bucket| bucket.do_send(snapshot));
+                }
+            }
+            Err(error) => (self.stop)(&error.to_string()),
+        }
+    }
+
     fn sync(&mut self) {
         self.flush();
         if let Err(error) = self.log.sync() {
@@ -124,13 +145,7 @@ impl Actor for Log {
     fn started(&mut self, ctx: &mut Context<Self>) {
         ctx.set_mailbox_capacity(MAILBOX);
         ctx.run_interval(SYNC_EVERY, |log, _| log.sync());
-        ctx.run_interval(COLLECT_EVERY, |log, _| match log.log.collect() {
-            Ok(collected) if collected.dropped > 0 => {
-                log::debug!(target: "log", "dropped {} segments", collected.dropped);
-            }
-            Ok(_) => {}
-            Err(error) => (log.stop)(&error.to_string()),
-        });
+        ctx.run_interval(COLLECT_EVERY, |log, _| log.collect());
         ctx.spawn(Drained);
     }
 }
@@ -253,6 +268,17 @@ impl Link {
             }
         }
         self.log.do_send(Append { bucket: self.bucket, records, numbers, sync });
+    }
+
+    /// Notes that durable snapshots hold everything up to these entries. Nobody waits for it.
+    pub fn cover(&self, covered: &mut Vec<(PartitionId, u64)>) {
+        if covered.is_empty() {
+            return;
+        }
+        let mut records = Records::default();
+        covered.drain(..).for_each(|(partition, index)| records.covered(partition, index));
+        let append = Append { bucket: self.bucket, records, numbers: Vec::new(), sync: false };
+        self.log.do_send(append);
     }
 
     /// Stops the node.

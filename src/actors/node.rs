@@ -1,5 +1,6 @@
 //! A node: its actors, placed and wired, and its listening sockets.
 
+use crate::actors::archive::{self, Archive};
 use crate::actors::book::Book;
 use crate::actors::bucket::{self, Bucket};
 use crate::actors::coordinator::{self, Coordinator};
@@ -45,13 +46,15 @@ const HTTP_QUEUE: usize = 64;
 pub enum Placement {
     /// All on the current arbiter.
     Here,
-    /// A Bucket on each of these; the Log on one of its own; everything else on the current one,
-    /// which is the first of them.
+    /// A Bucket on each of these; Log and Archive on one of their own; everything else on the
+    /// current one, which is the first of the Buckets'.
     On {
         /// For the Buckets.
         buckets: Vec<ArbiterHandle>,
         /// For the Log.
         log: ArbiterHandle,
+        /// For the Archive.
+        archive: ArbiterHandle,
     },
 }
 
@@ -153,10 +156,18 @@ pub async fn start(
                 core.place(found.partition(&config, partition, id, birth.life, hasher)?);
             }
         }
+        core.snapshot_after(recovery::share(&config, id, config.replication.snapshot_after));
         cores.push(core);
     }
     let buckets = start_buckets(cores, birth, &setup, &placement);
-    let log = found.map(|found| start_log(found, birth.stop, &placement));
+    let (log, archive) = match found {
+        Some(found) => {
+            found.tell();
+            let (log, archive) = start_disk(found, &config, hasher, birth.stop, &placement);
+            (Some(log), Some(archive))
+        }
+        None => (None, None),
+    };
     let others: Vec<NodeId> =
         config.nodes().iter().map(|node| node.id).filter(|node| *node != id).collect();
     let mut links = BTreeMap::new();
@@ -181,6 +192,7 @@ pub async fn start(
         links.clone(),
         coordinator.clone(),
         locks.clone(),
+        archive.clone(),
     );
     let refused = Arc::new(AtomicUsize::new(0));
     let metrics =
@@ -188,6 +200,9 @@ pub async fn start(
     // Mailboxes keep the order, so whatever a Peer brings finds every book in place.
     if let Some(log) = &log {
         log.do_send(disk::Wire(buckets.clone()));
+    }
+    if let Some(archive) = &archive {
+        archive.do_send(archive::Wire(book.clone()));
     }
     for (number, bucket) in buckets.iter().enumerate() {
         let link =
@@ -250,11 +265,24 @@ fn start_buckets(
     cores.into_iter().enumerate().map(start).collect()
 }
 
-fn start_log(found: Found, stop: Stop, placement: &Placement) -> Addr<Log> {
-    let log = move |_: &mut Context<Log>| Log::new(found.log, found.directory, stop);
+/// Starts the actors that write to the disk.
+fn start_disk(
+    found: Found,
+    config: &Config,
+    hasher: KeyHasher,
+    stop: Stop,
+    placement: &Placement,
+) -> (Addr<Log>, Addr<Archive>) {
+    let Found { directory, log, snapshots, .. } = found;
+    let log_bytes_max = config.replication.snapshot_after + config.replication.retain;
+    let log = move |_: &mut Context<Log>| Log::new(log, directory, log_bytes_max, stop);
+    let archive = move |_: &mut Context<Archive>| Archive::new(snapshots, hasher, stop);
     match placement {
-        Placement::On { log: arbiter, .. } => Log::start_in_arbiter(arbiter, log),
-        Placement::Here => Log::create(log),
+        Placement::On { log: log_on, archive: archive_on, .. } => (
+            Log::start_in_arbiter(log_on, log),
+            Archive::start_in_arbiter(archive_on, archive),
+        ),
+        Placement::Here => (Log::create(log), Archive::create(archive)),
     }
 }
 

@@ -5,6 +5,7 @@
 //! one write. When either stream breaks, both are dropped with all that was queued: what a new
 //! link carries was said after the old one broke, and nothing said before is repeated.
 
+use crate::actors::archive;
 use crate::actors::book::Book;
 use crate::actors::bucket::{self, Answer, Execute, Failure};
 use crate::actors::coordinator;
@@ -404,6 +405,11 @@ impl Peer {
             Packet::Partition(to, message) => book.tell_here(to, message),
             Packet::Raft(messages) => self.on_raft(messages, &book),
             Packet::Leads(partition, node, term) => book.hear_of_leader(partition, node, term),
+            Packet::Transfer(transfer) => {
+                if let Some(archive) = &book.archive {
+                    archive.do_send(archive::Carried(self.other, transfer));
+                }
+            }
             Packet::Coordinator(message) => book.tell_coordinator(book.node, message),
             Packet::Ready => {
                 let hello = self.guest.as_ref().or(self.met.as_ref());

@@ -2,17 +2,28 @@
 
 use crate::command::Redis;
 use crate::config::{Config, Durability};
-use crate::engine::consensus::{Group, Recovered as RecoveredGroup, ReplicaId, Setup};
+use crate::engine::consensus::{
+    Group, Recovered as RecoveredGroup, ReplicaId, Setup, SnapshotMeta,
+};
 use crate::engine::partition::Partition;
 use crate::engine::replica::Replica;
+use crate::engine::snapshot::Restorer;
 use crate::engine::tables::KeyHasher;
-use crate::error::{Error, Result};
-use crate::ids::{Incarnation, NodeId, PartitionId};
-use crate::storage::{Directory, GroupLog, Identity, Options, RealDisk, Recovered, SegmentLog};
+use crate::error::{Corrupt, Error, Result};
+use crate::ids::{Incarnation, NodeId, PartitionId, TableIndex};
+use crate::storage::{
+    Directory, GroupLog, Identity, Options, RealDisk, Records, SegmentLog, Snapshot,
+    SnapshotReader, Snapshots, Torn,
+};
 use std::collections::BTreeMap;
+use std::path::Path;
+use tokio::time::Instant;
 
 /// Ticks of a group's clock between two heartbeats.
 const HEARTBEAT_TICKS: usize = 2;
+
+/// A segment is preallocated by so many bytes at a time.
+const STEP_BYTES: u64 = 4 << 20;
 
 /// A node's disk, opened.
 pub struct Found {
@@ -20,7 +31,17 @@ pub struct Found {
     pub directory: Directory,
     /// The log, ready to be appended to.
     pub log: SegmentLog,
+    /// The snapshots.
+    pub snapshots: Snapshots,
     groups: BTreeMap<PartitionId, GroupLog>,
+    latest: BTreeMap<PartitionId, Snapshot>,
+    begun: Instant,
+    /// Log records that were read, and the tail that was cut.
+    records: u64,
+    torn: Option<Torn>,
+    /// Partitions and their items made of it so far.
+    partitions: usize,
+    items: usize,
 }
 
 /// Opens a node's data directory and reads its log.
@@ -28,26 +49,83 @@ pub struct Found {
 /// # Errors
 /// When it is another's, in use, damaged or cannot be written: with the file named.
 pub fn open(config: &Config, node: NodeId, boot: &str) -> Result<Found> {
+    let begun = Instant::now();
     let owner = Identity { cluster: config.cluster().to_owned(), node };
     let path = config.data_of(node);
     let mut directory = Directory::open(RealDisk, &path, owner.clone())?;
-    let options =
-        Options { segment_bytes: config.replication.segment as u64, ..Options::new(owner) };
-    let (log, found) = SegmentLog::open(RealDisk, &directory.log_dir(), options)?;
-    tell(&found, &path.display().to_string());
+    let snapshots = Snapshots::open(RealDisk, &directory.snapshots_dir())?;
+    let mut latest = BTreeMap::new();
+    for snapshot in snapshots.all()? {
+        // The last one stands: a removal of those before it may have been cut off.
+        latest.insert(snapshot.partition, snapshot);
+    }
+    let timing = config.replication;
+    let options = Options {
+        segment_bytes: timing.segment,
+        step_bytes: STEP_BYTES.min(timing.segment),
+        retain_bytes: timing.retain,
+        ..Options::new(owner)
+    };
+    let (mut log, found) = SegmentLog::open(RealDisk, &directory.log_dir(), options)?;
+    match_up(&latest, &found.groups, &mut log, &directory.snapshots_dir())?;
     directory.mark_running(boot)?;
-    Ok(Found { directory, log, groups: found.groups })
+    Ok(Found {
+        directory,
+        log,
+        snapshots,
+        groups: found.groups,
+        latest,
+        begun,
+        records: found.records,
+        torn: found.torn,
+        partitions: 0,
+        items: 0,
+    })
 }
 
-fn tell(found: &Recovered, path: &str) {
-    if found.records > 0 {
-        let (records, groups) = (found.records, found.groups.len());
-        log::info!(target: "log", "recovered {records} records of {groups} partitions from {path}");
+/// Sees to it that log and snapshots belong together.
+///
+/// A log that begins behind a snapshot needs that one or a later one. The other way round, a node
+/// may have died between a snapshot and the word of it in the log, which is said now: what is
+/// appended next has to follow something.
+fn match_up(
+    latest: &BTreeMap<PartitionId, Snapshot>,
+    groups: &BTreeMap<PartitionId, GroupLog>,
+    log: &mut SegmentLog,
+    dir: &Path,
+) -> Result<()> {
+    let index = |id: &PartitionId| latest.get(id).map_or(0, |snapshot| snapshot.index);
+    if let Some((id, group)) = groups.iter().find(|(id, group)| group.covered > index(id)) {
+        let covered = group.covered;
+        let problem = format!("the snapshot of partition {id} at entry {covered} is missing");
+        return Err(Error::Corrupt(Corrupt { file: dir.to_owned(), offset: 0, problem }));
     }
-    if let Some(torn) = &found.torn {
-        let (file, offset) = (torn.file.display(), torn.offset);
-        log::warn!(target: "log", "log tail torn at byte {offset} of {file}, cut");
+    let mut records = Records::default();
+    for (id, snapshot) in latest {
+        if groups.get(id).is_none_or(|group| group.covered < snapshot.index) {
+            records.covered(*id, snapshot.index);
+        }
     }
+    log.write(&records).and_then(|()| log.sync())
+}
+
+/// The replica that a snapshot holds, and what the snapshot says about itself.
+///
+/// # Errors
+/// [`Error::Corrupt`] names file and offset.
+pub fn restore(
+    mut reader: SnapshotReader,
+    id: PartitionId,
+    hasher: KeyHasher,
+) -> Result<(SnapshotMeta, Replica<Redis>)> {
+    let meta = SnapshotMeta::from_bytes(reader.meta());
+    let meta = meta.ok_or_else(|| reader.damaged("what it says about itself makes no sense"))?;
+    let mut restorer = Restorer::new(id, hasher);
+    while let Some(chunk) = reader.next_chunk()? {
+        restorer.push(&chunk).map_err(|damaged| reader.damaged(&damaged.to_string()))?;
+    }
+    let replica = restorer.finish().map_err(|damaged| reader.damaged(&damaged.to_string()))?;
+    Ok((meta, replica))
 }
 
 impl Found {
@@ -64,26 +142,62 @@ impl Found {
         hasher: KeyHasher,
     ) -> Result<Partition<Redis>> {
         let log = self.groups.remove(&id).unwrap_or_default();
+        let latest = self.latest.remove(&id);
+        let restored = match &latest {
+            Some(snapshot) => Some(restore(self.snapshots.read(snapshot)?, id, hasher)?),
+            None => None,
+        };
+        let (snapshot, replica) = restored.unzip();
+        let replica = replica.unwrap_or_else(|| Replica::new(id, hasher));
         let voters = config.replicas_of(id);
         let voters = voters.into_iter().map(|node| ReplicaId::new(node, 1)).collect();
         let generation = self.directory.replica() as u32;
-        let seed = hasher.hash(&[life.0, u64::from(node.0), u64::from(id.0)].map(u64::to_le_bytes).concat());
+        let seed = hasher
+            .hash(&[life.0, u64::from(node.0), u64::from(id.0)].map(u64::to_le_bytes).concat());
         let mut setup = Setup::new(ReplicaId::new(node, generation), voters, seed);
         let timing = config.replication;
         setup.tick_ms = (timing.heartbeat.as_millis() as u64 / HEARTBEAT_TICKS as u64).max(1);
         setup.heartbeat_ticks = HEARTBEAT_TICKS;
         setup.election_ticks =
             (timing.election_timeout.as_millis() as u64).div_ceil(setup.tick_ms) as usize;
-        setup.retain_bytes = config.replication.retain as u64;
+        setup.retain_bytes = share(config, node, config.replication.retain);
         let recovered = RecoveredGroup {
             state: log.state.map(Into::into),
-            snapshot: None,
+            snapshot: snapshot.clone(),
             entries: log.entries,
         };
         let group = Group::new(&setup, recovered, 0)
             .map_err(|why| Error::Config(format!("partition {id} cannot be recovered: {why}")))?;
-        Ok(Partition::replicated(id, node, life, Replica::new(id, hasher), group))
+        self.partitions += 1;
+        self.items += TableIndex::all().map(|table| replica.tables().len(table)).sum::<usize>();
+        let mut partition = Partition::replicated(id, node, life, replica, group);
+        if let (Some(meta), Some(latest)) = (snapshot, latest) {
+            partition.recovered_from(meta, latest.bytes);
+        }
+        Ok(partition)
     }
+
+    /// Says what was found, once all partitions are made of it.
+    pub fn tell(&self) {
+        let torn = self.torn.as_ref().map(|torn| format!(", {torn}")).unwrap_or_default();
+        let Found { items, records, partitions, .. } = self;
+        if *items > 0 || *records > 0 || self.torn.is_some() {
+            let seconds = self.begun.elapsed().as_secs_f64();
+            log::info!(
+                target: "log",
+                "recovered {items} items of {partitions} partitions and {records} log records in \
+                 {seconds:.1} s{torn}"
+            );
+        }
+    }
+}
+
+/// A partition's part of what is allowed to a node.
+pub fn share(config: &Config, node: NodeId, bytes: u64) -> u64 {
+    let kept = |id: &PartitionId| {
+        is_logged(config.class_of(*id).durability) && config.replicas_of(*id).contains(&node)
+    };
+    bytes / ((0..config.groups()).map(PartitionId).filter(kept).count() as u64).max(1)
 }
 
 /// Whether partitions of a class are kept in a log at all.

@@ -87,15 +87,16 @@ async fn launch(
     for handle in &handles {
         handle.spawn_fn(move || logging::set_node(id));
     }
-    let disk = Arbiter::new();
-    let log = disk.handle();
-    log.spawn_fn(move || logging::set_node(id));
-    let birth =
-        Birth { life: Incarnation(started.0), clock: wall_clock, started, boot, stop: give_up };
+    let disks = [Arbiter::new(), Arbiter::new()];
+    let [log, archive] = [&disks[0], &disks[1]].map(Arbiter::handle);
+    for handle in [&log, &archive] {
+        handle.spawn_fn(move || logging::set_node(id));
+    }
+    let birth = Birth { life: Incarnation(started.0), clock: wall_clock, started, boot, stop: give_up };
     let (tell_begun, begun) = oneshot::channel();
     let (stop, told_to_stop) = oneshot::channel();
     let (tell_stopped, stopped) = oneshot::channel();
-    let placement = Placement::On { buckets: handles.clone(), log };
+    let placement = Placement::On { buckets: handles.clone(), log, archive };
     let lost = || Error::Io("starting a node".into(), std::io::Error::other("its thread ended"));
     let Some(first) = handles.first() else { return Err(lost()) };
     first.spawn(async move {
@@ -115,7 +116,7 @@ async fn launch(
         let _ = tell_stopped.send(());
     });
     arbiters.extend(own);
-    arbiters.push(disk);
+    arbiters.extend(disks);
     let formed = begun.await.map_err(|_| lost())??;
     Ok(Running { id, formed, stop, stopped })
 }

@@ -17,6 +17,7 @@ use crate::engine::batch::{Batch, Op, Replies};
 use crate::engine::consensus::Persist;
 use crate::engine::machine::{Access, Machine};
 use crate::engine::partition::journal::{Fate, Turn, Waiter};
+use crate::engine::partition::snapshots::{FromArchive, ToArchive};
 use crate::engine::partition::{Effect, Neighbours, Partition, Took};
 use crate::engine::protocol::{Refusal, Term, Ticket, ToPartition};
 use crate::engine::tables::KeyHasher;
@@ -67,6 +68,10 @@ pub struct Outbox {
     pub completed: Vec<(Parked, Batch, Replies)>,
     /// Who leads a partition from now on, and in which term.
     pub leaders: Vec<(PartitionId, NodeId, Term)>,
+    /// What the node's archive of snapshots is asked; [`Bucket::archived`] takes its news.
+    pub archive: Vec<(PartitionId, ToArchive)>,
+    /// Durable snapshots hold everything up to these entries: the log need not.
+    pub covered: Vec<(PartitionId, u64)>,
     /// Why the node has to stop: what its log holds cannot be read.
     pub fatal: Option<String>,
 }
@@ -161,6 +166,9 @@ pub struct Bucket<M> {
     is_dirty: Vec<bool>,
     turn: Turn,
     wishes: Wishes,
+    /// The log that a partition may write between two snapshots.
+    snapshot_after: u64,
+    orders: Vec<ToArchive>,
 }
 
 impl<M: Machine> Bucket<M> {
@@ -194,6 +202,8 @@ impl<M: Machine> Bucket<M> {
             counts: Counts::default(),
             dirty: Vec::new(),
             turn: Turn::default(),
+            snapshot_after: u64::MAX,
+            orders: Vec::new(),
         }
     }
 
@@ -234,6 +244,11 @@ impl<M: Machine> Bucket<M> {
     /// Whether expired items are removed by themselves from now on.
     pub fn expire_actively(&mut self, active: bool) {
         self.expires_actively = active;
+    }
+
+    /// A partition is copied to a snapshot when its log has grown by so many bytes.
+    pub fn snapshot_after(&mut self, bytes: u64) {
+        self.snapshot_after = bytes;
     }
 
     /// Bytes of its tables.
@@ -372,6 +387,24 @@ impl<M: Machine> Bucket<M> {
         }
     }
 
+    /// Has a snapshot of a partition made, however little it is due.
+    pub fn snapshot(&mut self, id: PartitionId, out: &mut Outbox) {
+        if let Some(Some(partition)) = self.partitions.get_mut(id.index()) {
+            partition.ask_for_snapshot(&mut self.orders);
+            out.archive.extend(self.orders.drain(..).map(|order| (id, order)));
+        }
+    }
+
+    /// Takes news of the node's archive for a partition.
+    pub fn archived(&mut self, id: PartitionId, news: FromArchive<M>, now: Now, out: &mut Outbox) {
+        if let Some(Some(partition)) = self.partitions.get_mut(id.index()) {
+            let covered = partition.archived(news, now, &mut self.orders);
+            out.archive.extend(self.orders.drain(..).map(|order| (id, order)));
+            out.covered.extend(covered.map(|index| (id, index)));
+            self.touch(id);
+        }
+    }
+
     /// The lock manager grants a request.
     pub fn granted(&mut self, id: PartitionId, ticket: Ticket, now: Now, out: &mut Outbox) {
         let Some(Some(partition)) = self.partitions.get_mut(id.index()) else { return };
@@ -460,6 +493,7 @@ impl<M: Machine> Bucket<M> {
         out.raft
             .extend(turn.messages.drain(..).map(|message| (message.to.node(), id, message.bytes)));
         out.persists.extend(turn.persists.drain(..).map(|persist| (id, persist)));
+        out.archive.extend(turn.orders.drain(..).map(|order| (id, order)));
         let fates = std::mem::take(&mut turn.fates);
         for &(waiter, fate) in &fates {
             match fate {
@@ -529,6 +563,11 @@ impl<M: Machine> Bucket<M> {
         for index in 0..self.partitions.len() {
             let Some(partition) = &mut self.partitions[index] else { continue };
             partition.tick(now.wall, &self.neighbours, &mut out.effects);
+            if partition.snapshot_is_due(self.snapshot_after, now.mono) {
+                partition.ask_for_snapshot(&mut self.orders);
+                let orders = self.orders.drain(..);
+                out.archive.extend(orders.map(|order| (PartitionId(index as u16), order)));
+            }
             self.touch(PartitionId(index as u16));
         }
         self.drift_back(now);
@@ -583,8 +622,15 @@ impl<M: Machine> Bucket<M> {
         if let Some(life) = ended {
             self.neighbours.gone(node, life);
         }
-        for partition in self.partitions.iter_mut().flatten() {
+        for index in 0..self.partitions.len() {
+            let Some(partition) = &mut self.partitions[index] else { continue };
             partition.coordinator_lost(node, &mut out.effects);
+            if let Some(journal) = partition.journal_mut() {
+                // What was on its way to it is lost: a leader sends it again.
+                let there = journal.group().members().of_node(node);
+                there.into_iter().for_each(|id| journal.group_mut().unreachable(id));
+                self.touch(PartitionId(index as u16));
+            }
         }
     }
 

@@ -32,7 +32,7 @@
 //! as committed: a leader proposes a change only after the one before is applied.
 //!
 //! **Reads** are answered under a lease ([`Group::holds_lease`]) or, while there is none, after a
-//! confirmation asked for later than they came ([`Group::confirm`]). See [`lease`](self::lease).
+//! confirmation asked for later than they came ([`Group::confirm`]). See [`lease`].
 //!
 //! **Snapshots** travel outside raft: the leader's caller makes one and offers it
 //! ([`Group::offer_snapshot`]); what [`Output::snapshots`] then says is stream the bulk to that
@@ -44,7 +44,10 @@ mod bridge;
 mod lease;
 mod log;
 mod members;
+mod output;
 mod pace;
+mod rules;
+mod setup;
 mod wire;
 
 #[cfg(test)]
@@ -55,10 +58,15 @@ mod tests;
 pub use self::lease::Ticket;
 pub use self::log::{HEAD_BYTES, Head};
 pub use self::members::{MemberChange, Members, ReplicaId};
+pub use self::output::{
+    Committed, Envelope, Incoming, Logged, Outgoing, Output, Persist, STATE_BYTES, SnapshotMeta,
+};
+pub use self::setup::{Recovered, Setup};
 
 use self::lease::{Lease, Promise};
 use self::log::Log;
 use self::pace::{Ticks, Timeouts};
+use self::rules::{Rule, kept};
 use crate::ids::NodeId;
 use bytes::Bytes;
 use protobuf::Message as _;
@@ -72,12 +80,6 @@ pub const MESSAGE_BYTES_MAX: usize = 1 << 30;
 
 /// The longest proposal: with its message around it, it still fits.
 pub const PROPOSAL_BYTES_MAX: usize = MESSAGE_BYTES_MAX / 2;
-
-/// The bytes of a logged state: term and vote.
-pub const STATE_BYTES: usize = 16;
-
-/// Clocks are trusted to run at the same speed but for one part in so many.
-const CLOCK_DRIFT_PART: u64 = 10;
 
 /// Where a proposal stands in the log. Only if the entry that is applied at `index` is of `term` was
 /// it this one.
@@ -110,204 +112,6 @@ impl From<StateRole> for Role {
     }
 }
 
-/// What a replica is born with.
-#[derive(Clone, Debug)]
-pub struct Setup {
-    /// Itself.
-    pub id: ReplicaId,
-    /// The voters of the group's first configuration: the same at every replica, for ever. Later
-    /// ones are in the log and in snapshots.
-    pub voters: Vec<ReplicaId>,
-    /// Where its dice come from.
-    pub seed: u64,
-    /// The time of a tick, in ms.
-    pub tick_ms: u64,
-    /// A follower stands for election after this many to twice as many ticks without a leader. At
-    /// least 4, and more than `heartbeat_ticks`.
-    pub election_ticks: usize,
-    /// A leader is heard every so many ticks.
-    pub heartbeat_ticks: usize,
-    /// The entries of one append are cut after this many bytes; one entry may be longer.
-    pub append_bytes_max: u64,
-    /// The appends under way to one follower.
-    pub appends_max: usize,
-    /// What a leader appends beyond what is committed; more is refused.
-    pub uncommitted_bytes_max: u64,
-    /// How many bytes of entries that are in a snapshot stay in memory for slow followers.
-    pub retain_bytes: u64,
-}
-
-impl Setup {
-    /// The defaults: a leader is missed after half a second to a second.
-    pub fn new(id: ReplicaId, voters: Vec<ReplicaId>, seed: u64) -> Setup {
-        Setup {
-            id,
-            voters,
-            seed,
-            tick_ms: 50,
-            election_ticks: 10,
-            heartbeat_ticks: 2,
-            append_bytes_max: 1 << 20,
-            appends_max: 256,
-            uncommitted_bytes_max: 64 << 20,
-            retain_bytes: 4 << 20,
-        }
-    }
-
-    /// For how long a voter that heard its leader votes for nobody, in ms.
-    ///
-    /// Two ticks less than the shortest election timeout: so much may be lost at the ends of ticks,
-    /// and a promise must not outlive the time after which others may stand.
-    pub fn promise_ms(&self) -> u64 {
-        (self.election_ticks as u64).saturating_sub(2) * self.tick_ms
-    }
-
-    /// For how long a confirmed leader answers reads, in ms from the asking.
-    pub fn lease_ms(&self) -> u64 {
-        self.promise_ms() - self.promise_ms() / CLOCK_DRIFT_PART
-    }
-
-    fn config(&self, applied: u64) -> raft::Config {
-        raft::Config {
-            id: self.id.0,
-            election_tick: self.election_ticks,
-            heartbeat_tick: self.heartbeat_ticks,
-            applied,
-            max_size_per_msg: self.append_bytes_max,
-            max_inflight_msgs: self.appends_max,
-            max_uncommitted_size: self.uncommitted_bytes_max,
-            check_quorum: true,
-            pre_vote: true,
-            // Followers learn what is committed from the next append or heartbeat: half the
-            // messages, and only the leader answers clients.
-            skip_bcast_commit: true,
-            // `LeaseBased` would check no clock.
-            read_only_option: raft::ReadOnlyOption::Safe,
-            // With links that lose messages, batched appends committed diverging logs.
-            batch_append: false,
-            ..raft::Config::default()
-        }
-    }
-}
-
-/// What a replica's disk gave back. Everything empty: a replica that begins.
-#[derive(Clone, Debug, Default)]
-pub struct Recovered {
-    /// The latest [`Persist::state`].
-    pub state: Option<Bytes>,
-    /// What the state was recovered from.
-    pub snapshot: Option<SnapshotMeta>,
-    /// Index and payload ([`Logged`]: head, then data) of the entries, in the order logged.
-    pub entries: Vec<(u64, Bytes)>,
-}
-
-impl Recovered {
-    fn is_empty(&self) -> bool {
-        self.state.is_none() && self.snapshot.is_none() && self.entries.is_empty()
-    }
-}
-
-/// What a snapshot says about itself.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SnapshotMeta {
-    /// The last entry it contains.
-    pub index: u64,
-    /// That entry's term.
-    pub term: u64,
-    /// The configuration at that entry.
-    pub members: Members,
-}
-
-impl SnapshotMeta {
-    /// As bytes, for those who keep it and need not understand it.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        bytes.extend_from_slice(&self.index.to_le_bytes());
-        bytes.extend_from_slice(&self.term.to_le_bytes());
-        self.members.write(&mut bytes);
-        bytes
-    }
-
-    /// Reads what [`SnapshotMeta::to_bytes`] gave.
-    pub fn from_bytes(bytes: &[u8]) -> Option<SnapshotMeta> {
-        let (index, rest) = bytes.split_first_chunk::<8>()?;
-        let (term, rest) = rest.split_first_chunk::<8>()?;
-        let (members, rest) = Members::read(rest)?;
-        let (index, term) = (u64::from_le_bytes(*index), u64::from_le_bytes(*term));
-        rest.is_empty().then_some(SnapshotMeta { index, term, members })
-    }
-}
-
-/// A message for a peer: its bytes go into [`Group::step`] there.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Envelope {
-    /// Whom it is for.
-    pub to: ReplicaId,
-    /// What it says.
-    pub bytes: Bytes,
-}
-
-/// What is to be made durable, and then told to [`Group::persisted`]. In the order given, and with
-/// one sync for as many as have come together.
-#[derive(Clone, Debug)]
-pub struct Persist {
-    /// Counts upwards, with gaps.
-    pub number: u64,
-    /// The replica's whole state is replaced by this snapshot, its log starts anew behind it. The
-    /// bulk arrived before the message that led here: install it before anything that follows.
-    pub snapshot: Option<Incoming>,
-    /// Term and vote, when they changed.
-    pub state: Option<[u8; STATE_BYTES]>,
-    /// Entries. One whose index is in the log already replaces it and all that follow it.
-    pub entries: Vec<Logged>,
-}
-
-/// An entry as it is logged: the payload is `head` followed by `data`.
-#[derive(Clone, Debug)]
-pub struct Logged {
-    /// Its place in the log.
-    pub index: u64,
-    /// What consensus must know to take it back.
-    pub head: Head,
-    /// What was proposed.
-    pub data: Bytes,
-}
-
-/// A snapshot that replaces a replica's state.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Incoming {
-    /// What it says about itself.
-    pub meta: SnapshotMeta,
-    /// What the one who offered it called it.
-    pub token: Bytes,
-}
-
-/// A snapshot to stream to a follower.
-#[derive(Clone, Debug)]
-pub struct Outgoing {
-    /// The follower.
-    pub to: ReplicaId,
-    /// The index of the snapshot that was on offer.
-    pub index: u64,
-    /// Its token.
-    pub token: Bytes,
-    /// The message to step there once the bulk has arrived. If it never does,
-    /// [`Group::report_snapshot`] lets the group try again.
-    pub message: Bytes,
-}
-
-/// An entry to apply.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Committed {
-    /// Its place in the log.
-    pub index: u64,
-    /// The term of the leader that appended it.
-    pub term: u64,
-    /// What was proposed; empty for the group's own entries, at which there is nothing to apply but
-    /// the index.
-    pub data: Bytes,
-}
-
 /// Who leads, as far as this replica knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Change {
@@ -317,53 +121,6 @@ pub struct Change {
     pub term: u64,
     /// The leader of that term, if known.
     pub leader: Option<ReplicaId>,
-}
-
-/// What is to be done. Kept and cleared by the caller, so that its buffers are used again.
-#[derive(Debug, Default)]
-pub struct Output {
-    /// To send now, in this order for each receiver.
-    pub messages: Vec<Envelope>,
-    /// To make durable.
-    pub persist: Vec<Persist>,
-    /// To apply, in order.
-    pub committed: Vec<Committed>,
-    /// Reads that hold this ticket or an earlier one may be answered.
-    pub confirmed: Option<Ticket>,
-    /// Who leads now, when that changed. Tickets of before are void.
-    pub changed: Option<Change>,
-    /// The configuration, when it changed.
-    pub members: Option<Members>,
-    /// Snapshots to stream.
-    pub snapshots: Vec<Outgoing>,
-    /// Replicas that need a snapshot newer than the one on offer, if any was.
-    pub wants_snapshot: Vec<ReplicaId>,
-}
-
-impl Output {
-    /// Empties it, and keeps the buffers.
-    pub fn clear(&mut self) {
-        self.messages.clear();
-        self.persist.clear();
-        self.committed.clear();
-        self.confirmed = None;
-        self.changed = None;
-        self.members = None;
-        self.snapshots.clear();
-        self.wants_snapshot.clear();
-    }
-
-    /// Whether there is nothing to do.
-    pub fn is_empty(&self) -> bool {
-        self.messages.is_empty()
-            && self.persist.is_empty()
-            && self.committed.is_empty()
-            && self.confirmed.is_none()
-            && self.changed.is_none()
-            && self.members.is_none()
-            && self.snapshots.is_empty()
-            && self.wants_snapshot.is_empty()
-    }
 }
 
 /// How far a replica is, as the leader knows.
@@ -440,7 +197,7 @@ impl Group {
         let mut group = Group {
             id: setup.id,
             ticks: Ticks::new(setup.tick_ms, mono),
-            timeouts: Timeouts::new(setup.seed ^ setup.id.0.rotate_left(17), setup.election_ticks),
+            timeouts: setup.timeouts(),
             promise: Promise::new(setup.promise_ms()),
             lease: Lease::new(setup.lease_ms()),
             retain_bytes: setup.retain_bytes,
@@ -453,7 +210,7 @@ impl Group {
             told: Change { role: Role::Follower, term: raw.raft.term, leader: None },
             raw,
         };
-        if restarts && !alone {
+        if restarts && !alone && kept(Rule::RestartedVotersKeepPromises) {
             group.promise.renew(mono);
         }
         group.settle();
@@ -530,16 +287,16 @@ impl Group {
         };
         let message = wire::read(message, &receiver)?;
         match message.msg_type {
-            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => {
-                let handed_over = message.context == CAMPAIGN_TRANSFER;
-                if !handed_over && self.promise.binds(self.mono) {
-                    return Ok(());
-                }
+            // A vote that the leader asked for itself breaks no promise.
+            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote
+                if self.promise.binds(self.mono) && message.context != CAMPAIGN_TRANSFER =>
+            {
+                return Ok(());
             }
-            MessageType::MsgAppend | MessageType::MsgHeartbeat | MessageType::MsgSnapshot => {
-                if message.term >= receiver.term {
-                    self.promise.renew(self.mono);
-                }
+            MessageType::MsgAppend | MessageType::MsgHeartbeat | MessageType::MsgSnapshot
+                if message.term >= receiver.term && kept(Rule::VotersKeepPromises) =>
+            {
+                self.promise.renew(self.mono);
             }
             MessageType::MsgTimeoutNow if !self.log_is_whole() => return Ok(()),
             _ => {}
@@ -547,7 +304,11 @@ impl Group {
         let from = ReplicaId(message.from);
         let stepped = self.raw.step(message);
         self.settle();
-        stepped.map_err(|e| format!("a message of replica {from}: {e}"))
+        match stepped {
+            // An answer of one who has left.
+            Ok(()) | Err(raft::Error::StepPeerNotFound) => Ok(()),
+            Err(e) => Err(format!("a message of replica {from}: {e}")),
+        }
     }
 
     /// Appends `data` as one entry and says where, if this replica leads and serves. If it does not,
@@ -557,9 +318,7 @@ impl Group {
         if !self.is_serving() || data.is_empty() || data.len() > PROPOSAL_BYTES_MAX {
             return None;
         }
-        let mut entry = Entry::default();
-        entry.data = data;
-        self.append(entry)
+        self.append(Entry { data, ..Entry::default() })
     }
 
     /// Proposes a change of one member, as a serving leader with no other change under way. A leader
@@ -570,10 +329,8 @@ impl Group {
         if !self.is_serving() || self.raw.raft.has_pending_conf() || itself || !change.fits(now) {
             return None;
         }
-        let mut entry = Entry::default();
-        entry.set_entry_type(EntryType::EntryConfChangeV2);
-        entry.data = ConfChangeV2::from(change).write_to_bytes().ok()?.into();
-        self.append(entry)
+        let data = Bytes::from(ConfChangeV2::from(change).write_to_bytes().ok()?);
+        self.append(Entry { entry_type: EntryType::EntryConfChangeV2, data, ..Entry::default() })
     }
 
     fn append(&mut self, entry: Entry) -> Option<Position> {
@@ -631,6 +388,9 @@ impl Group {
         let reads = ready.take_read_states();
         self.raw.advance_append_async(ready);
 
+        if !kept(Rule::AcknowledgeAfterSync) {
+            self.send(std::mem::take(&mut messages), out);
+        }
         let on_disk =
             persist.snapshot.is_some() || persist.state.is_some() || !persist.entries.is_empty();
         if !on_disk && self.held.is_empty() {
@@ -646,8 +406,8 @@ impl Group {
         for read in reads {
             let ticket = read.request_ctx.as_slice().try_into().map(u64::from_le_bytes);
             let Ok(ticket) = ticket else { continue };
-            let transferring = self.is_transferring();
-            let confirmed = self.lease.confirm(Ticket(ticket), transferring);
+            let transferring = self.is_transferring() && kept(Rule::HandingOverEndsLease);
+            let confirmed = self.lease.confirm(Ticket(ticket), self.mono, transferring);
             out.confirmed = confirmed.max(out.confirmed);
         }
         for entry in committed {
@@ -784,7 +544,8 @@ impl Group {
     /// Whether it leads and has applied an entry of its own term, and with it all that was committed
     /// before it led. Only then may it serve, lock and propose.
     pub fn is_serving(&self) -> bool {
-        self.raw.raft.state == StateRole::Leader && self.raw.raft.apply_to_current_term()
+        let serves = self.raw.raft.apply_to_current_term() || !kept(Rule::LeadersServeTheirTerm);
+        self.raw.raft.state == StateRole::Leader && serves
     }
 
     /// Whether reads that came before `mono` was read may be answered from what is applied.
@@ -833,7 +594,9 @@ impl Group {
         if !leads || to == self.id || !self.latest_members().votes(to) {
             return false;
         }
-        self.lease.pause();
+        if kept(Rule::HandingOverEndsLease) {
+            self.lease.pause();
+        }
         self.raw.transfer_leader(to.0);
         self.settle();
         true
@@ -928,7 +691,7 @@ impl Group {
     fn log_is_whole(&self) -> bool {
         let installs = self.held.iter().any(|held| held.snapshot.is_some());
         let sole = self.latest_members().voters.len() <= 1;
-        !installs && !(sole && !self.held.is_empty())
+        !installs && (!sole || self.held.is_empty())
     }
 
     /// To be called after every call into the raft crate: puts our election timeout in place of the
@@ -951,7 +714,8 @@ impl Group {
     fn send(&mut self, messages: Vec<Message>, out: &mut Output) {
         for message in messages {
             let to = ReplicaId(message.to);
-            if message.msg_type == MessageType::MsgTimeoutNow {
+            let hands_over = message.msg_type == MessageType::MsgTimeoutNow;
+            if hands_over && kept(Rule::HandingOverEndsLease) {
                 self.lease.hand_over();
             }
             let bytes = match message.write_to_bytes() {
@@ -982,7 +746,8 @@ struct Changes {
 fn changes_of_members(log: &Log, applied: u64) -> Changes {
     let changes = log.since(applied + 1).filter(|entry| entry.entry_type != EntryType::EntryNormal);
     let indexes: Vec<u64> = changes.map(|entry| entry.index).collect();
-    let known_committed = indexes.iter().rev().nth(1).copied().unwrap_or(0);
+    let known = indexes.iter().rev().nth(1).filter(|_| kept(Rule::MembersAreRecovered));
+    let known_committed = known.copied().unwrap_or(0);
     Changes { any: !indexes.is_empty(), known_committed }
 }
 

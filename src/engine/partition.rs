@@ -19,6 +19,7 @@
 mod commit;
 mod inquiry;
 pub mod journal;
+pub mod snapshots;
 
 use crate::engine::batch::Op;
 use crate::engine::consensus::Group;
@@ -182,6 +183,7 @@ pub struct Partition<M> {
     /// When an intent or an outcome was last asked for or repeated.
     repeated: BTreeMap<TxnId, Millis>,
     sweep: Sweep,
+    snapshots: snapshots::Snapshots<M>,
 }
 
 impl<M: Machine> Partition<M> {
@@ -232,6 +234,7 @@ impl<M: Machine> Partition<M> {
             inquiries: BTreeMap::new(),
             repeated: BTreeMap::new(),
             sweep: Sweep::default(),
+            snapshots: snapshots::Snapshots::default(),
         }
     }
 
@@ -331,6 +334,12 @@ impl<M: Machine> Partition<M> {
         }
         journal.file(Mutation::Run(*op), After::Reply(waiter));
         Took::Filed
+    }
+
+    /// Reads what is applied here, whoever leads: for checks that look on from outside.
+    pub fn peek(&mut self, op: &Op<'_>, reply: &mut Vec<u8>) {
+        let stamp = self.replica.stamped();
+        self.replica.read(op, stamp, reply);
     }
 
     /// A step of active expiry: looks at about [`EXPIRE_CELLS`] cells of a table in which something

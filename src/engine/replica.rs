@@ -264,7 +264,8 @@ impl<M: Machine> Replica<M> {
 
     /// Hears that a Coordinator has ended everything below a sequence. This is a leader's memory,
     /// which lives no longer than the replica's process: applying a [`Mutation::Prepare`] learns
-    /// the same from the log.
+    /// the same from the log. It makes [`Replica::is_over`] true sooner and [`Replica::ended`]
+    /// forget nothing.
     pub fn done_below(&mut self, node: NodeId, incarnation: Incarnation, below: u64) {
         self.heard.done_below(node, incarnation, below);
     }

@@ -79,7 +79,7 @@ pub struct Tables {
     expired: Vec<(TableIndex, Vec<u8>)>,
     watches: Watches,
     /// Tables that were cleared while they were copied.
-    retired: Vec<Box<Table>>,
+    retired: Vec<Table>,
 }
 
 impl std::fmt::Debug for Tables {
@@ -321,7 +321,7 @@ impl Tables {
             }
         }
         let cleared = self.tables[table.index()].take();
-        self.retired.extend(cleared.filter(|table| table.is_copying()));
+        self.retired.extend(cleared.filter(|table| table.is_copying()).map(|table| *table));
     }
 
     /// How many items the table holds, those included that are expired and not removed yet.
@@ -338,7 +338,12 @@ impl Tables {
 
     /// The memory held by all tables: items as allocated, and what finds them.
     pub fn bytes(&self) -> usize {
-        self.tables.iter().flatten().chain(&self.retired).map(|table| table.bytes()).sum()
+        self.held().map(Table::bytes).sum()
+    }
+
+    /// All tables in memory.
+    fn held(&self) -> impl Iterator<Item = &Table> {
+        self.tables.iter().flatten().map(Box::as_ref).chain(&self.retired)
     }
 
     /// Begins a snapshot of what the tables hold now. One that is under way is given up.
@@ -357,7 +362,8 @@ impl Tables {
     pub fn snapshot_step(&mut self, out: &mut Vec<u8>, budget: usize) -> bool {
         let hasher = self.hasher;
         let full = out.len().saturating_add(budget.max(1));
-        let mut tables = self.tables.iter_mut().flatten().chain(&mut self.retired);
+        let tables = self.tables.iter_mut().flatten().map(Box::as_mut);
+        let mut tables = tables.chain(&mut self.retired);
         let more = tables.any(|table| table.copy_some(out, full, |key| hasher.hash(key)));
         self.retired.retain(|table| table.is_copying());
         more
@@ -371,7 +377,7 @@ impl Tables {
 
     /// Bytes that a snapshot has had to copy ahead of its steps: it falls behind the writes.
     pub fn snapshot_backlog(&self) -> usize {
-        self.tables.iter().flatten().chain(&self.retired).map(|table| table.copied_ahead()).sum()
+        self.held().map(Table::copied_ahead).sum()
     }
 
     /// Makes room for so many items in a table that holds none.

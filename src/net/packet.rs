@@ -40,10 +40,57 @@ pub enum Packet {
     Raft(Vec<(PartitionId, serde_bytes::ByteBuf)>),
     /// The node leads the partition, in this term.
     Leads(PartitionId, NodeId, Term),
+    /// A word about a snapshot that is streamed.
+    Transfer(Transfer),
     /// Are you there? Sent regularly.
     Ping(u64),
     /// The answer, with the same number.
     Pong(u64),
+}
+
+/// The words of streaming a snapshot. Each names what it is about; any of them may be lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Transfer {
+    /// There is a snapshot that the receiver needs. It says from where on it wants it.
+    Offer {
+        /// Of which partition.
+        partition: PartitionId,
+        /// Up to which entry.
+        index: u64,
+        /// The length of its file.
+        bytes: u64,
+        /// The group's message that goes with it, opaque here.
+        message: serde_bytes::ByteBuf,
+    },
+    /// The receiver has what lies before this offset.
+    Want {
+        /// Of which partition.
+        partition: PartitionId,
+        /// Up to which entry.
+        index: u64,
+        /// How much of the file is there.
+        offset: u64,
+    },
+    /// A piece of the file.
+    Piece {
+        /// Of which partition.
+        partition: PartitionId,
+        /// Up to which entry.
+        index: u64,
+        /// Where in the file it lies.
+        offset: u64,
+        /// The piece.
+        bytes: serde_bytes::ByteBuf,
+    },
+    /// The receiver has all of it, or does not take it.
+    Ended {
+        /// Of which partition.
+        partition: PartitionId,
+        /// Up to which entry.
+        index: u64,
+        /// Whether it has.
+        arrived: bool,
+    },
 }
 
 /// Appends a packet's encoding.

@@ -132,6 +132,12 @@ impl FaultyDisk {
         self.state.borrow_mut().fuse = Some(operations);
     }
 
+    /// Takes the fuses out.
+    pub fn unfuse(&self) {
+        let mut state = self.state.borrow_mut();
+        (state.fuse, state.sync_fuse) = (None, None);
+    }
+
     /// The sync after `syncs` more fails, and what it should have written is never written though
     /// it can be read: what Linux does. Those after it succeed.
     pub fn fail_sync(&self, syncs: u64) {

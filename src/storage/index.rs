@@ -2,7 +2,7 @@
 //!
 //! One [`Place`] of eight bytes for each entry. It answers two questions: what must be copied before
 //! a segment may go, and where a follower that fell behind finds its entries. What it does with a
-//! record is what recovery does with it: both call [`Index::apply`].
+//! record is what recovery does with it: both end in the same few lines.
 
 use super::record::{Kind, Record};
 use crate::ids::PartitionId;
@@ -47,7 +47,20 @@ impl Index {
         self.groups.iter().map(|(id, group)| (*id, group))
     }
 
-    /// Takes in a record that was written, or read, at `place`.
+    /// Takes in a record that is about to be written at `place`. One that the log could not be read
+    /// with again is a broken invariant of the caller's, and must not reach the disk.
+    pub(super) fn admit(&mut self, record: &Record<'_>, place: Place) {
+        let group = self.groups.entry(record.group).or_default();
+        let (index, covered, next) = (record.index, group.covered, group.next());
+        assert!(
+            record.kind != Kind::Entry || (covered < index && index <= next),
+            "entry {index} of partition {} neither follows {covered} nor precedes {next}",
+            record.group
+        );
+        group.apply(record, place);
+    }
+
+    /// Takes in a record that was read at `place`.
     pub(super) fn apply(&mut self, record: &Record<'_>, place: Place) {
         self.groups.entry(record.group).or_default().apply(record, place);
     }
@@ -94,12 +107,10 @@ impl Group {
 
     /// The first entry that should be there and is not.
     pub(super) fn hole(&self) -> Option<u64> {
-        let mut expected = self.covered + 1;
-        for (index, place) in self.needed() {
+        for (expected, (index, place)) in (self.covered + 1..).zip(self.needed()) {
             if index != expected || place.is_none() {
                 return Some(expected);
             }
-            expected += 1;
         }
         None
     }

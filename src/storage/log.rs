@@ -35,15 +35,16 @@ pub struct Options {
     pub segment_bytes: u64,
     /// By how much a segment is preallocated at a time.
     pub step_bytes: u64,
-    /// How much log is kept though nothing needs it, for followers that fell behind.
+    /// How many bytes of segments are kept though nothing needs them, for followers that fell
+    /// behind. (The files' lengths, not what was written to them: restarts leave short segments.)
     pub retain_bytes: u64,
 }
 
 impl Options {
-    /// What suits most machines: segments of 64 MiB, of which the last two are kept.
+    /// What suits most machines: segments of 64 MiB, of which the last three are kept.
     pub fn new(owner: Identity) -> Options {
         let segment_bytes = 64 << 20;
-        Options { owner, segment_bytes, step_bytes: 4 << 20, retain_bytes: 2 * segment_bytes }
+        Options { owner, segment_bytes, step_bytes: 4 << 20, retain_bytes: 3 * segment_bytes }
     }
 }
 
@@ -75,7 +76,7 @@ pub struct Collected {
     pub dropped: usize,
     /// How many records were copied to the log's end.
     pub copied: usize,
-    /// The groups that keep the oldest segment from being dropped, each with how many entries it
+    /// The groups that keep the oldest segment from being dropped, each with how many records it
     /// needs of it: most first. A snapshot of the first of them helps.
     pub held_by: Vec<(PartitionId, usize)>,
 }
@@ -164,6 +165,7 @@ impl<D: Disk> SegmentLog<D> {
     }
 
     /// Syncs, and vouches for what was synced: after a stop with this call a torn tail is damage.
+    /// A full disk that has no room for the vouching takes nothing back.
     pub fn finish(&mut self) -> Result<()> {
         self.sync()?;
         self.append(&Records::default())?;
@@ -176,8 +178,7 @@ impl<D: Disk> SegmentLog<D> {
         self.usable()?;
         let mut collected = Collected::default();
         while let Some((&number, _)) = self.segments.first_key_value() {
-            let written: u64 = self.segments.values().map(|segment| segment.end).sum();
-            if number == self.current || written <= self.options.retain_bytes {
+            if number == self.current || self.usage().bytes <= self.options.retain_bytes {
                 break;
             }
             let Some(records) = self.still_needed(number)? else {
@@ -282,16 +283,16 @@ impl<D: Disk> SegmentLog<D> {
             body: records.as_bytes(),
         };
         batch.encode(&mut self.frame);
-        let path = segment::path(&self.dir, self.current);
-        let outcome = self.segments[&self.current].file.write_at(&self.frame, offset);
-        self.or_break(outcome.map_err(no_room(&path, bytes)))?;
         for record in record::records(records.as_bytes()) {
             let Ok(record) = record else {
                 unreachable!("records are read as they were written");
             };
             let offset = offset as u32 + (BATCH_HEADER + record.at) as u32;
-            self.index.apply(&record, Place { segment: self.current, offset });
+            self.index.admit(&record, Place { segment: self.current, offset });
         }
+        let path = segment::path(&self.dir, self.current);
+        let outcome = self.segments[&self.current].file.write_at(&self.frame, offset);
+        self.or_break(outcome.map_err(no_room(&path, bytes)))?;
         self.current_mut().end += bytes;
         self.usage.batches += 1;
         self.usage.appended += bytes;
@@ -421,10 +422,11 @@ impl<D: Disk> SegmentLog<D> {
         let file = &self.segments[&place.segment].file;
         let offset = u64::from(place.offset);
         // Most records are small: one read gets header and payload.
-        let mut bytes =
-            file.read_range(offset, offset + READ_AHEAD).map_err(failed("read", &path))?;
+        let mut bytes = vec![0; READ_AHEAD];
+        let read = file.read_at(&mut bytes, offset).map_err(failed("read", &path))?;
+        bytes.truncate(read);
         let length = RECORD_HEADER + record::payload_length(&bytes).unwrap_or_default();
-        if length as u64 > READ_AHEAD {
+        if length > READ_AHEAD {
             let end = offset + length as u64;
             bytes = file.read_range(offset, end).map_err(failed("read", &path))?;
         }
@@ -437,7 +439,7 @@ impl<D: Disk> SegmentLog<D> {
 }
 
 /// How much is read at once where a record starts.
-const READ_AHEAD: u64 = 1024;
+const READ_AHEAD: usize = 1024;
 
 #[cfg(test)]
 mod tests;

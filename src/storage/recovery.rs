@@ -112,7 +112,6 @@ pub(super) fn read<D: Disk>(disk: &D, dir: &Path, owner: &Identity) -> Result<Re
     let last = reading.segments.keys().next_back().copied();
     for (&number, segment) in &mut reading.segments {
         let path = segment::path(dir, number);
-        let mut tail = None;
         if Some(number) == last {
             // Looked at below, with the bytes at hand.
             segment.end = segment.length;
@@ -131,13 +130,12 @@ pub(super) fn read<D: Disk>(disk: &D, dir: &Path, owner: &Identity) -> Result<Re
             }
         }
         if Some(number) == last {
-            tail = cut(&bytes, number, at, &path)?;
+            reading.recovered.torn = cut(&bytes, number, at, &path)?;
             segment.end = at;
             confirm(segment, &bytes, vouched.min(at)).map_err(failed("write", &path))?;
         } else if at != segment.end {
             return Err(corrupt(&path, at, "no whole batch is there, and it was synced"));
         }
-        reading.recovered.torn = tail;
         reading.recovered.bytes += at;
         reading.recovered.segments += 1;
     }
@@ -269,3 +267,6 @@ fn collect_groups<F: File>(reading: &mut Reading<F>, dir: &Path) -> Result<()> {
 pub(super) fn corrupt(file: &Path, offset: u64, problem: &str) -> Error {
     Error::Corrupt(Corrupt { file: file.to_owned(), offset, problem: problem.to_owned() })
 }
+
+#[cfg(test)]
+mod tests;

@@ -139,6 +139,12 @@ impl<D: Disk + Clone> Snapshots<D> {
         Ok(all.len())
     }
 
+    /// Removes one snapshot.
+    pub fn remove(&self, snapshot: &Snapshot) -> Result<()> {
+        let path = self.dir.join(name(snapshot.partition, snapshot.index));
+        self.disk.remove(&path).map_err(failed("remove", &path))
+    }
+
     fn aside(&self, partition: PartitionId, index: u64) -> Result<Aside<D>> {
         let place = self.dir.join(name(partition, index));
         let path = self.dir.join(name(partition, index) + ASIDE);
@@ -419,6 +425,12 @@ impl<D: Disk> SnapshotReader<D> {
         }
         self.next = (from + length as u64, number + 1);
         Ok(Some(chunk))
+    }
+
+    /// What the engine found wrong in a chunk that its checksum vouches for: an error that names
+    /// the file, and where its next chunk would begin.
+    pub fn damaged(&self, problem: &str) -> Error {
+        corrupt(&self.path, self.next.0, problem)
     }
 
     /// The file's bytes from `offset` on, at most `length`: to be sent elsewhere as they are.

@@ -419,7 +419,6 @@ limits:
     assert_eq!(config.log_level, LevelFilter::Off);
     assert_eq!(config.tables[5].name.as_deref(), Some("carts"));
     let limits = Limits {
-        failover_wait: Duration::from_secs(5),
         key: 1024,
         value: 2 << 20,
         arguments: 9,

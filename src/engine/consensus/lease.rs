@@ -14,6 +14,7 @@
 //! - A promise is given back early only when the process it was made to is dead: it answers no
 //!   read, whatever its lease said, and the process that comes after it begins without one.
 
+use super::rules::{Rule, kept};
 use std::collections::VecDeque;
 
 /// Confirmations asked for in the meantime wait at least this long for the one under way.
@@ -81,14 +82,16 @@ impl Lease {
     /// Another term or role: nothing of before counts.
     pub fn reset(&mut self) {
         self.give_up();
+        self.wanted = false;
         self.handed_over = false;
     }
 
-    /// The lease ends, and confirmations under way renew nothing.
+    /// The lease ends, and confirmations under way renew nothing: they are asked for again, since
+    /// reads wait for them.
     pub fn give_up(&mut self) {
         self.until = 0;
+        self.wanted |= !self.asked.is_empty();
         self.asked.clear();
-        self.wanted = false;
     }
 
     /// A successor is being prepared: the lease ends, for now.
@@ -114,6 +117,9 @@ impl Lease {
             return (self.take(mono), true);
         }
         self.wanted = true;
+        if !kept(Rule::ConfirmationsAreLaterThanReads) {
+            return (self.last, false);
+        }
         (Ticket(self.last.0 + 1), false)
     }
 
@@ -133,12 +139,13 @@ impl Lease {
         self.last
     }
 
-    /// A majority has confirmed what was asked with this ticket. Returns it unless it is void; the
-    /// lease runs again unless a successor is being prepared.
-    pub fn confirm(&mut self, ticket: Ticket, transferring: bool) -> Option<Ticket> {
+    /// A majority has confirmed, by `mono`, what was asked with this ticket. Returns it unless it is
+    /// void; the lease runs again unless a successor is being prepared.
+    pub fn confirm(&mut self, ticket: Ticket, mono: u64, transferring: bool) -> Option<Ticket> {
         let at = self.asked.iter().position(|(asked, _)| *asked == ticket)?;
         let (_, asked_at) = self.asked[at];
         self.asked.drain(..=at);
+        let asked_at = if kept(Rule::LeaseRunsFromAsking) { asked_at } else { mono };
         if !self.handed_over && !transferring {
             self.until = self.until.max(asked_at + self.length);
         }

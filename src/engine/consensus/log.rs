@@ -10,6 +10,7 @@
 //! behind the snapshot after a crash, and index and term alone cannot tell them from entries that
 //! belong there. The chain can: the remains do not follow from the snapshot's last term.
 
+use super::rules::{Rule, kept};
 use super::{Incoming, Logged, Members, SnapshotMeta};
 use bytes::Bytes;
 use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
@@ -50,15 +51,13 @@ pub fn read_entry(index: u64, payload: &Bytes) -> Result<(Entry, u64), String> {
     let (Some(kind), Some(term), Some(before)) = (payload.first(), number(1), number(9)) else {
         return Err(format!("entry {index} is logged with {} bytes", payload.len()));
     };
-    let mut entry = Entry::default();
-    entry.entry_type = match *kind {
+    let entry_type = match *kind {
         KIND_NORMAL => EntryType::EntryNormal,
         KIND_MEMBERS => EntryType::EntryConfChangeV2,
         other => return Err(format!("entry {index} is logged with the unknown kind {other}")),
     };
-    entry.index = index;
-    entry.term = term;
-    entry.data = payload.slice(HEAD_BYTES..);
+    let data = payload.slice(HEAD_BYTES..);
+    let entry = Entry { entry_type, index, term, data, ..Entry::default() };
     if term == 0 || before > term {
         return Err(format!("entry {index} is logged with term {term} after term {before}"));
     }
@@ -129,7 +128,7 @@ impl Log {
                 // Entries from before the snapshot serve slow followers, if they lead up to it.
                 log.base = (*index - 1, before);
             }
-            if *index <= log.base.0 || log.term_at(*index - 1) != Some(before) {
+            if *index <= log.base.0 || !log.is_followed_by(*index, before) {
                 left_out = Some(left_out.map_or(*index, |first: u64| first.min(*index)));
                 continue;
             }
@@ -140,13 +139,19 @@ impl Log {
             log.reset(floor.0, floor.1);
             for (index, payload) in entries.iter().filter(|(index, _)| *index > floor.0) {
                 let (entry, before) = read_entry(*index, payload)?;
-                if log.term_at(*index - 1) == Some(before) {
+                if log.is_followed_by(*index, before) {
                     log.push(entry);
                 }
             }
         }
         let left_out = left_out.filter(|first| *first > log.last());
         Ok((log, left_out))
+    }
+
+    /// Whether an entry at `index`, after one of term `before`, has its place here.
+    fn is_followed_by(&self, index: u64, before: u64) -> bool {
+        let known = self.term_at(index - 1);
+        known == Some(before) || (known.is_some() && !kept(Rule::EntriesAreChained))
     }
 
     /// Sets term, vote and commit index as read from disk.
@@ -162,11 +167,6 @@ impl Log {
     /// The configuration that the log starts from.
     pub fn members(&self) -> &Members {
         &self.members
-    }
-
-    /// The index before the first entry.
-    pub fn base(&self) -> u64 {
-        self.base.0
     }
 
     /// The index of the last entry, or of the base.
@@ -305,8 +305,7 @@ impl Storage for Log {
             self.wanted.borrow_mut().insert(to);
             return Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable));
         };
-        let mut snapshot = Snapshot::default();
-        snapshot.data = offer.token.clone();
+        let mut snapshot = Snapshot { data: offer.token.clone(), ..Snapshot::default() };
         let metadata = snapshot.mut_metadata();
         metadata.index = offer.meta.index;
         metadata.term = offer.meta.term;

@@ -37,27 +37,32 @@ impl Ticks {
 ///
 /// The raft crate draws them from the dice of the thread, which no seed reaches. Ours are put in
 /// their place after every call into the crate, and drawn anew when term or role changed: as often
-/// as the crate would.
+/// as the crate would. And where the crate leaves it to chance whether two replicas stand at the
+/// same moment and split the votes, each of ours draws from numbers that the others never draw.
 pub struct Timeouts {
     dice: Dice,
-    /// In ticks: at least this, and less than twice this.
+    /// The shortest, in ticks; all are less than twice that.
     ticks: usize,
+    place: usize,
+    places: usize,
     drawn: usize,
     at: Option<(u64, StateRole)>,
 }
 
 impl Timeouts {
-    /// Timeouts from `ticks` to `2 * ticks`, out of `seed`.
-    pub fn new(seed: u64, ticks: usize) -> Timeouts {
-        Timeouts { dice: Dice(seed), ticks, drawn: ticks, at: None }
+    /// Timeouts from `ticks` to twice that, out of `seed`, for the replica in this place of so many.
+    pub fn new(seed: u64, ticks: usize, place: usize, places: usize) -> Timeouts {
+        let places = places.clamp(1, ticks);
+        Timeouts { dice: Dice(seed), ticks, place: place % places, places, drawn: ticks, at: None }
     }
 
     /// The timeout in ticks for this term and role.
     pub fn at(&mut self, standing: (u64, StateRole)) -> usize {
         if self.at != Some(standing) {
             self.at = Some(standing);
-            let ticks = self.ticks as u64;
-            self.drawn = self.ticks + (self.dice.next() % ticks) as usize;
+            let turns = (self.ticks / self.places) as u64;
+            let turn = (self.dice.next() % turns) as usize;
+            self.drawn = self.ticks + turn * self.places + self.place;
         }
         self.drawn
     }

@@ -1,5 +1,6 @@
 //! Groups whose messages arrive at once and in order, for what is easier told than simulated.
 
+use super::rules::broken;
 use super::*;
 use crate::ids::NodeId;
 use std::collections::{BTreeMap, BTreeSet};
@@ -54,6 +55,9 @@ struct Cluster {
     /// Messages under way, oldest first.
     sent: VecDeque<(u16, Envelope)>,
     snapshots: Vec<(u16, Outgoing)>,
+    wants_snapshot: Vec<ReplicaId>,
+    /// Whether messages may be refused.
+    is_damaged: bool,
 }
 
 fn replica_id(node: u16) -> ReplicaId {
@@ -68,6 +72,8 @@ impl Cluster {
             cut: BTreeSet::new(),
             sent: VecDeque::new(),
             snapshots: Vec::new(),
+            wants_snapshot: Vec::new(),
+            is_damaged: false,
         };
         for node in 1..=nodes {
             let mut setup = Setup::new(replica_id(node), (1..=nodes).map(replica_id).collect(), 7);
@@ -132,7 +138,15 @@ impl Cluster {
         }
         replica.applied.append(&mut out.committed);
         self.sent.extend(out.messages.drain(..).map(|envelope| (node, envelope)));
+        self.wants_snapshot.append(&mut out.wants_snapshot);
         self.snapshots.extend(out.snapshots.drain(..).map(|snapshot| (node, snapshot)));
+    }
+
+    /// Carries out all that one replica wants done.
+    fn drive_all(&mut self, node: u16) {
+        while self[node].has_output() {
+            self.drive(node);
+        }
     }
 
     /// Carries out everything until nothing moves any more.
@@ -140,9 +154,7 @@ impl Cluster {
         loop {
             let nodes: Vec<u16> = self.replicas.keys().copied().collect();
             for node in nodes {
-                while self.replicas[&node].group.has_output() {
-                    self.drive(node);
-                }
+                self.drive_all(node);
             }
             let Some((from, envelope)) = self.sent.pop_front() else { break };
             self.deliver(from, &envelope);
@@ -156,7 +168,8 @@ impl Cluster {
         }
         let mono = self.mono;
         if let Some(replica) = self.replicas.get_mut(&to) {
-            replica.group.step(&envelope.bytes, mono).unwrap();
+            let stepped = replica.group.step(&envelope.bytes, mono);
+            assert!(self.is_damaged || stepped.is_ok(), "{stepped:?}");
         }
     }
 
@@ -237,6 +250,575 @@ fn three_replicas_agree() {
     cluster.run(200);
     assert_eq!(cluster.data(2), [b"a"]);
     assert_eq!(cluster.data(3), [b"a"]);
+}
+
+fn write(cluster: &mut Cluster, node: u16, data: &'static [u8]) -> Position {
+    let position = cluster[node].propose(Bytes::from_static(data)).unwrap();
+    cluster.settle();
+    position
+}
+
+/// The message that replica `from` sends to `to` in `term`.
+fn message(kind: MessageType, from: u16, to: u16, term: u64) -> Message {
+    let mut message = Message::default();
+    message.set_msg_type(kind);
+    message.from = replica_id(from).0;
+    message.to = replica_id(to).0;
+    message.term = term;
+    message
+}
+
+fn step(cluster: &mut Cluster, to: u16, message: &Message) -> Result<(), String> {
+    let mono = cluster.mono;
+    cluster[to].step(&message.write_to_bytes().unwrap(), mono)
+}
+
+fn types(cluster: &Cluster) -> Vec<MessageType> {
+    let parsed = |bytes: &Bytes| Message::parse_from_bytes(bytes).unwrap().msg_type;
+    cluster.sent.iter().map(|(_, envelope)| parsed(&envelope.bytes)).collect()
+}
+
+#[test]
+fn appends_leave_beside_the_sync_and_acknowledgements_after_it() {
+    let mut cluster = Cluster::led(3);
+    (1..=3).for_each(|node| cluster.replica(node).holds_disk = true);
+    cluster[1].propose(Bytes::from_static(b"a")).unwrap();
+    cluster.drive(1);
+    assert_eq!(types(&cluster), [MessageType::MsgAppend; 2]);
+    cluster.settle();
+    assert!(cluster.sent.is_empty());
+    // The followers are a majority without the leader's own disk.
+    cluster.replica(2).sync();
+    cluster.settle();
+    assert!(cluster.data(1).is_empty());
+    cluster.replica(3).sync();
+    cluster.settle();
+    // Neither can the leader apply what its disk may lose.
+    assert!(cluster.data(1).is_empty());
+    cluster.replica(1).sync();
+    cluster.settle();
+    assert_eq!(cluster.data(1), [b"a"]);
+}
+
+#[test]
+fn what_needs_no_disk_waits_for_none() {
+    let mut cluster = Cluster::led(3);
+    cluster.run(300);
+    (1..=3).for_each(|node| cluster.replica(node).holds_disk = true);
+    let mono = cluster.mono;
+    let ticket = cluster[1].confirm(mono);
+    cluster.settle();
+    assert!(ticket.is_some() && cluster.replicas[&1].confirmed == ticket);
+}
+
+#[test]
+fn a_write_survives_its_leader() {
+    let mut cluster = Cluster::led(3);
+    write(&mut cluster, 1, b"a");
+    cluster.isolate(1);
+    assert!(cluster.run_until(3_000, |c| c.leader().is_some_and(|leader| leader != 1)));
+    let leader = cluster.leader().unwrap();
+    assert_eq!(cluster.data(leader), [b"a"]);
+    write(&mut cluster, leader, b"b");
+    cluster.heal();
+    cluster.run(1_000);
+    assert_eq!(cluster.data(1), [&b"a"[..], b"b"]);
+    assert_eq!(cluster[1].leader(), Some(replica_id(leader)));
+}
+
+#[test]
+fn a_lost_leader_is_replaced_within_a_second_or_so() {
+    let mut gaps = Vec::new();
+    for seed in 0..60 {
+        let mut cluster = Cluster::new(3);
+        for node in 1..=3 {
+            let mut setup = cluster.replicas[&node].setup.clone();
+            setup.seed = seed;
+            cluster.add(node, setup);
+        }
+        cluster[1].campaign();
+        cluster.run(1_000 + seed * 7);
+        let lost = cluster.mono;
+        cluster.isolate(1);
+        let replaced = |c: &Cluster| (2..=3).any(|node| c[node].is_serving());
+        assert!(cluster.run_until(3_000, replaced), "seed {seed}");
+        gaps.push(cluster.mono - lost);
+    }
+    gaps.sort_unstable();
+    println!("gaps: median {} ms, longest {} ms", gaps[30], gaps[59]);
+    assert!(gaps[30] < 900, "{gaps:?}");
+}
+
+#[test]
+fn a_pause_is_one_tick() {
+    let mut ticks = Ticks::new(50, 0);
+    assert!(!ticks.due(49));
+    assert!(ticks.due(53));
+    // The beat is kept.
+    assert!(ticks.due(100));
+    assert!(ticks.due(5_000));
+    assert!(!ticks.due(5_049));
+    // So a leader that slept is still one that nobody heard for long, and asks before it serves.
+    let mut cluster = Cluster::led(3);
+    let mono = cluster.mono;
+    cluster[1].confirm(mono);
+    cluster.settle();
+    assert!(cluster[1].holds_lease(mono));
+    assert!(!cluster[1].holds_lease(mono + 60_000));
+    cluster[2].tick(mono + 60_000);
+    assert_eq!(cluster[2].role(), Role::Follower);
+}
+
+#[test]
+fn a_lease_runs_from_the_asking() {
+    let mut cluster = Cluster::led(3);
+    assert_eq!(cluster[1].lease_until(), 0);
+    assert_eq!(cluster[2].confirm(1_000), None);
+    let asked = cluster.mono;
+    cluster[1].confirm(asked);
+    cluster.mono += 30;
+    cluster.settle();
+    let length = cluster.replicas[&1].setup.lease_ms();
+    assert_eq!(cluster[1].lease_until(), asked + length);
+    assert!(cluster[1].holds_lease(asked + length - 1));
+    assert!(!cluster[1].holds_lease(asked + length));
+    // Alone it gets none.
+    cluster.isolate(1);
+    cluster.mono += 100;
+    let mono = cluster.mono;
+    cluster[1].confirm(mono);
+    cluster.settle();
+    assert_eq!(cluster[1].lease_until(), asked + length);
+}
+
+#[test]
+fn a_read_is_confirmed_by_what_was_asked_after_it() {
+    let later = || {
+        let mut lease = Lease::new(100);
+        let (first, sent) = lease.ask(1_000);
+        assert!(sent);
+        let (second, sent) = lease.ask(1_001);
+        assert!(!sent);
+        assert_eq!(lease.ask(1_002), (second, false));
+        assert_eq!(lease.ask_again(1_003), None);
+        assert_eq!(lease.confirm(first, 1_004, false), Some(first));
+        let again = lease.ask_again(1_004);
+        second > first && again == Some(second)
+    };
+    assert!(later());
+    assert!(!broken(Rule::ConfirmationsAreLaterThanReads, later));
+}
+
+#[test]
+fn reads_that_wait_are_asked_for_again_when_members_change() {
+    let mut lease = Lease::new(100);
+    let (first, _) = lease.ask(1_000);
+    lease.give_up();
+    assert_eq!(lease.confirm(first, 1_001, false), None);
+    let again = lease.ask_again(1_001).unwrap();
+    assert!(again > first && lease.confirm(again, 1_002, false) == Some(again));
+    assert_eq!(lease.until(), 1_101);
+    // With the term, those who wait are sent away.
+    lease.ask(1_003);
+    lease.reset();
+    assert_eq!((lease.until(), lease.ask_again(1_020)), (0, None));
+}
+
+#[test]
+fn handing_over_is_quick_and_ends_the_lease() {
+    let mut cluster = Cluster::led(3);
+    let mono = cluster.mono;
+    cluster[1].confirm(mono);
+    cluster.settle();
+    assert!(cluster[1].holds_lease(mono));
+    assert!(!cluster[1].transfer(replica_id(1)) && !cluster[1].transfer(replica_id(9)));
+    assert!(cluster[1].transfer(replica_id(2)));
+    assert!(!cluster[1].holds_lease(mono));
+    assert_eq!(cluster[1].propose(Bytes::from_static(b"a")), None);
+    cluster.settle();
+    // Whatever anybody promised, without a tick.
+    assert_eq!(cluster.leader(), Some(2));
+    assert!(!cluster[1].is_serving());
+}
+
+#[test]
+fn a_term_that_told_a_successor_has_no_lease() {
+    let mut cluster = Cluster::led(3);
+    cluster.cut.insert((1, 2));
+    let term = cluster[1].term();
+    assert!(cluster[1].transfer(replica_id(2)));
+    cluster.settle();
+    cluster.heal();
+    cluster.run(700);
+    assert!(!cluster[1].is_transferring() && cluster[1].term() == term);
+    let mono = cluster.mono;
+    let ticket = cluster[1].confirm(mono);
+    cluster.settle();
+    // Reads are confirmed one by one, for the word may still arrive.
+    assert!(ticket.is_some() && cluster.replicas[&1].confirmed == ticket);
+    assert!(!cluster[1].holds_lease(mono));
+}
+
+#[test]
+fn a_successor_that_was_not_told_takes_no_lease_away() {
+    let mut cluster = Cluster::led(3);
+    cluster.isolate(2);
+    write(&mut cluster, 1, b"a");
+    assert!(cluster[1].transfer(replica_id(2)));
+    let mono = cluster.mono;
+    cluster[1].confirm(mono);
+    cluster.settle();
+    assert!(!cluster[1].holds_lease(mono));
+    cluster.run(700);
+    assert!(!cluster[1].is_transferring());
+    let mono = cluster.mono;
+    cluster[1].confirm(mono);
+    cluster.settle();
+    assert!(cluster[1].holds_lease(mono));
+}
+
+/// Whether replica 2 keeps its promise to the leader although a stray message of a later term made
+/// it forget who leads.
+#[test]
+fn a_voter_keeps_its_promise_over_terms() {
+    let keeps = || {
+        let mut cluster = Cluster::led(3);
+        let mono = cluster.mono;
+        cluster[1].confirm(mono);
+        cluster.settle();
+        step(&mut cluster, 2, &message(MessageType::MsgRequestVoteResponse, 3, 2, 5)).unwrap();
+        let mut vote = message(MessageType::MsgRequestVote, 3, 2, 6);
+        (vote.index, vote.log_term) = (99, 5);
+        step(&mut cluster, 2, &vote).unwrap();
+        cluster.drive_all(2);
+        assert!(cluster[1].holds_lease(mono));
+        types(&cluster).is_empty()
+    };
+    assert!(keeps());
+    assert!(!broken(Rule::VotersKeepPromises, keeps));
+}
+
+#[test]
+fn a_voter_keeps_a_promise_that_it_forgot() {
+    let keeps = || {
+        let mut cluster = Cluster::led(3);
+        let mono = cluster.mono;
+        cluster[1].confirm(mono);
+        cluster.settle();
+        cluster.restart(2);
+        cluster[2].campaign();
+        let mut vote = message(MessageType::MsgRequestVote, 3, 2, 6);
+        (vote.index, vote.log_term) = (99, 5);
+        step(&mut cluster, 2, &vote).unwrap();
+        cluster.drive_all(2);
+        assert!(cluster[1].holds_lease(mono));
+        types(&cluster).is_empty()
+    };
+    assert!(keeps());
+    assert!(!broken(Rule::RestartedVotersKeepPromises, keeps));
+}
+
+#[test]
+fn a_sole_replica_serves_as_soon_as_it_restarts() {
+    let mut cluster = Cluster::led(1);
+    write(&mut cluster, 1, b"a");
+    cluster.restart(1);
+    cluster[1].campaign();
+    cluster.settle();
+    assert!(cluster[1].is_serving());
+    assert_eq!(cluster.data(1), [b"a"]);
+}
+
+#[test]
+fn a_vote_is_remembered() {
+    let mut cluster = Cluster::new(3);
+    let mut vote = message(MessageType::MsgRequestVote, 3, 2, 1);
+    step(&mut cluster, 2, &vote).unwrap();
+    cluster.drive_all(2);
+    cluster.restart(2);
+    cluster.run(450);
+    assert_eq!(cluster[2].term(), 1);
+    vote.from = replica_id(1).0;
+    step(&mut cluster, 2, &vote).unwrap();
+    cluster.drive_all(2);
+    let answer = Message::parse_from_bytes(&cluster.sent.back().unwrap().1.bytes).unwrap();
+    assert_eq!((answer.msg_type, answer.reject), (MessageType::MsgRequestVoteResponse, true));
+}
+
+#[test]
+fn everybody_restarts_and_nothing_is_lost() {
+    let mut cluster = Cluster::led(3);
+    write(&mut cluster, 1, b"a");
+    write(&mut cluster, 1, b"b");
+    (1..=3).for_each(|node| cluster.restart(node));
+    assert!(cluster.run_until(3_000, |c| c.leader().is_some()));
+    let leader = cluster.leader().unwrap();
+    assert_eq!(cluster.data(leader), [b"a", b"b"]);
+}
+
+/// Replica 3 is cut off until the leader has nothing but a snapshot for it.
+fn behind() -> Cluster {
+    let mut cluster = Cluster::led(3);
+    cluster.isolate(3);
+    write(&mut cluster, 1, b"a");
+    write(&mut cluster, 1, b"b");
+    let meta = cluster[1].snapshot_meta().unwrap();
+    assert!(cluster[1].log_bytes() > 0);
+    cluster[1].compact(meta.index);
+    assert_eq!(cluster[1].log_bytes(), 0);
+    cluster.heal();
+    cluster.run(300);
+    assert!(cluster.wants_snapshot.contains(&replica_id(3)) && cluster.snapshots.is_empty());
+    cluster[1].offer_snapshot(meta, Bytes::from_static(b"the bulk"));
+    cluster.run(300);
+    assert_eq!(cluster.snapshots.len(), 1);
+    cluster
+}
+
+#[test]
+fn who_lacks_entries_gets_a_snapshot() {
+    let mut cluster = behind();
+    let (_, outgoing) = cluster.snapshots.pop().unwrap();
+    assert_eq!((outgoing.to, &outgoing.token[..]), (replica_id(3), &b"the bulk"[..]));
+    // The first time the bulk does not arrive.
+    cluster[1].report_snapshot(outgoing.to, false);
+    cluster.run(300);
+    let (_, outgoing) = cluster.snapshots.pop().unwrap();
+    let mono = cluster.mono;
+    cluster[3].step(&outgoing.message, mono).unwrap();
+    cluster[1].report_snapshot(outgoing.to, true);
+    cluster.settle();
+    let installed = cluster.replicas[&3].snapshot.clone().unwrap();
+    assert_eq!(installed.index, outgoing.index);
+    assert_eq!(cluster[3].applied_index(), outgoing.index);
+    write(&mut cluster, 1, b"c");
+    cluster.run(300);
+    assert_eq!(cluster.data(3), [b"c"]);
+    // And from its disk.
+    cluster.restart(3);
+    cluster.run(300);
+    assert_eq!(cluster[3].applied_index(), cluster[1].applied_index());
+}
+
+#[test]
+fn who_installs_a_snapshot_stands_for_nothing() {
+    let mut cluster = behind();
+    let (_, outgoing) = cluster.snapshots.pop().unwrap();
+    cluster.replica(3).holds_disk = true;
+    let mono = cluster.mono;
+    cluster[3].step(&outgoing.message, mono).unwrap();
+    cluster.drive(3);
+    let term = cluster[3].term();
+    step(&mut cluster, 3, &message(MessageType::MsgTimeoutNow, 1, 3, term)).unwrap();
+    cluster.isolate(3);
+    cluster.run(5_000);
+    assert_eq!((cluster[3].role(), cluster[3].term()), (Role::Follower, term));
+    cluster.replica(3).sync();
+    cluster.heal();
+    cluster.run(2_000);
+    assert_eq!(cluster[3].applied_index(), cluster[1].applied_index());
+}
+
+#[test]
+fn a_member_learns_votes_and_leaves() {
+    let mut cluster = Cluster::led(3);
+    write(&mut cluster, 1, b"a");
+    let voters = (1..=3).map(replica_id).collect();
+    let newcomer = ReplicaId::new(NodeId(4), 2);
+    cluster.add(4, Setup::new(newcomer, voters, 1));
+    assert_eq!(cluster[1].change(MemberChange::Promote(newcomer)), None);
+    assert_eq!(cluster[1].change(MemberChange::Remove(replica_id(1))), None);
+    let mono = cluster.mono;
+    cluster[1].confirm(mono);
+    cluster.settle();
+    assert!(cluster[1].change(MemberChange::AddLearner(newcomer)).is_some());
+    // One at a time.
+    assert_eq!(cluster[1].change(MemberChange::Remove(replica_id(3))), None);
+    cluster.settle();
+    assert!(!cluster[1].holds_lease(mono), "the lease was given by others");
+    cluster.run(300);
+    assert_eq!(cluster.data(4), [b"a"]);
+    assert!(cluster[1].change(MemberChange::Promote(newcomer)).is_some());
+    cluster.run(300);
+    assert!(cluster[1].change(MemberChange::Remove(replica_id(3))).is_some());
+    cluster.run(300);
+    let members = Members::of([replica_id(1), replica_id(2), newcomer]);
+    assert_eq!((cluster[1].members(), cluster[4].members()), (&members, &members));
+    assert_eq!(cluster[1].snapshot_meta().unwrap().members, members);
+    assert_eq!(cluster[1].progress().len(), 3);
+    // Who left cannot disturb.
+    let term = cluster[1].term();
+    cluster.run(3_000);
+    assert_eq!((cluster.leader(), cluster[1].term()), (Some(1), term));
+}
+
+#[test]
+fn who_leads_while_removed_steps_down() {
+    let mut cluster = Cluster::led(3);
+    cluster.run(300);
+    // The removal reaches everybody, but nobody hears that it is committed.
+    cluster.cut.extend([(2, 1), (3, 1)]);
+    assert!(cluster[1].change(MemberChange::Remove(replica_id(2))).is_some());
+    cluster.settle();
+    cluster.isolate(1);
+    // Time passes for replica 2, and for 3 until it votes: so 2 leads, and commits its removal.
+    let term = cluster[2].term();
+    for tick in 1..=40 {
+        cluster.mono += 50;
+        let mono = cluster.mono;
+        cluster[2].tick(mono);
+        if tick <= 10 {
+            cluster[3].tick(mono);
+        }
+        cluster.settle();
+    }
+    assert!(cluster[2].term() > term && !cluster[2].members().votes(replica_id(2)));
+    assert_eq!(cluster[2].role(), Role::Follower);
+    cluster.heal();
+    cluster.run(3_000);
+    assert_eq!(cluster[1].members(), &Members::of([replica_id(1), replica_id(3)]));
+    assert!(cluster.leader().is_some_and(|leader| leader != 2));
+}
+
+/// An entry of `term` after one of `before`, as a disk gives it back.
+fn on_disk(index: u64, term: u64, before: u64) -> (u64, Bytes) {
+    let entry = Entry { term, ..Entry::default() };
+    (index, Bytes::from([&log::head(&entry, before)[..], b"data"].concat()))
+}
+
+fn recover(snapshot: Option<(u64, u64)>, entries: &[(u64, Bytes)]) -> (Vec<(u64, u64)>, u64) {
+    let members = Members::of([replica_id(1)]);
+    let meta = snapshot.map(|(index, term)| SnapshotMeta { index, term, members });
+    let (log, _) = Log::recover(Members::default(), meta.as_ref(), entries).unwrap();
+    (log.since(0).map(|entry| (entry.index, entry.term)).collect(), log.last())
+}
+
+#[test]
+fn a_log_is_a_chain() {
+    let log = [on_disk(1, 1, 0), on_disk(2, 1, 1), on_disk(3, 2, 1)];
+    assert_eq!(recover(None, &log), (vec![(1, 1), (2, 1), (3, 2)], 3));
+    // A later entry replaces those from its index on.
+    let replaced = [&log[..], &[on_disk(2, 3, 1)]].concat();
+    assert_eq!(recover(None, &replaced), (vec![(1, 1), (2, 3)], 2));
+    // What leads up to a snapshot is kept for others, what follows it is the log.
+    assert_eq!(recover(Some((2, 1)), &log), (vec![(1, 1), (2, 1), (3, 2)], 3));
+    assert_eq!(recover(Some((2, 1)), &log[2..]), (vec![(3, 2)], 3));
+    assert_eq!(recover(Some((7, 5)), &log), (vec![], 7));
+    assert_eq!(recover(Some((7, 5)), &[&log[..], &[on_disk(8, 5, 5)]].concat()), (vec![(8, 5)], 8));
+}
+
+#[test]
+fn remains_of_a_replaced_log_are_left_out() {
+    let remains = || recover(Some((2, 5)), &[on_disk(1, 1, 0), on_disk(2, 6, 1), on_disk(3, 6, 6)]);
+    assert_eq!(remains(), (vec![], 2));
+    assert_ne!(broken(Rule::EntriesAreChained, remains), (vec![], 2));
+}
+
+#[test]
+fn a_damaged_log_is_refused() {
+    let recover = |state: Option<&'static [u8]>, entry: &'static [u8]| {
+        let setup = Setup::new(replica_id(1), vec![replica_id(1)], 1);
+        let entries = vec![(1, Bytes::from_static(entry))];
+        let recovered = Recovered { state: state.map(Bytes::from_static), snapshot: None, entries };
+        Group::new(&setup, recovered, 0).err().unwrap()
+    };
+    assert_eq!(recover(None, b"short"), "entry 1 is logged with 5 bytes");
+    assert_eq!(recover(None, &[9; 20]), "entry 1 is logged with the unknown kind 9");
+    assert_eq!(recover(None, &[0; 20]), "entry 1 is logged with term 0 after term 0");
+    let entry: &[u8] = &[0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    assert_eq!(recover(Some(b"odd"), entry), "a state of 3 bytes");
+}
+
+#[test]
+fn entries_may_outlive_the_state_logged_with_them() {
+    let setup = Setup::new(replica_id(1), (1..=3).map(replica_id).collect(), 1);
+    let state = Bytes::from([3u64.to_le_bytes(), replica_id(2).0.to_le_bytes()].concat());
+    let entries = vec![on_disk(1, 4, 0)];
+    let recovered = Recovered { state: Some(state), snapshot: None, entries };
+    let group = Group::new(&setup, recovered, 0).unwrap();
+    assert_eq!((group.term(), group.raw.raft.vote), (4, 0));
+}
+
+#[test]
+fn a_meta_is_read_as_written() {
+    let mut members = Members::of((1..=3).map(replica_id));
+    members.learners.push(ReplicaId::new(NodeId(7), 3));
+    let meta = SnapshotMeta { index: 9, term: 4, members };
+    let bytes = meta.to_bytes();
+    assert_eq!(SnapshotMeta::from_bytes(&bytes), Some(meta));
+    for end in 0..bytes.len() {
+        assert_eq!(SnapshotMeta::from_bytes(&bytes[..end]), None);
+    }
+    assert_eq!(ReplicaId::new(NodeId(7), 3).to_string(), "7.3");
+    assert_eq!((replica_id(7).node(), replica_id(7).to_string()), (NodeId(7), "7".into()));
+}
+
+#[test]
+fn what_raft_would_die_of_is_refused() {
+    let mut cluster = Cluster::led(3);
+    let mut refused = |kind, change: fn(&mut Message)| {
+        let mut sent = message(kind, 1, 2, 1);
+        change(&mut sent);
+        step(&mut cluster, 2, &sent).unwrap_err()
+    };
+    assert!(refused(MessageType::MsgAppend, |m| m.to = 9).contains("is for replica"));
+    assert!(refused(MessageType::MsgAppend, |m| m.from = m.to).contains("nobody else"));
+    assert!(refused(MessageType::MsgAppend, |m| m.term = 0).contains("no term"));
+    assert!(refused(MessageType::MsgAppend, |m| m.index = u64::MAX).contains("no group reaches"));
+    assert!(refused(MessageType::MsgAppend, |m| m.request_snapshot = 1).contains("requests"));
+    assert!(refused(MessageType::MsgHeartbeat, |m| m.commit = 99).contains("were lost here"));
+    assert!(
+        refused(MessageType::MsgAppend, |m| m.mut_entries().push(Entry::default()))
+            .contains("cannot follow")
+    );
+    for kind in [MessageType::MsgPropose, MessageType::MsgReadIndex, MessageType::MsgHup] {
+        assert!(refused(kind, |_| {}).contains("does not travel"));
+    }
+    assert!(refused(MessageType::MsgSnapshot, |_| {}).contains("of index 0"));
+    assert!(
+        refused(MessageType::MsgSnapshot, |m| {
+            m.mut_snapshot().mut_metadata().index = 5;
+            m.mut_snapshot().mut_metadata().term = 1;
+        })
+        .contains("a configuration of []")
+    );
+    let mono = cluster.mono;
+    assert!(cluster[2].step(b"\xff\xff garbage", mono).unwrap_err().contains("none of raft's"));
+}
+
+/// Messages of a lively group, each with a few bytes changed.
+#[test]
+fn damaged_messages_kill_nobody() {
+    let mut dice = 1u64;
+    let mut below = |end: usize| {
+        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (dice >> 33) as usize % end
+    };
+    let mut refused = 0;
+    for _ in 0..300 {
+        let mut cluster = Cluster::led(3);
+        cluster.is_damaged = true;
+        write(&mut cluster, 1, b"a");
+        cluster[1].propose(Bytes::from_static(b"b")).unwrap();
+        for round in 0..20 {
+            (1..=3).for_each(|node| cluster.drive(node));
+            let Some((_, envelope)) = cluster.sent.pop_front() else {
+                cluster.run(50);
+                continue;
+            };
+            let mut bytes = envelope.bytes.to_vec();
+            for _ in 0..below(3) + 1 {
+                let at = below(bytes.len());
+                bytes[at] ^= 1 << below(8);
+            }
+            let mono = cluster.mono + round;
+            refused += usize::from(cluster[envelope.to.node().0].step(&bytes, mono).is_err());
+            if below(4) == 0 {
+                let _ = cluster[envelope.to.node().0].step(&envelope.bytes, mono);
+            }
+        }
+    }
+    assert!(refused > 500, "{refused}");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use super::{
     Effect, Neighbours, Partition, REPEAT_AFTER_MS, RESOLVE_AFTER_MS, Waiting, share_claims,
 };
 use crate::engine::batch::Replies;
+use crate::engine::consensus::Ticket as Confirmation;
 use crate::engine::machine::{Access, Machine};
 use crate::engine::partition::journal::After;
 use crate::engine::protocol::{
@@ -22,8 +23,9 @@ pub(super) enum Deferred {
     Grant(Lock, u64),
     /// A prepare whose marks are set: whether its watched keys have changed shows then.
     Prepare(Prepare, u64),
-    /// Unlogged locks count as held only under a lease.
-    Confirm(TxnId, Term),
+    /// Unlogged locks count as held only by whoever certainly still leads: under a lease, or once
+    /// a majority has confirmed it after it was asked.
+    Confirm(TxnId, Term, Confirmation),
 }
 
 impl Deferred {
@@ -31,7 +33,7 @@ impl Deferred {
         match self {
             Deferred::Grant(lock, _) => lock.txn,
             Deferred::Prepare(prepare, _) => prepare.txn,
-            Deferred::Confirm(txn, _) => *txn,
+            Deferred::Confirm(txn, ..) => *txn,
         }
     }
 }
@@ -230,7 +232,7 @@ impl<M: Machine> Partition<M> {
                     self.log_intent(prepare, now, effects);
                 }
             }
-            Deferred::Confirm(txn, term) => self.confirm(txn, term, effects),
+            Deferred::Confirm(txn, term, _) => self.confirm(txn, term, effects),
         }
     }
 
@@ -244,7 +246,7 @@ impl<M: Machine> Partition<M> {
                 Deferred::Grant(_, fence) | Deferred::Prepare(_, fence) => {
                     journal.has_settled(*fence)
                 }
-                Deferred::Confirm(..) => journal.has_lease(now.mono),
+                Deferred::Confirm(_, _, asked) => journal.is_confirmed(*asked),
             });
             match ready {
                 true => self.proceed(deferred, now.wall, effects),
@@ -360,6 +362,12 @@ impl<M: Machine> Partition<M> {
 
     fn log_intent(&mut self, prepare: Prepare, now: Millis, effects: &mut Vec<Effect>) {
         let txn = prepare.txn;
+        // It may have ended while it waited.
+        if kept(Rule::LatePreparesAreRefused) && self.replica.is_over(txn) {
+            self.release(txn, effects);
+            self.vote(txn, None, effects);
+            return;
+        }
         if let Prepared::Share(share) = &prepare.work
             && !self.replica.is_unchanged(&share.watched)
         {
@@ -413,10 +421,13 @@ impl<M: Machine> Partition<M> {
     }
 
     fn on_confirm(&mut self, txn: TxnId, term: Term, mono: u64, effects: &mut Vec<Effect>) {
-        let led = self.journal.as_mut().is_none_or(|journal| journal.has_lease(mono));
-        match led {
-            true => self.confirm(txn, term, effects),
-            false => self.deferred.push(Deferred::Confirm(txn, term)),
+        let Some(journal) = &mut self.journal else { return self.confirm(txn, term, effects) };
+        if journal.has_lease(mono) {
+            return self.confirm(txn, term, effects);
+        }
+        match journal.group_mut().confirm(mono) {
+            Some(asked) => self.deferred.push(Deferred::Confirm(txn, term, asked)),
+            None => self.refuse(txn, effects),
         }
     }
 

@@ -7,8 +7,10 @@
 //! entry stands in its place, it was surely not executed; if neither is known for too long, nobody
 //! can tell.
 
+use super::snapshots::ToArchive;
 use super::{Effect, Partition};
 use crate::engine::bucket::Parked;
+use crate::engine::consensus::Ticket as Confirmation;
 use crate::engine::consensus::{Envelope, Group, Output, Persist, Position, Role};
 use crate::engine::machine::Machine;
 use crate::engine::protocol::{Decide, Term};
@@ -63,10 +65,10 @@ pub enum After {
 
 /// An entry on its way.
 #[derive(Debug)]
-struct Flight {
-    position: Position,
+pub(super) struct Flight {
+    pub(super) position: Position,
     since: u64,
-    afters: Vec<After>,
+    pub(super) afters: Vec<After>,
 }
 
 /// What became of an operation that was filed.
@@ -99,6 +101,8 @@ pub struct Turn {
     pub leader: Option<(NodeId, Term)>,
     /// Whether this node's office here began or ended.
     pub office: Option<bool>,
+    /// What the archive is asked.
+    pub orders: Vec<ToArchive>,
     output: Output,
 }
 
@@ -108,11 +112,13 @@ pub struct Journal {
     writer: EntryWriter,
     /// What follows the mutations in `writer`, in their order.
     afters: Vec<After>,
-    flights: VecDeque<Flight>,
+    pub(super) flights: VecDeque<Flight>,
     filed: u64,
     settled: u64,
     /// This node leads, and everything of earlier terms is applied.
     leads: bool,
+    /// The latest confirmation of its leadership.
+    confirmed: Option<Confirmation>,
     /// The batch that filed last: its later reads have to come after what it filed.
     batch: Option<Parked>,
 }
@@ -139,6 +145,7 @@ impl Journal {
             filed: 0,
             settled: 0,
             leads: false,
+            confirmed: None,
             batch: None,
         }
     }
@@ -214,6 +221,11 @@ impl Journal {
         self.group.holds_lease(mono) || !kept(Rule::ReadsNeedLease)
     }
 
+    /// Whether a majority has confirmed this leader since it asked.
+    pub fn is_confirmed(&self, asked: Confirmation) -> bool {
+        self.confirmed >= Some(asked)
+    }
+
     /// Proposes what was filed. What cannot be proposed comes back.
     fn propose(&mut self, stamp: crate::ids::Millis, mono: u64) -> Vec<After> {
         if self.writer.is_empty() {
@@ -271,6 +283,15 @@ impl<M: Machine> Partition<M> {
         let Some(journal) = &mut self.journal else { return Ok(()) };
         journal.group.drive(now.mono, output);
         turn.messages.append(&mut output.messages);
+        journal.confirmed = journal.confirmed.max(output.confirmed);
+        turn.orders.extend(output.snapshots.drain(..).map(ToArchive::Send));
+        if !output.wants_snapshot.is_empty() {
+            self.ask_for_snapshot(&mut turn.orders);
+        }
+        for incoming in output.persist.iter().filter_map(|persist| persist.snapshot.as_ref()) {
+            self.install(incoming, turn)?;
+        }
+        self.drop_arrived();
         turn.persists.append(&mut output.persist);
         let committed = std::mem::take(&mut output.committed);
         for entry in &committed {
@@ -307,6 +328,7 @@ impl<M: Machine> Partition<M> {
                 lose(flight.afters, Fate::Deposed, turn);
             }
         }
+        self.snapshots.applied(entry.len());
         if entry.is_empty() {
             return Ok(());
         }
@@ -359,6 +381,7 @@ impl<M: Machine> Partition<M> {
             journal.leads = true;
             // All that was filed in an earlier office has been settled or replaced by now.
             (journal.filed, journal.settled) = (0, 0);
+            journal.confirmed = None;
             turn.office = Some(true);
             turn.leader = Some((self.node, term));
             self.take_office(term);
@@ -405,7 +428,7 @@ impl<M: Machine> Partition<M> {
     }
 }
 
-fn lose(afters: Vec<After>, fate: Fate, turn: &mut Turn) {
+pub(super) fn lose(afters: Vec<After>, fate: Fate, turn: &mut Turn) {
     for after in afters {
         if let After::Reply(waiter) = after {
             turn.fates.push((waiter, fate));

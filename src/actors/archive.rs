@@ -1,0 +1,217 @@
+//! The Archive: the snapshots of a node, on an arbiter of its own.
+//!
+//! It writes what the partitions copy of themselves, one partition at a time, and streams what it
+//! has to nodes whose replicas are too far behind ([`transfer`]). Nobody waits for it: a Bucket
+//! copies as fast as pieces are written, and goes on serving in between.
+
+mod transfer;
+
+use crate::actors::book::Book;
+use crate::actors::bucket::{self, Bucket};
+use crate::actors::log::Stop;
+use crate::command::Redis;
+use crate::engine::partition::snapshots::{FromArchive, ToArchive};
+use crate::engine::tables::KeyHasher;
+use crate::error::{Error, Result};
+use crate::ids::PartitionId;
+use crate::storage::snapshot::CHUNK_BYTES_MAX;
+use crate::storage::{SnapshotWriter, Snapshots};
+use actix::{Actor, AsyncContext, Context, Handler, Message};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+pub use transfer::Carried;
+use transfer::Transfers;
+
+/// The actor.
+pub struct Archive {
+    snapshots: Snapshots,
+    hasher: KeyHasher,
+    stop: Stop,
+    book: Option<Arc<Book>>,
+    /// Partitions whose turn comes, in the order in which they asked.
+    due: VecDeque<PartitionId>,
+    /// Whose turn it is.
+    turn: Option<Turn>,
+    transfers: Transfers,
+}
+
+/// A snapshot that is being made.
+struct Turn {
+    partition: PartitionId,
+    begun: Instant,
+    /// None before its Bucket began, and after a piece could not be written.
+    writer: Option<SnapshotWriter>,
+    index: u64,
+}
+
+/// The address book is ready.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Wire(pub Arc<Book>);
+
+/// A partition of this node asks.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Ordered(pub PartitionId, pub ToArchive);
+
+/// How often transfers that go nowhere are looked at.
+const TICK: Duration = Duration::from_secs(1);
+
+impl Archive {
+    /// An archive of these snapshots.
+    pub fn new(snapshots: Snapshots, hasher: KeyHasher, stop: Stop) -> Archive {
+        let (due, transfers) = (VecDeque::new(), Transfers::default());
+        Archive { snapshots, hasher, stop, book: None, due, turn: None, transfers }
+    }
+
+    fn tell(&self, partition: PartitionId, news: FromArchive<Redis>) {
+        let bucket = |book: &Arc<Book>| {
+            let placed = book.placed.get(partition.index()).copied().flatten()?;
+            book.buckets.get(placed).cloned()
+        };
+        if let Some(bucket) = self.book.as_ref().and_then(bucket) {
+            let bucket: actix::Addr<Bucket> = bucket;
+            bucket.do_send(bucket::Archived(partition, news));
+        }
+    }
+
+    /// Gives the next partition its turn.
+    fn next_turn(&mut self) {
+        if self.turn.is_some() {
+            return;
+        }
+        // A replica that is being replaced has nothing to copy.
+        let ready = |partition: &PartitionId| !self.transfers.receives(*partition);
+        let Some(place) = self.due.iter().position(ready) else { return };
+        let Some(partition) = self.due.remove(place) else { return };
+        self.turn = Some(Turn { partition, begun: Instant::now(), writer: None, index: 0 });
+        self.tell(partition, FromArchive::Begin);
+    }
+
+    fn begin(&mut self, partition: PartitionId, index: u64, meta: &[u8]) {
+        let Some(turn) = self.turn.as_mut().filter(|turn| turn.partition == partition) else {
+            return;
+        };
+        turn.index = index;
+        match self.snapshots.create(partition, index, meta) {
+            Ok(writer) => turn.writer = Some(writer),
+            Err(error) => self.fail(partition, &error),
+        }
+    }
+
+    fn write(&mut self, partition: PartitionId, piece: &[u8]) {
+        let Some(turn) = self.turn.as_mut().filter(|turn| turn.partition == partition) else {
+            return;
+        };
+        // What comes after a failure was on its way when it happened.
+        let Some(writer) = &mut turn.writer else { return };
+        // Almost always one: only a single huge item makes a longer piece.
+        let written = piece.chunks(CHUNK_BYTES_MAX).try_for_each(|chunk| writer.append(chunk));
+        match written {
+            Ok(()) => self.tell(partition, FromArchive::Written),
+            Err(error) => self.fail(partition, &error),
+        }
+    }
+
+    fn finish(&mut self, partition: PartitionId) {
+        if self.turn.as_ref().is_none_or(|turn| turn.partition != partition) {
+            return;
+        }
+        let Some(Turn { writer: Some(writer), begun, index, .. }) = self.turn.take() else {
+            return self.next_turn();
+        };
+        match writer.finish() {
+            Ok(snapshot) => {
+                self.tell(partition, FromArchive::Durable { bytes: snapshot.bytes });
+                self.remove_older(partition, index);
+                let (bytes, ms) = (snapshot.bytes, begun.elapsed().as_millis());
+                log::info!(
+                    target: "archive",
+                    "snapshot of partition {partition} at entry {index}: {bytes} bytes in {ms} ms"
+                );
+            }
+            Err(error) => self.fail(partition, &error),
+        }
+        self.next_turn();
+    }
+
+    fn remove_older(&self, partition: PartitionId, index: u64) {
+        if let Err(error) = self.snapshots.remove_older(partition, index) {
+            // They are looked for again after the next snapshot.
+            log::warn!(target: "archive", "an old snapshot of partition {partition} stays: {error}");
+        }
+    }
+
+    /// Gives up the snapshot being made. A disk that is full may have room again; one that fails
+    /// otherwise is not trusted with anything more.
+    fn fail(&mut self, partition: PartitionId, error: &Error) {
+        self.judge(error);
+        log::warn!(target: "archive", "no snapshot of partition {partition}: {error}");
+        self.abandon(partition);
+        self.tell(partition, FromArchive::Failed);
+    }
+
+    /// Stops the node after errors that say that its disk cannot be trusted.
+    fn judge(&self, error: &Error) {
+        if !matches!(error, Error::Full(_)) {
+            (self.stop)(&error.to_string());
+        }
+    }
+
+    fn abandon(&mut self, partition: PartitionId) {
+        self.due.retain(|due| *due != partition);
+        if let Some(turn) = self.turn.take_if(|turn| turn.partition == partition)
+            && let Some(Err(error)) = turn.writer.map(SnapshotWriter::abandon)
+        {
+            // It is removed at the next start.
+            log::debug!(target: "archive", "an unfinished snapshot stays: {error}");
+        }
+        self.next_turn();
+    }
+}
+
+impl Actor for Archive {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        ctx.run_interval(TICK, |archive, _| {
+            archive.look_after_transfers();
+            archive.next_turn();
+        });
+    }
+}
+
+impl Handler<Wire> for Archive {
+    type Result = ();
+
+    fn handle(&mut self, Wire(book): Wire, _: &mut Context<Self>) {
+        self.book = Some(book);
+    }
+}
+
+impl Handler<Ordered> for Archive {
+    type Result = ();
+
+    fn handle(&mut self, Ordered(partition, order): Ordered, _: &mut Context<Self>) {
+        match order {
+            ToArchive::Due => {
+                if !self.due.contains(&partition) {
+                    self.due.push_back(partition);
+                }
+                self.next_turn();
+            }
+            ToArchive::Begin { index, meta } => self.begin(partition, index, &meta),
+            ToArchive::Piece(piece) => self.write(partition, &piece),
+            ToArchive::End => self.finish(partition),
+            ToArchive::Abandon => self.abandon(partition),
+            ToArchive::Send(outgoing) => self.send(partition, outgoing),
+        }
+    }
+}
+
+/// Lets an outcome pass for which nothing is to be done but to say so.
+fn tell_error<T>(what: &str, outcome: Result<T>) -> Option<T> {
+    outcome.inspect_err(|error| log::warn!(target: "archive", "{what}: {error}")).ok()
+}
