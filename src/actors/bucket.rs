@@ -3,6 +3,9 @@
 //! Sessions are tasks on the Bucket's own arbiter, so a command for a key that lies here crosses
 //! no thread. The Bucket also gives its Sessions what they share ([`Local`]).
 
+mod moves;
+
+use self::moves::Moves;
 use crate::actors::book::Book;
 use crate::actors::local::{Feed, Local, Setup, Tally};
 use crate::actors::log::{Link, Persisted};
@@ -58,6 +61,7 @@ pub struct Bucket {
     /// Bytes of the core's tables, as they are counted into those of the node.
     counted: usize,
     local: Option<Rc<Local>>,
+    moves: Moves,
 }
 
 /// Operations to be executed, from a Session here or elsewhere.
@@ -194,7 +198,20 @@ pub struct NodeUp(pub Hello);
 /// A node cannot be reached; its life may be known to be over.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct NodeDown(pub NodeId, pub Option<Incarnation>);
+pub struct NodeDown {
+    /// The node.
+    pub node: NodeId,
+    /// The life that nobody listens for any more.
+    pub ended: Option<Incarnation>,
+    /// Whether the process closed its streams before: it is dead, beyond what a firewall can feign.
+    pub dead: bool,
+}
+
+/// The node stops: hand over what is led here. Answers how many partitions are still led here that
+/// another node could lead.
+#[derive(Message)]
+#[rtype(result = "usize")]
+pub struct HandOver;
 
 /// A client has connected.
 #[derive(Message)]
@@ -272,6 +289,7 @@ impl Bucket {
             setup,
             counted: 0,
             local: None,
+            moves: Moves::default(),
         }
     }
 
@@ -324,8 +342,8 @@ impl Bucket {
         carry_raft(&book, &mut out.raft);
         for (partition, node, term) in out.leaders.drain(..) {
             book.hear_of_leader(partition, node, term);
+            self.moves.note(book.node, partition, node, term, now.wall);
             if node == book.node {
-                log::debug!(target: "raft", "leads partition {partition} in term {}", term.0);
                 let leads = Packet::Leads(partition, node, term);
                 book.peers.values().for_each(|peer| peer.do_send(Convey(leads.clone())));
             }
@@ -390,6 +408,7 @@ impl Actor for Bucket {
             let now = bucket.now();
             bucket.core.tick(now, &mut bucket.out);
             bucket.answer();
+            bucket.moves.tell();
             bucket.measure();
             if let Some(local) = &bucket.local {
                 local.tick(now.wall);
@@ -549,8 +568,20 @@ impl Handler<NodeUp> for Bucket {
 impl Handler<NodeDown> for Bucket {
     type Result = ();
 
-    fn handle(&mut self, NodeDown(node, ended): NodeDown, _: &mut Context<Self>) {
-        self.core.node_down(node, ended, &mut self.out);
+    fn handle(&mut self, down: NodeDown, _: &mut Context<Self>) {
+        let now = self.now();
+        self.core.node_down(down.node, down.ended, &mut self.out);
+        if down.dead {
+            self.core.leader_died(down.node, now);
+        }
+    }
+}
+
+impl Handler<HandOver> for Bucket {
+    type Result = usize;
+
+    fn handle(&mut self, _: HandOver, _: &mut Context<Self>) -> usize {
+        self.core.hand_over()
     }
 }
 

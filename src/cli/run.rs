@@ -48,6 +48,7 @@ pub fn run(config: Config, nodes: &[NodeId], ready: impl FnOnce(&Config, u64)) -
         let mut stopping = std::pin::pin!(told_to_stop()?);
         let mut arbiters = Vec::new();
         let mut running = Vec::new();
+        let others_go_on = nodes.len() < config.nodes().len();
         let served = async {
             for &id in nodes {
                 running.push(launch(config.clone(), id, started, &mut arbiters).await?);
@@ -55,7 +56,7 @@ pub fn run(config: Config, nodes: &[NodeId], ready: impl FnOnce(&Config, u64)) -
             Ok(())
         };
         if let Err(error) = served.await {
-            stop(running).await;
+            stop(running, others_go_on).await;
             return Err(error);
         }
         let formed: Vec<oneshot::Receiver<()>> = running.iter_mut().map(Running::formed).collect();
@@ -68,13 +69,13 @@ pub fn run(config: Config, nodes: &[NodeId], ready: impl FnOnce(&Config, u64)) -
         tokio::select! {
             biased;
             () = &mut stopping => {
-                stop(running).await;
+                stop(running, others_go_on).await;
                 return Ok(());
             }
             () = serving => ready(&config, wall_clock().0.saturating_sub(started.0)),
         }
         stopping.await;
-        stop(running).await;
+        stop(running, others_go_on).await;
         Ok(())
     })
 }
@@ -83,7 +84,8 @@ pub fn run(config: Config, nodes: &[NodeId], ready: impl FnOnce(&Config, u64)) -
 struct Running {
     id: NodeId,
     formed: Option<oneshot::Receiver<()>>,
-    stop: oneshot::Sender<()>,
+    /// Says whether other nodes of the cluster go on.
+    stop: oneshot::Sender<bool>,
     stopped: oneshot::Receiver<()>,
 }
 
@@ -136,8 +138,8 @@ async fn launch(
         let formed = node.take_formed();
         let _ = tell_begun.send(Ok(formed));
         // Dropping the sender says stop as well.
-        let _ = told_to_stop.await;
-        node.stop().await;
+        let others_go_on = told_to_stop.await.unwrap_or_default();
+        node.stop(others_go_on).await;
         let _ = tell_stopped.send(());
     });
     arbiters.extend(own);
@@ -160,12 +162,12 @@ fn give_up(why: &str) {
     std::process::exit(1);
 }
 
-async fn stop(running: Vec<Running>) {
+async fn stop(running: Vec<Running>, others_go_on: bool) {
     let mut waiting = Vec::new();
     for Running { id, stop, stopped, .. } in running {
         log::info!(target: "node", "stopping node {id}");
         // A node that is gone has stopped.
-        let _ = stop.send(());
+        let _ = stop.send(others_go_on);
         waiting.push(stopped);
     }
     for stopped in waiting {

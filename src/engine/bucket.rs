@@ -8,6 +8,11 @@
 //! Once the mailbox is empty, [`Bucket::flush`] gives every partition that has something to do its
 //! turn: whatever arrived together is proposed together, logged together and sent together.
 
+mod leadership;
+
+pub use self::leadership::DRIFT_AFTER_MS;
+
+use self::leadership::Wishes;
 use crate::engine::batch::{Batch, Op, OpHead, Replies};
 use crate::engine::consensus::Persist;
 use crate::engine::machine::{Access, Machine};
@@ -164,6 +169,7 @@ pub struct Bucket<M> {
     dirty: Vec<PartitionId>,
     is_dirty: Vec<bool>,
     turn: Turn,
+    wishes: Wishes,
     /// The log that a partition may write between two snapshots.
     snapshot_after: u64,
     orders: Vec<ToArchive>,
@@ -189,6 +195,7 @@ impl<M: Machine> Bucket<M> {
             life,
             is_dirty: vec![false; partitions.len()],
             partitions,
+            wishes: Wishes::new(homes.clone()),
             neighbours: Neighbours::new(homes),
             parking: Parking::default(),
             tickets: BTreeMap::new(),
@@ -559,6 +566,7 @@ impl<M: Machine> Bucket<M> {
 
     /// A step of the groups' clocks: elections and heartbeats. To be called often, at any pace.
     pub fn beat(&mut self, now: Now) {
+        self.succeed(now);
         for index in 0..self.partitions.len() {
             let Some(partition) = &mut self.partitions[index] else { continue };
             let Some(journal) = partition.journal_mut() else { continue };
@@ -582,6 +590,7 @@ impl<M: Machine> Bucket<M> {
             }
             self.touch(PartitionId(index as u16));
         }
+        self.drift_back(now);
         self.expire(now.wall);
         let late = |(ticket, (_, _, until)): (&Ticket, &(Waiter, PartitionId, Millis))| {
             (*until <= now.wall).then_some(*ticket)
