@@ -21,8 +21,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
-use transfer::Transfers;
 pub use transfer::Carried;
+use transfer::Transfers;
 
 /// The actor.
 pub struct Archive {

@@ -8,23 +8,24 @@
 mod order;
 mod redirect;
 
-use crate::actors::bucket::{Answer, Execute, Failure, Outcome};
+use crate::actors::bucket::{Answer, Execute, Failure, Outcome, Serve};
 use crate::actors::coordinator::Begin;
 use crate::actors::local::{Entry, Local};
+use crate::actors::tray::{Laid, Served};
 use crate::command::client::{Client, Then};
 use crate::command::latency;
 use crate::command::order::Order;
 use crate::command::plan::{self, Layout, Place, Plan};
 use crate::command::reply::Reply;
 use crate::command::scan::Walk;
-use crate::command::spec::{ADMIN, Control, LOADING, NO_AUTH, NO_MULTI, Run, Spec, WRITE};
+use crate::command::spec::{self, ADMIN, Control, LOADING, NO_AUTH, NO_MULTI, Run, Spec, WRITE};
 use crate::command::transaction::{Exec, Queue, Script, read_versions};
 use crate::command::words::{Phrase, Words};
-use crate::command::{self, Redis};
+use crate::command::{self, Redis, refusal_text};
 use crate::engine::barrier::Standing;
 use crate::engine::batch::{Batch, Replies};
 use crate::engine::machine::{Access, Machine};
-use crate::engine::protocol::{Ended, Watched, Work};
+use crate::engine::protocol::{Ended, Refusal, Watched, Work};
 use crate::ids::{NodeId, PartitionId};
 use crate::net::listen::{SocketAddr, TcpStream};
 use crate::net::resp::{Limits, Requests};
@@ -102,6 +103,8 @@ struct Session {
 /// What a connection is in the midst of.
 struct State {
     client: Client,
+    /// Whether the client may have changed in more than what every request changes.
+    redraw: bool,
     /// Commands since `MULTI`.
     queue: Option<Queue>,
     watched: Vec<(PartitionId, Watched)>,
@@ -113,6 +116,8 @@ struct Share {
     replies: Replies,
     /// Replies that were taken already.
     taken: usize,
+    /// How long the batch took, from when it was answered until that is noted.
+    took: Option<Duration>,
 }
 
 /// What comes after the requests gathered.
@@ -145,7 +150,7 @@ impl Session {
         let shares = (0..local.book.destinations()).map(|_| Share::default()).collect();
         Session {
             stream,
-            state: State { client, queue: None, watched: Vec::new() },
+            state: State { client, redraw: false, queue: None, watched: Vec::new() },
             local,
             entry,
             feed: None,
@@ -236,7 +241,6 @@ impl Session {
         // SAFETY: poll_read has filled so many bytes of the spare capacity.
         unsafe { input.set_len(input.len() + read) };
         self.local.counters.borrow_mut().bytes_in += read as u64;
-        self.state.client.active_at = (self.local.setup.clock)();
         Ok(read > 0)
     }
 
@@ -256,8 +260,7 @@ impl Session {
                 Ok(None) => break,
                 Err(error) => {
                     Reply::new(&mut self.own.bytes, false).error_bytes(&error.reply_text());
-                    self.own.end();
-                    self.order.push(OWN);
+                    answered(&self.local, None, &mut self.own, &mut self.order);
                     next = Next::Close;
                     break;
                 }
@@ -305,11 +308,9 @@ impl Session {
             return Ok(());
         }
         let (mut place, mut own) = (0, 0);
-        let mut took = Duration::ZERO;
         while place < self.order.len() {
-            let begun = Instant::now();
             self.ask().await?;
-            took += begun.elapsed();
+            self.note_batches();
             if self.one_share_answers_all() {
                 let share = usize::from(self.order[0]);
                 let replies = std::mem::take(&mut self.shares[share].replies);
@@ -341,15 +342,14 @@ impl Session {
             self.out = out;
             self.out.clear();
         }
-        self.note_batches(took);
         self.recycle();
         Ok(())
     }
 
     /// Sends every share that has unanswered operations, and takes the answers.
     async fn ask(&mut self) -> io::Result<()> {
+        let mut laid = None;
         let mut waiting: SmallVec<[(usize, oneshot::Receiver<Outcome>); 4]> = SmallVec::new();
-        let mut misplaced: SmallVec<[usize; 4]> = SmallVec::new();
         for (destination, share) in self.shares.iter_mut().enumerate() {
             if share.batch.is_empty() || share.taken < share.replies.len() {
                 continue;
@@ -366,34 +366,62 @@ impl Session {
                     continue;
                 }
             }
-            let (answer, outcome) = oneshot::channel();
             let batch = std::mem::take(&mut share.batch);
             let replies = std::mem::take(&mut share.replies);
+            if self.local.is_own(destination) {
+                laid = Some(destination);
+                let slot = self.entry.slot.clone();
+                if self.local.tray.lay(Laid { batch, replies, slot }) {
+                    self.local.bucket.do_send(Serve);
+                }
+                continue;
+            }
+            let (answer, outcome) = oneshot::channel();
             let answer = Answer::Session(answer);
             self.local.book.execute(destination, Execute { batch, replies, answer });
             waiting.push((destination, outcome));
         }
+        if !waiting.is_empty() {
+            self.take(waiting).await?;
+        }
+        if let Some(destination) = laid {
+            let slot = &self.entry.slot;
+            let served: Served = poll_fn(|context| slot.poll(context)).await;
+            let share = &mut self.shares[destination];
+            (share.batch, share.replies) = (served.batch, served.replies);
+            share.took = Some(served.took);
+        }
+        self.settle().await
+    }
+
+    /// Asks again for what was asked of a node that does not lead it.
+    async fn settle(&mut self) -> io::Result<()> {
+        for share in &mut self.shares {
+            if !share.replies.misplaced.is_empty() {
+                let replies = std::mem::take(&mut share.replies);
+                share.replies = redirect::settle(&share.batch, replies, &self.local).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the answers of other arbiters and nodes.
+    async fn take(
+        &mut self,
+        waiting: SmallVec<[(usize, oneshot::Receiver<Outcome>); 4]>,
+    ) -> io::Result<()> {
+        let begun = Instant::now();
         for (destination, outcome) in waiting {
             let share = &mut self.shares[destination];
             match outcome.await {
-                Ok(Ok((batch, replies))) => {
-                    let settled = replies.misplaced.is_empty();
-                    (share.batch, share.replies) = (batch, replies);
-                    if !settled {
-                        misplaced.push(destination);
-                    }
-                }
+                Ok(Ok((batch, replies))) => (share.batch, share.replies) = (batch, replies),
                 Ok(Err((batch, failure))) => {
                     share.replies = failed(&batch, &failure);
                     share.batch = batch;
                 }
                 Err(_) => return Err(io::Error::other("the node is stopping")),
             }
-        }
-        for destination in misplaced {
-            let share = &mut self.shares[destination];
-            let replies = std::mem::take(&mut share.replies);
-            share.replies = redirect::settle(&share.batch, replies, &self.local).await?;
+            share.took = Some(begun.elapsed());
         }
         Ok(())
     }
@@ -411,7 +439,7 @@ impl Session {
         self.order.clear();
         self.own.clear();
         for share in &mut self.shares {
-            share.taken = 0;
+            (share.taken, share.took) = (0, None);
             share.batch.clear();
             share.replies.clear();
             if share.replies.bytes.capacity() > KEEP_BYTES_MAX {
@@ -451,8 +479,15 @@ impl Session {
     async fn exec(&mut self, work: Work, script: Script) -> io::Result<()> {
         let ended = self.coordinate(work).await?;
         let resp3 = self.state.client.resp3;
+        self.state.redraw = true;
         if matches!(ended, Ended::Done(_)) {
             self.state.client.adopt(&script.client);
+        }
+        if ended == Ended::Refused(Refusal::Full) {
+            let reason = refusal_text(&Refusal::Full);
+            let text = format!("EXECABORT Transaction discarded because of: {reason}");
+            Reply::new(&mut self.out, resp3).error(&text);
+            return self.write_out().await;
         }
         conclude(ended, &mut Reply::new(&mut self.out, resp3), |replies, reply| {
             script.merge(&replies, reply);
@@ -497,6 +532,7 @@ impl Session {
 
     async fn write_out(&mut self) -> io::Result<()> {
         let out = std::mem::take(&mut self.out);
+        self.local.note_reply(self.state.client.last, &out);
         if !self.mute {
             self.write(&out).await?;
         }
@@ -593,33 +629,34 @@ fn request(
 ) -> Option<Next> {
     let mut reply = Reply::new(&mut own.bytes, state.client.resp3);
     let Some(spec) = command::resolve(words, &mut reply) else {
-        local.counters.borrow_mut().errors += 1;
+        spec::lookup(words.name()).into_iter().for_each(|spec| local.reject(spec));
         state.queue.as_mut().into_iter().for_each(Queue::spoil);
-        return answered(own, order);
+        return answered(local, None, own, order);
     };
     if local.holds(spec) {
         return Some(Next::Held);
     }
     state.client.last = Some(spec);
-    local.count_call(spec);
     if local.is_watched() && spec.flags & (ADMIN | NO_AUTH) == 0 {
         local.show(&state.client, words);
     }
     let loading = spec.flags & LOADING != 0 && spec.data().is_none();
     if !loading && !local.serves() {
         reply.error(&waiting(local));
+        local.reject(spec);
         state.queue.as_mut().into_iter().for_each(Queue::spoil);
-        return answered(own, order);
+        return answered(local, None, own, order);
     }
+    local.count_call(spec);
     if state.queue.is_some() && waits_for_exec(spec) {
         enqueue(spec, words, state, local, &mut reply);
-        return answered(own, order);
+        return answered(local, Some(spec), own, order);
     }
     if let Run::Control(control) = spec.run {
         let next = control_transaction(control, spec, words, state, local, &mut reply);
         return match next {
             Some(next) => Some(next),
-            None => answered(own, order),
+            None => answered(local, Some(spec), own, order),
         };
     }
     let client = &mut state.client;
@@ -635,10 +672,9 @@ fn request(
         None => match plan::plan(spec, words, &place) {
             Plan::One(head) => head,
             Plan::Spread { work, layout } => {
-                if let Some(refused) = order::refuse_spread(spec, words, local) {
+                if let Some(refused) = order::refuse_spread(words, local) {
                     reply.error(&refused);
-                    local.counters.borrow_mut().errors += 1;
-                    return answered(own, order);
+                    return answered(local, Some(spec), own, order);
                 }
                 return Some(Next::Spread(work, layout));
             }
@@ -646,9 +682,12 @@ fn request(
             Plan::Walk(walk) => return Some(Next::Walk(walk)),
             Plan::Session(run) => {
                 local.counters.borrow_mut().others += 1;
+                state.redraw = true;
+                let begun = Instant::now();
+                client.micros = local.micros(begun);
                 let then = run(client, &local.facts(), words, &mut reply);
-                own.end();
-                order.push(OWN);
+                local.spend(spec, begun.elapsed());
+                answered(local, Some(spec), own, order);
                 if then == Then::Reset {
                     state.queue = None;
                     state.watched.clear();
@@ -657,15 +696,15 @@ fn request(
             }
             Plan::Node(run) => {
                 local.counters.borrow_mut().others += 1;
+                state.redraw = true;
                 return match run(client, &local.facts(), words, &mut reply) {
                     Some(order) => Some(Next::Order(order)),
-                    None => answered(own, order),
+                    None => answered(local, Some(spec), own, order),
                 };
             }
             Plan::Refused(error) => {
                 reply.error(&error);
-                local.counters.borrow_mut().errors += 1;
-                return answered(own, order);
+                return answered(local, Some(spec), own, order);
             }
         },
     };
@@ -700,6 +739,8 @@ fn enqueue(
     let refused = spec.flags & NO_MULTI != 0 || matches!(spec.run, Run::Node(_));
     let queued = if refused {
         Err("ERR Command not allowed inside a transaction".to_owned())
+    } else if order::grows_when_full(spec, words, local) {
+        Err(refusal_text(&Refusal::Full))
     } else if keys.any(|length| length > key_max) {
         Err(format!("ERR key is longer than {key_max} bytes"))
     } else {
@@ -760,11 +801,13 @@ fn control_transaction(
                 return None;
             };
             let watched = std::mem::take(&mut state.watched);
+            state.client.micros = local.micros(Instant::now());
             match queue.plan(&state.client, &local.facts(), &watched, &place) {
                 Exec::Work(work, script) => return Some(Next::Exec(work, script)),
                 Exec::Script(script) => {
                     script.merge(&[], reply);
                     state.client.adopt(&script.client);
+                    state.redraw = true;
                 }
                 Exec::Refused(error) => reply.error(&error),
             }
@@ -791,8 +834,15 @@ fn conclude(ended: Ended, reply: &mut Reply<'_>, done: impl FnOnce(Vec<Replies>,
     }
 }
 
-fn answered(own: &mut Replies, order: &mut Vec<u16>) -> Option<Next> {
+/// Ends a reply that the Session gave itself; `spec` if it is that of a command that was begun.
+fn answered(
+    local: &Local,
+    spec: Option<&'static Spec>,
+    own: &mut Replies,
+    order: &mut Vec<u16>,
+) -> Option<Next> {
     own.end();
+    local.note_reply(spec, own.get(own.len() - 1));
     order.push(OWN);
     None
 }

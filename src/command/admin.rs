@@ -86,11 +86,9 @@ fn lastsave(_: &mut Client, facts: &Facts, _: Words<'_>, reply: &mut Reply<'_>) 
 }
 
 fn time(client: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
-    // The node's clock counts milliseconds; it was read when the request arrived.
-    let now = client.active_at.0;
     reply.array(2);
-    reply.bulk_int((now / 1000) as i64);
-    reply.bulk_int((now % 1000 * 1000) as i64);
+    reply.bulk_int((client.micros / 1_000_000) as i64);
+    reply.bulk_int((client.micros % 1_000_000) as i64);
     Then::Continue
 }
 

@@ -74,6 +74,9 @@ pub struct Tables {
     second: u32,
     /// Items removed because their time had come.
     expirations: u64,
+    /// Keys that reads looked for and found, and those they did not.
+    hits: u64,
+    misses: u64,
     access: Access,
     /// Keys that reads have found expired.
     expired: Vec<(TableIndex, Vec<u8>)>,
@@ -98,6 +101,8 @@ impl Tables {
             now: Millis(0),
             second: 0,
             expirations: 0,
+            hits: 0,
+            misses: 0,
             access: Access::Write,
             expired: Vec::new(),
             watches: Watches::default(),
@@ -146,11 +151,20 @@ impl Tables {
     /// The key's table and place, if it is there and not expired; removes or notes it if it is.
     #[inline]
     fn live(&mut self, table: TableIndex, hash: u64, key: &[u8]) -> Option<(&mut Table, Place)> {
-        let items = self.tables[table.index()].as_deref_mut()?;
-        let place = items.find(hash, key)?;
+        let reads = u64::from(self.access == Access::Read);
+        let found = self.tables[table.index()].as_deref_mut().and_then(|items| {
+            let place = items.find(hash, key)?;
+            Some((items, place))
+        });
+        let Some((items, place)) = found else {
+            self.misses += reads;
+            return None;
+        };
         if !items.at(place).is_expired(self.now) {
+            self.hits += reads;
             return Some((items, place));
         }
+        self.misses += reads;
         match self.access {
             Access::Write => {
                 self.expirations += 1;
@@ -230,6 +244,18 @@ impl Tables {
     #[inline]
     pub fn expirations(&self) -> u64 {
         self.expirations
+    }
+
+    /// Keys that operations which only read have found.
+    #[inline]
+    pub fn hits(&self) -> u64 {
+        self.hits
+    }
+
+    /// Keys that they looked for and did not find.
+    #[inline]
+    pub fn misses(&self) -> u64 {
+        self.misses
     }
 
     /// Gives the key a value.

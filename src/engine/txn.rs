@@ -270,7 +270,10 @@ impl<M: Machine> Transactions<M> {
                 self.clock = self.clock.max(time);
                 self.on_voted(txn, partition, vote, now, effects);
             }
-            ToCoordinator::Changed { txn } => self.on_changed(txn, effects),
+            ToCoordinator::Changed { txn } => self.on_obstacle(txn, Ended::Changed, effects),
+            ToCoordinator::Full { txn } => {
+                self.on_obstacle(txn, Ended::Refused(Refusal::Full), effects);
+            }
             ToCoordinator::Decided { txn, verdict } => self.on_decided(txn, verdict, now, effects),
             ToCoordinator::NotLed { txn, partition } => {
                 if self.current(txn).is_some() {
@@ -657,10 +660,11 @@ impl<M: Machine> Transactions<M> {
         }
     }
 
-    fn on_changed(&mut self, id: TxnId, effects: &mut Vec<Effect>) {
+    /// A participant says why the transaction must not be executed.
+    fn on_obstacle(&mut self, id: TxnId, ended: Ended, effects: &mut Vec<Effect>) {
         let Some(txn) = self.current(id) else { return };
         if matches!(txn.phase, Phase::Locking { .. } | Phase::Preparing { .. }) {
-            self.end(id.sequence, Ended::Changed, effects);
+            self.end(id.sequence, ended, effects);
         }
     }
 

@@ -77,7 +77,11 @@ struct Receiving {
 enum Stage {
     Coming(SnapshotReceiver),
     /// All of it is here.
-    Restoring { reader: SnapshotReader, meta: SnapshotMeta, restorer: Box<Restorer<Redis>> },
+    Restoring {
+        reader: SnapshotReader,
+        meta: SnapshotMeta,
+        restorer: Box<Restorer<Redis>>,
+    },
 }
 
 /// A word about a transfer has come from another node.
@@ -107,7 +111,12 @@ impl Transfers {
     }
 
     /// What is under way to a node, if it is this.
-    fn under_way(&mut self, to: NodeId, partition: PartitionId, index: u64) -> Option<&mut Sending> {
+    fn under_way(
+        &mut self,
+        to: NodeId,
+        partition: PartitionId,
+        index: u64,
+    ) -> Option<&mut Sending> {
         let sending = self.sending.get_mut(&to)?.front_mut()?;
         let it = (sending.snapshot.partition, sending.snapshot.index);
         (it == (partition, index)).then_some(sending)
@@ -148,7 +157,8 @@ impl Archive {
             }
         };
         let now = Instant::now();
-        let sending = Sending { to, snapshot, message, reader, heard: now, offered: now, free: now };
+        let sending =
+            Sending { to, snapshot, message, reader, heard: now, offered: now, free: now };
         let queue = self.transfers.sending.entry(to.node()).or_default();
         queue.retain(|other| other.snapshot.partition != partition);
         queue.push_back(sending);
@@ -211,7 +221,13 @@ impl Archive {
         gone.into_iter().for_each(drop_file);
     }
 
-    fn on_offer(&mut self, from: NodeId, snapshot: Snapshot, message: Bytes, ctx: &mut Context<Self>) {
+    fn on_offer(
+        &mut self,
+        from: NodeId,
+        snapshot: Snapshot,
+        message: Bytes,
+        ctx: &mut Context<Self>,
+    ) {
         let Snapshot { partition, index, bytes } = snapshot;
         let placed = |book: &std::sync::Arc<crate::actors::book::Book>| {
             book.placed.get(partition.index()).copied().flatten().is_some()
@@ -244,14 +260,19 @@ impl Archive {
         }
         let mut receiving = |stage| {
             let heard = Instant::now();
-            let receiving = Receiving { from, index, bytes, message: message.clone(), heard, stage };
+            let receiving =
+                Receiving { from, index, bytes, message: message.clone(), heard, stage };
             self.transfers.receiving.insert(partition, receiving);
         };
         // It may have come before, and the word of it was lost.
         if let Ok(Some(here)) = self.snapshots.latest(partition)
             && here == snapshot
         {
-            match self.snapshots.read(&here).and_then(|reader| restoring(reader, partition, self.hasher)) {
+            match self
+                .snapshots
+                .read(&here)
+                .and_then(|reader| restoring(reader, partition, self.hasher))
+            {
                 Ok(stage) => {
                     receiving(stage);
                     ctx.notify(Restore(partition));
@@ -313,7 +334,9 @@ impl Archive {
             return self.convey(from, Transfer::Want { partition, index, offset });
         }
         let Some(whole) = self.transfers.receiving.remove(&partition) else { return };
-        let Receiving { message, bytes, heard, stage: Stage::Coming(file), .. } = whole else { return };
+        let Receiving { message, bytes, heard, stage: Stage::Coming(file), .. } = whole else {
+            return;
+        };
         let stage = file.finish().and_then(|here| {
             let reader = self.snapshots.read(&here)?;
             restoring(reader, partition, self.hasher)
@@ -397,7 +420,9 @@ impl Handler<Carried> for Archive {
                 self.on_offer(from, snapshot, message.into_vec().into(), ctx);
             }
             Transfer::Want { partition, index, offset } => {
-                let Some(sending) = self.transfers.under_way(from, partition, index) else { return };
+                let Some(sending) = self.transfers.under_way(from, partition, index) else {
+                    return;
+                };
                 let now = Instant::now();
                 sending.heard = now;
                 if offset < sending.snapshot.bytes {
