@@ -133,6 +133,7 @@ fn a_flipped_bit_within_a_log_is_refused_and_the_file_named() {
         cluster.spawn(id);
     }
     for id in [1, 3] {
+        cluster.wait_ready(id);
         let held =
             eventually("a majority serves", PATIENCE, || cluster.connect(id).mget(&keys).ok());
         assert!(held.iter().all(|value| value.as_deref() == Some("last")), "node {id}: {held:?}");
