@@ -126,7 +126,7 @@ fn config_get(_: &mut Client, facts: &Facts, words: Words<'_>, reply: &mut Reply
 
 fn config_set(_: &Client, facts: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Option<Order> {
     if !words.len().is_multiple_of(2) {
-        super::wrong_arity("config|set", reply);
+        reply.error(SYNTAX);
         return None;
     }
     let pairs: Vec<(&[u8], &[u8])> =

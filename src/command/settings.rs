@@ -160,27 +160,32 @@ impl Settings {
     /// # Errors
     /// The reply, in Redis's words, if it may not.
     pub fn judge(&self, pairs: &[(&[u8], &[u8])]) -> Result<Vec<(&'static str, String)>, Vec<u8>> {
-        let mut approved: Vec<(&'static str, String)> = Vec::new();
+        let refused = |row: &str, why: &str| {
+            format!("ERR CONFIG SET failed (possibly related to argument '{row}') - {why}")
+                .into_bytes()
+        };
+        let mut rows: Vec<&(&'static str, &str, Kind)> = Vec::new();
         for (name, value) in pairs {
             let is = |(row, ..): &&(&str, &str, Kind)| row.as_bytes().eq_ignore_ascii_case(name);
-            let Some((row, _, kind)) = ROWS.iter().find(is) else {
+            let Some(row) = ROWS.iter().find(is) else {
                 let begin = b"ERR Unknown option or number of arguments for CONFIG SET - '";
-                return Err([begin.as_slice(), super::clip(name, 128), b"'"].concat());
+                return Err([begin.as_slice(), super::clip(name, usize::MAX), b"'"].concat());
             };
-            let refused = |why: &str| {
-                format!("ERR CONFIG SET failed (possibly related to argument '{row}') - {why}")
-                    .into_bytes()
-            };
-            if approved.iter().any(|(earlier, _)| earlier == row) {
-                return Err(refused("duplicate parameter"));
+            if matches!(row.2, Immutable) && self.get(row.0).unwrap_or_default().as_bytes() != *value
+            {
+                return Err(refused(row.0, "can't set immutable config"));
             }
-            let now = self.get(row).unwrap_or_default();
-            match judge(*kind, value, now) {
-                Ok(value) => approved.push((row, value)),
-                Err(why) => return Err(refused(&why)),
+            if rows.iter().any(|earlier| earlier.0 == row.0) {
+                return Err(refused(row.0, "duplicate parameter"));
             }
+            rows.push(row);
         }
-        Ok(approved)
+        // Values are looked at once all names are known to be right.
+        let judged = rows.iter().zip(pairs).map(|((row, _, kind), (_, value))| {
+            let value = judge(*kind, value, self.get(row).unwrap_or_default());
+            value.map(|value| (*row, value)).map_err(|why| refused(row, &why))
+        });
+        judged.collect()
     }
 }
 
