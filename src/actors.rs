@@ -16,3 +16,4 @@ pub mod node;
 pub mod peer;
 pub mod recovery;
 pub mod session;
+pub mod tray;

@@ -33,6 +33,8 @@ const READ: OpCode = OpCode(0);
 const APPEND: OpCode = OpCode(1);
 /// Appends if the keys' lists are of even length in all: its outcome needs every key.
 const APPEND_IF_EVEN: OpCode = OpCode(2);
+/// The same, but the first key is only read.
+const APPEND_REST_IF_EVEN: OpCode = OpCode(3);
 
 /// Lists of tags: what the simulator's partitions run.
 #[derive(Debug)]
@@ -40,7 +42,7 @@ pub struct Lists;
 
 impl Machine for Lists {
     fn knows(code: OpCode) -> bool {
-        code.0 <= 2
+        code.0 <= 3
     }
     fn access(code: OpCode) -> Access {
         if code == READ { Access::Read } else { Access::Write }
@@ -68,7 +70,7 @@ impl Machine for Lists {
             _ => length.is_multiple_of(2),
         };
         for index in 0..keys.len() {
-            if append {
+            if append && !(index == 0 && op.head.code == APPEND_REST_IF_EVEN) {
                 let tag = op.args.get(op.args.len() - 1);
                 tables.append(table, hashes[index], &keys[index], tag);
             }
@@ -203,6 +205,8 @@ struct World {
     queues: BTreeMap<(Actor, Actor), VecDeque<Message>>,
     /// Pairs (smaller first) that cannot reach each other.
     cut: BTreeSet<(usize, usize)>,
+    /// Nodes that have not noticed yet that another one is out of reach.
+    unnoticed: BTreeSet<(usize, usize)>,
     parked: BTreeMap<(usize, Parked), usize>,
     early: BTreeMap<(usize, Parked), Replies>,
     requests: Vec<Request>,
@@ -247,6 +251,7 @@ impl World {
             coordinators: Vec::new(),
             queues: BTreeMap::new(),
             cut: BTreeSet::new(),
+            unnoticed: BTreeSet::new(),
             parked: BTreeMap::new(),
             early: BTreeMap::new(),
             requests: Vec::new(),
@@ -536,7 +541,7 @@ impl World {
     fn saw(&mut self, request: usize, replies: &[Replies]) {
         let request = &mut self.requests[request];
         let mut keys = request.keys.clone();
-        if request.code != APPEND_IF_EVEN {
+        if !matches!(request.code, APPEND_IF_EVEN | APPEND_REST_IF_EVEN) {
             keys.sort_by_key(|key| partition_of(*key));
         }
         let bytes: Vec<u8> = replies.iter().flat_map(|replies| replies.bytes.clone()).collect();
@@ -558,7 +563,11 @@ impl World {
         let mut keys: Vec<usize> = keys.into_iter().collect();
         let turn = self.dice.roll(keys.len());
         keys.rotate_left(turn);
-        let code = [READ, APPEND, APPEND, APPEND_IF_EVEN][self.dice.roll(4)];
+        let codes = [READ, APPEND, APPEND, APPEND_IF_EVEN, APPEND_REST_IF_EVEN];
+        let code = match codes[self.dice.roll(codes.len())] {
+            APPEND_REST_IF_EVEN if keys.len() == 1 => READ,
+            code => code,
+        };
         let node = self.dice.roll(NODES);
         let partitions: BTreeSet<PartitionId> = keys.iter().map(|key| partition_of(*key)).collect();
         let request = tag as usize;
@@ -590,7 +599,10 @@ impl World {
             if mode == Mode::Gather {
                 let claims = own.iter().map(|key| Claim {
                     granule: Granule::Key(TableIndex::default(), key_name(*key)),
-                    access: Access::Write,
+                    access: match code == APPEND_REST_IF_EVEN && *key == keys[0] {
+                        true => Access::Read,
+                        false => Access::Write,
+                    },
                 });
                 return (id, Share { claims: claims.collect(), ..Share::default() });
             }
@@ -662,13 +674,22 @@ impl World {
     fn cut(&mut self, one: usize, other: usize) {
         if self.cut.insert((one.min(other), one.max(other))) {
             self.drop_between(one, other);
-            self.node_down(one, other, None);
-            self.node_down(other, one, None);
+            self.unnoticed.extend([(one, other), (other, one)]);
+        }
+    }
+
+    /// A node notices that another one is out of reach: each in its own time.
+    fn notice(&mut self, node: usize, other: usize) {
+        if self.unnoticed.remove(&(node, other)) {
+            self.node_down(node, other, None);
         }
     }
 
     fn heal(&mut self, one: usize, other: usize) {
         if self.cut.remove(&(one.min(other), one.max(other))) {
+            // A new link stands on both sides once the old one is gone on both.
+            self.notice(one, other);
+            self.notice(other, one);
             self.node_up(one, other);
             self.node_up(other, one);
         }
@@ -686,6 +707,8 @@ impl World {
         });
         let late = self.dice.one_in(2);
         for &other in &others {
+            self.unnoticed.remove(&(node, other));
+            self.unnoticed.remove(&(other, node));
             if !late || to_clients(&self.queues, node) {
                 self.drop_between(node, other);
             }
@@ -795,6 +818,13 @@ impl World {
             let one = self.dice.roll(NODES);
             let other = (one + 1 + self.dice.roll(NODES - 1)) % NODES;
             self.cut(one, other);
+        }
+        if self.dice.one_in(10) {
+            let waiting: Vec<(usize, usize)> = self.unnoticed.iter().copied().collect();
+            if !waiting.is_empty() {
+                let (node, other) = waiting[self.dice.roll(waiting.len())];
+                self.notice(node, other);
+            }
         }
         if self.dice.one_in(30) {
             let cut: Vec<(usize, usize)> = self.cut.iter().copied().collect();
@@ -908,7 +938,9 @@ impl World {
         for request in self.requests.iter().filter(|request| request.code != READ) {
             // A node that lost its memory says nothing about what it held.
             let kept = |key: &&usize| !self.lost.contains(&(*key % PARTITIONS % DATA));
-            let keys: Vec<usize> = request.keys.iter().filter(kept).copied().collect();
+            let first = usize::from(request.code == APPEND_REST_IF_EVEN);
+            let written = request.keys.iter().skip(first);
+            let keys: Vec<usize> = written.filter(kept).copied().collect();
             let times = |key: &usize| lists[*key].iter().filter(|tag| **tag == request.tag).count();
             let counts: Vec<usize> = keys.iter().map(times).collect();
             if counts.iter().any(|count| *count > 1) {

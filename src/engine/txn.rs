@@ -301,7 +301,10 @@ impl<M: Machine> Transactions<M> {
                 self.clock = self.clock.max(time);
                 self.on_voted(txn, partition, vote, now, effects);
             }
-            ToCoordinator::Changed { txn } => self.on_changed(txn, effects),
+            ToCoordinator::Changed { txn } => self.on_obstacle(txn, Ended::Changed, effects),
+            ToCoordinator::Full { txn } => {
+                self.on_obstacle(txn, Ended::Refused(Refusal::Full), effects);
+            }
             ToCoordinator::Decided { txn, verdict } => self.on_decided(txn, verdict, now, effects),
             ToCoordinator::NotLed { txn, partition } => {
                 if self.current(txn).is_some() {
@@ -595,8 +598,11 @@ impl<M: Machine> Transactions<M> {
     ) {
         let mut scratch = Tables::new(self.hasher);
         scratch.begin(now, Access::Write);
-        for grant in grants.values() {
-            grant.images.iter().cloned().for_each(|image| scratch.install(image));
+        let mut versions = BTreeMap::new();
+        for image in grants.values().flat_map(|grant| &grant.images) {
+            scratch.install(image.clone());
+            let version = scratch.watches_mut().watch(image.table, &image.key, now);
+            versions.insert((image.table, &image.key), version);
         }
         let Some(txn) = self.current(id) else { return };
         let mut replies = Replies::default();
@@ -610,12 +616,13 @@ impl<M: Machine> Transactions<M> {
         let mut changed = false;
         for (partition, share) in &txn.work.shares {
             let images = outcome.entry(*partition).or_default();
-            let before = grants.get(partition).map_or(&[][..], |grant| &grant.images);
             for claim in share_claims::<M>(share) {
                 let Granule::Key(table, key) = &claim.granule else { continue };
-                let image = scratch.image(*table, key);
-                if claim.access == Access::Write && !before.contains(&image) {
-                    images.push(image);
+                // A key that gets the value that it had is written all the same.
+                let version = scratch.watches_mut().version(*table, key);
+                let written = version.as_ref() != versions.get(&(*table, key));
+                if claim.access == Access::Write && written {
+                    images.push(scratch.image(*table, key));
                 }
             }
             changed |= !images.is_empty();
@@ -710,10 +717,11 @@ impl<M: Machine> Transactions<M> {
         }
     }
 
-    fn on_changed(&mut self, id: TxnId, effects: &mut Vec<Effect>) {
+    /// A participant says why the transaction must not be executed.
+    fn on_obstacle(&mut self, id: TxnId, ended: Ended, effects: &mut Vec<Effect>) {
         let Some(txn) = self.current(id) else { return };
         if matches!(txn.phase, Phase::Locking { .. } | Phase::Preparing { .. }) {
-            self.end(id.sequence, Ended::Changed, effects);
+            self.end(id.sequence, ended, effects);
         }
     }
 

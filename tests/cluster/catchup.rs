@@ -26,8 +26,8 @@ fn replicated() -> Cluster {
             false => line.to_owned(),
         })
         .collect();
-    let text = text.join("\n")
-        + "\nreplication: { segment: 1MiB, snapshot_after: 3MiB, retain: 1MiB }\n";
+    let text =
+        text.join("\n") + "\nreplication: { segment: 1MiB, snapshot_after: 3MiB, retain: 1MiB }\n";
     cluster.write("cluster.yaml", &text);
     cluster
 }
@@ -103,7 +103,6 @@ fn check(client: &mut Client, keys: usize, round: usize) {
     }
 }
 
-
 #[test]
 fn writing_for_long_leaves_a_short_log_and_a_restart_finds_everything() {
     const KEYS: usize = 600;
@@ -159,4 +158,62 @@ fn a_node_that_was_away_for_long_catches_up_by_snapshot() {
     start(&mut cluster, [1]);
     cluster.kill(2);
     check(&mut cluster.connect(1), KEYS, 12);
+}
+
+#[test]
+fn a_node_that_dies_while_it_makes_snapshots_loses_nothing() {
+    const KEYS: usize = 400;
+    const KILLS: usize = 4;
+    let mut cluster = replicated();
+    start(&mut cluster, 1..=3);
+    let mut client = cluster.connect(1);
+    let mut round = 0;
+    for kill in 1..=KILLS {
+        // Each of its snapshots is told of; it dies at the next one or close to it.
+        let told = |cluster: &Cluster| cluster.log(2).matches("snapshot of partition").count();
+        let before = told(&cluster);
+        while told(&cluster) < before + kill {
+            write(&mut client, KEYS, round);
+            round += 1;
+        }
+        cluster.kill(2);
+        write(&mut client, KEYS, round);
+        start(&mut cluster, [2]);
+        check(&mut cluster.connect(2), KEYS, round);
+        round += 1;
+    }
+    let unfinished = files(&data(&cluster, 2).join("snapshots")).into_iter();
+    let unfinished = unfinished.filter(|(path, _)| path.extension() == Some("part".as_ref()));
+    assert!(unfinished.count() <= 1, "what was not finished was removed");
+    // Its copies are whole: with any one other node it has to serve everything.
+    cluster.kill(1);
+    check(&mut cluster.connect(2), KEYS, round - 1);
+}
+
+#[test]
+fn a_node_that_dies_while_it_receives_snapshots_catches_up_later() {
+    const KEYS: usize = 600;
+    let mut cluster = replicated();
+    start(&mut cluster, 1..=3);
+    let mut client = cluster.connect(1);
+    write(&mut client, KEYS, 0);
+    let mut round = 0;
+    for _ in 0..3 {
+        cluster.kill(3);
+        for _ in 0..8 {
+            round += 1;
+            write(&mut client, KEYS, round);
+        }
+        let receiving = |cluster: &Cluster| cluster.log(3).matches("receiving partition").count();
+        let before = receiving(&cluster);
+        cluster.spawn(3);
+        eventually("a snapshot comes", LONG, || (receiving(&cluster) > before).then_some(()));
+    }
+    cluster.kill(3);
+    start(&mut cluster, [3]);
+    cluster.kill(2);
+    let mut client = cluster.connect(3);
+    check(&mut client, KEYS, round);
+    write(&mut client, KEYS, round + 1);
+    check(&mut cluster.connect(1), KEYS, round + 1);
 }

@@ -61,6 +61,12 @@ impl Members {
         self.votes(id) || self.learners.contains(&id)
     }
 
+    /// The replicas on a node: more than one while it comes back under another id.
+    pub fn of_node(&self, node: NodeId) -> Vec<ReplicaId> {
+        let all = self.voters.iter().chain(&self.learners);
+        all.copied().filter(|id| id.node() == node).collect()
+    }
+
     /// Whether the replica votes here.
     pub fn votes(&self, id: ReplicaId) -> bool {
         self.voters.contains(&id)

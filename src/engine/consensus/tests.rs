@@ -410,6 +410,21 @@ fn a_read_is_confirmed_by_what_was_asked_after_it() {
 }
 
 #[test]
+fn reads_that_wait_are_asked_for_again_when_members_change() {
+    let mut lease = Lease::new(100);
+    let (first, _) = lease.ask(1_000);
+    lease.give_up();
+    assert_eq!(lease.confirm(first, 1_001, false), None);
+    let again = lease.ask_again(1_001).unwrap();
+    assert!(again > first && lease.confirm(again, 1_002, false) == Some(again));
+    assert_eq!(lease.until(), 1_101);
+    // With the term, those who wait are sent away.
+    lease.ask(1_003);
+    lease.reset();
+    assert_eq!((lease.until(), lease.ask_again(1_020)), (0, None));
+}
+
+#[test]
 fn handing_over_is_quick_and_ends_the_lease() {
     let mut cluster = Cluster::led(3);
     let mono = cluster.mono;
@@ -804,4 +819,35 @@ fn damaged_messages_kill_nobody() {
         }
     }
     assert!(refused > 500, "{refused}");
+}
+
+#[test]
+fn a_dead_leader_is_succeeded_at_once() {
+    let mut cluster = Cluster::led(3);
+    cluster.run(200);
+    cluster.isolate(1);
+    // A promise binds whoever has no evidence of its own.
+    assert!(cluster[2].leader_is_dead(NodeId(1)));
+    cluster[2].campaign();
+    cluster.settle();
+    assert_eq!(cluster[2].role(), Role::Candidate);
+    assert!(cluster[3].leader_is_dead(NodeId(1)));
+    cluster[2].campaign();
+    cluster.settle();
+    assert!(cluster[2].is_serving());
+    assert_eq!(cluster[3].leader(), Some(replica_id(2)));
+}
+
+#[test]
+fn a_death_concerns_who_was_led_by_the_dead() {
+    let mut cluster = Cluster::led(3);
+    cluster.run(200);
+    assert!(!cluster[1].leader_is_dead(NodeId(1)), "a leader knows better");
+    assert!(!cluster[3].leader_is_dead(NodeId(2)), "a follower died");
+    cluster.isolate(3);
+    cluster[3].campaign();
+    cluster.settle();
+    assert_eq!(cluster[3].role(), Role::Follower, "the promise binds");
+    assert!(cluster[3].leader_is_dead(NodeId(1)));
+    assert!(!cluster[3].leader_is_dead(NodeId(1)), "once");
 }

@@ -361,6 +361,12 @@ impl<M: Machine> Partition<M> {
 
     fn log_intent(&mut self, prepare: Prepare, now: Millis, effects: &mut Vec<Effect>) {
         let txn = prepare.txn;
+        // It may have ended while it waited.
+        if kept(Rule::LatePreparesAreRefused) && self.replica.is_over(txn) {
+            self.release(txn, effects);
+            self.vote(txn, None, effects);
+            return;
+        }
         if let Prepared::Share(share) = &prepare.work
             && !self.replica.is_unchanged(&share.watched)
         {

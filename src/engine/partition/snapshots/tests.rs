@@ -205,6 +205,7 @@ fn a_snapshot_is_as_of_its_beginning_and_the_log_behind_it_goes() {
     bucket.snapshot_after(logged);
     bucket.tick(now, out);
     bucket.tick(now, out);
+    nodes.settle();
     let before = nodes.partition(0).replica().digest();
     let mut next = 0;
     let (meta, bytes) = nodes.make(0, |nodes| {
