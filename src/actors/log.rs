@@ -12,10 +12,13 @@ use crate::config::Durability;
 use crate::engine::consensus::Persist;
 use crate::engine::record::must_sync;
 use crate::ids::PartitionId;
+use crate::metrics::LogCounts;
 use crate::storage::{Directory, Records, SegmentLog};
 use actix::fut::ActorFuture;
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, MessageResult};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -43,6 +46,7 @@ pub struct Log {
     urgent: bool,
     /// A log that is longer asks for snapshots of what keeps it from being collected.
     bytes_max: u64,
+    counts: Arc<LogCounts>,
     stop: Stop,
 }
 
@@ -87,10 +91,25 @@ pub struct Observe;
 impl Log {
     /// The log and the directory around it, as they were opened. Once it is longer than
     /// `bytes_max`, it asks for a snapshot of the partition that needs most of its beginning.
-    pub fn new(log: SegmentLog, directory: Directory, bytes_max: u64, stop: Stop) -> Log {
+    pub fn new(
+        log: SegmentLog,
+        directory: Directory,
+        bytes_max: u64,
+        counts: Arc<LogCounts>,
+        stop: Stop,
+    ) -> Log {
         let (buckets, waiting) = (Vec::new(), Vec::new());
         let records = Records::default();
-        Log { log, directory, buckets, records, waiting, urgent: false, bytes_max, stop }
+        let urgent = false;
+        Log { log, directory, buckets, records, waiting, urgent, bytes_max, counts, stop }
+    }
+
+    /// Tells what was counted.
+    fn count(&self) {
+        let usage = self.log.usage();
+        self.counts.syncs.store(usage.syncs, Ordering::Relaxed);
+        self.counts.batches.store(usage.batches, Ordering::Relaxed);
+        self.counts.bytes.store(usage.appended, Ordering::Relaxed);
     }
 
     /// One write and one sync for all that has come, and word of it to all who asked.
@@ -107,6 +126,7 @@ impl Log {
         {
             return (self.stop)(&error.to_string());
         }
+        self.count();
         for (bucket, numbers) in self.buckets.iter().zip(&mut self.waiting) {
             if !numbers.is_empty() {
                 bucket.do_send(Persisted(std::mem::take(numbers)));
@@ -137,6 +157,7 @@ impl Log {
         if let Err(error) = self.log.sync() {
             (self.stop)(&error.to_string());
         }
+        self.count();
     }
 }
 

@@ -19,7 +19,7 @@ use crate::engine::tables::KeyHasher;
 use crate::engine::txn::{Strength, Survives, Transactions};
 use crate::error::{Error, Listen, Result};
 use crate::ids::{Incarnation, Millis, NodeId, PartitionId};
-use crate::metrics::Usage;
+use crate::metrics::{LogCounts, Usage};
 use crate::net::http;
 use crate::net::listen::{TcpListener, listen};
 use actix::{Actor, Addr, Context};
@@ -163,10 +163,12 @@ pub async fn start(
         cores.push(core);
     }
     let buckets = start_buckets(cores, birth, &setup, &placement);
+    let log_counts = Arc::new(LogCounts::default());
     let (log, archive) = match found {
         Some(found) => {
             found.tell();
-            let (log, archive) = start_disk(found, &config, hasher, birth.stop, &placement);
+            let counts = log_counts.clone();
+            let (log, archive) = start_disk(found, &config, hasher, counts, birth.stop, &placement);
             (Some(log), Some(archive))
         }
         None => (None, None),
@@ -197,8 +199,15 @@ pub async fn start(
         archive.clone(),
     );
     let refused = Arc::new(AtomicUsize::new(0));
-    let metrics =
-        Metrics::new(config.clone(), own, birth, book.clone(), connected.clone(), refused.clone());
+    let metrics = Metrics::new(
+        config.clone(),
+        own,
+        birth,
+        book.clone(),
+        connected.clone(),
+        refused.clone(),
+        log_counts,
+    );
     // Mailboxes keep the order, so whatever a Peer brings finds every book in place.
     if let Some(log) = &log {
         log.do_send(disk::Wire(buckets.clone()));
@@ -282,12 +291,13 @@ fn start_disk(
     found: Found,
     config: &Config,
     hasher: KeyHasher,
+    counts: Arc<LogCounts>,
     stop: Stop,
     placement: &Placement,
 ) -> (Addr<Log>, Addr<Archive>) {
     let Found { directory, log, snapshots, .. } = found;
     let log_bytes_max = config.replication.snapshot_after + config.replication.retain;
-    let log = move |_: &mut Context<Log>| Log::new(log, directory, log_bytes_max, stop);
+    let log = move |_: &mut Context<Log>| Log::new(log, directory, log_bytes_max, counts, stop);
     let archive = move |_: &mut Context<Archive>| Archive::new(snapshots, hasher, stop);
     match placement {
         Placement::On { log: log_on, archive: archive_on, .. } => {

@@ -22,8 +22,8 @@ use super::plan::{DAMAGED, Layout, Piece, Place, Plan, integer, plan};
 use super::reply::Reply;
 use super::server::flushes;
 use super::spec::{
-    ALLOW_BUSY, Control, Data, Doc, FAST, Group, KEYS, LOADING, Merge, NO_KEYS, NOSCRIPT, Over, Run,
-    SKIP_SLOWLOG, STALE, Spec, Split,
+    ALLOW_BUSY, Control, Data, Doc, FAST, Group, KEYS, LOADING, Merge, NO_KEYS, NOSCRIPT, Over,
+    Run, SKIP_SLOWLOG, STALE, Spec, Split,
 };
 use super::words::{Phrase, Words};
 use super::{Call, Redis};
@@ -216,8 +216,7 @@ enum Drafted {
 }
 
 /// A command that counts the keys of a table.
-const COUNTS: Split =
-    Split::Everywhere { over: Over::Table, merge: Merge::Sum, locked: false };
+const COUNTS: Split = Split::Everywhere { over: Over::Table, merge: Merge::Sum, locked: false };
 
 impl Draft {
     fn add(&mut self, spec: &'static Spec, phrase: Phrase, place: &Place<'_>) {
