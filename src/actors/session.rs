@@ -19,7 +19,7 @@ use crate::command::plan::{self, Layout, Place, Plan};
 use crate::command::reply::Reply;
 use crate::command::scan::Walk;
 use crate::command::spec::{self, ADMIN, Control, LOADING, NO_AUTH, NO_MULTI, Run, Spec, WRITE};
-use crate::command::transaction::{Exec, Queue, Script, read_versions};
+use crate::command::transaction::{Exec, Queue, Script, Step, read_versions};
 use crate::command::words::{Phrase, Words};
 use crate::command::{self, Redis, refusal_text};
 use crate::engine::barrier::Standing;
@@ -477,22 +477,68 @@ impl Session {
 
     /// Executes a transaction.
     async fn exec(&mut self, work: Work, script: Script) -> io::Result<()> {
-        let ended = self.coordinate(work).await?;
-        let resp3 = self.state.client.resp3;
         self.state.redraw = true;
-        if matches!(ended, Ended::Done(_)) {
-            self.state.client.adopt(&script.client);
-        }
+        let ended = match work.shares.is_empty() {
+            true => Ended::Done(Vec::new()),
+            false => self.coordinate(work).await?,
+        };
         if ended == Ended::Refused(Refusal::Full) {
             let reason = refusal_text(&Refusal::Full);
             let text = format!("EXECABORT Transaction discarded because of: {reason}");
-            Reply::new(&mut self.out, resp3).error(&text);
+            Reply::new(&mut self.out, self.state.client.resp3).error(&text);
             return self.write_out().await;
         }
-        conclude(ended, &mut Reply::new(&mut self.out, resp3), |replies, reply| {
-            script.merge(&replies, reply);
-        });
+        let mut out = std::mem::take(&mut self.out);
+        if let Ended::Done(replies) = ended {
+            Reply::new(&mut out, self.state.client.resp3).array(script.steps.len());
+            for step in &script.steps {
+                step.merge(&replies, &mut Reply::new(&mut out, self.state.client.resp3));
+                if let Step::Later(spec, phrase) = step {
+                    self.serve_later(spec, phrase.words(), &mut out).await?;
+                }
+            }
+        } else {
+            conclude(ended, &mut Reply::new(&mut out, self.state.client.resp3), |_, _| {});
+        }
+        self.out = out;
         self.write_out().await
+    }
+
+    /// Serves a command of a transaction that has no part in its work.
+    async fn serve_later(
+        &mut self,
+        spec: &'static Spec,
+        words: Words<'_>,
+        out: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        let local = self.local.clone();
+        let client = &mut self.state.client;
+        let place = place(client, &local);
+        let mut reply = Reply::new(out, client.resp3);
+        match plan::plan(spec, words, &place) {
+            Plan::Session(run) => {
+                run(client, &local.facts(), words, &mut reply);
+            }
+            Plan::Node(run) => {
+                let order = run(client, &local.facts(), words, &mut reply);
+                if let Some(order) = order {
+                    return self.carry_out(order, out).await;
+                }
+            }
+            Plan::One(head) => {
+                let destination = local.book.route(head.partition);
+                self.shares[destination].batch.push(head, words.from(1));
+                self.ask().await?;
+                out.extend_from_slice(self.shares[destination].replies.get(0));
+                self.recycle();
+            }
+            Plan::Each { batches, layout } => return self.ask_each(batches, layout, out).await,
+            Plan::Walk(walk) => return self.ask_in_turn(walk, out).await,
+            Plan::Refused(error) => reply.error(&error),
+            // What locks is part of the work.
+            Plan::Spread { .. } => reply.error("ERR syntax error"),
+        }
+        Ok(())
     }
 
     /// Asks for the versions of keys and remembers them for the next `EXEC`.
@@ -542,8 +588,20 @@ impl Session {
         Ok(())
     }
 
-    /// Asks every partition, each at its own moment.
+    /// Runs a command that looks at every partition, each at its own moment.
     async fn each(&mut self, batches: Vec<(PartitionId, Batch)>, layout: Layout) -> io::Result<()> {
+        let mut out = std::mem::take(&mut self.out);
+        self.ask_each(batches, layout, &mut out).await?;
+        self.out = out;
+        self.write_out().await
+    }
+
+    async fn ask_each(
+        &mut self,
+        batches: Vec<(PartitionId, Batch)>,
+        layout: Layout,
+        out: &mut Vec<u8>,
+    ) -> io::Result<()> {
         let destinations: Vec<usize> =
             batches.iter().map(|(partition, _)| self.local.book.route(*partition)).collect();
         for ((_, batch), &destination) in batches.iter().zip(&destinations) {
@@ -563,12 +621,21 @@ impl Session {
                 place += 1;
             }
         }
-        layout.merge(&replies, &mut Reply::new(&mut self.out, self.state.client.resp3));
+        layout.merge(&replies, &mut Reply::new(out, self.state.client.resp3));
+        self.recycle();
+        Ok(())
+    }
+
+    /// Runs a command that goes from one partition to the other.
+    async fn walk(&mut self, walk: Walk) -> io::Result<()> {
+        let mut out = std::mem::take(&mut self.out);
+        self.ask_in_turn(walk, &mut out).await?;
+        self.out = out;
         self.write_out().await
     }
 
     /// Asks one partition after the other. Others are served between two steps.
-    async fn walk(&mut self, mut walk: Walk) -> io::Result<()> {
+    async fn ask_in_turn(&mut self, mut walk: Walk, out: &mut Vec<u8>) -> io::Result<()> {
         self.walks += 1;
         let seed =
             [self.local.facts().now.0, self.state.client.id, self.walks].map(u64::to_le_bytes);
@@ -582,8 +649,8 @@ impl Session {
             walk.take(self.shares[destination].replies.get(0));
             self.recycle();
         }
-        walk.finish(&mut Reply::new(&mut self.out, self.state.client.resp3));
-        self.write_out().await
+        walk.finish(&mut Reply::new(out, self.state.client.resp3));
+        Ok(())
     }
 
     async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -631,6 +698,10 @@ fn request(
     let Some(spec) = command::resolve(words, &mut reply) else {
         spec::lookup(words.name()).into_iter().for_each(|spec| local.reject(spec));
         state.queue.as_mut().into_iter().for_each(Queue::spoil);
+        if command::is_exec(words) {
+            state.queue = None;
+            state.watched.clear();
+        }
         return answered(local, None, own, order);
     };
     if local.holds(spec) {
@@ -660,13 +731,7 @@ fn request(
         };
     }
     let client = &mut state.client;
-    let place = Place {
-        ring: &local.setup.ring,
-        hasher: local.setup.hasher,
-        table: client.table,
-        resp3: client.resp3,
-        key_bytes_max: local.setup.limits.key,
-    };
+    let place = place(client, local);
     let one = match plan::route_one(spec, words, &place) {
         Some(head) => head,
         None => match plan::plan(spec, words, &place) {
@@ -719,10 +784,21 @@ fn request(
     None
 }
 
+/// Where the client's commands are asked.
+fn place<'a>(client: &Client, local: &'a Local) -> Place<'a> {
+    Place {
+        ring: &local.setup.ring,
+        hasher: local.setup.hasher,
+        table: client.table,
+        resp3: client.resp3,
+        key_bytes_max: local.setup.limits.key,
+    }
+}
+
 /// Whether a command is queued between `MULTI` and `EXEC` rather than served at once.
 fn waits_for_exec(spec: &Spec) -> bool {
     let now = matches!(spec.run, Run::Control(_)) && !spec.run_is_unwatch();
-    !now && spec.name != "quit" && spec.name != "reset"
+    !now && !spec.ends_all()
 }
 
 /// Queues a command, or says why not.
@@ -736,8 +812,7 @@ fn enqueue(
     let Some(queue) = &mut state.queue else { return };
     let key_max = local.setup.limits.key;
     let mut keys = spec.keys.positions(words.len()).map(|at| words.get(at).len());
-    let refused = spec.flags & NO_MULTI != 0 || matches!(spec.run, Run::Node(_));
-    let queued = if refused {
+    let queued = if spec.flags & NO_MULTI != 0 {
         Err("ERR Command not allowed inside a transaction".to_owned())
     } else if order::grows_when_full(spec, words, local) {
         Err(refusal_text(&Refusal::Full))
@@ -765,13 +840,7 @@ fn control_transaction(
     local: &Local,
     reply: &mut Reply<'_>,
 ) -> Option<Next> {
-    let place = Place {
-        ring: &local.setup.ring,
-        hasher: local.setup.hasher,
-        table: state.client.table,
-        resp3: state.client.resp3,
-        key_bytes_max: local.setup.limits.key,
-    };
+    let place = place(&state.client, local);
     match control {
         Control::Multi if state.queue.is_some() => reply.error("ERR MULTI calls can not be nested"),
         Control::Multi => {
@@ -804,11 +873,6 @@ fn control_transaction(
             state.client.micros = local.micros(Instant::now());
             match queue.plan(&state.client, &local.facts(), &watched, &place) {
                 Exec::Work(work, script) => return Some(Next::Exec(work, script)),
-                Exec::Script(script) => {
-                    script.merge(&[], reply);
-                    state.client.adopt(&script.client);
-                    state.redraw = true;
-                }
                 Exec::Refused(error) => reply.error(&error),
             }
         }

@@ -82,15 +82,6 @@ impl Client {
         }
     }
 
-    /// Takes over what commands inside a transaction may have chosen.
-    pub fn adopt(&mut self, chosen: &Client) {
-        self.table = chosen.table;
-        self.resp3 = chosen.resp3;
-        self.name.clone_from(&chosen.name);
-        self.lib_name.clone_from(&chosen.lib_name);
-        self.lib_ver.clone_from(&chosen.lib_ver);
-    }
-
     /// Forgets what the connection chose (`RESET`). Its library stays what it is.
     pub(super) fn reset(&mut self) {
         self.name.clear();

@@ -270,7 +270,7 @@ fn slowlog_get(_: &Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -
         2 => Some(10),
         3 => parse_int(words.get(2)),
         _ => {
-            super::wrong_arity("slowlog|get", reply);
+            super::wrong_subcommand("slowlog", words.get(1), reply);
             return None;
         }
     };

@@ -224,7 +224,7 @@ impl Tables {
         }
     }
 
-    /// Exchanges two tables.
+    /// Exchanges two tables. A watched key changes if there is something under its name in either.
     pub fn swap(&mut self, one: TableIndex, other: TableIndex) {
         assert!(self.access == Access::Write, "an operation that reads does not write");
         for table in [one, other] {
@@ -478,17 +478,17 @@ impl Tables {
         Image { table, key: key.to_vec(), held }
     }
 
-    /// Gives the key the state of the image, whatever it was.
+    /// Gives the key the state of the image, whatever it was. It counts as changed, even by its own
+    /// image.
     pub fn install(&mut self, image: Image) {
-        if !self.watches.is_empty() && self.image(image.table, &image.key) != image {
-            self.watches.touch(image.table, &image.key);
-        }
+        self.touch(image.table, &image.key);
         let Image { table, key, held } = image;
         let hash = self.hasher.hash(&key);
         let found = self.table(table).and_then(|items| items.find(hash, &key));
         match (held, found, &mut self.tables[table.index()]) {
             (Some(held), Some(place), Some(items)) => {
                 items.edit(place, |item| item.set(&held.value, held.expires));
+                items.use_at(place, self.second);
             }
             (None, Some(place), Some(items)) => drop(items.remove(place)),
             (Some(held), _, _) => {

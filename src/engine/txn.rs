@@ -545,8 +545,11 @@ impl<M: Machine> Transactions<M> {
     ) {
         let mut scratch = Tables::new(self.hasher);
         scratch.begin(now, Access::Write);
-        for grant in grants.values() {
-            grant.images.iter().cloned().for_each(|image| scratch.install(image));
+        let mut versions = BTreeMap::new();
+        for image in grants.values().flat_map(|grant| &grant.images) {
+            scratch.install(image.clone());
+            let version = scratch.watches_mut().watch(image.table, &image.key, now);
+            versions.insert((image.table, &image.key), version);
         }
         let Some(txn) = self.current(id) else { return };
         let mut replies = Replies::default();
@@ -560,12 +563,13 @@ impl<M: Machine> Transactions<M> {
         let mut changed = false;
         for (partition, share) in &txn.work.shares {
             let images = outcome.entry(*partition).or_default();
-            let before = grants.get(partition).map_or(&[][..], |grant| &grant.images);
             for claim in share_claims::<M>(share) {
                 let Granule::Key(table, key) = &claim.granule else { continue };
-                let image = scratch.image(*table, key);
-                if claim.access == Access::Write && !before.contains(&image) {
-                    images.push(image);
+                // A key that gets the value that it had is written all the same.
+                let version = scratch.watches_mut().version(*table, key);
+                let written = version.as_ref() != versions.get(&(*table, key));
+                if claim.access == Access::Write && written {
+                    images.push(scratch.image(*table, key));
                 }
             }
             changed |= !images.is_empty();

@@ -98,28 +98,12 @@ impl Session {
         self.local.note_round(took, client.last, client, || said);
     }
 
-    /// Carries out a command about the whole node.
+    /// Serves a command about the whole node.
     pub(super) async fn order(&mut self, order: Order) -> io::Result<()> {
-        self.show();
         let mut out = std::mem::take(&mut self.out);
         match order {
-            Order::Ask(question, show) => self.ask_node(question, &show, &mut out).await?,
-            Order::Look(show, words) => self.look(show, &words, &mut out).await?,
-            Order::Monitor => {
-                let (feed, lines) = mpsc::channel(MONITOR_QUEUE);
-                for bucket in &self.local.book.buckets {
-                    let watch = Watch { client: self.state.client.id, feed: feed.clone() };
-                    bucket.send(watch).await.map_err(stopping)?;
-                }
-                self.feed = Some(lines);
-                self.state.client.monitor = true;
-                self.state.redraw = true;
-                Reply::new(&mut out, self.state.client.resp3).ok();
-            }
-            Order::Sleep(ms) => {
-                tokio::time::sleep(Duration::from_millis(ms)).await;
-                Reply::new(&mut out, self.state.client.resp3).ok();
-            }
+            Order::Monitor => self.monitor(&mut out).await?,
+            order => self.carry_out(order, &mut out).await?,
         }
         self.local.note_reply(self.state.client.last, &out);
         if !self.mute {
@@ -129,6 +113,37 @@ impl Session {
         self.out = out;
         self.recycle();
         self.show();
+        Ok(())
+    }
+
+    /// Carries out what a command asks of the node.
+    pub(super) async fn carry_out(&mut self, order: Order, out: &mut Vec<u8>) -> io::Result<()> {
+        self.show();
+        match order {
+            Order::Ask(question, show) => self.ask_node(question, &show, out).await?,
+            Order::Look(show, words) => self.look(show, &words, out).await?,
+            // It answers more than once, so it has no place among a transaction's replies.
+            Order::Monitor => {
+                Reply::new(out, false).error("ERR MONITOR isn't allowed for DENY BLOCKING client")
+            }
+            Order::Sleep(ms) => {
+                tokio::time::sleep(Duration::from_millis(ms)).await;
+                Reply::new(out, self.state.client.resp3).ok();
+            }
+        }
+        Ok(())
+    }
+
+    async fn monitor(&mut self, out: &mut Vec<u8>) -> io::Result<()> {
+        let (feed, lines) = mpsc::channel(MONITOR_QUEUE);
+        for bucket in &self.local.book.buckets {
+            let watch = Watch { client: self.state.client.id, feed: feed.clone() };
+            bucket.send(watch).await.map_err(stopping)?;
+        }
+        self.feed = Some(lines);
+        self.state.client.monitor = true;
+        self.state.redraw = true;
+        Reply::new(out, self.state.client.resp3).ok();
         Ok(())
     }
 
