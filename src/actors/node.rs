@@ -281,10 +281,9 @@ fn start_disk(
     let log = move |_: &mut Context<Log>| Log::new(log, directory, log_bytes_max, stop);
     let archive = move |_: &mut Context<Archive>| Archive::new(snapshots, hasher, stop);
     match placement {
-        Placement::On { log: log_on, archive: archive_on, .. } => (
-            Log::start_in_arbiter(log_on, log),
-            Archive::start_in_arbiter(archive_on, archive),
-        ),
+        Placement::On { log: log_on, archive: archive_on, .. } => {
+            (Log::start_in_arbiter(log_on, log), Archive::start_in_arbiter(archive_on, archive))
+        }
         Placement::Here => (Log::create(log), Archive::create(archive)),
     }
 }
