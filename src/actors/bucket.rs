@@ -16,6 +16,7 @@ use crate::command::spec::Spec;
 use crate::engine::barrier::{Hello, Standing};
 use crate::engine::batch::{Batch, Replies};
 use crate::engine::bucket::{self as core, Executed, Outbox};
+use crate::engine::partition::Partition;
 use crate::engine::partition::snapshots::FromArchive;
 use crate::engine::protocol::{Refusal, Ticket, ToPartition};
 use crate::ids::{Incarnation, Millis, NodeId, Now, PartitionId};
@@ -146,6 +147,16 @@ pub struct Granted {
 #[rtype(result = "()")]
 pub struct Archived(pub PartitionId, pub FromArchive<Redis>);
 
+/// A node's replicas are of this generation.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Reborn(pub NodeId, pub u32);
+
+/// These take the place of the partitions as they were found: this node begins with nothing.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Rejoin(pub Vec<Partition<Redis>>);
+
 /// Have a snapshot made of this partition, if it is here.
 #[derive(Clone, Copy, Message)]
 #[rtype(result = "()")]
@@ -241,11 +252,7 @@ pub struct Report {
 
 impl Bucket {
     /// A Bucket around its core.
-    pub fn new(
-        core: core::Bucket<Redis>,
-        clock: fn() -> Millis,
-        setup: Setup,
-    ) -> Bucket {
+    pub fn new(core: core::Bucket<Redis>, clock: fn() -> Millis, setup: Setup) -> Bucket {
         Bucket {
             core,
             parked: Vec::new(),
@@ -306,7 +313,8 @@ impl Bucket {
         }
         book.carry(&mut out.effects);
         for (parked, batch, replies) in out.completed.drain(..) {
-            if let Some(answer) = self.parked.get_mut(parked.place as usize).and_then(Option::take) {
+            if let Some(answer) = self.parked.get_mut(parked.place as usize).and_then(Option::take)
+            {
                 answer.give(batch, replies);
             }
         }
@@ -428,6 +436,22 @@ impl Handler<Archived> for Bucket {
     }
 }
 
+impl Handler<Reborn> for Bucket {
+    type Result = ();
+
+    fn handle(&mut self, Reborn(node, generation): Reborn, _: &mut Context<Self>) {
+        self.core.reborn(node, generation);
+    }
+}
+
+impl Handler<Rejoin> for Bucket {
+    type Result = ();
+
+    fn handle(&mut self, Rejoin(partitions): Rejoin, _: &mut Context<Self>) {
+        partitions.into_iter().for_each(|partition| self.core.place(partition));
+    }
+}
+
 impl Handler<Snapshot> for Bucket {
     type Result = ();
 
@@ -460,7 +484,7 @@ impl Handler<Stand> for Bucket {
 
     fn handle(&mut self, stand: Stand, _: &mut Context<Self>) {
         if stand.0 == Standing::Formed {
-            self.core.form();
+            self.core.form(self.now());
         }
         if let Some(local) = &self.local {
             local.stand(stand.0);
