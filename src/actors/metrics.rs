@@ -11,7 +11,7 @@ use crate::config::{Config, Node};
 use crate::engine::barrier::Standing;
 use crate::engine::slots::Ring;
 use crate::ids::{NodeId, PartitionId};
-use crate::metrics::{Counters, Sample, Series, Snapshot, prometheus};
+use crate::metrics::{Counters, LogCounts, Sample, Series, Snapshot, prometheus};
 use crate::net::http::{Ask, Health};
 use actix::fut::{ActorFutureExt, WrapFuture};
 use actix::{
@@ -36,6 +36,7 @@ pub struct Metrics {
     book: Arc<Book>,
     connected: Arc<AtomicUsize>,
     refused: Arc<AtomicUsize>,
+    log: Arc<LogCounts>,
     latest: Snapshot,
     /// What clients see of it, and who cannot be reached.
     told: Shown,
@@ -115,6 +116,7 @@ impl Metrics {
         book: Arc<Book>,
         connected: Arc<AtomicUsize>,
         refused: Arc<AtomicUsize>,
+        log: Arc<LogCounts>,
     ) -> Metrics {
         let (latest, told, series) = (Snapshot::default(), Shown::default(), Series::default());
         let (before, pace) = (Before::default(), Pace::default());
@@ -125,6 +127,7 @@ impl Metrics {
             book,
             connected,
             refused,
+            log,
             latest,
             told,
             peak: 0,
@@ -258,7 +261,7 @@ pub async fn answer(mut asks: mpsc::Receiver<Ask>, metrics: Addr<Metrics>) {
 
 type Looked = Option<(Snapshot, Shown, Standing)>;
 
-async fn look(book: Arc<Book>, connected: u64, refused: u64) -> Looked {
+async fn look(book: Arc<Book>, connected: u64, refused: u64, log: Arc<LogCounts>) -> Looked {
     let mut told = Shown::default();
     let mut counters = Counters::default();
     let mut snapshot = Snapshot { connected, refused, ..Snapshot::default() };
@@ -290,6 +293,9 @@ async fn look(book: Arc<Book>, connected: u64, refused: u64) -> Looked {
         }
     }
     snapshot.counters = counters;
+    snapshot.log_syncs = log.syncs.load(Ordering::Relaxed);
+    snapshot.log_batches = log.batches.load(Ordering::Relaxed);
+    snapshot.log_bytes = log.bytes.load(Ordering::Relaxed);
     snapshot.waiting = book.locks.send(CountWaiting).await.ok()? as u64;
     let report = book.coordinator.send(coordinator::Observe).await.ok()?;
     snapshot.active = report.active as u64;
@@ -327,7 +333,7 @@ impl Handler<Look> for Metrics {
     fn handle(&mut self, _: Look, _: &mut Context<Self>) -> Self::Result {
         let connected = self.connected.load(Ordering::Relaxed) as u64;
         let refused = self.refused.load(Ordering::Relaxed) as u64;
-        Box::pin(look(self.book.clone(), connected, refused))
+        Box::pin(look(self.book.clone(), connected, refused, self.log.clone()))
     }
 }
 

@@ -11,15 +11,15 @@ use crate::actors::metrics::{self, Metrics};
 use crate::actors::peer::{self, Peer};
 use crate::actors::recovery::{self, Found, is_logged};
 use crate::command::Redis;
-use crate::config::{Config, Durability, Service};
+use crate::config::{Class, Config, Durability, Service};
 use crate::engine::barrier::{Barrier, Hello, PROTOCOL_VERSION};
 use crate::engine::bucket as core;
-use crate::engine::slots::Ring;
+use crate::engine::slots::{Atlas, Ring};
 use crate::engine::tables::KeyHasher;
-use crate::engine::txn::Transactions;
+use crate::engine::txn::{Strength, Survives, Transactions};
 use crate::error::{Error, Listen, Result};
 use crate::ids::{Incarnation, Millis, NodeId, PartitionId};
-use crate::metrics::Usage;
+use crate::metrics::{LogCounts, Usage};
 use crate::net::http;
 use crate::net::listen::{TcpListener, listen};
 use actix::{Actor, Addr, Context};
@@ -125,7 +125,7 @@ pub async fn start(
     };
     let connected = Arc::new(AtomicUsize::new(0));
     let setup = Setup {
-        ring: Ring::new(config.partitions()),
+        atlas: Atlas::new(Ring::new(config.partitions()), |table| config.class_of_table(table)),
         hasher,
         limits: config.limits,
         clock: birth.clock,
@@ -170,10 +170,12 @@ pub async fn start(
         cores.push(core);
     }
     let buckets = start_buckets(cores, birth, &setup, &placement);
+    let log_counts = Arc::new(LogCounts::default());
     let (log, archive) = match found {
         Some(found) => {
             found.tell();
-            let (log, archive) = start_disk(found, &config, hasher, birth.stop, &placement);
+            let counts = log_counts.clone();
+            let (log, archive) = start_disk(found, &config, hasher, counts, birth.stop, &placement);
             (Some(log), Some(archive))
         }
         None => (None, None),
@@ -189,8 +191,7 @@ pub async fn start(
     let (tell_formed, formed) = oneshot::channel();
     let lock_wait = setup.limits.lock_wait.as_millis() as u64;
     let mut transactions = Transactions::new(id, birth.life, homes, hasher, lock_wait);
-    let logged = partitions().filter(|id| is_logged(durability[id.index()]));
-    logged.for_each(|id| transactions.replicate(id));
+    partitions().for_each(|id| transactions.keep(id, strength(config.class_of(id))));
     let barrier = Barrier::new(hello, others);
     let rejoin: Option<coordinator::Rejoin> = is_new.then(|| {
         let (config, placed, durability) = (config.clone(), placed.clone(), durability.clone());
@@ -225,8 +226,15 @@ pub async fn start(
         archive.clone(),
     );
     let refused = Arc::new(AtomicUsize::new(0));
-    let metrics =
-        Metrics::new(config.clone(), own, birth, book.clone(), connected.clone(), refused.clone());
+    let metrics = Metrics::new(
+        config.clone(),
+        own,
+        birth,
+        book.clone(),
+        connected.clone(),
+        refused.clone(),
+        log_counts,
+    );
     // Mailboxes keep the order, so whatever a Peer brings finds every book in place.
     if let Some(log) = &log {
         log.do_send(disk::Wire(buckets.clone()));
@@ -260,6 +268,16 @@ impl Placement {
             Placement::On { buckets, .. } => buckets.len(),
         }
     }
+}
+
+/// How strongly partitions of a class keep what they are given.
+fn strength(class: Class) -> Strength {
+    let survives = match class.durability {
+        Durability::None => Survives::Nothing,
+        Durability::Interval => Survives::Process,
+        Durability::Sync => Survives::Power,
+    };
+    Strength { copies: class.replicas, survives }
 }
 
 /// Which arbiter each partition of the node goes to: those that it leads first are spread as evenly
@@ -300,12 +318,13 @@ fn start_disk(
     found: Found,
     config: &Config,
     hasher: KeyHasher,
+    counts: Arc<LogCounts>,
     stop: Stop,
     placement: &Placement,
 ) -> (Addr<Log>, Addr<Archive>) {
     let Found { directory, log, snapshots, .. } = found;
     let log_bytes_max = config.replication.snapshot_after + config.replication.retain;
-    let log = move |_: &mut Context<Log>| Log::new(log, directory, log_bytes_max, stop);
+    let log = move |_: &mut Context<Log>| Log::new(log, directory, log_bytes_max, counts, stop);
     let archive = move |_: &mut Context<Archive>| Archive::new(snapshots, hasher, stop);
     match placement {
         Placement::On { log: log_on, archive: archive_on, .. } => {

@@ -186,6 +186,11 @@ impl Journal {
         self.writer.is_empty() && self.flights.is_empty()
     }
 
+    /// The entry that takes the next mutation is to be synced, whatever the partition's table says.
+    pub fn sync(&mut self) {
+        self.writer.sync();
+    }
+
     /// Takes a mutation for the next entry.
     pub fn file(&mut self, mutation: Mutation<'_>, after: After) {
         if let After::Reply(waiter) = &after {
