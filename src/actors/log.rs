@@ -103,6 +103,11 @@ pub struct Wire(pub Vec<Addr<Bucket>>);
 #[rtype(result = "()")]
 pub struct Formed;
 
+/// What the node acknowledged is lost: its replicas are of the next generation, the answer.
+#[derive(Message)]
+#[rtype(result = "u32")]
+pub struct Raise;
+
 /// Write everything, and note that the node stops cleanly.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -255,6 +260,20 @@ impl Handler<Formed> for Log {
             && let Err(error) = self.directory.mark_formed()
         {
             (self.stop)(&error.to_string());
+        }
+    }
+}
+
+impl Handler<Raise> for Log {
+    type Result = u32;
+
+    fn handle(&mut self, _: Raise, _: &mut Context<Self>) -> u32 {
+        match self.directory.raise_replica() {
+            Ok(generation) => generation as u32,
+            Err(error) => {
+                (self.stop)(&error.to_string());
+                self.directory.replica() as u32
+            }
         }
     }
 }

@@ -135,6 +135,10 @@ pub async fn start(
         table_bytes: Arc::default(),
     };
 
+    // A disk that holds nothing may be one that was lost. Whoever has no peers need not ask.
+    let is_new = found.as_ref().is_some_and(|found| found.directory.is_new());
+    let is_new = is_new && config.nodes().len() > 1;
+    let generation = found.as_ref().map_or(1, Found::generation);
     let arbiters = placement.arbiters();
     let placed = place(&replicas, id, arbiters);
     let mut cores = Vec::new();
@@ -158,6 +162,9 @@ pub async fn start(
             if let Some(found) = &mut found {
                 core.place(found.partition(&config, partition, id, birth.life, hasher)?);
             }
+        }
+        if is_new {
+            core.sleep();
         }
         core.snapshot_after(recovery::share(&config, id, config.replication.snapshot_after));
         cores.push(core);
@@ -186,7 +193,27 @@ pub async fn start(
     let mut transactions = Transactions::new(id, birth.life, homes, hasher, lock_wait);
     partitions().for_each(|id| transactions.keep(id, strength(config.class_of(id))));
     let barrier = Barrier::new(hello, others);
-    let coordinator = Coordinator::new(barrier, transactions, birth.clock, tell_formed).start();
+    let rejoin: Option<coordinator::Rejoin> = is_new.then(|| {
+        let (config, placed, durability) = (config.clone(), placed.clone(), durability.clone());
+        let id_of_node = id;
+        let newborn = move |id: PartitionId, generation| {
+            let partition =
+                recovery::newborn(&config, id, id_of_node, generation, birth.life, hasher);
+            partition.map_err(|error| (birth.stop)(&error.to_string())).ok()
+        };
+        let groups = (0..durability.len() as u16).map(PartitionId);
+        let kept = groups.filter(|id| is_logged(durability[id.index()]));
+        let kept: Vec<_> =
+            kept.filter_map(|id| Some((id, placed.get(id.index()).copied()??))).collect();
+        let rejoin = move |generation| {
+            let reborn = |&(id, bucket)| Some((bucket, newborn(id, generation)?));
+            kept.iter().filter_map(reborn).collect()
+        };
+        Box::new(rejoin) as coordinator::Rejoin
+    });
+    let coordinator =
+        Coordinator::new(barrier, transactions, birth.clock, tell_formed, generation, rejoin)
+            .start();
 
     let book = Book::new(
         id,

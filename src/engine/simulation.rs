@@ -292,7 +292,7 @@ impl World {
             }
         }
         for node in 0..DATA {
-            world.with_bucket(node, |bucket, _, _| bucket.form());
+            world.with_bucket(node, |bucket, now, _| bucket.form(now));
         }
         world
     }
