@@ -13,6 +13,7 @@ mod bits;
 pub mod client;
 mod cluster;
 mod connection;
+mod describe;
 mod dump;
 pub mod facts;
 mod float;
@@ -185,8 +186,15 @@ pub fn resolve(words: Words<'_>, reply: &mut Reply<'_>) -> Option<&'static Spec>
         unknown_command(words, reply);
         return None;
     };
-    if !spec.takes(words.len()) {
-        wrong_arity(spec.name, reply);
+    if !spec.admits(words.len()) {
+        match is_exec(words) {
+            // Whatever was queued is forgotten.
+            true => reply.error(&format!(
+                "EXECABORT Transaction discarded because of: {}",
+                wrong_arity_text(spec.name).trim_start_matches("ERR "),
+            )),
+            false => wrong_arity(spec.name, reply),
+        }
         return None;
     }
     let Run::Container { subcommands, .. } = spec.run else { return Some(spec) };
@@ -199,15 +207,24 @@ pub fn resolve(words: Words<'_>, reply: &mut Reply<'_>) -> Option<&'static Spec>
         unknown_subcommand(spec.name, name, reply);
         return None;
     };
-    if !sub.takes(words.len()) {
+    if !sub.admits(words.len()) {
         wrong_arity(&format!("{}|{}", spec.name, sub.name), reply);
         return None;
     }
     Some(sub)
 }
 
+/// Whether it is `EXEC`: one that [`resolve`] refuses ends the transaction all the same.
+pub fn is_exec(words: Words<'_>) -> bool {
+    words.name().eq_ignore_ascii_case(b"exec")
+}
+
+fn wrong_arity_text(name: &str) -> String {
+    format!("ERR wrong number of arguments for '{name}' command")
+}
+
 fn wrong_arity(name: &str, reply: &mut Reply<'_>) {
-    reply.error(&format!("ERR wrong number of arguments for '{name}' command"));
+    reply.error(&wrong_arity_text(name));
 }
 
 /// How much of an unknown command and of its arguments an error repeats.
@@ -232,6 +249,16 @@ fn unknown_command(words: Words<'_>, reply: &mut Reply<'_>) {
 
 fn unknown_subcommand(container: &str, name: &[u8], reply: &mut Reply<'_>) {
     let mut text = b"ERR unknown subcommand '".to_vec();
+    text.extend_from_slice(clip(name, REPEATED_BYTES_MAX));
+    let container = container.to_ascii_uppercase();
+    text.extend_from_slice(format!("'. Try {container} HELP.").as_bytes());
+    reply.error_bytes(&text);
+}
+
+/// Answers a subcommand that is none, or has words that it does not take, where Redis finds that
+/// out by itself rather than by its command table.
+fn wrong_subcommand(container: &str, name: &[u8], reply: &mut Reply<'_>) {
+    let mut text = b"ERR unknown subcommand or wrong number of arguments for '".to_vec();
     text.extend_from_slice(clip(name, REPEATED_BYTES_MAX));
     let container = container.to_ascii_uppercase();
     text.extend_from_slice(format!("'. Try {container} HELP.").as_bytes());

@@ -18,7 +18,7 @@ pub struct Counters {
     pub transactions: u64,
     /// Commands that need no data.
     pub others: u64,
-    /// Requests that were answered with an error by the Session itself, or not served.
+    /// Requests that were answered with an error.
     pub errors: u64,
     /// Clients that connected.
     pub connections_opened: u64,
@@ -61,6 +61,17 @@ impl Counters {
     }
 }
 
+/// What a node's process takes of its machine, as the operating system counts it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Usage {
+    /// Bytes of memory in RAM.
+    pub resident: u64,
+    /// Seconds of processor time spent in the kernel.
+    pub kernel_seconds: f64,
+    /// Seconds of processor time spent in the process's own code.
+    pub own_seconds: f64,
+}
+
 /// What a whole node knows of itself at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Snapshot {
@@ -78,6 +89,10 @@ pub struct Snapshot {
     pub waits: u64,
     /// Items removed because their time had come.
     pub expired: u64,
+    /// Keys that reads found.
+    pub hits: u64,
+    /// Keys that reads did not find.
+    pub misses: u64,
     /// Requests that wait at the lock manager now.
     pub waiting: u64,
     /// Transactions under way.
@@ -182,7 +197,7 @@ pub fn prometheus(snapshot: &Snapshot) -> String {
     ];
     metric("commands_total", "counter", "Commands of clients of this node.", &commands);
     let one = |value| [("", value)];
-    metric("errors_total", "counter", "Commands not served.", &one(counters.errors));
+    metric("errors_total", "counter", "Requests answered with an error.", &one(counters.errors));
     metric(
         "operations_total",
         "counter",
@@ -196,6 +211,8 @@ pub fn prometheus(snapshot: &Snapshot) -> String {
         "Keys removed because their time had come.",
         &one(snapshot.expired),
     );
+    let looks = [("{found=\"yes\"}", snapshot.hits), ("{found=\"no\"}", snapshot.misses)];
+    metric("key_reads_total", "counter", "Keys that reads looked for.", &looks);
     metric(
         "lock_waits_total",
         "counter",

@@ -20,6 +20,12 @@ mod catchup;
 mod client;
 #[path = "cluster/commands.rs"]
 mod commands;
+#[path = "cluster/count.rs"]
+mod count;
+#[path = "cluster/durability.rs"]
+mod durability;
+#[path = "cluster/failover.rs"]
+mod failover;
 #[path = "cluster/faults.rs"]
 mod faults;
 #[path = "cluster/formation.rs"]

@@ -44,8 +44,11 @@ fn number(name: &str, default: usize) -> usize {
 }
 
 #[test]
-#[ignore = "finds differences in odd CONFIG SET and MULTI requests that are not settled yet"]
 fn answers_what_redis_answers() {
+    if !Sides::can_start() {
+        eprintln!("SKIPPED: redis-server is not installed, so there is nothing to compare with");
+        return;
+    }
     let seed = number("QUORATE_DIFFERENTIAL_SEED", 1) as u64;
     let commands = number("QUORATE_DIFFERENTIAL", COMMANDS);
     // All differences of a run are worth more than the first one, to whoever has to mend them.

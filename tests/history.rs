@@ -9,8 +9,8 @@
 //! - `appends`: lists that only grow, judged by a search for cycles (`cycles`), as Elle does;
 //! - `bank`: a sum that must not change; `contention`: who waits how long for eight keys.
 //!
-//! Nodes are paused, resumed and killed meanwhile. With one copy of each key a killed node takes
-//! its keys along, so there the record is about the keys of the others.
+//! Nodes are paused, resumed and killed meanwhile. Where tables have one copy in memory a killed
+//! node takes its keys along, so there the record is about the keys of the others.
 
 // Tests measure time and wait in threads of their own; a failing test may panic anywhere.
 #![allow(clippy::disallowed_types, clippy::disallowed_methods)]
@@ -34,6 +34,8 @@ mod dice;
 mod harness;
 #[path = "history/model.rs"]
 mod model;
+#[path = "history/nemesis.rs"]
+mod nemesis;
 #[path = "history/recorder.rs"]
 mod recorder;
 #[path = "history/registers.rs"]

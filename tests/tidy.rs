@@ -51,6 +51,8 @@ const MET_IN: &[(&str, &[&str])] = &[
     ("hashbrown", &["src/engine"]),
     ("futures", &["src/actors", "src/net"]),
     ("hdrhistogram", &["src/metrics", "src/net/load", "src/cli/bench"]),
+    ("hyper", &["src/net/http"]),
+    ("hyper_util", &["src/net/http"]),
     ("itoa", &["src/command", "src/net"]),
     ("log", EVERYWHERE),
     ("memchr", EVERYWHERE),

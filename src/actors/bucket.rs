@@ -3,24 +3,26 @@
 //! Sessions are tasks on the Bucket's own arbiter, so a command for a key that lies here crosses
 //! no thread. The Bucket also gives its Sessions what they share ([`Local`]).
 
+mod moves;
+
+use self::moves::Moves;
 use crate::actors::book::Book;
-use crate::actors::local::{Feed, Local, Setup};
+use crate::actors::local::{Feed, Local, Setup, Tally};
 use crate::actors::log::{Link, Persisted};
 use crate::actors::metrics::Metrics;
 use crate::actors::peer::{self, Convey, Peer};
 use crate::actors::session;
+use crate::actors::tray::{Laid, Served, Slot};
 use crate::command::Redis;
 use crate::command::facts::Facts;
 use crate::command::order::{Question, Told};
-use crate::command::spec::Spec;
 use crate::engine::barrier::{Hello, Standing};
 use crate::engine::batch::{Batch, Replies};
-use crate::engine::bucket::{self as core, Executed, Outbox};
+use crate::engine::bucket::{self as core, Executed, Outbox, Parked};
 use crate::engine::partition::Partition;
 use crate::engine::partition::snapshots::FromArchive;
 use crate::engine::protocol::{Refusal, Ticket, ToPartition};
 use crate::ids::{Incarnation, Millis, NodeId, Now, PartitionId};
-use crate::metrics::Counters;
 use crate::net::listen::{LooseStream, TcpStream};
 use crate::net::packet::Packet;
 use actix::fut::ActorFuture;
@@ -36,8 +38,9 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-/// How often unanswered questions are repeated and late operations given up.
-const TICK: Duration = Duration::from_millis(100);
+/// How often unanswered questions are repeated and late operations given up; so old is the time of
+/// [`Local::now`] at most.
+pub const TICK: Duration = Duration::from_millis(100);
 
 /// How often the groups' clocks are looked at.
 const BEAT: Duration = Duration::from_millis(25);
@@ -47,8 +50,10 @@ const BEAT: Duration = Duration::from_millis(25);
 pub struct Bucket {
     core: core::Bucket<Redis>,
     /// Who waits for a batch that waits, by its place among those.
-    parked: Vec<Option<Answer>>,
+    parked: Vec<Option<Asker>>,
     out: Outbox,
+    /// An empty tray, for its buffer.
+    tray: Vec<Laid>,
     clock: fn() -> Millis,
     /// Where the monotonic clock begins.
     epoch: Instant,
@@ -57,6 +62,7 @@ pub struct Bucket {
     /// Bytes of the core's tables, as they are counted into those of the node.
     counted: usize,
     local: Option<Rc<Local>>,
+    moves: Moves,
 }
 
 /// Operations to be executed, from a Session here or elsewhere.
@@ -111,6 +117,29 @@ impl Answer {
         }
     }
 }
+
+/// Who waits for a batch.
+#[derive(Debug)]
+enum Asker {
+    /// A Session of this arbiter, since then.
+    Here(Rc<Slot>, Instant),
+    /// Another one.
+    Elsewhere(Answer),
+}
+
+impl Asker {
+    fn give(self, batch: Batch, replies: Replies) {
+        match self {
+            Asker::Here(slot, begun) => slot.give(Served { batch, replies, took: begun.elapsed() }),
+            Asker::Elsewhere(answer) => answer.give(batch, replies),
+        }
+    }
+}
+
+/// Batches of this arbiter's Sessions lie on the tray.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Serve;
 
 /// A message of the commit protocol for one of the partitions.
 #[derive(Message)]
@@ -180,7 +209,20 @@ pub struct NodeUp(pub Hello);
 /// A node cannot be reached; its life may be known to be over.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct NodeDown(pub NodeId, pub Option<Incarnation>);
+pub struct NodeDown {
+    /// The node.
+    pub node: NodeId,
+    /// The life that nobody listens for any more.
+    pub ended: Option<Incarnation>,
+    /// Whether the process closed its streams before: it is dead, beyond what a firewall can feign.
+    pub dead: bool,
+}
+
+/// The node stops: hand over what is led here. Answers how many partitions are still led here that
+/// another node could lead.
+#[derive(Message)]
+#[rtype(result = "usize")]
+pub struct HandOver;
 
 /// A client has connected.
 #[derive(Message)]
@@ -231,17 +273,11 @@ pub struct Observe;
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     /// Counted by its Sessions.
-    pub counters: Counters,
-    /// The same, since the figures were last to be forgotten.
-    pub counted: Counters,
-    /// How often each command was asked for since then.
-    pub calls: Vec<(&'static Spec, u64)>,
+    pub tally: Tally,
     /// Nodes that it cannot reach.
     pub unreachable: BTreeSet<NodeId>,
     /// Counted by its core.
     pub core: core::Counts,
-    /// Sessions that live.
-    pub sessions: usize,
     /// Bytes of its tables.
     pub bytes: usize,
     /// Items and volatile items by table.
@@ -256,6 +292,7 @@ impl Bucket {
         Bucket {
             core,
             parked: Vec::new(),
+            tray: Vec::new(),
             out: Outbox::default(),
             clock,
             epoch: Instant::now(),
@@ -263,7 +300,18 @@ impl Bucket {
             setup,
             counted: 0,
             local: None,
+            moves: Moves::default(),
         }
+    }
+
+    /// Remembers who waits for a batch.
+    fn park(&mut self, parked: Parked, asker: Asker) {
+        let place = parked.place as usize;
+        if self.parked.len() <= place {
+            self.parked.resize_with(place + 1, || None);
+        }
+        let earlier = self.parked[place].replace(asker);
+        assert!(earlier.is_none(), "a place is free once its batch was answered");
     }
 
     fn now(&self) -> Now {
@@ -305,17 +353,23 @@ impl Bucket {
         carry_raft(&book, &mut out.raft);
         for (partition, node, term) in out.leaders.drain(..) {
             book.hear_of_leader(partition, node, term);
+            self.moves.note(book.node, partition, node, term, now.wall);
             if node == book.node {
-                log::debug!(target: "raft", "leads partition {partition} in term {}", term.0);
                 let leads = Packet::Leads(partition, node, term);
                 book.peers.values().for_each(|peer| peer.do_send(Convey(leads.clone())));
             }
         }
         book.carry(&mut out.effects);
-        for (parked, batch, replies) in out.completed.drain(..) {
-            if let Some(answer) = self.parked.get_mut(parked.place as usize).and_then(Option::take)
+        self.answer();
+    }
+
+    /// Answers the batches that no longer wait. The next one that waits may take a place of theirs,
+    /// so whatever completes batches does this before anything else is executed.
+    fn answer(&mut self) {
+        for (parked, batch, replies) in self.out.completed.drain(..) {
+            if let Some(asker) = self.parked.get_mut(parked.place as usize).and_then(Option::take)
             {
-                answer.give(batch, replies);
+                asker.give(batch, replies);
             }
         }
     }
@@ -364,6 +418,8 @@ impl Actor for Bucket {
         ctx.run_interval(TICK, |bucket, _| {
             let now = bucket.now();
             bucket.core.tick(now, &mut bucket.out);
+            bucket.answer();
+            bucket.moves.tell();
             bucket.measure();
             if let Some(local) = &bucket.local {
                 local.tick(now.wall);
@@ -384,13 +440,38 @@ impl Handler<Execute> for Bucket {
         match self.core.execute(batch, replies, now, &mut self.out) {
             Executed::Done(batch, replies) => answer.give(batch, replies),
             Executed::Parked(parked) => {
-                let place = parked.place as usize;
-                if self.parked.len() <= place {
-                    self.parked.resize_with(place + 1, || None);
-                }
-                self.parked[place] = Some(answer);
+                self.park(parked, Asker::Elsewhere(answer));
             }
         }
+    }
+}
+
+impl Handler<Serve> for Bucket {
+    type Result = ();
+
+    fn handle(&mut self, _: Serve, _: &mut Context<Self>) {
+        let Some(local) = self.local.clone() else { return };
+        let now = self.now();
+        local.look_at(now.wall);
+        let mut tray = local.tray.swap(std::mem::take(&mut self.tray));
+        // Longer batches overlap their own misses.
+        let lone = tray.iter().map(|laid| &laid.batch).filter(|batch| batch.len() == 1);
+        self.core.prefetch(lone);
+        // Where one batch ends the next one begins: a look at the clock each.
+        let mut begun = Instant::now();
+        for Laid { batch, replies, slot } in tray.drain(..) {
+            match self.core.execute(batch, replies, now, &mut self.out) {
+                Executed::Done(batch, replies) => {
+                    let ended = Instant::now();
+                    slot.give(Served { batch, replies, took: ended - begun });
+                    begun = ended;
+                }
+                Executed::Parked(parked) => {
+                    self.park(parked, Asker::Here(slot, begun));
+                }
+            }
+        }
+        self.tray = tray;
     }
 }
 
@@ -467,14 +548,15 @@ impl Handler<Granted> for Bucket {
         let now = self.now();
         let Granted { partition, ticket } = granted;
         self.core.granted(partition, ticket, now, &mut self.out);
+        self.answer();
     }
 }
 
 impl Handler<Wire> for Bucket {
     type Result = ();
 
-    fn handle(&mut self, wire: Wire, _: &mut Context<Self>) {
-        self.local = Some(Local::new(wire.0, self.setup.clone()));
+    fn handle(&mut self, wire: Wire, ctx: &mut Context<Self>) {
+        self.local = Some(Local::new(wire.0, ctx.address(), self.setup.clone()));
         self.log = wire.1;
     }
 }
@@ -513,8 +595,20 @@ impl Handler<NodeUp> for Bucket {
 impl Handler<NodeDown> for Bucket {
     type Result = ();
 
-    fn handle(&mut self, NodeDown(node, ended): NodeDown, _: &mut Context<Self>) {
-        self.core.node_down(node, ended, &mut self.out);
+    fn handle(&mut self, down: NodeDown, _: &mut Context<Self>) {
+        let now = self.now();
+        self.core.node_down(down.node, down.ended, &mut self.out);
+        if down.dead {
+            self.core.leader_died(down.node, now);
+        }
+    }
+}
+
+impl Handler<HandOver> for Bucket {
+    type Result = usize;
+
+    fn handle(&mut self, _: HandOver, _: &mut Context<Self>) -> usize {
+        self.core.hand_over()
     }
 }
 
@@ -592,10 +686,7 @@ impl Handler<Observe> for Bucket {
     fn handle(&mut self, _: Observe, _: &mut Context<Self>) -> MessageResult<Observe> {
         let mut report = Report { core: self.core.counts(), ..Report::default() };
         if let Some(local) = &self.local {
-            report.counters = *local.counters.borrow();
-            report.counted = local.counted();
-            report.calls = local.calls();
-            report.sessions = local.sessions();
+            report.tally = local.tally();
         }
         report.unreachable = self.core.neighbours().unreachable.clone();
         report.tables = vec![(0, 0); crate::ids::TABLES];

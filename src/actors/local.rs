@@ -4,10 +4,11 @@
 //! every Bucket, each of which looks into its own register ([`Local::ask`]).
 
 use crate::actors::book::Book;
-use crate::actors::bucket::Ask;
+use crate::actors::bucket::{self, Ask, Bucket};
 use crate::actors::metrics::Metrics;
+use crate::actors::tray::{Slot, Tray};
 use crate::command::client::{Card, Client};
-use crate::command::facts::Facts;
+use crate::command::facts::{Calls, Facts};
 use crate::command::latency::{Events, Slow, SlowLog, Spike};
 use crate::command::order::{Question, Selection, Told};
 use crate::command::settings::Settings;
@@ -15,7 +16,7 @@ use crate::command::spec::{self, FAST, Spec, WRITE};
 use crate::command::words::Words;
 use crate::config::Limits;
 use crate::engine::barrier::Standing;
-use crate::engine::batch::OpCode;
+use crate::engine::batch::{Batch, OpCode, Replies};
 use crate::engine::slots::Ring;
 use crate::engine::tables::KeyHasher;
 use crate::ids::Millis;
@@ -29,6 +30,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Waker};
 use std::time::Duration;
 use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::time::Instant;
+
+/// Kinds of errors that are told apart; the others are only counted.
+const ERROR_KINDS_MAX: usize = 128;
 
 /// Commands that a monitor may be behind before it is given up.
 pub const MONITOR_QUEUE: usize = 16 << 10;
@@ -66,6 +71,14 @@ pub struct Local {
     pub setup: Setup,
     /// What its Sessions counted.
     pub counters: RefCell<Counters>,
+    /// Batches of its Sessions for its Bucket.
+    pub tray: Tray,
+    /// Its Bucket.
+    pub bucket: Addr<Bucket>,
+    /// Its Bucket among the destinations of the book.
+    own: usize,
+    /// The wall clock, when it was last looked at.
+    now: Cell<Millis>,
     /// Whom to ask for figures of the whole node.
     pub metrics: RefCell<Option<Addr<Metrics>>>,
     standing: RefCell<Standing>,
@@ -74,9 +87,15 @@ pub struct Local {
     clients: RefCell<BTreeMap<u64, Rc<Entry>>>,
     /// What the counters were when they were last to be forgotten.
     forgotten: Cell<Counters>,
-    /// Calls of commands on data, by code, and of all others.
-    data_calls: RefCell<Vec<u64>>,
-    calls: RefCell<BTreeMap<Named, u64>>,
+    /// What became of commands on data, by code, and of all others.
+    data_calls: RefCell<Vec<Calls>>,
+    calls: RefCell<BTreeMap<Named, Calls>>,
+    /// Error replies by their first word.
+    errors: RefCell<BTreeMap<String, u64>>,
+    /// Sessions that a pause holds back.
+    blocked: Cell<u64>,
+    /// A moment and the microseconds since the Unix epoch at it.
+    anchor: Cell<(Instant, u64)>,
     pause: Cell<Pause>,
     paused: RefCell<Vec<Waker>>,
     monitors: RefCell<Vec<(u64, Feed)>>,
@@ -85,6 +104,23 @@ pub struct Local {
     thresholds: Cell<Thresholds>,
     /// Counts the changes of settings.
     changes: Cell<u64>,
+}
+
+/// What the Sessions of an arbiter counted.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// Since the node started.
+    pub counters: Counters,
+    /// The same, since the figures were last to be forgotten.
+    pub counted: Counters,
+    /// What became of each command's requests since then.
+    pub calls: Vec<(&'static Spec, Calls)>,
+    /// Error replies since then, by their first word.
+    pub errors: BTreeMap<String, u64>,
+    /// Sessions that live.
+    pub sessions: usize,
+    /// Sessions that a pause holds back.
+    pub blocked: u64,
 }
 
 /// A row of the command table, told from others by its place.
@@ -143,8 +179,12 @@ pub struct Entry {
     pub card: RefCell<Card>,
     /// Since when it has left replies unread.
     pub unread_since: Cell<Option<Millis>>,
+    /// Whether its Session waits for it, rather than it for its replies.
+    pub is_awaited: Cell<bool>,
     /// Raised when its Session is to end.
     pub signal: Signal,
+    /// Where its Bucket's replies come.
+    pub slot: Rc<Slot>,
 }
 
 /// Wakes a Session that waits for its client.
@@ -166,13 +206,21 @@ pub struct Place {
 
 impl Local {
     /// The shared values of an arbiter whose node waits for the others.
-    pub fn new(book: Arc<Book>, setup: Setup) -> Rc<Local> {
+    pub fn new(book: Arc<Book>, bucket: Addr<Bucket>, setup: Setup) -> Rc<Local> {
+        let own = book.buckets.iter().position(|one| *one == bucket).unwrap_or(usize::MAX);
+        let wall = (setup.clock)();
+        let now = Cell::new(wall);
+        let anchor = Cell::new((Instant::now(), wall.0.saturating_mul(1000)));
         let missing = book.peers.keys().copied().collect();
         let settings = settings(&setup.limits);
         let thresholds = Thresholds::of(&settings, &setup.limits);
         Rc::new(Local {
             book,
             setup,
+            tray: Tray::default(),
+            bucket,
+            own,
+            now,
             counters: RefCell::default(),
             metrics: RefCell::default(),
             standing: RefCell::new(Standing::Waiting(missing)),
@@ -180,8 +228,11 @@ impl Local {
             retiring: Cell::new(false),
             clients: RefCell::default(),
             forgotten: Cell::default(),
-            data_calls: RefCell::new(vec![0; spec::CODES]),
+            data_calls: RefCell::new(vec![Calls::default(); spec::CODES]),
             calls: RefCell::default(),
+            errors: RefCell::default(),
+            blocked: Cell::default(),
+            anchor,
             pause: Cell::default(),
             paused: RefCell::default(),
             monitors: RefCell::default(),
@@ -190,6 +241,39 @@ impl Local {
             thresholds: Cell::new(thresholds),
             changes: Cell::new(1),
         })
+    }
+
+    /// Whether a destination is the Bucket of this arbiter.
+    #[inline]
+    pub fn is_own(&self, destination: usize) -> bool {
+        destination == self.own
+    }
+
+    /// The time, at most a tick old: as the Bucket last looked at the clock.
+    #[inline]
+    pub fn now(&self) -> Millis {
+        self.now.get()
+    }
+
+    /// The Bucket has looked at the clock.
+    #[inline]
+    pub fn look_at(&self, now: Millis) {
+        self.now.set(now);
+    }
+
+    /// The wall clock in microseconds at `moment`. The node's clock tells milliseconds; what is
+    /// between them is counted on from the last time the two were compared.
+    pub fn micros(&self, moment: Instant) -> u64 {
+        let (anchor, micros) = self.anchor.get();
+        micros.saturating_add(moment.saturating_duration_since(anchor).as_micros() as u64)
+    }
+
+    /// Compares the wall clock with what is counted on from it: it may have been set.
+    fn compare(&self, now: Millis) {
+        let moment = Instant::now();
+        if (self.micros(moment) / 1000).abs_diff(now.0) > 1 {
+            self.anchor.set((moment, now.0.saturating_mul(1000)));
+        }
     }
 
     /// Whether the node serves.
@@ -224,32 +308,90 @@ impl Local {
         Facts { settings: self.facts.borrow().settings.clone(), ..facts.clone() }
     }
 
-    /// Sessions that live on this arbiter.
-    pub fn sessions(&self) -> usize {
-        self.clients.borrow().len()
-    }
-
-    /// What was counted since the figures were last forgotten.
-    pub fn counted(&self) -> Counters {
-        self.counters.borrow().since(&self.forgotten.get())
-    }
-
-    /// How often each command was asked for.
-    pub fn calls(&self) -> Vec<(&'static Spec, u64)> {
+    /// What its Sessions counted.
+    pub fn tally(&self) -> Tally {
+        let counters = *self.counters.borrow();
+        let known = |calls: &Calls| *calls != Calls::default();
         let data = self.data_calls.borrow();
-        let data = (0..).zip(data.iter()).filter(|(_, calls)| **calls > 0);
+        let data = (0..).zip(data.iter()).filter(|(_, calls)| known(calls));
         let data = data.filter_map(|(code, calls)| Some((spec::by_code(OpCode(code))?.0, *calls)));
         let others = self.calls.borrow();
-        data.chain(others.iter().map(|(named, calls)| (named.0, *calls))).collect()
+        Tally {
+            counters,
+            counted: counters.since(&self.forgotten.get()),
+            calls: data.chain(others.iter().map(|(named, calls)| (named.0, *calls))).collect(),
+            errors: self.errors.borrow().clone(),
+            sessions: self.clients.borrow().len(),
+            blocked: self.blocked.get(),
+        }
+    }
+
+    /// Notes something of a command.
+    #[inline]
+    fn note(&self, spec: &'static Spec, note: impl Fn(&mut Calls)) {
+        let code = spec.data().map(|data| usize::from(data.code.0));
+        match code.and_then(|code| self.data_calls.borrow_mut().get_mut(code).map(&note)) {
+            Some(()) => {}
+            None => note(self.calls.borrow_mut().entry(Named(spec)).or_default()),
+        }
     }
 
     /// A command is served.
     #[inline]
     pub fn count_call(&self, spec: &'static Spec) {
-        let code = spec.data().map(|data| usize::from(data.code.0));
-        match code.and_then(|code| self.data_calls.borrow_mut().get_mut(code).map(|n| *n += 1)) {
-            Some(()) => {}
-            None => *self.calls.borrow_mut().entry(Named(spec)).or_default() += 1,
+        self.note(spec, |calls| calls.calls += 1);
+    }
+
+    /// A command is not begun.
+    pub fn reject(&self, spec: &'static Spec) {
+        self.note(spec, |calls| calls.rejected += 1);
+    }
+
+    /// A command took so long.
+    pub fn spend(&self, spec: &'static Spec, took: Duration) {
+        self.note(spec, |calls| calls.nanos += took.as_nanos() as u64);
+    }
+
+    /// Counts a reply if it is an error; that of the command, if it came to one.
+    #[inline]
+    pub fn note_reply(&self, spec: Option<&'static Spec>, reply: &[u8]) {
+        if reply.first() == Some(&b'-') {
+            self.note_error(reply);
+            if let Some(spec) = spec {
+                self.note(spec, |calls| calls.failed += 1);
+            }
+        }
+    }
+
+    #[cold]
+    fn note_error(&self, reply: &[u8]) {
+        self.counters.borrow_mut().errors += 1;
+        let kind = reply[1..].split(|byte| matches!(byte, b' ' | b'\r')).next();
+        let kind = String::from_utf8_lossy(kind.unwrap_or_default());
+        let mut errors = self.errors.borrow_mut();
+        if let Some(count) = errors.get_mut(kind.as_ref()) {
+            *count += 1;
+        } else if errors.len() < ERROR_KINDS_MAX {
+            errors.insert(kind.into_owned(), 1);
+        }
+    }
+
+    /// Notes what became of a batch, as far as it is answered. Its time is shared out evenly among
+    /// its operations: a look at the clock for each would cost more than many of them.
+    pub fn note_batch(&self, took: Duration, batch: &Batch, replies: &Replies) {
+        let each = took.as_nanos() as u64 / replies.len().max(1) as u64;
+        let mut start = 0;
+        let mut calls = self.data_calls.borrow_mut();
+        for (head, &end) in batch.heads().zip(&replies.ends) {
+            if let Some(calls) = calls.get_mut(usize::from(head.code.0)) {
+                calls.nanos += each;
+                let reply = replies.bytes.get(start..end as usize).unwrap_or_default();
+                if reply.first() == Some(&b'-') {
+                    calls.failed += 1;
+                    self.note_error(reply);
+                }
+            }
+            start = end as usize;
         }
     }
 
@@ -258,7 +400,9 @@ impl Local {
         let entry = Rc::new(Entry {
             card: RefCell::new(client.card()),
             unread_since: Cell::new(None),
+            is_awaited: Cell::new(false),
             signal: Signal::default(),
+            slot: Rc::default(),
         });
         if self.retiring.get() {
             entry.signal.raise();
@@ -310,8 +454,9 @@ impl Local {
             }
             Question::ForgetCounts => {
                 self.forgotten.set(*self.counters.borrow());
-                self.data_calls.borrow_mut().fill(0);
+                self.data_calls.borrow_mut().fill(Calls::default());
                 self.calls.borrow_mut().clear();
+                self.errors.borrow_mut().clear();
                 Told::Done
             }
             // The Bucket's own affair.
@@ -361,6 +506,12 @@ impl Local {
         }
     }
 
+    /// A pause holds a Session back, or does no more.
+    pub fn block(&self, blocked: bool) {
+        let count = self.blocked.get();
+        self.blocked.set(if blocked { count + 1 } else { count.saturating_sub(1) });
+    }
+
     /// Whether a pause goes on; if so, `context` is woken when it ends.
     pub fn poll_pause(&self, context: &Context<'_>) -> bool {
         let paused = self.pause.get() != Pause::None;
@@ -376,6 +527,8 @@ impl Local {
 
     /// Regular upkeep: pauses end, and clients that are quiet or do not read are let go.
     pub fn tick(&self, now: Millis) {
+        self.look_at(now);
+        self.compare(now);
         if let Pause::Writes(until) | Pause::All(until) = self.pause.get()
             && until <= now
         {
@@ -383,6 +536,8 @@ impl Local {
             self.resume();
         }
         let idle = self.thresholds.get().idle.as_millis() as u64;
+        // When a client was last active is known to a tick.
+        let idle_max = idle + bucket::TICK.as_millis() as u64;
         let unread = self.setup.limits.unread.as_millis() as u64;
         let since = |then: Millis| now.0.saturating_sub(then.0);
         for entry in self.clients.borrow().values() {
@@ -394,7 +549,11 @@ impl Local {
                     card.id, card.address
                 );
                 entry.signal.kill();
-            } else if idle > 0 && !card.monitor && since(card.active_at) > idle {
+            } else if idle > 0
+                && !card.monitor
+                && entry.is_awaited.get()
+                && since(card.active_at) > idle_max
+            {
                 log::debug!(target: "session", "closing client {}: it is idle", card.id);
                 entry.signal.kill();
             }
@@ -450,9 +609,15 @@ impl Local {
         });
     }
 
-    /// Notes how long a round took, if it was long.
+    /// Notes how long a command took, or a batch of them that this one began, if it was long.
     #[inline]
-    pub fn note_round(&self, took: Duration, client: &Client, said: impl FnOnce() -> Vec<Vec<u8>>) {
+    pub fn note_round(
+        &self,
+        took: Duration,
+        spec: Option<&Spec>,
+        client: &Client,
+        said: impl FnOnce() -> Vec<Vec<u8>>,
+    ) {
         let thresholds = self.thresholds.get();
         let micros = took.as_micros() as u64;
         let reaches = |threshold: Option<u64>| threshold.is_some_and(|least| micros >= least);
@@ -461,7 +626,7 @@ impl Local {
         }
         let now = (self.setup.clock)();
         if reaches(thresholds.spike) {
-            let fast = client.last.is_some_and(|spec| spec.flags & FAST != 0);
+            let fast = spec.is_some_and(|spec| spec.flags & FAST != 0);
             let event = if fast { "fast-command" } else { "command" };
             let spike = Spike { second: now.0 / 1000, ms: micros / 1000 };
             self.events.borrow_mut().note(event, spike);

@@ -5,7 +5,7 @@ use crate::actors::bucket::{self, Inform, Meet};
 use crate::actors::coordinator;
 use crate::actors::lock_manager::CountWaiting;
 use crate::actors::node::Birth;
-use crate::command::facts::{Facts, NodeFacts, TableFacts};
+use crate::command::facts::{Calls, Facts, NodeFacts, TableFacts};
 use crate::command::spec;
 use crate::config::{Config, Node};
 use crate::engine::barrier::Standing;
@@ -41,7 +41,35 @@ pub struct Metrics {
     told: Shown,
     /// The most bytes that the tables ever took, as far as was looked.
     peak: u64,
+    /// What was counted when clients last asked to forget.
+    before: Before,
+    /// What the latest second brought.
+    pace: Pace,
     series: Series,
+}
+
+/// Figures that are counted without end, as they were when they were to be forgotten.
+#[derive(Clone, Copy, Debug, Default)]
+struct Before {
+    expired: u64,
+    hits: u64,
+    misses: u64,
+    refused: u64,
+}
+
+impl Before {
+    fn of(snapshot: &Snapshot) -> Before {
+        let &Snapshot { expired, hits, misses, refused, .. } = snapshot;
+        Before { expired, hits, misses, refused }
+    }
+}
+
+/// What a second brought.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pace {
+    commands: u64,
+    bytes_in: u64,
+    bytes_out: u64,
 }
 
 /// What a look at the node brings beside its snapshot.
@@ -49,8 +77,12 @@ pub struct Metrics {
 struct Shown {
     /// Counted since clients last asked to forget.
     counted: Counters,
-    /// How often each command was asked for since then.
-    calls: BTreeMap<String, u64>,
+    /// What became of each command's requests since then.
+    calls: BTreeMap<String, Calls>,
+    /// Error replies since then, by their first word.
+    errors: BTreeMap<String, u64>,
+    /// Clients that a pause holds back.
+    blocked: u64,
     unreachable: BTreeSet<NodeId>,
 }
 
@@ -58,6 +90,11 @@ struct Shown {
 #[derive(Message)]
 #[rtype(result = "Option<Arc<Facts>>")]
 pub struct Refresh;
+
+/// Count from zero again what clients ask to forget.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Forget;
 
 /// A question over HTTP.
 #[derive(Message)]
@@ -80,7 +117,21 @@ impl Metrics {
         refused: Arc<AtomicUsize>,
     ) -> Metrics {
         let (latest, told, series) = (Snapshot::default(), Shown::default(), Series::default());
-        Metrics { config, own, birth, book, connected, refused, latest, told, peak: 0, series }
+        let (before, pace) = (Before::default(), Pace::default());
+        Metrics {
+            config,
+            own,
+            birth,
+            book,
+            connected,
+            refused,
+            latest,
+            told,
+            peak: 0,
+            before,
+            pace,
+            series,
+        }
     }
 
     /// Notes a second's snapshot and tells the Sessions.
@@ -89,13 +140,21 @@ impl Metrics {
         let now = (self.birth.clock)();
         let sample = Sample::between(now.0 / 1000, &self.latest, &snapshot);
         self.series.push(sample);
+        let (old, new) = (&self.latest.counters, &snapshot.counters);
+        self.pace = Pace {
+            commands: new.commands() - old.commands(),
+            bytes_in: new.bytes_in - old.bytes_in,
+            bytes_out: new.bytes_out - old.bytes_out,
+        };
         self.latest = snapshot;
         self.told = told;
-        let facts = Arc::new(self.facts(&self.latest, &self.told, &sample));
+        let facts = Arc::new(self.facts(&self.latest, &self.told));
         self.book.buckets.iter().for_each(|bucket| bucket.do_send(Inform(facts.clone())));
     }
 
-    fn facts(&self, snapshot: &Snapshot, told: &Shown, sample: &Sample) -> Facts {
+    fn facts(&self, snapshot: &Snapshot, told: &Shown) -> Facts {
+        let usage = (self.birth.usage)();
+        let (before, pace) = (&self.before, &self.pace);
         let (counters, tables) = (&told.counted, &snapshot.tables);
         let tables = (0..).zip(tables).filter(|(_, (keys, _))| *keys > 0);
         let tables = tables.map(|(index, &(keys, volatile))| TableFacts { index, keys, volatile });
@@ -112,10 +171,17 @@ impl Metrics {
             memory_tables: snapshot.table_bytes,
             memory_peak: snapshot.table_bytes.max(self.peak),
             connections_total: counters.connections_opened,
-            connections_rejected: snapshot.refused,
+            connections_rejected: snapshot.refused - before.refused,
             commands_total: counters.commands(),
-            commands_per_second: sample.reads + sample.writes + sample.transactions,
-            expired_total: Some(self.latest.expired),
+            commands_per_second: pace.commands,
+            bytes_per_second: (pace.bytes_in, pace.bytes_out),
+            memory_resident: usage.map(|usage| usage.resident),
+            cpu_seconds: usage.map(|usage| (usage.kernel_seconds, usage.own_seconds)),
+            expired_total: Some(snapshot.expired.saturating_sub(before.expired)),
+            hits_total: Some(snapshot.hits.saturating_sub(before.hits)),
+            misses_total: Some(snapshot.misses.saturating_sub(before.misses)),
+            clients_blocked: told.blocked,
+            errors: told.errors.iter().map(|(kind, count)| (kind.clone(), *count)).collect(),
             input_bytes: Some(counters.bytes_in),
             output_bytes: Some(counters.bytes_out),
             errors_total: Some(counters.errors),
@@ -199,16 +265,23 @@ async fn look(book: Arc<Book>, connected: u64, refused: u64) -> Looked {
     snapshot.tables = vec![(0, 0); crate::ids::TABLES];
     for bucket in &book.buckets {
         let report = bucket.send(bucket::Observe).await.ok()?;
-        counters.add(&report.counters);
-        told.counted.add(&report.counted);
-        for (row, calls) in report.calls {
-            *told.calls.entry(spec::full_name(row)).or_default() += calls;
+        let tally = report.tally;
+        counters.add(&tally.counters);
+        told.counted.add(&tally.counted);
+        for (row, calls) in tally.calls {
+            told.calls.entry(spec::full_name(row)).or_default().add(&calls);
         }
+        for (kind, count) in tally.errors {
+            *told.errors.entry(kind).or_default() += count;
+        }
+        told.blocked += tally.blocked;
         told.unreachable.extend(report.unreachable);
         snapshot.batches += report.core.batches;
         snapshot.operations += report.core.operations;
         snapshot.waits += report.core.waits;
         snapshot.expired += report.core.expired;
+        snapshot.hits += report.core.hits;
+        snapshot.misses += report.core.misses;
         snapshot.table_bytes += report.bytes as u64;
         snapshot.unsettled += report.unsettled as u64;
         for (sum, (items, volatile)) in snapshot.tables.iter_mut().zip(report.tables) {
@@ -231,7 +304,7 @@ impl Actor for Metrics {
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         // Until the first second is over the Sessions know what was configured.
-        let facts = self.facts(&Snapshot::default(), &Shown::default(), &Sample::default());
+        let facts = self.facts(&Snapshot::default(), &Shown::default());
         let facts = Arc::new(facts);
         for bucket in &self.book.buckets {
             bucket.do_send(Inform(facts.clone()));
@@ -266,8 +339,20 @@ impl Handler<Refresh> for Metrics {
         Box::pin(look.map(|looked, metrics, _| {
             let (snapshot, told, _) = looked.ok()??;
             metrics.peak = snapshot.table_bytes.max(metrics.peak);
-            let sample = metrics.series.latest();
-            Some(Arc::new(metrics.facts(&snapshot, &told, &sample)))
+            Some(Arc::new(metrics.facts(&snapshot, &told)))
+        }))
+    }
+}
+
+impl Handler<Forget> for Metrics {
+    type Result = ResponseActFuture<Self, ()>;
+
+    fn handle(&mut self, _: Forget, ctx: &mut Context<Self>) -> Self::Result {
+        let look = ctx.address().send(Look).into_actor(self);
+        Box::pin(look.map(|looked, metrics, _| {
+            if let Ok(Some((snapshot, ..))) = looked {
+                metrics.before = Before::of(&snapshot);
+            }
         }))
     }
 }

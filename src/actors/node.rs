@@ -19,6 +19,7 @@ use crate::engine::tables::KeyHasher;
 use crate::engine::txn::Transactions;
 use crate::error::{Error, Listen, Result};
 use crate::ids::{Incarnation, Millis, NodeId, PartitionId};
+use crate::metrics::Usage;
 use crate::net::http;
 use crate::net::listen::{TcpListener, listen};
 use actix::{Actor, Addr, Context};
@@ -33,6 +34,10 @@ use tokio::time::{Instant, sleep};
 
 /// How long a stopping node waits for its clients' last replies to be taken.
 const RETIRE_MAX: Duration = Duration::from_secs(5);
+
+/// How long a stopping node tries to hand over what it leads, and how often it looks.
+const HAND_OVER_MAX: Duration = Duration::from_secs(2);
+const HAND_OVER_LOOK: Duration = Duration::from_millis(5);
 
 /// Questions over HTTP that may wait.
 const HTTP_QUEUE: usize = 64;
@@ -61,6 +66,8 @@ pub struct Birth {
     pub life: Incarnation,
     /// The wall clock.
     pub clock: fn() -> Millis,
+    /// What the process takes of the machine, where that can be told.
+    pub usage: fn() -> Option<Usage>,
     /// When it was born.
     pub started: Millis,
     /// Which boot of the machine this is.
@@ -74,7 +81,7 @@ pub struct Birth {
 pub struct Node {
     book: Arc<Book>,
     connected: Arc<AtomicUsize>,
-    tasks: Vec<JoinHandle<()>>,
+    clients: JoinHandle<()>,
     log: Option<Addr<Log>>,
     formed: Option<oneshot::Receiver<()>>,
 }
@@ -239,13 +246,11 @@ pub async fn start(
 
     let door = Door { connected: connected.clone(), refused, limit: setup.clients_max.clone() };
     let (ask, asks) = mpsc::channel(HTTP_QUEUE);
-    let tasks = vec![
-        actix_rt::spawn(accept_clients(clients, book.clone(), door)),
-        actix_rt::spawn(accept_peers(peers, book.clone())),
-        actix_rt::spawn(serve_web(web, ask)),
-        actix_rt::spawn(metrics::answer(asks, metrics)),
-    ];
-    Ok(Node { book, connected, tasks, log, formed: Some(formed) })
+    let clients = actix_rt::spawn(accept_clients(clients, book.clone(), door));
+    actix_rt::spawn(accept_peers(peers, book.clone()));
+    actix_rt::spawn(serve_web(web, ask));
+    actix_rt::spawn(metrics::answer(asks, metrics));
+    Ok(Node { book, connected, clients, log, formed: Some(formed) })
 }
 
 impl Placement {
@@ -389,9 +394,15 @@ impl Node {
         self.formed.take()
     }
 
-    /// Stops: takes no more clients, lets every Session answer what it has read, closes.
-    pub async fn stop(self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
+    /// Stops: takes no more clients, hands over what it leads if other nodes go on, lets every
+    /// Session answer what it has read, closes.
+    ///
+    /// Its peers may dial it to the end: that nobody listens tells them that the process is gone.
+    pub async fn stop(self, others_go_on: bool) {
+        self.clients.abort();
+        if others_go_on {
+            self.hand_over().await;
+        }
         self.book.buckets.iter().for_each(|bucket| bucket.do_send(bucket::Retire));
         let begun = Instant::now();
         while self.connected.load(Ordering::Relaxed) > 0 && begun.elapsed() < RETIRE_MAX {
@@ -400,6 +411,28 @@ impl Node {
         if let Some(log) = &self.log {
             // An actor that is gone has nothing to write.
             let _ = log.send(disk::Finish).await;
+        }
+    }
+
+    /// Has the partitions led here led elsewhere, as far as that takes no longer than
+    /// [`HAND_OVER_MAX`].
+    async fn hand_over(&self) {
+        let begun = Instant::now();
+        let mut first = None;
+        loop {
+            let mut left = 0;
+            for bucket in &self.book.buckets {
+                left += bucket.send(bucket::HandOver).await.unwrap_or_default();
+            }
+            let first = *first.get_or_insert(left);
+            if left == 0 || begun.elapsed() >= HAND_OVER_MAX {
+                if first > 0 {
+                    let (moved, took) = (first - left.min(first), begun.elapsed().as_millis());
+                    log::info!(target: "node", "handed over {moved} of {first} partitions in {took} ms");
+                }
+                return;
+            }
+            sleep(HAND_OVER_LOOK).await;
         }
     }
 }

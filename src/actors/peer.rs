@@ -45,6 +45,10 @@ const HANDSHAKE_MAX: Duration = Duration::from_secs(2);
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_millis(1_000);
 
+/// Why a stream ended that its other end closed in order: as a process does that ends, whatever ends
+/// it, unless it leaves words unread.
+const CLOSED_THERE: &str = "it closed the stream";
+
 /// Bytes of an introduction at most: whoever dials is a stranger until then.
 const HELLO_BYTES_MAX: usize = 64 << 10;
 
@@ -83,6 +87,8 @@ pub struct Peer {
     flushing: bool,
     /// The life last seen, and whether its end was told.
     life: Option<(Incarnation, bool)>,
+    /// The link that stood last was closed by the other side, in order and after its last word.
+    closed_there: bool,
     /// What was logged since the link last stood: a node refused every second is told of once.
     complaints: BTreeSet<String>,
 }
@@ -180,6 +186,7 @@ impl Peer {
             pending: BTreeMap::new(),
             flushing: false,
             life: None,
+            closed_there: false,
             complaints: BTreeSet::new(),
         }
     }
@@ -239,7 +246,8 @@ impl Peer {
                 {
                     *told = true;
                     let life = *life;
-                    self.tell_down(Some(life));
+                    // Had it dialled again, it would live.
+                    self.tell_down(Some(life), self.closed_there && self.accepted.is_none());
                 }
                 let pause = self.backoff.as_millis();
                 log::debug!(target: "peer", "node {}: {error}, retrying in {pause} ms", self.other);
@@ -295,15 +303,16 @@ impl Peer {
             for (_, (batch, answer)) in std::mem::take(&mut self.pending) {
                 fail(answer, batch, Failure::Unknown(self.other));
             }
-            self.tell_down(None);
+            self.closed_there = why == CLOSED_THERE;
+            self.tell_down(None, false);
         }
         self.retry(ctx);
     }
 
-    fn tell_down(&self, ended: Option<Incarnation>) {
+    fn tell_down(&self, ended: Option<Incarnation>, dead: bool) {
         if let Some(book) = &self.book {
             for bucket in &book.buckets {
-                bucket.do_send(bucket::NodeDown(self.other, ended));
+                bucket.do_send(bucket::NodeDown { node: self.other, ended, dead });
             }
             book.coordinator.do_send(coordinator::NodeDown(self.other));
         }
@@ -644,7 +653,7 @@ async fn read(mut reader: OwnedReadHalf, mut buffer: Vec<u8>, stream: u64, peer:
         }
         buffer.reserve(frame::missing(&buffer).clamp(16 << 10, 1 << 20));
         match reader.read_buf(&mut buffer).await {
-            Ok(0) => break "it closed the stream".into(),
+            Ok(0) => break CLOSED_THERE.into(),
             Ok(_) => {}
             Err(error) => break error.to_string(),
         }

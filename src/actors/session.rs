@@ -8,23 +8,24 @@
 mod order;
 mod redirect;
 
-use crate::actors::bucket::{Answer, Execute, Failure, Outcome};
+use crate::actors::bucket::{Answer, Execute, Failure, Outcome, Serve};
 use crate::actors::coordinator::Begin;
 use crate::actors::local::{Entry, Local};
+use crate::actors::tray::{Laid, Served};
 use crate::command::client::{Client, Then};
 use crate::command::latency;
 use crate::command::order::Order;
 use crate::command::plan::{self, Layout, Place, Plan};
 use crate::command::reply::Reply;
 use crate::command::scan::Walk;
-use crate::command::spec::{ADMIN, Control, LOADING, NO_AUTH, NO_MULTI, Run, Spec, WRITE};
-use crate::command::transaction::{Exec, Queue, Script, read_versions};
+use crate::command::spec::{self, ADMIN, Control, LOADING, NO_AUTH, NO_MULTI, Run, Spec, WRITE};
+use crate::command::transaction::{Exec, Queue, Script, Step, read_versions};
 use crate::command::words::{Phrase, Words};
-use crate::command::{self, Redis};
+use crate::command::{self, Redis, refusal_text};
 use crate::engine::barrier::Standing;
 use crate::engine::batch::{Batch, Replies};
 use crate::engine::machine::{Access, Machine};
-use crate::engine::protocol::{Ended, Watched, Work};
+use crate::engine::protocol::{Ended, Refusal, Watched, Work};
 use crate::ids::{NodeId, PartitionId};
 use crate::net::listen::{SocketAddr, TcpStream};
 use crate::net::resp::{Limits, Requests};
@@ -102,6 +103,8 @@ struct Session {
 /// What a connection is in the midst of.
 struct State {
     client: Client,
+    /// Whether the client may have changed in more than what every request changes.
+    redraw: bool,
     /// Commands since `MULTI`.
     queue: Option<Queue>,
     watched: Vec<(PartitionId, Watched)>,
@@ -113,6 +116,8 @@ struct Share {
     replies: Replies,
     /// Replies that were taken already.
     taken: usize,
+    /// How long the batch took, from when it was answered until that is noted.
+    took: Option<Duration>,
 }
 
 /// What comes after the requests gathered.
@@ -145,7 +150,7 @@ impl Session {
         let shares = (0..local.book.destinations()).map(|_| Share::default()).collect();
         Session {
             stream,
-            state: State { client, queue: None, watched: Vec::new() },
+            state: State { client, redraw: false, queue: None, watched: Vec::new() },
             local,
             entry,
             feed: None,
@@ -218,6 +223,7 @@ impl Session {
         let lacking = self.requests.needs(self.input.len()) - self.input.len();
         self.input.reserve(lacking.clamp(READ_BYTES / 2, GATHER_BYTES_MAX));
         let Session { stream, input, entry, .. } = self;
+        entry.is_awaited.set(true);
         let read = poll_fn(|context| {
             if entry.signal.poll(context) {
                 return Poll::Ready(Ok(0));
@@ -229,11 +235,12 @@ impl Session {
                 Poll::Pending => Poll::Pending,
             }
         })
-        .await?;
+        .await;
+        entry.is_awaited.set(false);
+        let read = read?;
         // SAFETY: poll_read has filled so many bytes of the spare capacity.
         unsafe { input.set_len(input.len() + read) };
         self.local.counters.borrow_mut().bytes_in += read as u64;
-        self.state.client.active_at = (self.local.setup.clock)();
         Ok(read > 0)
     }
 
@@ -253,8 +260,7 @@ impl Session {
                 Ok(None) => break,
                 Err(error) => {
                     Reply::new(&mut self.own.bytes, false).error_bytes(&error.reply_text());
-                    self.own.end();
-                    self.order.push(OWN);
+                    answered(&self.local, None, &mut self.own, &mut self.order);
                     next = Next::Close;
                     break;
                 }
@@ -302,11 +308,9 @@ impl Session {
             return Ok(());
         }
         let (mut place, mut own) = (0, 0);
-        let mut took = Duration::ZERO;
         while place < self.order.len() {
-            let begun = Instant::now();
             self.ask().await?;
-            took += begun.elapsed();
+            self.note_batches();
             if self.one_share_answers_all() {
                 let share = usize::from(self.order[0]);
                 let replies = std::mem::take(&mut self.shares[share].replies);
@@ -338,15 +342,14 @@ impl Session {
             self.out = out;
             self.out.clear();
         }
-        self.note_batches(took);
         self.recycle();
         Ok(())
     }
 
     /// Sends every share that has unanswered operations, and takes the answers.
     async fn ask(&mut self) -> io::Result<()> {
+        let mut laid = None;
         let mut waiting: SmallVec<[(usize, oneshot::Receiver<Outcome>); 4]> = SmallVec::new();
-        let mut misplaced: SmallVec<[usize; 4]> = SmallVec::new();
         for (destination, share) in self.shares.iter_mut().enumerate() {
             if share.batch.is_empty() || share.taken < share.replies.len() {
                 continue;
@@ -363,34 +366,62 @@ impl Session {
                     continue;
                 }
             }
-            let (answer, outcome) = oneshot::channel();
             let batch = std::mem::take(&mut share.batch);
             let replies = std::mem::take(&mut share.replies);
+            if self.local.is_own(destination) {
+                laid = Some(destination);
+                let slot = self.entry.slot.clone();
+                if self.local.tray.lay(Laid { batch, replies, slot }) {
+                    self.local.bucket.do_send(Serve);
+                }
+                continue;
+            }
+            let (answer, outcome) = oneshot::channel();
             let answer = Answer::Session(answer);
             self.local.book.execute(destination, Execute { batch, replies, answer });
             waiting.push((destination, outcome));
         }
+        if !waiting.is_empty() {
+            self.take(waiting).await?;
+        }
+        if let Some(destination) = laid {
+            let slot = &self.entry.slot;
+            let served: Served = poll_fn(|context| slot.poll(context)).await;
+            let share = &mut self.shares[destination];
+            (share.batch, share.replies) = (served.batch, served.replies);
+            share.took = Some(served.took);
+        }
+        self.settle().await
+    }
+
+    /// Asks again for what was asked of a node that does not lead it.
+    async fn settle(&mut self) -> io::Result<()> {
+        for share in &mut self.shares {
+            if !share.replies.misplaced.is_empty() {
+                let replies = std::mem::take(&mut share.replies);
+                share.replies = redirect::settle(&share.batch, replies, &self.local).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the answers of other arbiters and nodes.
+    async fn take(
+        &mut self,
+        waiting: SmallVec<[(usize, oneshot::Receiver<Outcome>); 4]>,
+    ) -> io::Result<()> {
+        let begun = Instant::now();
         for (destination, outcome) in waiting {
             let share = &mut self.shares[destination];
             match outcome.await {
-                Ok(Ok((batch, replies))) => {
-                    let settled = replies.misplaced.is_empty();
-                    (share.batch, share.replies) = (batch, replies);
-                    if !settled {
-                        misplaced.push(destination);
-                    }
-                }
+                Ok(Ok((batch, replies))) => (share.batch, share.replies) = (batch, replies),
                 Ok(Err((batch, failure))) => {
                     share.replies = failed(&batch, &failure);
                     share.batch = batch;
                 }
                 Err(_) => return Err(io::Error::other("the node is stopping")),
             }
-        }
-        for destination in misplaced {
-            let share = &mut self.shares[destination];
-            let replies = std::mem::take(&mut share.replies);
-            share.replies = redirect::settle(&share.batch, replies, &self.local).await?;
+            share.took = Some(begun.elapsed());
         }
         Ok(())
     }
@@ -408,7 +439,7 @@ impl Session {
         self.order.clear();
         self.own.clear();
         for share in &mut self.shares {
-            share.taken = 0;
+            (share.taken, share.took) = (0, None);
             share.batch.clear();
             share.replies.clear();
             if share.replies.bytes.capacity() > KEEP_BYTES_MAX {
@@ -446,15 +477,68 @@ impl Session {
 
     /// Executes a transaction.
     async fn exec(&mut self, work: Work, script: Script) -> io::Result<()> {
-        let ended = self.coordinate(work).await?;
-        let resp3 = self.state.client.resp3;
-        if matches!(ended, Ended::Done(_)) {
-            self.state.client.adopt(&script.client);
+        self.state.redraw = true;
+        let ended = match work.shares.is_empty() {
+            true => Ended::Done(Vec::new()),
+            false => self.coordinate(work).await?,
+        };
+        if ended == Ended::Refused(Refusal::Full) {
+            let reason = refusal_text(&Refusal::Full);
+            let text = format!("EXECABORT Transaction discarded because of: {reason}");
+            Reply::new(&mut self.out, self.state.client.resp3).error(&text);
+            return self.write_out().await;
         }
-        conclude(ended, &mut Reply::new(&mut self.out, resp3), |replies, reply| {
-            script.merge(&replies, reply);
-        });
+        let mut out = std::mem::take(&mut self.out);
+        if let Ended::Done(replies) = ended {
+            Reply::new(&mut out, self.state.client.resp3).array(script.steps.len());
+            for step in &script.steps {
+                step.merge(&replies, &mut Reply::new(&mut out, self.state.client.resp3));
+                if let Step::Later(spec, phrase) = step {
+                    self.serve_later(spec, phrase.words(), &mut out).await?;
+                }
+            }
+        } else {
+            conclude(ended, &mut Reply::new(&mut out, self.state.client.resp3), |_, _| {});
+        }
+        self.out = out;
         self.write_out().await
+    }
+
+    /// Serves a command of a transaction that has no part in its work.
+    async fn serve_later(
+        &mut self,
+        spec: &'static Spec,
+        words: Words<'_>,
+        out: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        let local = self.local.clone();
+        let client = &mut self.state.client;
+        let place = place(client, &local);
+        let mut reply = Reply::new(out, client.resp3);
+        match plan::plan(spec, words, &place) {
+            Plan::Session(run) => {
+                run(client, &local.facts(), words, &mut reply);
+            }
+            Plan::Node(run) => {
+                let order = run(client, &local.facts(), words, &mut reply);
+                if let Some(order) = order {
+                    return self.carry_out(order, out).await;
+                }
+            }
+            Plan::One(head) => {
+                let destination = local.book.route(head.partition);
+                self.shares[destination].batch.push(head, words.from(1));
+                self.ask().await?;
+                out.extend_from_slice(self.shares[destination].replies.get(0));
+                self.recycle();
+            }
+            Plan::Each { batches, layout } => return self.ask_each(batches, layout, out).await,
+            Plan::Walk(walk) => return self.ask_in_turn(walk, out).await,
+            Plan::Refused(error) => reply.error(&error),
+            // What locks is part of the work.
+            Plan::Spread { .. } => reply.error("ERR syntax error"),
+        }
+        Ok(())
     }
 
     /// Asks for the versions of keys and remembers them for the next `EXEC`.
@@ -462,11 +546,12 @@ impl Session {
         let mut told = Vec::new();
         match plan {
             Plan::One(head) => {
-                let share = &mut self.shares[self.local.book.route(head.partition)];
-                share.batch.push(head, keys.iter().map(Vec::as_slice));
+                // Another node may lead by the time it is answered.
+                let destination = self.local.book.route(head.partition);
+                let keys = keys.iter().map(Vec::as_slice);
+                self.shares[destination].batch.push(head, keys);
                 self.ask().await?;
-                let share = &self.shares[self.local.book.route(head.partition)];
-                told.extend_from_slice(share.replies.get(0));
+                told.extend_from_slice(self.shares[destination].replies.get(0));
             }
             Plan::Spread { work, layout } => {
                 let ended = self.coordinate(work).await?;
@@ -493,6 +578,7 @@ impl Session {
 
     async fn write_out(&mut self) -> io::Result<()> {
         let out = std::mem::take(&mut self.out);
+        self.local.note_reply(self.state.client.last, &out);
         if !self.mute {
             self.write(&out).await?;
         }
@@ -502,8 +588,20 @@ impl Session {
         Ok(())
     }
 
-    /// Asks every partition, each at its own moment.
+    /// Runs a command that looks at every partition, each at its own moment.
     async fn each(&mut self, batches: Vec<(PartitionId, Batch)>, layout: Layout) -> io::Result<()> {
+        let mut out = std::mem::take(&mut self.out);
+        self.ask_each(batches, layout, &mut out).await?;
+        self.out = out;
+        self.write_out().await
+    }
+
+    async fn ask_each(
+        &mut self,
+        batches: Vec<(PartitionId, Batch)>,
+        layout: Layout,
+        out: &mut Vec<u8>,
+    ) -> io::Result<()> {
         let destinations: Vec<usize> =
             batches.iter().map(|(partition, _)| self.local.book.route(*partition)).collect();
         for ((_, batch), &destination) in batches.iter().zip(&destinations) {
@@ -523,12 +621,21 @@ impl Session {
                 place += 1;
             }
         }
-        layout.merge(&replies, &mut Reply::new(&mut self.out, self.state.client.resp3));
+        layout.merge(&replies, &mut Reply::new(out, self.state.client.resp3));
+        self.recycle();
+        Ok(())
+    }
+
+    /// Runs a command that goes from one partition to the other.
+    async fn walk(&mut self, walk: Walk) -> io::Result<()> {
+        let mut out = std::mem::take(&mut self.out);
+        self.ask_in_turn(walk, &mut out).await?;
+        self.out = out;
         self.write_out().await
     }
 
     /// Asks one partition after the other. Others are served between two steps.
-    async fn walk(&mut self, mut walk: Walk) -> io::Result<()> {
+    async fn ask_in_turn(&mut self, mut walk: Walk, out: &mut Vec<u8>) -> io::Result<()> {
         self.walks += 1;
         let seed =
             [self.local.facts().now.0, self.state.client.id, self.walks].map(u64::to_le_bytes);
@@ -542,8 +649,8 @@ impl Session {
             walk.take(self.shares[destination].replies.get(0));
             self.recycle();
         }
-        walk.finish(&mut Reply::new(&mut self.out, self.state.client.resp3));
-        self.write_out().await
+        walk.finish(&mut Reply::new(out, self.state.client.resp3));
+        Ok(())
     }
 
     async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -589,52 +696,50 @@ fn request(
 ) -> Option<Next> {
     let mut reply = Reply::new(&mut own.bytes, state.client.resp3);
     let Some(spec) = command::resolve(words, &mut reply) else {
-        local.counters.borrow_mut().errors += 1;
+        spec::lookup(words.name()).into_iter().for_each(|spec| local.reject(spec));
         state.queue.as_mut().into_iter().for_each(Queue::spoil);
-        return answered(own, order);
+        if command::is_exec(words) {
+            state.queue = None;
+            state.watched.clear();
+        }
+        return answered(local, None, own, order);
     };
     if local.holds(spec) {
         return Some(Next::Held);
     }
     state.client.last = Some(spec);
-    local.count_call(spec);
     if local.is_watched() && spec.flags & (ADMIN | NO_AUTH) == 0 {
         local.show(&state.client, words);
     }
     let loading = spec.flags & LOADING != 0 && spec.data().is_none();
     if !loading && !local.serves() {
         reply.error(&waiting(local));
+        local.reject(spec);
         state.queue.as_mut().into_iter().for_each(Queue::spoil);
-        return answered(own, order);
+        return answered(local, None, own, order);
     }
+    local.count_call(spec);
     if state.queue.is_some() && waits_for_exec(spec) {
         enqueue(spec, words, state, local, &mut reply);
-        return answered(own, order);
+        return answered(local, Some(spec), own, order);
     }
     if let Run::Control(control) = spec.run {
         let next = control_transaction(control, spec, words, state, local, &mut reply);
         return match next {
             Some(next) => Some(next),
-            None => answered(own, order),
+            None => answered(local, Some(spec), own, order),
         };
     }
     let client = &mut state.client;
-    let place = Place {
-        ring: &local.setup.ring,
-        hasher: local.setup.hasher,
-        table: client.table,
-        resp3: client.resp3,
-        key_bytes_max: local.setup.limits.key,
-    };
+    let place = place(client, local);
     let one = match plan::route_one(spec, words, &place) {
         Some(head) => head,
         None => match plan::plan(spec, words, &place) {
             Plan::One(head) => head,
             Plan::Spread { work, layout } => {
-                if let Some(refused) = order::refuse_spread(spec, words, local) {
+                if let Some(refused) = order::refuse_spread(words, local) {
                     reply.error(&refused);
-                    local.counters.borrow_mut().errors += 1;
-                    return answered(own, order);
+                    return answered(local, Some(spec), own, order);
                 }
                 return Some(Next::Spread(work, layout));
             }
@@ -642,9 +747,12 @@ fn request(
             Plan::Walk(walk) => return Some(Next::Walk(walk)),
             Plan::Session(run) => {
                 local.counters.borrow_mut().others += 1;
+                state.redraw = true;
+                let begun = Instant::now();
+                client.micros = local.micros(begun);
                 let then = run(client, &local.facts(), words, &mut reply);
-                own.end();
-                order.push(OWN);
+                local.spend(spec, begun.elapsed());
+                answered(local, Some(spec), own, order);
                 if then == Then::Reset {
                     state.queue = None;
                     state.watched.clear();
@@ -653,15 +761,15 @@ fn request(
             }
             Plan::Node(run) => {
                 local.counters.borrow_mut().others += 1;
+                state.redraw = true;
                 return match run(client, &local.facts(), words, &mut reply) {
                     Some(order) => Some(Next::Order(order)),
-                    None => answered(own, order),
+                    None => answered(local, Some(spec), own, order),
                 };
             }
             Plan::Refused(error) => {
                 reply.error(&error);
-                local.counters.borrow_mut().errors += 1;
-                return answered(own, order);
+                return answered(local, Some(spec), own, order);
             }
         },
     };
@@ -676,10 +784,21 @@ fn request(
     None
 }
 
+/// Where the client's commands are asked.
+fn place<'a>(client: &Client, local: &'a Local) -> Place<'a> {
+    Place {
+        ring: &local.setup.ring,
+        hasher: local.setup.hasher,
+        table: client.table,
+        resp3: client.resp3,
+        key_bytes_max: local.setup.limits.key,
+    }
+}
+
 /// Whether a command is queued between `MULTI` and `EXEC` rather than served at once.
 fn waits_for_exec(spec: &Spec) -> bool {
     let now = matches!(spec.run, Run::Control(_)) && !spec.run_is_unwatch();
-    !now && spec.name != "quit" && spec.name != "reset"
+    !now && !spec.ends_all()
 }
 
 /// Queues a command, or says why not.
@@ -693,9 +812,10 @@ fn enqueue(
     let Some(queue) = &mut state.queue else { return };
     let key_max = local.setup.limits.key;
     let mut keys = spec.keys.positions(words.len()).map(|at| words.get(at).len());
-    let refused = spec.flags & NO_MULTI != 0 || matches!(spec.run, Run::Node(_));
-    let queued = if refused {
+    let queued = if spec.flags & NO_MULTI != 0 {
         Err("ERR Command not allowed inside a transaction".to_owned())
+    } else if order::grows_when_full(spec, words, local) {
+        Err(refusal_text(&Refusal::Full))
     } else if keys.any(|length| length > key_max) {
         Err(format!("ERR key is longer than {key_max} bytes"))
     } else {
@@ -720,13 +840,7 @@ fn control_transaction(
     local: &Local,
     reply: &mut Reply<'_>,
 ) -> Option<Next> {
-    let place = Place {
-        ring: &local.setup.ring,
-        hasher: local.setup.hasher,
-        table: state.client.table,
-        resp3: state.client.resp3,
-        key_bytes_max: local.setup.limits.key,
-    };
+    let place = place(&state.client, local);
     match control {
         Control::Multi if state.queue.is_some() => reply.error("ERR MULTI calls can not be nested"),
         Control::Multi => {
@@ -756,12 +870,9 @@ fn control_transaction(
                 return None;
             };
             let watched = std::mem::take(&mut state.watched);
+            state.client.micros = local.micros(Instant::now());
             match queue.plan(&state.client, &local.facts(), &watched, &place) {
                 Exec::Work(work, script) => return Some(Next::Exec(work, script)),
-                Exec::Script(script) => {
-                    script.merge(&[], reply);
-                    state.client.adopt(&script.client);
-                }
                 Exec::Refused(error) => reply.error(&error),
             }
         }
@@ -787,8 +898,15 @@ fn conclude(ended: Ended, reply: &mut Reply<'_>, done: impl FnOnce(Vec<Replies>,
     }
 }
 
-fn answered(own: &mut Replies, order: &mut Vec<u16>) -> Option<Next> {
+/// Ends a reply that the Session gave itself; `spec` if it is that of a command that was begun.
+fn answered(
+    local: &Local,
+    spec: Option<&'static Spec>,
+    own: &mut Replies,
+    order: &mut Vec<u16>,
+) -> Option<Next> {
     own.end();
+    local.note_reply(spec, own.get(own.len() - 1));
     order.push(OWN);
     None
 }

@@ -5,6 +5,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::ids::{Incarnation, Millis, NodeId};
 use crate::logging;
+use crate::metrics::Usage;
 use actix_rt::{Arbiter, System};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -18,14 +19,36 @@ pub fn wall_clock() -> Millis {
     Millis(now.map_or(0, |since| since.as_millis() as u64))
 }
 
+/// What this process takes of the machine; none where there is no Linux to tell it.
+fn usage() -> Option<Usage> {
+    /// The kernel tells times in ticks of a hundredth of a second, whatever its own clock does.
+    const TICKS: f64 = 100.0;
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kibibytes: u64 = resident.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // The second field, a name in brackets, may hold anything: count from its end.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut times = fields.split_whitespace().skip(11).map(str::parse::<f64>);
+    let (own, kernel) = (times.next()?.ok()?, times.next()?.ok()?);
+    Some(Usage {
+        resident: kibibytes * 1024,
+        kernel_seconds: kernel / TICKS,
+        own_seconds: own / TICKS,
+    })
+}
+
 /// Runs these nodes of a cluster in this process until SIGINT or SIGTERM. `ready` is called once
 /// all of them serve, with the milliseconds that took.
 pub fn run(config: Config, nodes: &[NodeId], ready: impl FnOnce(&Config, u64)) -> Result<()> {
     let config = Arc::new(config);
     let started = wall_clock();
     System::new().block_on(async {
+        // From here on a signal is heard, even while the nodes read their disks.
+        let mut stopping = std::pin::pin!(told_to_stop()?);
         let mut arbiters = Vec::new();
         let mut running = Vec::new();
+        let others_go_on = nodes.len() < config.nodes().len();
         let served = async {
             for &id in nodes {
                 running.push(launch(config.clone(), id, started, &mut arbiters).await?);
@@ -33,11 +56,10 @@ pub fn run(config: Config, nodes: &[NodeId], ready: impl FnOnce(&Config, u64)) -
             Ok(())
         };
         if let Err(error) = served.await {
-            stop(running).await;
+            stop(running, others_go_on).await;
             return Err(error);
         }
         let formed: Vec<oneshot::Receiver<()>> = running.iter_mut().map(Running::formed).collect();
-        let mut stopping = std::pin::pin!(told_to_stop());
         let serving = async {
             for formed in formed {
                 // The node tells, or is gone and tells by that.
@@ -46,16 +68,15 @@ pub fn run(config: Config, nodes: &[NodeId], ready: impl FnOnce(&Config, u64)) -
         };
         tokio::select! {
             biased;
-            told = &mut stopping => {
-                told?;
-                stop(running).await;
+            () = &mut stopping => {
+                stop(running, others_go_on).await;
                 return Ok(());
             }
             () = serving => ready(&config, wall_clock().0.saturating_sub(started.0)),
         }
-        let told = stopping.await;
-        stop(running).await;
-        told
+        stopping.await;
+        stop(running, others_go_on).await;
+        Ok(())
     })
 }
 
@@ -63,7 +84,8 @@ pub fn run(config: Config, nodes: &[NodeId], ready: impl FnOnce(&Config, u64)) -
 struct Running {
     id: NodeId,
     formed: Option<oneshot::Receiver<()>>,
-    stop: oneshot::Sender<()>,
+    /// Says whether other nodes of the cluster go on.
+    stop: oneshot::Sender<bool>,
     stopped: oneshot::Receiver<()>,
 }
 
@@ -90,7 +112,14 @@ async fn launch(
     for handle in [&log, &archive] {
         handle.spawn_fn(move || logging::set_node(id));
     }
-    let birth = Birth { life: Incarnation(started.0), clock: wall_clock, started, boot, stop: give_up };
+    let birth = Birth {
+        life: Incarnation(started.0),
+        clock: wall_clock,
+        usage,
+        started,
+        boot,
+        stop: give_up,
+    };
     let (tell_begun, begun) = oneshot::channel();
     let (stop, told_to_stop) = oneshot::channel();
     let (tell_stopped, stopped) = oneshot::channel();
@@ -109,8 +138,8 @@ async fn launch(
         let formed = node.take_formed();
         let _ = tell_begun.send(Ok(formed));
         // Dropping the sender says stop as well.
-        let _ = told_to_stop.await;
-        node.stop().await;
+        let others_go_on = told_to_stop.await.unwrap_or_default();
+        node.stop(others_go_on).await;
         let _ = tell_stopped.send(());
     });
     arbiters.extend(own);
@@ -133,12 +162,12 @@ fn give_up(why: &str) {
     std::process::exit(1);
 }
 
-async fn stop(running: Vec<Running>) {
+async fn stop(running: Vec<Running>, others_go_on: bool) {
     let mut waiting = Vec::new();
     for Running { id, stop, stopped, .. } in running {
         log::info!(target: "node", "stopping node {id}");
         // A node that is gone has stopped.
-        let _ = stop.send(());
+        let _ = stop.send(others_go_on);
         waiting.push(stopped);
     }
     for stopped in waiting {
@@ -146,18 +175,19 @@ async fn stop(running: Vec<Running>) {
     }
 }
 
-/// Waits for SIGINT or SIGTERM.
-async fn told_to_stop() -> Result<()> {
+/// Listens for SIGINT and SIGTERM at once; what it returns waits for one.
+fn told_to_stop() -> Result<impl Future<Output = ()>> {
     let listen =
         |kind| signal(kind).map_err(|error| Error::Io("listening for signals".into(), error));
     let mut interrupt = listen(SignalKind::interrupt())?;
     let mut terminate = listen(SignalKind::terminate())?;
-    tokio::select! {
-        biased;
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            biased;
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
 }
 
 /// Tells the operator what is wrong, and the shell by the exit code.

@@ -6,8 +6,8 @@ use super::number::parse_int;
 use super::order::{Order, Question, Show};
 use super::reply::Reply;
 use super::spec::{
-    ADMIN, Doc, FAST, Group, Keys, LOADING, NO_KEYS, NO_MULTI, NOSCRIPT, READONLY, Run, STALE,
-    Spec, Split, WRITE, data,
+    ADMIN, ADMINISTRATION, CONNECTION, Doc, FAST, Group, Keys, LOADING, NO_KEYS, NOSCRIPT,
+    READONLY, Run, SCRIPTING, STALE, Spec, Split, WRITE, data,
 };
 use super::words::{Phrase, Words};
 use super::{Call, NOT_AN_INTEGER, SYNTAX};
@@ -20,11 +20,12 @@ const SECOND: Keys = Keys { first: 2, last: 2, step: 1 };
 
 #[rustfmt::skip]
 pub(super) const COMMANDS: &[Spec] = &[
-    Spec { name: "debug", arity: -2, flags: ADMIN | NOSCRIPT | LOADING | STALE, keys: NO_KEYS, run: Run::Container { subcommands: DEBUG, bare: None },
-        doc: doc("1.0.0", "Holds the commands for trying things out.", "") },
+    Spec { name: "debug", arity: -2, flags: ADMIN | NOSCRIPT | LOADING | STALE, keys: NO_KEYS, run: Run::Node(debug),
+        doc: doc("1.0.0", "Tries things out: SLEEP holds the connection up, SET-ACTIVE-EXPIRE says whether expired keys are removed by themselves.",
+            "SLEEP seconds | SET-ACTIVE-EXPIRE 0 | 1") },
     Spec { name: "function", arity: -2, flags: 0, keys: NO_KEYS, run: Run::Container { subcommands: FUNCTION, bare: None },
         doc: doc("7.0.0", "Holds the commands on functions, of which there are none.", "") },
-    Spec { name: "lastsave", arity: 1, flags: LOADING | STALE | FAST | ADMIN, keys: NO_KEYS, run: Run::Session(lastsave),
+    Spec { name: "lastsave", arity: 1, flags: LOADING | STALE | FAST | ADMINISTRATION, keys: NO_KEYS, run: Run::Session(lastsave),
         doc: doc("1.0.0", "Tells when the node started: nothing is saved.", "") },
     Spec { name: "memory", arity: -2, flags: 0, keys: NO_KEYS, run: Run::Container { subcommands: MEMORY, bare: None },
         doc: doc("4.0.0", "Holds the commands on memory.", "") },
@@ -34,33 +35,23 @@ pub(super) const COMMANDS: &[Spec] = &[
         doc: doc("2.6.0", "Holds the commands on scripts, of which there are none.", "") },
     Spec { name: "time", arity: 1, flags: LOADING | STALE | FAST, keys: NO_KEYS, run: Run::Session(time),
         doc: doc("2.6.0", "Tells the node's clock.", "") },
-    Spec { name: "wait", arity: 3, flags: NOSCRIPT, keys: NO_KEYS, run: Run::Session(wait),
+    Spec { name: "wait", arity: 3, flags: NOSCRIPT | CONNECTION, keys: NO_KEYS, run: Run::Session(wait),
         doc: doc("3.0.0", "Waits for replicas of Redis's kind: there are none.", "numreplicas timeout") },
 ];
 
 #[rustfmt::skip]
-const DEBUG: &[Spec] = &[
-    Spec { name: "help", arity: 2, flags: LOADING | STALE, keys: NO_KEYS, run: Run::Session(debug_help),
-        doc: doc("1.0.0", "Lists the subcommands.", "") },
-    Spec { name: "set-active-expire", arity: 3, flags: ADMIN | NOSCRIPT | LOADING | STALE, keys: NO_KEYS, run: Run::Node(debug_set_active_expire),
-        doc: doc("1.0.0", "Says whether expired keys are removed by themselves.", "0 | 1") },
-    Spec { name: "sleep", arity: 3, flags: ADMIN | NOSCRIPT | LOADING | STALE | NO_MULTI, keys: NO_KEYS, run: Run::Node(debug_sleep),
-        doc: doc("1.0.0", "Holds the connection up for so long.", "seconds") },
-];
-
-#[rustfmt::skip]
 const FUNCTION: &[Spec] = &[
-    Spec { name: "flush", arity: -2, flags: WRITE | NOSCRIPT, keys: NO_KEYS, run: Run::Session(flush),
+    Spec { name: "flush", arity: -2, flags: WRITE | NOSCRIPT | SCRIPTING, keys: NO_KEYS, run: Run::Session(flush),
         doc: doc("7.0.0", "Forgets all functions: there are none.", "[ASYNC | SYNC]") },
-    Spec { name: "help", arity: 2, flags: LOADING | STALE, keys: NO_KEYS, run: Run::Session(function_help),
+    Spec { name: "help", arity: 2, flags: LOADING | STALE | SCRIPTING, keys: NO_KEYS, run: Run::Session(function_help),
         doc: doc("7.0.0", "Lists the subcommands.", "") },
 ];
 
 #[rustfmt::skip]
 const SCRIPT: &[Spec] = &[
-    Spec { name: "flush", arity: -2, flags: NOSCRIPT, keys: NO_KEYS, run: Run::Session(flush),
+    Spec { name: "flush", arity: -2, flags: NOSCRIPT | SCRIPTING, keys: NO_KEYS, run: Run::Session(flush),
         doc: doc("2.6.0", "Forgets all scripts: there are none.", "[ASYNC | SYNC]") },
-    Spec { name: "help", arity: 2, flags: LOADING | STALE, keys: NO_KEYS, run: Run::Session(script_help),
+    Spec { name: "help", arity: 2, flags: LOADING | STALE | SCRIPTING, keys: NO_KEYS, run: Run::Session(script_help),
         doc: doc("5.0.0", "Lists the subcommands.", "") },
 ];
 
@@ -86,11 +77,9 @@ fn lastsave(_: &mut Client, facts: &Facts, _: Words<'_>, reply: &mut Reply<'_>) 
 }
 
 fn time(client: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
-    // The node's clock counts milliseconds; it was read when the request arrived.
-    let now = client.active_at.0;
     reply.array(2);
-    reply.bulk_int((now / 1000) as i64);
-    reply.bulk_int((now % 1000 * 1000) as i64);
+    reply.bulk_int((client.micros / 1_000_000) as i64);
+    reply.bulk_int((client.micros % 1_000_000) as i64);
     Then::Continue
 }
 
@@ -114,6 +103,9 @@ fn flush(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> 
     let known = word.eq_ignore_ascii_case(b"async") || word.eq_ignore_ascii_case(b"sync");
     match words.len() == 2 || words.len() == 3 && known {
         true => reply.ok(),
+        false if words.name().eq_ignore_ascii_case(b"function") && words.len() > 3 => {
+            super::wrong_subcommand("function", words.get(1), reply);
+        }
         false if words.name().eq_ignore_ascii_case(b"function") => {
             reply.error("ERR FUNCTION FLUSH only supports SYNC|ASYNC option");
         }
@@ -135,48 +127,55 @@ fn script_help(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -
 /// The longest that `DEBUG SLEEP` sleeps, in seconds.
 const SLEEP_SECONDS_MAX: f64 = 3600.0;
 
-fn debug_sleep(_: &Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Option<Order> {
-    let seconds = std::str::from_utf8(words.get(2)).ok().and_then(|text| text.parse::<f64>().ok());
-    match seconds.filter(|seconds| (0.0..=SLEEP_SECONDS_MAX).contains(seconds)) {
-        Some(seconds) => Some(Order::Sleep((seconds * 1000.0) as u64)),
-        None => {
-            reply.error("ERR value is not a valid float or out of range");
-            None
-        }
+/// Redis's `DEBUG` looks at its own words, and so at what was queued only inside `EXEC`.
+fn debug(_: &Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Option<Order> {
+    let (name, value) = (words.get(1), words.get(2));
+    let is = |word: &str, len| name.eq_ignore_ascii_case(word.as_bytes()) && words.len() == len;
+    match () {
+        () if is("help", 2) => debug_help(reply),
+        () if is("sleep", 3) => match seconds(value) {
+            Some(seconds) => return Some(Order::Sleep((seconds * 1000.0) as u64)),
+            None => reply.error("ERR value is not a valid float or out of range"),
+        },
+        () if is("set-active-expire", 3) => match parse_int(value) {
+            Some(on) => return Some(Order::Ask(Question::Expire(on != 0), Show::Ok)),
+            None => reply.error(NOT_AN_INTEGER),
+        },
+        () => super::wrong_subcommand("debug", name, reply),
     }
+    None
 }
 
-fn debug_set_active_expire(
-    _: &Client,
-    _: &Facts,
-    words: Words<'_>,
-    reply: &mut Reply<'_>,
-) -> Option<Order> {
-    match parse_int(words.get(2)) {
-        Some(on) => Some(Order::Ask(Question::Expire(on != 0), Show::Ok)),
-        None => {
-            reply.error(NOT_AN_INTEGER);
-            None
-        }
-    }
+fn seconds(word: &[u8]) -> Option<f64> {
+    let seconds = std::str::from_utf8(word).ok()?.parse::<f64>().ok()?;
+    (0.0..=SLEEP_SECONDS_MAX).contains(&seconds).then_some(seconds)
 }
 
-fn debug_help(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
-    super::help("DEBUG", DEBUG, reply);
-    Then::Continue
+fn debug_help(reply: &mut Reply<'_>) {
+    let lines = [
+        "DEBUG <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
+        "SET-ACTIVE-EXPIRE <0|1>",
+        "    Says whether expired keys are removed by themselves.",
+        "SLEEP <seconds>",
+        "    Holds the connection up for so long.",
+        "HELP",
+        "    Prints this help.",
+    ];
+    reply.array(lines.len());
+    lines.iter().for_each(|line| reply.simple(line));
 }
 
 fn memory_usage(call: &mut Call<'_>) {
     let args = call.args;
-    let samples = args.get(2).eq_ignore_ascii_case(b"samples");
-    match args.len() {
-        2 => {}
-        4 if samples && parse_int(args.get(3)).is_none() => {
-            return call.reply.error(NOT_AN_INTEGER);
+    // A string is one piece: there is nothing to take samples of.
+    for at in (2..args.len()).step_by(2) {
+        let samples = args.get(at).eq_ignore_ascii_case(b"samples") && at + 1 < args.len();
+        match parse_int(args.get(at + 1)) {
+            _ if !samples => return call.reply.error(SYNTAX),
+            None => return call.reply.error(NOT_AN_INTEGER),
+            Some(..0) => return call.reply.error(SYNTAX),
+            Some(0..) => {}
         }
-        // A string is one piece: there is nothing to take samples of.
-        4 if samples && parse_int(args.get(3)) >= Some(0) => {}
-        _ => return call.reply.error(SYNTAX),
     }
     let bytes = call.tables.get(call.table, call.hash, args.get(1)).map(|item| item.bytes());
     match bytes {

@@ -32,6 +32,8 @@ pub struct Client {
     pub connected_at: Millis,
     /// When its last request came.
     pub active_at: Millis,
+    /// The wall clock as a command of its own begins, in microseconds since the Unix epoch.
+    pub micros: u64,
     /// Its last command.
     pub last: Option<&'static Spec>,
     /// Bytes it has sent that are not served yet.
@@ -72,20 +74,12 @@ impl Client {
             local_address: local_address.into(),
             connected_at: now,
             active_at: now,
+            micros: now.0.saturating_mul(1000),
             last: None,
             query_bytes: 0,
             query_free: 0,
             output_bytes: 0,
         }
-    }
-
-    /// Takes over what commands inside a transaction may have chosen.
-    pub fn adopt(&mut self, chosen: &Client) {
-        self.table = chosen.table;
-        self.resp3 = chosen.resp3;
-        self.name.clone_from(&chosen.name);
-        self.lib_name.clone_from(&chosen.lib_name);
-        self.lib_ver.clone_from(&chosen.lib_ver);
     }
 
     /// Forgets what the connection chose (`RESET`). Its library stays what it is.
@@ -176,18 +170,9 @@ pub struct Card {
 }
 
 impl Card {
-    /// Takes over what changes with every request; the rest only if it has changed.
+    /// Takes over what changes with every request.
     #[inline]
     pub fn follow(&mut self, client: &Client) {
-        let same = self.table == client.table
-            && self.resp3 == client.resp3
-            && self.monitor == client.monitor
-            && self.name == client.name
-            && self.lib_name == client.lib_name
-            && self.lib_ver == client.lib_ver;
-        if !same {
-            *self = client.card();
-        }
         self.active_at = client.active_at;
         self.last = client.last;
         self.query_bytes = client.query_bytes;

@@ -6,8 +6,7 @@ use super::number::parse_int;
 use super::order::{Order, Question, Selection, Show};
 use super::reply::Reply;
 use super::spec::{
-    ADMIN, ALLOW_BUSY, Doc, FAST, Group, LOADING, NO_AUTH, NO_KEYS, NO_MULTI, NOSCRIPT, Run, STALE,
-    Spec,
+    ADMIN, ALLOW_BUSY, Doc, FAST, Group, LOADING, NO_AUTH, NO_KEYS, NOSCRIPT, Run, STALE, Spec,
 };
 use super::words::Words;
 use super::{NOT_AN_INTEGER, SYNTAX, clip};
@@ -19,7 +18,7 @@ const fn doc(since: &'static str, summary: &'static str, syntax: &'static str) -
 
 #[rustfmt::skip]
 pub(super) const COMMANDS: &[Spec] = &[
-    Spec { name: "auth", arity: -2, flags: NOSCRIPT | LOADING | STALE | FAST | NO_AUTH | NO_MULTI | ALLOW_BUSY, keys: NO_KEYS, run: Run::Session(auth),
+    Spec { name: "auth", arity: -2, flags: NOSCRIPT | LOADING | STALE | FAST | NO_AUTH | ALLOW_BUSY, keys: NO_KEYS, run: Run::Session(auth),
         doc: doc("1.0.0", "Is answered as by a server without passwords.", "[username] password") },
     Spec { name: "client", arity: -2, flags: 0, keys: NO_KEYS, run: Run::Container { subcommands: CLIENT, bare: None },
         doc: doc("2.4.0", "Holds the commands on client connections.", "") },
@@ -69,6 +68,8 @@ const CLIENT: &[Spec] = &[
         doc: doc("2.6.9", "Names the connection.", "connection-name") },
     Spec { name: "trackinginfo", arity: 2, flags: CLIENT_FLAGS, keys: NO_KEYS, run: Run::Session(client_trackinginfo),
         doc: doc("6.2.0", "Tells which keys are tracked: none.", "") },
+    Spec { name: "unblock", arity: -3, flags: ADMIN | CLIENT_FLAGS, keys: NO_KEYS, run: Run::Session(client_unblock),
+        doc: doc("5.0.0", "Wakes a client that waits for data: there are none.", "client-id [TIMEOUT | ERROR]") },
     Spec { name: "unpause", arity: 2, flags: ADMIN | CLIENT_FLAGS, keys: NO_KEYS, run: Run::Node(client_unpause),
         doc: doc("6.2.0", "Ends CLIENT PAUSE.", "") },
 ];
@@ -333,7 +334,10 @@ fn client_pause(
         4 if mode.eq_ignore_ascii_case(b"write") => true,
         4 if mode.eq_ignore_ascii_case(b"all") => false,
         4 => return refuse(reply, "ERR CLIENT PAUSE mode must be WRITE or ALL"),
-        _ => return refuse(reply, SYNTAX),
+        _ => {
+            super::wrong_subcommand("client", words.get(1), reply);
+            return None;
+        }
     };
     match parse_int(words.get(2)) {
         None => refuse(reply, "ERR timeout is not an integer or out of range"),
@@ -373,6 +377,20 @@ fn client_reply(client: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Re
             }
         }
         () => reply.error(SYNTAX),
+    }
+    Then::Continue
+}
+
+/// No command here makes a client wait, so there is never anybody to wake.
+fn client_unblock(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
+    let reason = words.get(3);
+    let known = reason.eq_ignore_ascii_case(b"timeout") || reason.eq_ignore_ascii_case(b"error");
+    match parse_int(words.get(2)) {
+        _ if words.len() > 3 && (words.len() > 4 || !known) => {
+            reply.error("ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR");
+        }
+        None => reply.error(NOT_AN_INTEGER),
+        Some(_) => reply.int(0),
     }
     Then::Continue
 }

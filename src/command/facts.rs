@@ -66,12 +66,41 @@ pub struct Facts {
     pub settings: Settings,
     /// The nodes, by number.
     pub cluster: Vec<NodeFacts>,
-    /// How often each command was asked for, by its whole name.
-    pub calls: Vec<(String, u64)>,
+    /// What became of each command's requests, by its whole name.
+    pub calls: Vec<(String, Calls)>,
+    /// Error replies by their first word.
+    pub errors: Vec<(String, u64)>,
+    /// Clients whose command a pause holds back.
+    pub clients_blocked: u64,
+    /// Bytes read from and written to clients a second, of late.
+    pub bytes_per_second: (u64, u64),
     /// Transactions committed, attempts aborted and wounds obeyed, since the start.
     pub transactions: (u64, u64, u64),
     /// Requests that wait for a key that a transaction holds.
     pub lock_waiting: u64,
+}
+
+/// What became of a command's requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Calls {
+    /// How often it was served.
+    pub calls: u64,
+    /// How long that took, in nanoseconds.
+    pub nanos: u64,
+    /// How often it was not begun: a wrong number of arguments, a node that does not serve yet.
+    pub rejected: u64,
+    /// How often it was answered with an error.
+    pub failed: u64,
+}
+
+impl Calls {
+    /// Adds another arbiter's.
+    pub fn add(&mut self, other: &Calls) {
+        self.calls += other.calls;
+        self.nanos += other.nanos;
+        self.rejected += other.rejected;
+        self.failed += other.failed;
+    }
 }
 
 /// What is known of a node of the cluster.

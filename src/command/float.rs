@@ -168,6 +168,43 @@ impl Natural {
     }
 }
 
+/// The digits before an exponent as one number, what follows them, and how many of them stand
+/// behind the point, as a negative power of the base. Nothing if there is no digit.
+fn significand(text: &[u8], base: u32) -> Option<(Natural, &[u8], i64)> {
+    let mut number = Natural::default();
+    let (mut digits, mut power) = (0, 0i64);
+    let mut point = false;
+    for (at, byte) in text.iter().enumerate() {
+        match char::from(*byte).to_digit(base) {
+            Some(digit) => {
+                number.scale(base, digit);
+                digits += 1;
+                power -= i64::from(point);
+            }
+            None if *byte == b'.' && !point => point = true,
+            None => return (digits > 0).then_some((number, &text[at..], power)),
+        }
+    }
+    (digits > 0).then_some((number, &[], power))
+}
+
+/// The exponent behind a number's digits, 0 if nothing is there, nothing if something else is.
+fn power_of(text: &[u8], letters: [u8; 2]) -> Option<i64> {
+    let [letter, exponent @ ..] = text else { return Some(0) };
+    let (less, exponent) = match exponent {
+        [b'-', exponent @ ..] => (true, exponent),
+        [b'+', exponent @ ..] => (false, exponent),
+        exponent => (false, exponent),
+    };
+    let digits = !exponent.is_empty() && exponent.iter().all(u8::is_ascii_digit);
+    if !letters.contains(letter) || !digits {
+        return None;
+    }
+    let add = |sum: i64, digit: &u8| (sum * 10 + i64::from(digit - b'0')).min(1 << 40);
+    let exponent = exponent.iter().fold(0, add);
+    Some(if less { -exponent } else { exponent })
+}
+
 impl Float {
     /// Rounds a natural number × 2 to the exponent; nothing if it is too great. `sticky` tells that
     /// it is a little greater than that.
@@ -193,8 +230,8 @@ impl Float {
         Some(Float { negative, mantissa: limb(1) << 32 | limb(0), exponent })
     }
 
-    /// Reads a number as C's `strtold` does, decimal, the whole text. Neither spaces nor names
-    /// (`inf`, `nan`) are numbers.
+    /// Reads a number as C's `strtold` does, decimal or hexadecimal, the whole text. Neither spaces
+    /// nor names (`inf`, `nan`) are numbers.
     pub fn parse(text: &[u8]) -> Option<Float> {
         if text.len() >= TEXT_BYTES_MAX {
             return None;
@@ -204,42 +241,15 @@ impl Float {
             [b'+', text @ ..] => (false, text),
             text => (false, text),
         };
-        let mut number = Natural::default();
-        let (mut digits, mut power) = (0, 0i64);
-        let mut point = false;
-        let mut at = 0;
-        while let Some(byte) = text.get(at) {
-            match byte {
-                b'0'..=b'9' => {
-                    number.scale(10, u32::from(byte - b'0'));
-                    digits += 1;
-                    power -= i64::from(point);
-                }
-                b'.' if !point => point = true,
-                _ => break,
-            }
-            at += 1;
+        if let [b'0', b'x' | b'X', text @ ..] = text {
+            // A digit stands for four bits, and the exponent is one of two.
+            let (number, behind, power) = significand(text, 16)?;
+            let exponent = power * 4 + power_of(behind, *b"pP")?;
+            let float = Float::round(negative, &number, exponent, false)?;
+            return (number.is_zero() || float.mantissa != 0).then_some(float);
         }
-        if digits == 0 {
-            return None;
-        }
-        match &text[at..] {
-            [] => {}
-            [b'e' | b'E', exponent @ ..] => {
-                let (less, exponent) = match exponent {
-                    [b'-', exponent @ ..] => (true, exponent),
-                    [b'+', exponent @ ..] => (false, exponent),
-                    exponent => (false, exponent),
-                };
-                if exponent.is_empty() || !exponent.iter().all(u8::is_ascii_digit) {
-                    return None;
-                }
-                let add = |sum: i64, digit: &u8| (sum * 10 + i64::from(digit - b'0')).min(1 << 40);
-                let exponent = exponent.iter().fold(0, add);
-                power += if less { -exponent } else { exponent };
-            }
-            _ => return None,
-        }
+        let (mut number, behind, power) = significand(text, 10)?;
+        let power = power + power_of(behind, *b"eE")?;
         if number.is_zero() {
             return Some(Float { negative, mantissa: 0, exponent: 0 });
         }
@@ -329,6 +339,8 @@ mod tests {
             ("1e-18", "0", "0"),
             ("-1e-18", "0", "0"),
             ("0.00000000000000001", "0", "0.00000000000000001"),
+            ("0x10", "0x1.8p1", "19"),
+            ("-0X.8", "0", "-0.5"),
             ("1e4932", "1e4932", "too great"),
         ];
         for (a, b, expected) in cases {
@@ -340,7 +352,26 @@ mod tests {
     #[test]
     fn what_is_no_number_is_refused() {
         let others = [
-            "", "-", ".", "e5", "1e", "1 ", " 1", "1.2.3", "inf", "nan", "1e5000", "1e-5000", "0y1",
+            "",
+            "-",
+            ".",
+            "e5",
+            "1e",
+            "1 ",
+            " 1",
+            "1.2.3",
+            "inf",
+            "nan",
+            "1e5000",
+            "1e-5000",
+            "0y1",
+            "0x",
+            "0x.",
+            "0x1p",
+            "0x1g",
+            "0x1p99999",
+            "0x1p-99999",
+            "0x1e400p",
         ];
         for text in others {
             assert_eq!(Float::parse(text.as_bytes()), None, "{text:?}");

@@ -1,6 +1,6 @@
 //! `INFO`: a node's figures under Redis's section and field names.
 
-use super::facts::{Facts, REDIS_VERSION};
+use super::facts::{Calls, Facts, REDIS_VERSION};
 use super::words::Words;
 use std::fmt::{Display, Write as _};
 
@@ -15,7 +15,7 @@ pub(super) fn report(facts: &Facts, asked: Words<'_>) -> String {
         asked.is_empty() && section != "Commandstats" || asked.from(0).any(names)
     };
     type Write = fn(&Facts, &mut Section);
-    let sections: [(&str, Write); 10] = [
+    let sections: [(&str, Write); 11] = [
         ("Server", server),
         ("Clients", clients),
         ("Memory", memory),
@@ -23,6 +23,7 @@ pub(super) fn report(facts: &Facts, asked: Words<'_>) -> String {
         ("Replication", replication),
         ("CPU", cpu),
         ("Commandstats", commandstats),
+        ("Errorstats", errorstats),
         ("Transactions", transactions),
         ("Cluster", cluster),
         ("Keyspace", keyspace),
@@ -101,6 +102,7 @@ fn server(facts: &Facts, section: &mut Section) {
 fn clients(facts: &Facts, section: &mut Section) {
     section.field("connected_clients", facts.clients_connected);
     section.field("maxclients", facts.settings.number("maxclients"));
+    section.field("blocked_clients", facts.clients_blocked);
 }
 
 fn memory(facts: &Facts, section: &mut Section) {
@@ -118,10 +120,15 @@ fn stats(facts: &Facts, section: &mut Section) {
     section.field("total_connections_received", facts.connections_total);
     section.field("total_commands_processed", facts.commands_total);
     section.field("instantaneous_ops_per_sec", facts.commands_per_second);
+    let kibibytes = |bytes: u64| format!("{:.2}", bytes as f64 / 1024.0);
+    section.field("instantaneous_input_kbps", kibibytes(facts.bytes_per_second.0));
+    section.field("instantaneous_output_kbps", kibibytes(facts.bytes_per_second.1));
     section.measured("total_net_input_bytes", facts.input_bytes);
     section.measured("total_net_output_bytes", facts.output_bytes);
     section.field("rejected_connections", facts.connections_rejected);
     section.measured("expired_keys", facts.expired_total);
+    // What is full refuses to grow; nothing is thrown away.
+    section.field("evicted_keys", 0);
     section.measured("keyspace_hits", facts.hits_total);
     section.measured("keyspace_misses", facts.misses_total);
     section.measured("total_error_replies", facts.errors_total);
@@ -141,8 +148,20 @@ fn cpu(facts: &Facts, section: &mut Section) {
 }
 
 fn commandstats(facts: &Facts, section: &mut Section) {
-    for (name, calls) in &facts.calls {
-        section.field(&format!("cmdstat_{name}"), format_args!("calls={calls}"));
+    for (name, Calls { calls, nanos, rejected, failed }) in &facts.calls {
+        let each = *nanos as f64 / 1000.0 / (*calls).max(1) as f64;
+        let usec = nanos / 1000;
+        let figures = format_args!(
+            "calls={calls},usec={usec},usec_per_call={each:.2},rejected_calls={rejected},\
+             failed_calls={failed}"
+        );
+        section.field(&format!("cmdstat_{name}"), figures);
+    }
+}
+
+fn errorstats(facts: &Facts, section: &mut Section) {
+    for (kind, count) in &facts.errors {
+        section.field(&format!("errorstat_{kind}"), format_args!("count={count}"));
     }
 }
 

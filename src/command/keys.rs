@@ -14,11 +14,14 @@ const fn doc(
     Doc { group: Group::Generic, since, complexity, summary, syntax }
 }
 
+/// The code of `EXISTS`, by which a transaction counts its own keys.
+pub(super) const EXISTS: u16 = 41;
+
 #[rustfmt::skip]
 pub(super) const COMMANDS: &[Spec] = &[
     Spec { name: "del", arity: -2, flags: WRITE, keys: KEYS, run: data(40, del, Split::PerKey(Merge::Sum)),
         doc: doc("1.0.0", "O(N) with N the number of keys", "Deletes keys and counts those that existed.", "key [key ...]") },
-    Spec { name: "exists", arity: -2, flags: READONLY | FAST, keys: KEYS, run: data(41, exists, Split::PerKey(Merge::Sum)),
+    Spec { name: "exists", arity: -2, flags: READONLY | FAST, keys: KEYS, run: data(EXISTS, exists, Split::PerKey(Merge::Sum)),
         doc: doc("1.0.0", "O(N) with N the number of keys", "Counts the keys that exist; one named twice counts twice.", "key [key ...]") },
     Spec { name: "expire", arity: -3, flags: WRITE | FAST, keys: KEY, run: data(42, expire, Split::Single),
         doc: doc("1.0.0", "O(1)", "Lets a key expire after seconds.", "key seconds [NX | XX | GT | LT]") },

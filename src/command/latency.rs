@@ -1,10 +1,11 @@
 //! What was slow: the slow log, the latency monitor, and the commands on them.
 //!
-//! Commands that arrive together are served together, so what is measured is a round: from the
-//! moment its commands are handed to the partitions until all of them are answered, waiting for
-//! other nodes and for locks included, as the client feels it. A slow round is told under its
-//! first command, with the number of those that travelled with it. Each arbiter keeps its own log;
-//! their entries are numbered by the node.
+//! What is measured is what a command took from its turn on: on keys of its own arbiter only its
+//! execution, as in Redis, and the wait for a lock if there was one; otherwise from being sent to
+//! other arbiters and nodes until all is answered. Commands that a client sends without waiting for
+//! their replies travel in one batch to each place, and it is the batch that is timed. A slow one is
+//! told under its first command, with the number of those that travelled with it. Each arbiter
+//! keeps its own log; their entries are numbered by the node.
 
 use super::client::{Client, Then};
 use super::facts::Facts;
@@ -73,7 +74,7 @@ pub struct Slow {
     pub id: u64,
     /// When it had been served.
     pub at: Millis,
-    /// How long its round took.
+    /// How long it took.
     pub micros: u64,
     /// The command, clipped.
     pub words: Vec<Vec<u8>>,
@@ -269,7 +270,7 @@ fn slowlog_get(_: &Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -
         2 => Some(10),
         3 => parse_int(words.get(2)),
         _ => {
-            super::wrong_arity("slowlog|get", reply);
+            super::wrong_subcommand("slowlog", words.get(1), reply);
             return None;
         }
     };

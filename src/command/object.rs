@@ -32,7 +32,7 @@ const OBJECT: &[Spec] = &[
     Spec { name: "idletime", arity: 3, flags: READONLY, keys: BEHIND_SUBCOMMAND, run: data(64, idletime, Split::Single),
         doc: doc("2.2.3", "Tells how many seconds ago a key was last used.", "key") },
     Spec { name: "refcount", arity: 3, flags: READONLY, keys: BEHIND_SUBCOMMAND, run: data(65, refcount, Split::Single),
-        doc: doc("2.2.3", "Tells how many keys share a value: each has its own.", "key") },
+        doc: doc("2.2.3", "Tells how many keys would share a value in Redis.", "key") },
 ];
 
 /// The longest string that Redis puts into one allocation with its header.
@@ -51,9 +51,15 @@ fn encoding(call: &mut Call<'_>) {
     call.reply.bulk(name);
 }
 
+/// Integers below this are shared by all keys in Redis, which tells of endless references.
+const SHARED_INTEGERS: i64 = 10_000;
+
 fn refcount(call: &mut Call<'_>) {
     match call.tables.peek(call.table, call.hash, call.args.get(1)) {
-        Some(_) => call.reply.int(1),
+        Some(item) => match parse_int(item.value()) {
+            Some(0..SHARED_INTEGERS) => call.reply.int(i32::MAX.into()),
+            _ => call.reply.int(1),
+        },
         None => call.reply.nil(),
     }
 }

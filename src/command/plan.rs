@@ -93,8 +93,11 @@ impl Place<'_> {
     }
 }
 
-/// How a command is served whose number of words has been found right.
+/// How a command is served whose number of words its arity admits.
 pub fn plan(spec: &Spec, words: Words<'_>, place: &Place<'_>) -> Plan {
+    if !spec.pairs_up(words.len()) {
+        return Plan::Refused(super::wrong_arity_text(spec.name));
+    }
     let Some(data) = &spec.data() else {
         return match (&spec.run, spec.session()) {
             (Run::Node(run), _) => Plan::Node(*run),
@@ -245,12 +248,23 @@ pub(super) struct Piece {
     pub(super) op: u32,
 }
 
+impl Piece {
+    pub(super) fn reply<'r>(&self, replies: &'r [Replies]) -> Option<&'r [u8]> {
+        let share = replies.get(self.share as usize)?;
+        let op = self.op as usize;
+        (op < share.len()).then(|| share.get(op))
+    }
+}
+
+/// What a client is told when a partition's reply cannot be used.
+pub(super) const DAMAGED: &str = "ERR a partition's reply is missing or damaged";
+
 impl Layout {
     /// Makes one reply of those of the shares, in the order of [`Work::shares`] (or of
     /// [`Plan::Each`]'s batches). An error among them is the reply, whatever the others say.
     pub fn merge(&self, replies: &[Replies], reply: &mut Reply<'_>) {
         let Some(pieces) = self.collect(replies) else {
-            return reply.error("ERR a partition's reply is missing or damaged");
+            return reply.error(DAMAGED);
         };
         match pieces {
             Merged::Error(error) => reply.raw(error),
@@ -266,9 +280,7 @@ impl Layout {
     fn collect<'r>(&self, replies: &'r [Replies]) -> Option<Merged<'r>> {
         let mut encoded = Vec::with_capacity(self.pieces.len());
         for piece in &self.pieces {
-            let share = replies.get(piece.share as usize)?;
-            let op = piece.op as usize;
-            encoded.push((op < share.len()).then(|| share.get(op))?);
+            encoded.push(piece.reply(replies)?);
         }
         if let Some(error) = encoded.iter().find(|reply| reply.first() == Some(&b'-')) {
             return Some(Merged::Error(error));
@@ -295,6 +307,6 @@ enum Merged<'r> {
 }
 
 /// The number of an encoded integer reply.
-fn integer(reply: &[u8]) -> Option<i64> {
+pub(super) fn integer(reply: &[u8]) -> Option<i64> {
     super::number::parse_int(reply.strip_prefix(b":")?.strip_suffix(b"\r\n")?)
 }

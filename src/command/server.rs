@@ -1,11 +1,12 @@
 //! Commands on the server: what it can do, what it knows of itself, its tables as a whole.
 
 use super::client::{Client, Then};
+use super::describe::{describe, getkeys, getkeysandflags};
 use super::facts::Facts;
 use super::order::{Order, Question, Show};
 use super::reply::Reply;
 use super::spec::{
-    self, ADMIN, CONNECTION, DANGEROUS, Doc, FAST, Group, KEYSPACE, Keys, LOADING, Merge, NO_KEYS,
+    self, ADMIN, CONNECTION, DANGEROUS, Doc, FAST, Group, KEYSPACE, LOADING, Merge, NO_KEYS,
     NOSCRIPT, READONLY, Run, STALE, Spec, Split, WRITE, data,
 };
 use super::words::{Phrase, Words};
@@ -47,9 +48,9 @@ const COMMAND: &[Spec] = &[
         doc: doc("2.8.13", "O(1)", "Counts the commands.", "") },
     Spec { name: "docs", arity: -2, flags: LOADING | STALE | CONNECTION, keys: NO_KEYS, run: Run::Session(command_docs),
         doc: doc("7.0.0", "O(N) with N the number of commands", "Documents commands.", "[command-name [command-name ...]]") },
-    Spec { name: "getkeys", arity: -4, flags: LOADING | STALE | CONNECTION, keys: NO_KEYS, run: Run::Session(command_getkeys),
+    Spec { name: "getkeys", arity: -4, flags: LOADING | STALE | CONNECTION, keys: NO_KEYS, run: Run::Session(getkeys),
         doc: doc("2.8.13", "O(N) with N the number of arguments", "Picks the keys out of a command.", "command [arg [arg ...]]") },
-    Spec { name: "getkeysandflags", arity: -4, flags: LOADING | STALE | CONNECTION, keys: NO_KEYS, run: Run::Session(command_getkeysandflags),
+    Spec { name: "getkeysandflags", arity: -4, flags: LOADING | STALE | CONNECTION, keys: NO_KEYS, run: Run::Session(getkeysandflags),
         doc: doc("7.0.0", "O(N) with N the number of arguments", "Picks the keys out of a command, with what is done to them.", "command [arg [arg ...]]") },
     Spec { name: "help", arity: 2, flags: LOADING | STALE | CONNECTION, keys: NO_KEYS, run: Run::Session(command_help),
         doc: doc("5.0.0", "O(1)", "Lists the subcommands.", "") },
@@ -95,14 +96,21 @@ fn flushall(call: &mut Call<'_>) {
 
 /// `ASYNC` and `SYNC` say how Redis frees the memory; here there is one way.
 fn flush_options_are_right(call: &mut Call<'_>) -> bool {
-    let args = call.args;
-    let word = args.get(0);
-    let known = word.eq_ignore_ascii_case(b"async") || word.eq_ignore_ascii_case(b"sync");
-    let right = args.is_empty() || args.len() == 1 && known;
+    let right = is_flush(call.args.len(), call.args.get(0));
     if !right {
         call.reply.error(SYNTAX);
     }
     right
+}
+
+fn is_flush(options: usize, option: &[u8]) -> bool {
+    let known = option.eq_ignore_ascii_case(b"async") || option.eq_ignore_ascii_case(b"sync");
+    options == 0 || options == 1 && known
+}
+
+/// Whether a request of `FLUSHDB` or `FLUSHALL` is one that empties tables.
+pub(super) fn flushes(words: Words<'_>) -> bool {
+    is_flush(words.len() - 1, words.get(1))
 }
 
 fn info(_: &Client, _: &Facts, words: Words<'_>, _: &mut Reply<'_>) -> Option<Order> {
@@ -118,7 +126,7 @@ fn config_get(_: &mut Client, facts: &Facts, words: Words<'_>, reply: &mut Reply
     let settings = facts.settings.matching(patterns.into_iter());
     reply.map(settings.len());
     for (name, value) in settings {
-        reply.bulk(name.as_bytes());
+        reply.bulk(name);
         reply.bulk(value.as_bytes());
     }
     Then::Continue
@@ -126,7 +134,7 @@ fn config_get(_: &mut Client, facts: &Facts, words: Words<'_>, reply: &mut Reply
 
 fn config_set(_: &Client, facts: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Option<Order> {
     if !words.len().is_multiple_of(2) {
-        super::wrong_arity("config|set", reply);
+        reply.error(SYNTAX);
         return None;
     }
     let pairs: Vec<(&[u8], &[u8])> =
@@ -200,66 +208,6 @@ fn named(name: &[u8]) -> Option<(&'static Spec, String)> {
     Some((sub, format!("{}|{}", spec.name, sub.name)))
 }
 
-/// A command's entry in `COMMAND`: ten fields since Redis 7.0.
-fn describe(spec: &Spec, name: &str, reply: &mut Reply<'_>) {
-    let Keys { first, last, step } = spec.keys;
-    reply.array(10);
-    reply.bulk(name.as_bytes());
-    reply.int(spec.arity.into());
-    simple_set(spec.flag_names(), reply);
-    reply.int(first.into());
-    reply.int(last.into());
-    reply.int(step.into());
-    simple_set(spec.categories(), reply);
-    reply.set(0);
-    describe_keys(spec, reply);
-    reply.set(spec.subcommands().len());
-    for sub in spec.subcommands() {
-        describe(sub, &format!("{}|{}", spec.name, sub.name), reply);
-    }
-}
-
-fn simple_set(names: impl Iterator<Item = &'static str>, reply: &mut Reply<'_>) {
-    let names: Vec<&str> = names.collect();
-    reply.set(names.len());
-    for name in names {
-        reply.simple(name);
-    }
-}
-
-/// Where the keys are, in the words of Redis 7's key specifications.
-fn describe_keys(spec: &Spec, reply: &mut Reply<'_>) {
-    let Keys { first, last, step } = spec.keys;
-    if first == 0 {
-        return reply.set(0);
-    }
-    reply.set(1);
-    reply.map(3);
-    reply.bulk(b"flags");
-    simple_set(key_flags(spec).into_iter(), reply);
-    reply.bulk(b"begin_search");
-    reply.map(2);
-    reply.bulk(b"type");
-    reply.bulk(b"index");
-    reply.bulk(b"spec");
-    reply.map(1);
-    reply.bulk(b"index");
-    reply.int(first.into());
-    reply.bulk(b"find_keys");
-    reply.map(2);
-    reply.bulk(b"type");
-    reply.bulk(b"range");
-    reply.bulk(b"spec");
-    reply.map(3);
-    reply.bulk(b"lastkey");
-    // Counted from the first key, unless it counts from the end.
-    reply.int(if last < 0 { last } else { last - first }.into());
-    reply.bulk(b"keystep");
-    reply.int(step.into());
-    reply.bulk(b"limit");
-    reply.int(0);
-}
-
 fn command_docs(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
     let specs: Vec<(&Spec, String)> = match words.len() {
         2 => spec::all().map(|spec| (spec, spec.name.to_string())).collect(),
@@ -304,62 +252,6 @@ fn document(spec: &Spec, name: &str, reply: &mut Reply<'_>) {
             document(sub, &format!("{}|{}", spec.name, sub.name), reply);
         }
     }
-}
-
-fn command_getkeys(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
-    let words = words.tail(2);
-    if let Some(spec) = with_keys(words, reply) {
-        reply.array(spec.keys.count(words.len()));
-        for position in spec.keys.positions(words.len()) {
-            reply.bulk(words.get(position));
-        }
-    }
-    Then::Continue
-}
-
-fn command_getkeysandflags(
-    _: &mut Client,
-    _: &Facts,
-    words: Words<'_>,
-    reply: &mut Reply<'_>,
-) -> Then {
-    let words = words.tail(2);
-    if let Some(spec) = with_keys(words, reply) {
-        reply.array(spec.keys.count(words.len()));
-        for position in spec.keys.positions(words.len()) {
-            reply.array(2);
-            reply.bulk(words.get(position));
-            simple_set(key_flags(spec).into_iter(), reply);
-        }
-    }
-    Then::Continue
-}
-
-/// What a command does to its keys.
-fn key_flags(spec: &Spec) -> [&'static str; 2] {
-    if spec.flags & WRITE != 0 { ["RW", "update"] } else { ["RO", "access"] }
-}
-
-/// The row of a request that has keys; what is none is answered.
-fn with_keys(words: Words<'_>, reply: &mut Reply<'_>) -> Option<&'static Spec> {
-    let resolved = spec::lookup(words.name()).and_then(|spec| {
-        let mut subcommands = spec.subcommands().iter();
-        match spec.subcommands().is_empty() {
-            true => Some(spec),
-            false => subcommands.find(|s| s.name.as_bytes().eq_ignore_ascii_case(words.get(1))),
-        }
-    });
-    match resolved {
-        None => reply.error("ERR Invalid command specified"),
-        Some(spec) if spec.keys == NO_KEYS => {
-            reply.error("ERR The command has no key arguments");
-        }
-        Some(spec) if !spec.admits(words.len()) => {
-            reply.error("ERR Invalid number of arguments specified for command");
-        }
-        Some(spec) => return Some(spec),
-    }
-    None
 }
 
 /// Which commands `COMMAND LIST` lists.

@@ -19,13 +19,21 @@ enum Kind {
     Bytes(i64, i64),
     /// `yes` or `no`.
     Switch,
-    /// What it is, for this reason.
-    Fixed(&'static str),
+    /// One of these words.
+    Word(&'static [&'static str]),
+    /// Points in time at which Redis would save: pairs of numbers.
+    Saves,
+    /// Any text.
+    Text,
+    /// What Redis takes for it, up to a number that is the most there can be here.
+    UpTo(&'static Kind, i64),
+    /// What it is, for this reason; anything else that Redis would take is refused for it.
+    Fixed(&'static str, &'static Kind),
     /// What it is since the node started.
     Immutable,
 }
 
-use Kind::{Bytes, Fixed, Immutable, Number, Switch};
+use Kind::{Bytes, Fixed, Immutable, Number, Saves, Switch, Text, UpTo, Word};
 
 const INT: i64 = i32::MAX as i64;
 const NO_DISK: &str = "nothing is written to disk";
@@ -35,19 +43,31 @@ const NO_EVENTS: &str = "key space events are not published";
 const NO_EVICTION: &str = "keys are not evicted";
 const IN_FILE: &str = "it is set in cluster.yaml";
 
+/// Redis's ways to evict keys.
+const POLICIES: &[&str] = &[
+    "volatile-lru",
+    "volatile-lfu",
+    "volatile-random",
+    "volatile-ttl",
+    "allkeys-lru",
+    "allkeys-lfu",
+    "allkeys-random",
+    "noeviction",
+];
+
 /// Name, value at first, what it may be.
 const ROWS: &[(&str, &str, Kind)] = &[
-    ("activedefrag", "no", Fixed("there is nothing to defragment")),
+    ("activedefrag", "no", Fixed("there is nothing to defragment", &Switch)),
     ("activerehashing", "yes", Switch),
-    ("appendfsync", "everysec", Fixed(NO_DISK)),
-    ("appendonly", "no", Fixed(NO_DISK)),
+    ("appendfsync", "everysec", Fixed(NO_DISK, &Word(&["everysec", "always", "no"]))),
+    ("appendonly", "no", Fixed(NO_DISK, &Switch)),
     ("bind", "", Immutable),
     ("busy-reply-threshold", "5000", Number(0, i64::MAX)),
-    ("client-query-buffer-limit", "1073741824", Bytes(1 << 20, 1 << 30)),
+    ("client-query-buffer-limit", "1073741824", UpTo(&Bytes(1 << 20, i64::MAX), 1 << 30)),
     ("cluster-enabled", "no", Immutable),
     ("databases", "16", Immutable),
-    ("dbfilename", "dump.rdb", Fixed(NO_DISK)),
-    ("dir", "", Fixed(NO_DISK)),
+    ("dbfilename", "dump.rdb", Fixed(NO_DISK, &Text)),
+    ("dir", "", Fixed(NO_DISK, &Text)),
     ("dynamic-hz", "yes", Switch),
     ("hash-max-listpack-entries", "512", Number(0, i64::MAX)),
     ("hash-max-listpack-value", "64", Bytes(0, i64::MAX)),
@@ -57,7 +77,7 @@ const ROWS: &[(&str, &str, Kind)] = &[
     ("hz", "10", Number(0, INT)),
     ("io-threads", "1", Immutable),
     ("latency-monitor-threshold", "0", Number(0, i64::MAX)),
-    ("latency-tracking", "no", Fixed("percentiles are not kept")),
+    ("latency-tracking", "no", Fixed("percentiles are not kept", &Switch)),
     ("lazyfree-lazy-eviction", "no", Switch),
     ("lazyfree-lazy-expire", "no", Switch),
     ("lazyfree-lazy-server-del", "no", Switch),
@@ -68,31 +88,31 @@ const ROWS: &[(&str, &str, Kind)] = &[
     ("list-compress-depth", "0", Number(0, INT)),
     ("list-max-listpack-size", "-2", Number(-5, INT)),
     ("list-max-ziplist-size", "-2", Number(-5, INT)),
-    ("loglevel", "notice", Fixed(IN_FILE)),
+    ("loglevel", "notice", Fixed(IN_FILE, &Word(&["debug", "verbose", "notice", "warning"]))),
     ("lua-time-limit", "5000", Number(0, i64::MAX)),
-    ("masterauth", "", Fixed(NO_PASSWORDS)),
-    ("maxclients", "10000", Number(1, 1_000_000)),
+    ("masterauth", "", Fixed(NO_PASSWORDS, &Text)),
+    ("maxclients", "10000", UpTo(&Number(1, u32::MAX as i64), 1_000_000)),
     ("maxmemory", "0", Bytes(0, i64::MAX)),
-    ("maxmemory-policy", "noeviction", Fixed(NO_EVICTION)),
+    ("maxmemory-policy", "noeviction", Fixed(NO_EVICTION, &Word(POLICIES))),
     ("maxmemory-samples", "5", Number(1, INT)),
-    ("min-replicas-to-write", "0", Fixed(NO_REPLICAS)),
-    ("notify-keyspace-events", "", Fixed(NO_EVENTS)),
+    ("min-replicas-to-write", "0", Fixed(NO_REPLICAS, &Number(0, INT))),
+    ("notify-keyspace-events", "", Fixed(NO_EVENTS, &Text)),
     ("port", "0", Immutable),
-    ("proto-max-bulk-len", "536870912", Bytes(1 << 20, 512 << 20)),
-    ("repl-backlog-size", "1048576", Fixed(NO_REPLICAS)),
-    ("replica-read-only", "yes", Fixed(NO_REPLICAS)),
+    ("proto-max-bulk-len", "536870912", UpTo(&Bytes(1 << 20, i64::MAX), 512 << 20)),
+    ("repl-backlog-size", "1048576", Fixed(NO_REPLICAS, &Bytes(1, i64::MAX))),
+    ("replica-read-only", "yes", Fixed(NO_REPLICAS, &Switch)),
     ("replicaof", "", Immutable),
-    ("requirepass", "", Fixed(NO_PASSWORDS)),
-    ("save", "", Fixed(NO_DISK)),
+    ("requirepass", "", Fixed(NO_PASSWORDS, &Text)),
+    ("save", "", Fixed(NO_DISK, &Saves)),
     ("set-max-intset-entries", "512", Number(0, i64::MAX)),
     ("slowlog-log-slower-than", "10000", Number(-1, i64::MAX)),
-    ("slowlog-max-len", "128", Number(0, SLOW_LEN_MAX)),
-    ("stop-writes-on-bgsave-error", "no", Fixed(NO_DISK)),
+    ("slowlog-max-len", "128", UpTo(&Number(0, i64::MAX), SLOW_LEN_MAX)),
+    ("stop-writes-on-bgsave-error", "no", Fixed(NO_DISK, &Switch)),
     ("stream-node-max-bytes", "4096", Bytes(0, i64::MAX)),
     ("stream-node-max-entries", "100", Number(0, i64::MAX)),
-    ("tcp-keepalive", "0", Fixed("quiet connections are not probed")),
+    ("tcp-keepalive", "0", Fixed("quiet connections are not probed", &Number(0, INT))),
     ("timeout", "0", Number(0, INT)),
-    ("tracking-table-max-keys", "0", Fixed("keys are not tracked")),
+    ("tracking-table-max-keys", "0", Fixed("keys are not tracked", &Number(0, i64::MAX))),
     ("zset-max-listpack-entries", "128", Number(0, i64::MAX)),
     ("zset-max-listpack-value", "64", Bytes(0, i64::MAX)),
     ("zset-max-ziplist-entries", "128", Number(0, i64::MAX)),
@@ -130,13 +150,22 @@ impl Settings {
     pub fn matching<'p>(
         &self,
         patterns: impl Iterator<Item = &'p [u8]> + Clone,
-    ) -> Vec<(&'static str, &str)> {
-        let asked = |name: &str| {
-            patterns.clone().any(|pattern| glob::matches(pattern, name.as_bytes(), true))
+    ) -> Vec<(&'p [u8], &str)> {
+        let row = |(name, value, _): &'static (&'static str, &str, Kind)| {
+            // Redis tells a setting's name as it was asked for, unless a pattern asked.
+            let asked = patterns.clone().find(|pattern| {
+                !is_pattern(pattern) && pattern.eq_ignore_ascii_case(name.as_bytes())
+            });
+            let matches = |pattern: &[u8]| {
+                is_pattern(pattern) && glob::matches(pattern, name.as_bytes(), true)
+            };
+            let asked = match patterns.clone().any(matches) {
+                true => Some(name.as_bytes()),
+                false => asked,
+            };
+            Some((asked?, self.changed.get(name).map_or(*value, String::as_str)))
         };
-        let rows = ROWS.iter().filter(|(name, ..)| asked(name));
-        rows.map(|(name, value, _)| (*name, self.changed.get(name).map_or(*value, String::as_str)))
-            .collect()
+        ROWS.iter().filter_map(row).collect()
     }
 
     /// Begins a setting with what the node was configured with, whatever clients may do to it.
@@ -160,28 +189,36 @@ impl Settings {
     /// # Errors
     /// The reply, in Redis's words, if it may not.
     pub fn judge(&self, pairs: &[(&[u8], &[u8])]) -> Result<Vec<(&'static str, String)>, Vec<u8>> {
-        let mut approved: Vec<(&'static str, String)> = Vec::new();
-        for (name, value) in pairs {
+        let refused = |row: &str, why: &str| {
+            format!("ERR CONFIG SET failed (possibly related to argument '{row}') - {why}")
+                .into_bytes()
+        };
+        let mut rows: Vec<&(&'static str, &str, Kind)> = Vec::new();
+        for (name, _) in pairs {
             let is = |(row, ..): &&(&str, &str, Kind)| row.as_bytes().eq_ignore_ascii_case(name);
-            let Some((row, _, kind)) = ROWS.iter().find(is) else {
+            let Some(row) = ROWS.iter().find(is) else {
                 let begin = b"ERR Unknown option or number of arguments for CONFIG SET - '";
-                return Err([begin.as_slice(), super::clip(name, 128), b"'"].concat());
+                return Err([begin.as_slice(), super::clip(name, usize::MAX), b"'"].concat());
             };
-            let refused = |why: &str| {
-                format!("ERR CONFIG SET failed (possibly related to argument '{row}') - {why}")
-                    .into_bytes()
-            };
-            if approved.iter().any(|(earlier, _)| earlier == row) {
-                return Err(refused("duplicate parameter"));
+            if matches!(row.2, Immutable) {
+                return Err(refused(&text(name), "can't set immutable config"));
             }
-            let now = self.get(row).unwrap_or_default();
-            match judge(*kind, value, now) {
-                Ok(value) => approved.push((row, value)),
-                Err(why) => return Err(refused(&why)),
+            if rows.iter().any(|earlier| earlier.0 == row.0) {
+                return Err(refused(&text(name), "duplicate parameter"));
             }
+            rows.push(row);
         }
-        Ok(approved)
+        // Values are looked at once all names are known to be right.
+        let judged = rows.iter().zip(pairs).map(|((row, _, kind), (_, value))| {
+            let value = judge(*kind, value, self.get(row).unwrap_or_default());
+            value.map(|value| (*row, value)).map_err(|why| refused(row, &why))
+        });
+        judged.collect()
     }
+}
+
+fn is_pattern(name: &[u8]) -> bool {
+    name.iter().any(|byte| matches!(byte, b'[' | b'*' | b'?'))
 }
 
 fn judge(kind: Kind, value: &[u8], now: &str) -> Result<String, String> {
@@ -203,10 +240,42 @@ fn judge(kind: Kind, value: &[u8], now: &str) -> Result<String, String> {
             b"no" => Ok("no".into()),
             _ => Err("argument must be 'yes' or 'no'".into()),
         },
-        Fixed(_) | Immutable if value.eq_ignore_ascii_case(now.as_bytes()) => Ok(now.into()),
-        Fixed(why) => Err(why.into()),
+        Word(words) => {
+            let is = |word: &&&str| word.as_bytes().eq_ignore_ascii_case(value);
+            let found = words.iter().find(is).map(|word| (*word).to_owned());
+            let text = || format!("argument(s) must be one of the following: {}", words.join(", "));
+            found.ok_or_else(text)
+        }
+        Saves => {
+            let pairs = value.split(|byte| *byte == b' ').map(parse_int).collect::<Vec<_>>();
+            let right = value.is_empty()
+                || pairs.len().is_multiple_of(2)
+                    && pairs.iter().all(|number| number.is_some_and(|number| number >= 0));
+            match right {
+                true => Ok(text(value)),
+                false => Err("Invalid save parameters".into()),
+            }
+        }
+        Text => Ok(text(value)),
+        UpTo(kind, most) => {
+            let value = judge(*kind, value, now)?;
+            match (kind, parse_int(value.as_bytes())) {
+                (Number(min, _) | Bytes(min, _), Some(number)) if number > most => {
+                    within(number, *min, most)
+                }
+                _ => Ok(value),
+            }
+        }
+        Fixed(why, kind) => match judge(*kind, value, now)? {
+            value if value == now => Ok(value),
+            _ => Err(why.into()),
+        },
         Immutable => Err("can't set immutable config".into()),
     }
+}
+
+fn text(value: &[u8]) -> String {
+    String::from_utf8_lossy(value).into_owned()
 }
 
 /// A number of bytes with or without a unit, as Redis reads them: `1kb` is 1024, `1k` is 1000.
@@ -263,7 +332,11 @@ mod tests {
             ("maxmemory-policy", "allkeys-lru", "keys are not evicted"),
             ("port", "1", "can't set immutable config"),
             ("maxclients", "many", "argument couldn't be parsed into an integer"),
-            ("maxclients", "0", "argument must be between 1 and 1000000 inclusive"),
+            ("maxclients", "0", "argument must be between 1 and 4294967295 inclusive"),
+            ("maxclients", "1000001", "argument must be between 1 and 1000000 inclusive"),
+            ("appendonly", "maybe", "argument must be 'yes' or 'no'"),
+            ("save", "900", "Invalid save parameters"),
+            ("databases", "16", "can't set immutable config"),
             ("maxmemory", "1tb", "argument must be a memory value"),
             ("activerehashing", "maybe", "argument must be 'yes' or 'no'"),
         ] {
@@ -278,7 +351,7 @@ mod tests {
     #[test]
     fn rows_are_sorted_and_begin_with_what_they_may_be() {
         assert!(ROWS.is_sorted_by_key(|(name, ..)| *name));
-        for (name, value, kind) in ROWS {
+        for (name, value, kind) in ROWS.iter().filter(|row| !matches!(row.2, Immutable)) {
             assert_eq!(judge(*kind, value.as_bytes(), value).as_deref(), Ok(*value), "{name}");
         }
     }

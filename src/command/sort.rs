@@ -3,7 +3,8 @@
 
 use super::number::parse_int;
 use super::spec::{
-    DANGEROUS, DENYOOM, Doc, Group, KEY, READONLY, Spec, Split, WRITE, data, reaching,
+    DANGEROUS, DENYOOM, Doc, Group, KEY, MOVABLE_KEYS, READONLY, SORTS, Spec, Split, WRITE, data,
+    reaching,
 };
 use super::{Call, NOT_AN_INTEGER, SYNTAX, WRONG_TYPE};
 use crate::engine::batch::Args;
@@ -15,10 +16,10 @@ const fn doc(since: &'static str, summary: &'static str, syntax: &'static str) -
 
 #[rustfmt::skip]
 pub(super) const COMMANDS: &[Spec] = &[
-    Spec { name: "sort", arity: -2, flags: WRITE | DENYOOM | DANGEROUS, keys: KEY, run: reaching(66, sort, Split::Gather, reach),
+    Spec { name: "sort", arity: -2, flags: WRITE | DENYOOM | DANGEROUS | MOVABLE_KEYS | SORTS, keys: KEY, run: reaching(66, sort, Split::Gather, reach),
         doc: doc("1.0.0", "Sorts a list, a set or a sorted set.",
             "key [BY pattern] [LIMIT offset count] [GET pattern [GET pattern ...]] [ASC | DESC] [ALPHA] [STORE destination]") },
-    Spec { name: "sort_ro", arity: -2, flags: READONLY | DANGEROUS, keys: KEY, run: data(67, sort_ro, Split::Single),
+    Spec { name: "sort_ro", arity: -2, flags: READONLY | DANGEROUS | MOVABLE_KEYS | SORTS, keys: KEY, run: data(67, sort_ro, Split::Single),
         doc: doc("7.0.0", "Sorts a list, a set or a sorted set.",
             "key [BY pattern] [LIMIT offset count] [GET pattern [GET pattern ...]] [ASC | DESC] [ALPHA]") },
 ];

@@ -104,8 +104,19 @@ pub const KEYSPACE: Flags = 1 << 12;
 /// In the access category of connections without being of the group. Not shown as a flag.
 pub const CONNECTION: Flags = 1 << 13;
 
+/// In the access category of administrators without the flag. Not shown as a flag.
+pub const ADMINISTRATION: Flags = 1 << 14;
+/// In the access category of scripts. Not shown as a flag.
+pub const SCRIPTING: Flags = 1 << 15;
+/// In the access categories of what can be sorted, instead of its group's. Not shown as a flag.
+pub const SORTS: Flags = 1 << 16;
+/// Which words are keys depends on the others.
+pub const MOVABLE_KEYS: Flags = 1 << 17;
+/// Not in the slow log.
+pub const SKIP_SLOWLOG: Flags = 1 << 18;
+
 /// The flags that `COMMAND` shows, in its order.
-const FLAG_NAMES: [(Flags, &str); 11] = [
+const FLAG_NAMES: [(Flags, &str); 13] = [
     (WRITE, "write"),
     (READONLY, "readonly"),
     (DENYOOM, "denyoom"),
@@ -113,10 +124,12 @@ const FLAG_NAMES: [(Flags, &str); 11] = [
     (NOSCRIPT, "noscript"),
     (LOADING, "loading"),
     (STALE, "stale"),
+    (SKIP_SLOWLOG, "skip_slowlog"),
     (FAST, "fast"),
     (NO_AUTH, "no_auth"),
     (ALLOW_BUSY, "allow_busy"),
     (NO_MULTI, "no_multi"),
+    (MOVABLE_KEYS, "movablekeys"),
 ];
 
 /// The chapters of the command reference.
@@ -312,12 +325,11 @@ impl Spec {
         if self.arity < 0 { len >= arity } else { len == arity }
     }
 
-    /// Whether a request of `len` words has as many as the command takes: as its arity says, and
-    /// whole pairs if it takes pairs. So no plan ever cuts a pair in two.
+    /// Whether a request of `len` words has whole pairs, if the command takes pairs. Redis looks at
+    /// that only when it executes a command: an odd MSET can be queued.
     #[inline]
-    pub fn takes(&self, len: usize) -> bool {
-        let whole = self.keys.step <= 1 || (len - 1).is_multiple_of(self.keys.step as usize);
-        self.admits(len) && whole
+    pub fn pairs_up(&self, len: usize) -> bool {
+        self.keys.step <= 1 || (len - 1).is_multiple_of(self.keys.step as usize)
     }
 
     /// What it may do to the data.
@@ -369,6 +381,11 @@ impl Spec {
         }
     }
 
+    /// Whether it ends what the connection is in the midst of, so that `MULTI` does not queue it.
+    pub fn ends_all(&self) -> bool {
+        self.doc.group == Group::Connection && matches!(self.name, "quit" | "reset")
+    }
+
     /// Whether it is `UNWATCH`, which has no effect inside a transaction.
     pub fn run_is_unwatch(&self) -> bool {
         matches!(self.run, Run::Control(Control::Unwatch))
@@ -386,18 +403,23 @@ impl Spec {
         // A container without work of its own is in no category but that of its speed.
         let works = !matches!(self.run, Run::Container { bare: None, .. });
         let group = |group| works && self.doc.group == group;
+        let keyspace = group(Group::Generic) && !has(SORTS) || has(KEYSPACE);
         let all = [
-            (group(Group::Generic) || has(KEYSPACE), "@keyspace"),
+            (keyspace, "@keyspace"),
             (has(READONLY), "@read"),
             (has(WRITE), "@write"),
+            (has(SORTS), "@set"),
+            (has(SORTS), "@sortedset"),
+            (has(SORTS), "@list"),
             (group(Group::String), "@string"),
             (group(Group::Bitmap), "@bitmap"),
-            (has(ADMIN), "@admin"),
+            (has(ADMIN) || has(ADMINISTRATION), "@admin"),
             (has(FAST), "@fast"),
             (!has(FAST), "@slow"),
-            (has(ADMIN) || has(DANGEROUS), "@dangerous"),
+            (has(ADMIN) || has(ADMINISTRATION) || has(DANGEROUS), "@dangerous"),
             (group(Group::Connection) || has(CONNECTION), "@connection"),
             (group(Group::Transactions), "@transaction"),
+            (has(SCRIPTING), "@scripting"),
         ];
         all.into_iter().filter(|(within, _)| *within).map(|(_, name)| name)
     }

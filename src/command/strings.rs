@@ -295,9 +295,8 @@ fn getdel(call: &mut Call<'_>) {
 
 fn getex(call: &mut Call<'_>) {
     let Some(options) = options(call, 1, true) else { return call.reply.error(SYNTAX) };
-    if call.get().is_none() {
-        return call.reply.nil();
-    }
+    let Some(item) = call.get() else { return call.reply.nil() };
+    let volatile = item.expires().is_some();
     let moment = match options.expiry {
         None => None,
         Some((unit, number)) => match expiry(call, "getex", unit, number) {
@@ -314,7 +313,7 @@ fn getex(call: &mut Call<'_>) {
         Some(_) => {
             call.tables.set_expiry(call.table, call.hash, call.args.get(0), moment);
         }
-        None if options.persist => {
+        None if options.persist && volatile => {
             call.tables.set_expiry(call.table, call.hash, call.args.get(0), None);
         }
         None => {}

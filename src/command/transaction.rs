@@ -1,30 +1,37 @@
 //! `MULTI`, `EXEC` and `WATCH`: commands that take effect together.
 //!
-//! Between `MULTI` and `EXEC` the session queues what is asked ([`Queue`]). `EXEC` makes one piece
+//! Between `MULTI` and `EXEC` the session queues what is asked ([`Queue`]); as in Redis, nothing is
+//! looked at before `EXEC` but the command's name and its number of words. `EXEC` makes one piece
 //! of work of it ([`Queue::plan`]), whatever partitions its keys lie in:
 //! - Commands that can be evaluated where their keys lie become operations of their partitions'
 //!   shares, in the order they were queued.
 //! - If the result of any needs keys of several partitions (RENAME, say), the whole transaction is
 //!   gathered: all keys are locked and read, and its commands evaluated in order in one place.
-//! - Commands that need no data are answered when `EXEC` comes, in their places.
+//! - `DBSIZE` counts what the transaction sees: each partition's keys as they are found, corrected
+//!   by those that the transaction's own commands have made or removed by then ([`Census`]).
+//! - Commands about the connection, the node or a walk through a table are served when the rest is
+//!   committed, in order, each in its place of the reply.
+//! - What cannot be carried out as it was asked fails in its place; the others still commit.
 //!
 //! Watched keys are part of the work: their partitions compare versions once all is locked.
 
 use super::client::Client;
 use super::facts::Facts;
-use super::plan::{Layout, Piece, Place, Plan, plan};
+use super::keys::EXISTS;
+use super::plan::{DAMAGED, Layout, Piece, Place, Plan, integer, plan};
 use super::reply::Reply;
+use super::server::flushes;
 use super::spec::{
     ALLOW_BUSY, Control, Data, Doc, FAST, Group, KEYS, LOADING, Merge, NO_KEYS, NOSCRIPT, Run,
-    STALE, Spec, Split,
+    SKIP_SLOWLOG, STALE, Spec, Split,
 };
 use super::words::{Phrase, Words};
 use super::{Call, Redis};
-use crate::engine::batch::{Batch, OpCode, Replies};
-use crate::engine::machine::{Machine, Scope};
+use crate::engine::batch::{Batch, OpCode, OpHead, Replies};
+use crate::engine::machine::{Access, Machine, Scope};
 use crate::engine::protocol::{Claim, Granule, Mode, Share, Watched, Work};
-use crate::ids::PartitionId;
-use std::collections::BTreeMap;
+use crate::ids::{PartitionId, TableIndex};
+use std::collections::{BTreeMap, BTreeSet};
 
 const fn doc(since: &'static str, summary: &'static str, syntax: &'static str) -> Doc {
     Doc { group: Group::Transactions, since, complexity: "O(1)", summary, syntax }
@@ -36,7 +43,7 @@ const CONTROL: u32 = NOSCRIPT | LOADING | STALE | FAST | ALLOW_BUSY;
 pub(super) const COMMANDS: &[Spec] = &[
     Spec { name: "discard", arity: 1, flags: CONTROL, keys: NO_KEYS, run: Run::Control(Control::Discard),
         doc: doc("2.0.0", "Forgets the queued commands.", "") },
-    Spec { name: "exec", arity: 1, flags: NOSCRIPT | LOADING | STALE, keys: NO_KEYS, run: Run::Control(Control::Exec),
+    Spec { name: "exec", arity: 1, flags: NOSCRIPT | LOADING | STALE | SKIP_SLOWLOG, keys: NO_KEYS, run: Run::Control(Control::Exec),
         doc: doc("1.2.0", "Executes the queued commands, all or none.", "") },
     Spec { name: "multi", arity: 1, flags: CONTROL, keys: NO_KEYS, run: Run::Control(Control::Multi),
         doc: doc("1.2.0", "Queues the commands that follow.", "") },
@@ -79,28 +86,39 @@ pub struct Queue {
 /// What `EXEC` comes to.
 #[derive(Debug)]
 pub enum Exec {
-    /// This work; its replies are put together by the script.
+    /// This work, which may be none; its replies are put together by the script.
     Work(Work, Script),
-    /// No data and no watched key is concerned: only the script.
-    Script(Script),
     /// Not to be executed, and why.
     Refused(String),
 }
 
-/// How the replies of an `EXEC` become one.
+/// How the replies of an `EXEC` become one: an element for each step.
 #[derive(Debug)]
 pub struct Script {
-    steps: Vec<Step>,
-    /// The connection's state after its own commands among the queued ones.
-    pub client: Client,
+    /// In the order of the queue.
+    pub steps: Vec<Step>,
 }
 
+/// Where a queued command's reply comes from.
 #[derive(Debug)]
-enum Step {
-    /// Answered already.
-    Own(Vec<u8>),
-    /// Answered by partitions.
+pub enum Step {
+    /// It is known already.
+    Answered(Vec<u8>),
+    /// From the partitions' replies.
     Data(Layout),
+    /// The same, counted.
+    Census(Census),
+    /// From the session, once the work is committed.
+    Later(&'static Spec, Phrase),
+}
+
+/// How many keys a table has in the midst of a transaction.
+#[derive(Debug, Default)]
+pub struct Census {
+    /// The keys that partitions count and, key by key, the transaction's own that exist by now.
+    plus: Vec<Piece>,
+    /// Those of them that the partitions have counted.
+    minus: Vec<Piece>,
 }
 
 impl Queue {
@@ -129,7 +147,7 @@ impl Queue {
 
     /// Makes one piece of work of the queue and the watched keys.
     pub fn plan(
-        &self,
+        self,
         client: &Client,
         facts: &Facts,
         watched: &[(PartitionId, Watched)],
@@ -139,23 +157,18 @@ impl Queue {
             let text = "EXECABORT Transaction discarded because of previous errors.";
             return Exec::Refused(text.into());
         }
+        // The connection's own commands are carried out when the data is committed. What they make
+        // of the connection is foreseen here, for the commands behind them: SELECT chooses a table.
         let mut client = client.clone();
         let mut draft = Draft::default();
-        for (spec, phrase) in &self.commands {
-            let words = phrase.words();
+        for (spec, phrase) in self.commands {
             let place = Place { table: client.table, resp3: client.resp3, ..*place };
-            if spec.run_is_unwatch() {
-                // EXEC forgets the watched keys; by then it is too late to say so.
-                draft.steps.push(Drafted::Own(b"+OK\r\n".to_vec()));
-            } else if let Some(run) = spec.session() {
-                let mut own = Vec::new();
-                run(&mut client, facts, words, &mut Reply::new(&mut own, place.resp3));
-                draft.steps.push(Drafted::Own(own));
-            } else if let Err(refused) = draft.add(spec, words, &place) {
-                return Exec::Refused(refused);
+            if let Some(run) = spec.session() {
+                run(&mut client, facts, phrase.words(), &mut Reply::new(&mut Vec::new(), false));
             }
+            draft.add(spec, phrase, &place);
         }
-        draft.finish(client, watched)
+        draft.finish(watched)
     }
 }
 
@@ -169,68 +182,134 @@ struct Draft {
     steps: Vec<Drafted>,
     writes: bool,
     gathers: bool,
-    /// A command that touches whole partitions.
+    /// A command that locks whole partitions.
     whole: Option<&'static str>,
+    touched: Touched,
+}
+
+/// What a transaction's own commands may have done to the number of a table's keys.
+#[derive(Default)]
+struct Touched {
+    /// Keys that may have been written, and where it is asked whether they existed before: the
+    /// partition and the place in `before`.
+    keys: BTreeMap<(TableIndex, Vec<u8>), (PartitionId, u32)>,
+    /// Questions that come before all commands.
+    before: BTreeMap<PartitionId, Batch>,
+    /// Tables that a command has emptied.
+    emptied: BTreeSet<TableIndex>,
+    /// Whether tables have changed places.
+    swapped: bool,
 }
 
 enum Drafted {
-    Own(Vec<u8>),
+    Answered(Vec<u8>),
+    Later(&'static Spec, Phrase),
     /// Where its replies are: by partition and place in its share.
     Data(Merge, Vec<(PartitionId, u32)>),
+    /// The same for a count, with places in [`Touched::before`]; and the command itself, for the
+    /// case that it cannot be counted where the keys lie.
+    Census {
+        plus: Vec<(PartitionId, u32)>,
+        minus: Vec<(PartitionId, u32)>,
+        late: (&'static Spec, Phrase),
+    },
 }
 
+/// A command that counts the keys of a table.
+const COUNTS: Split = Split::Everywhere { merge: Merge::Sum, locked: false };
+
 impl Draft {
-    fn add(
-        &mut self,
-        spec: &'static Spec,
-        words: Words<'_>,
-        place: &Place<'_>,
-    ) -> Result<(), String> {
-        let Some(data) = spec.data() else { return Err("ERR syntax error".into()) };
-        self.writes |= spec.flags & super::spec::WRITE != 0;
-        if spec.scope() != Scope::Keys {
-            self.whole = Some(spec.name);
+    fn add(&mut self, spec: &'static Spec, phrase: Phrase, place: &Place<'_>) {
+        let step = self.draft(spec, phrase, place);
+        self.steps.push(step);
+    }
+
+    fn draft(&mut self, spec: &'static Spec, phrase: Phrase, place: &Place<'_>) -> Drafted {
+        if spec.run_is_unwatch() {
+            // EXEC forgets the watched keys; by then it is too late to say so.
+            return Drafted::Answered(b"+OK\r\n".to_vec());
         }
-        self.script.push(place.head(&data, words.get(1)), words.from(1));
+        let words = phrase.words();
+        let planned = plan(spec, words, place);
+        if let Plan::Refused(error) = &planned {
+            let mut refused = Vec::new();
+            Reply::new(&mut refused, place.resp3).error(error);
+            return Drafted::Answered(refused);
+        }
+        let Some(data) = spec.data() else { return Drafted::Later(spec, phrase) };
+        if spec.scope() == Scope::Glance {
+            return match data.split == COUNTS && !self.touched.swapped {
+                true => self.count(spec, data, phrase, place),
+                false => Drafted::Later(spec, phrase),
+            };
+        }
+        self.writes |= spec.access() == Access::Write;
+        if spec.scope() == Scope::Partition {
+            self.whole = Some(spec.name);
+            self.touched.touch_tables(spec, words, place.table);
+        }
+        let first = words.get(spec.keys.first as usize);
+        self.script.push(place.head(&data, first), words.from(1));
         let op = self.script.op(self.script.len() - 1);
-        let claims = &mut self.claims;
+        let (claims, touched) = (&mut self.claims, &mut self.touched);
         Redis::keys(&op, &mut |table, key| {
+            let partition = place.ring.partition_of_key(key);
             let granule = Granule::Key(table, key.to_vec());
-            let claims = claims.entry(place.ring.partition_of_key(key)).or_default();
-            claims.push(Claim { granule, access: spec.access() });
+            claims.entry(partition).or_default().push(Claim { granule, access: spec.access() });
+            if spec.access() == Access::Write {
+                touched.touch(exists(table, key, place), key);
+            }
         });
-        let (merge, pieces) = match plan(spec, words, place) {
+        match planned {
             Plan::One(head) => {
                 let batch = &mut self.shares.entry(head.partition).or_default().batch;
                 batch.push(head, words.from(1));
-                (Merge::Status, vec![(head.partition, batch.len() as u32 - 1)])
+                Drafted::Data(Merge::Status, vec![(head.partition, batch.len() as u32 - 1)])
             }
             Plan::Spread { work, .. } if work.mode == Mode::Gather => {
                 self.gathers = true;
-                (Merge::Status, Vec::new())
+                Drafted::Data(Merge::Status, Vec::new())
             }
             Plan::Spread { work, layout } => {
                 let shares = work.shares.into_iter().map(|(id, share)| (id, share.batch));
                 self.take(shares.collect(), layout)
             }
             Plan::Each { batches, layout } => self.take(batches, layout),
-            Plan::Walk(_) | Plan::Node(_) => {
-                let name = spec.name.to_uppercase();
-                return Err(format!("ERR {name} is not possible inside a transaction"));
+            Plan::Session(_) | Plan::Node(_) | Plan::Walk(_) | Plan::Refused(_) => {
+                Drafted::Later(spec, phrase)
             }
-            Plan::Session(_) => return Err("ERR syntax error".into()),
-            Plan::Refused(refused) => return Err(refused),
+        }
+    }
+
+    /// Counts the keys of a table where they lie, and those that the transaction has touched.
+    fn count(
+        &mut self,
+        spec: &'static Spec,
+        data: Data,
+        phrase: Phrase,
+        place: &Place<'_>,
+    ) -> Drafted {
+        let (mut plus, mut minus) = (Vec::new(), Vec::new());
+        let mut ask = |head: OpHead, key: Option<&[u8]>| {
+            let batch = &mut self.shares.entry(head.partition).or_default().batch;
+            batch.push(head, key);
+            plus.push((head.partition, batch.len() as u32 - 1));
         };
-        self.steps.push(Drafted::Data(merge, pieces));
-        Ok(())
+        let counted = !self.touched.emptied.contains(&place.table);
+        for partition in (0..place.ring.partitions()).map(PartitionId).filter(|_| counted) {
+            ask(OpHead { partition, hash: 0, ..place.head(&data, b"") }, None);
+        }
+        for ((table, key), before) in &self.touched.keys {
+            if *table == place.table {
+                ask(exists(*table, key, place), Some(key));
+                minus.extend(counted.then_some(*before));
+            }
+        }
+        Drafted::Census { plus, minus, late: (spec, phrase) }
     }
 
     /// Adds one command's batches to the shares.
-    fn take(
-        &mut self,
-        batches: Vec<(PartitionId, Batch)>,
-        layout: Layout,
-    ) -> (Merge, Vec<(PartitionId, u32)>) {
+    fn take(&mut self, batches: Vec<(PartitionId, Batch)>, layout: Layout) -> Drafted {
         let mut places = Vec::with_capacity(batches.len());
         for (id, batch) in batches {
             let share = &mut self.shares.entry(id).or_default().batch;
@@ -241,10 +320,10 @@ impl Draft {
             let (id, first) = places[piece.share as usize];
             (id, first + piece.op)
         };
-        (layout.merge, layout.pieces.iter().map(place).collect())
+        Drafted::Data(layout.merge, layout.pieces.iter().map(place).collect())
     }
 
-    fn finish(mut self, client: Client, watched: &[(PartitionId, Watched)]) -> Exec {
+    fn finish(mut self, watched: &[(PartitionId, Watched)]) -> Exec {
         if let Some(name) = self.whole.filter(|_| self.gathers) {
             let name = name.to_uppercase();
             return Exec::Refused(format!(
@@ -252,6 +331,8 @@ impl Draft {
                  several partitions"
             ));
         }
+        let counts = self.steps.iter().any(|step| matches!(step, Drafted::Census { .. }));
+        let mut before = BTreeMap::new();
         if self.gathers {
             self.shares.clear();
             for (id, mut claims) in std::mem::take(&mut self.claims) {
@@ -259,28 +340,42 @@ impl Draft {
                 claims.dedup();
                 self.shares.insert(id, Share { claims, ..Share::default() });
             }
+        } else if counts {
+            for (id, mut batch) in std::mem::take(&mut self.touched.before) {
+                let share = self.shares.entry(id).or_default();
+                before.insert(id, batch.len() as u32);
+                share.batch.iter().for_each(|op| batch.push_op(&op));
+                share.batch = batch;
+            }
         }
         for (id, key) in watched {
             self.shares.entry(*id).or_default().watched.push(key.clone());
         }
         let order: BTreeMap<PartitionId, u32> = self.shares.keys().copied().zip(0..).collect();
+        let first = |(id, op): (PartitionId, u32)| Piece { share: order[&id], op };
+        let piece = |(id, op): (PartitionId, u32)| {
+            first((id, op + before.get(&id).copied().unwrap_or_default()))
+        };
         let mut next = 0..;
         let step = |step: Drafted| match step {
-            Drafted::Own(own) => Step::Own(own),
+            Drafted::Answered(answer) => Step::Answered(answer),
+            Drafted::Later(spec, phrase) => Step::Later(spec, phrase),
             Drafted::Data(..) if self.gathers => {
                 let op = next.next().unwrap_or_default();
                 Step::Data(Layout { merge: Merge::Status, pieces: vec![Piece { share: 0, op }] })
             }
             Drafted::Data(merge, pieces) => {
-                let piece = |(id, op): (PartitionId, u32)| Piece { share: order[&id], op };
                 Step::Data(Layout { merge, pieces: pieces.into_iter().map(piece).collect() })
             }
+            Drafted::Census { late: (spec, phrase), .. } if self.gathers => {
+                Step::Later(spec, phrase)
+            }
+            Drafted::Census { plus, minus, .. } => Step::Census(Census {
+                plus: plus.into_iter().map(piece).collect(),
+                minus: minus.into_iter().map(first).collect(),
+            }),
         };
         let steps = std::mem::take(&mut self.steps).into_iter().map(step).collect();
-        let script = Script { steps, client };
-        if self.shares.is_empty() {
-            return Exec::Script(script);
-        }
         let mode = match (self.gathers, self.writes) {
             (true, _) => Mode::Gather,
             (false, true) => Mode::Write,
@@ -288,20 +383,62 @@ impl Draft {
         };
         let evaluated = if self.gathers { self.script } else { Batch::new() };
         let work = Work { mode, shares: self.shares.into_iter().collect(), script: evaluated };
-        Exec::Work(work, script)
+        Exec::Work(work, Script { steps })
     }
 }
 
-impl Script {
-    /// Makes the array of the commands' replies.
-    pub fn merge(&self, replies: &[Replies], reply: &mut Reply<'_>) {
-        reply.array(self.steps.len());
-        for step in &self.steps {
-            match step {
-                Step::Own(own) => reply.raw(own),
-                Step::Data(layout) => layout.merge(replies, reply),
-            }
+/// Whether a key exists, as an operation without its argument.
+fn exists(table: TableIndex, key: &[u8], place: &Place<'_>) -> OpHead {
+    let partition = place.ring.partition_of_key(key);
+    let hash = place.hasher.hash(key);
+    OpHead { code: OpCode(EXISTS), partition, table, resp3: false, hash }
+}
+
+impl Touched {
+    /// A key may be written from here on.
+    fn touch(&mut self, asks: OpHead, key: &[u8]) {
+        let Touched { keys, before, .. } = self;
+        keys.entry((asks.table, key.to_vec())).or_insert_with(|| {
+            let batch = before.entry(asks.partition).or_default();
+            batch.push(asks, [key]);
+            (asks.partition, batch.len() as u32 - 1)
+        });
+    }
+
+    /// Tables may be emptied or change places from here on.
+    fn touch_tables(&mut self, spec: &Spec, words: Words<'_>, table: TableIndex) {
+        match spec.name {
+            "flushdb" if flushes(words) => drop(self.emptied.insert(table)),
+            "flushall" if flushes(words) => self.emptied.extend(TableIndex::all()),
+            "flushdb" | "flushall" => {}
+            _ => self.swapped = true,
         }
+    }
+}
+
+impl Step {
+    /// Appends the step's element, unless the session has to serve it.
+    pub fn merge(&self, replies: &[Replies], reply: &mut Reply<'_>) {
+        match self {
+            Step::Answered(answer) => reply.raw(answer),
+            Step::Data(layout) => layout.merge(replies, reply),
+            Step::Census(census) => match census.count(replies) {
+                Some(count) => reply.int(count),
+                None => reply.error(DAMAGED),
+            },
+            Step::Later(..) => {}
+        }
+    }
+}
+
+impl Census {
+    fn count(&self, replies: &[Replies]) -> Option<i64> {
+        let sum = |pieces: &[Piece]| {
+            pieces
+                .iter()
+                .try_fold(0i64, |sum, piece| sum.checked_add(integer(piece.reply(replies)?)?))
+        };
+        sum(&self.plus)?.checked_sub(sum(&self.minus)?)
     }
 }
 

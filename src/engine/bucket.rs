@@ -8,15 +8,20 @@
 //! Once the mailbox is empty, [`Bucket::flush`] gives every partition that has something to do its
 //! turn: whatever arrived together is proposed together, logged together and sent together.
 
-use crate::engine::batch::{Batch, Op, Replies};
+mod leadership;
+
+pub use self::leadership::DRIFT_AFTER_MS;
+
+use self::leadership::Wishes;
+use crate::engine::batch::{Batch, Op, OpHead, Replies};
 use crate::engine::consensus::Persist;
 use crate::engine::consensus::ReplicaId;
 use crate::engine::machine::{Access, Machine};
 use crate::engine::partition::journal::{Fate, Turn, Waiter};
 use crate::engine::partition::snapshots::{FromArchive, ToArchive};
 use crate::engine::partition::{Effect, Neighbours, Partition, Took};
-use crate::engine::protocol::{Refusal, Term, Ticket, ToPartition};
-use crate::engine::tables::KeyHasher;
+use crate::engine::protocol::{Refusal, Term, Ticket, ToCoordinator, ToPartition};
+use crate::engine::tables::{KeyHasher, Tables};
 use crate::ids::{Incarnation, Millis, NodeId, Now, PartitionId};
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -141,6 +146,10 @@ pub struct Counts {
     pub waits: u64,
     /// Items removed because their time had come.
     pub expired: u64,
+    /// Keys that reads found.
+    pub hits: u64,
+    /// Keys that reads did not find.
+    pub misses: u64,
 }
 
 /// The state of one Bucket.
@@ -164,6 +173,7 @@ pub struct Bucket<M> {
     dirty: Vec<PartitionId>,
     is_dirty: Vec<bool>,
     turn: Turn,
+    wishes: Wishes,
     /// The log that a partition may write between two snapshots.
     snapshot_after: u64,
     orders: Vec<ToArchive>,
@@ -193,6 +203,7 @@ impl<M: Machine> Bucket<M> {
             life,
             is_dirty: vec![false; partitions.len()],
             partitions,
+            wishes: Wishes::new(homes.clone()),
             neighbours: Neighbours::new(homes),
             parking: Parking::default(),
             tickets: BTreeMap::new(),
@@ -235,8 +246,13 @@ impl<M: Machine> Bucket<M> {
 
     /// What it counted.
     pub fn counts(&self) -> Counts {
-        let expired = self.partitions().map(|one| one.replica().tables().expirations()).sum();
-        Counts { expired, ..self.counts }
+        let mut counts = self.counts;
+        for tables in self.partitions().map(|partition| partition.replica().tables()) {
+            counts.expired += tables.expirations();
+            counts.hits += tables.hits();
+            counts.misses += tables.misses();
+        }
+        counts
     }
 
     /// Whether operations that need more memory are refused from now on.
@@ -283,7 +299,7 @@ impl<M: Machine> Bucket<M> {
         out: &mut Outbox,
     ) -> Executed {
         if batch.len() > 1 {
-            self.prefetch(&batch);
+            self.prefetch(std::iter::once(&batch));
         }
         self.counts.batches += 1;
         let parked = self.parking.next();
@@ -344,18 +360,22 @@ impl<M: Machine> Bucket<M> {
         Executed::Parked(parked)
     }
 
-    /// Starts the loads of what the batch will touch.
-    fn prefetch(&self, batch: &Batch) {
-        let keyed = |head: &crate::engine::batch::OpHead| head.hash != 0;
-        let tables = |head: crate::engine::batch::OpHead| {
-            let partition = self.partitions.get(head.partition.index())?.as_ref()?;
-            Some((partition.replica().tables(), head))
-        };
-        for (tables, head) in batch.heads().filter(keyed).filter_map(tables) {
-            tables.prefetch_slot(head.table, head.hash);
+    /// Starts the loads of what the batches will touch.
+    pub fn prefetch<'a>(&self, batches: impl Iterator<Item = &'a Batch> + Clone) {
+        for batch in batches.clone() {
+            self.each_keyed(batch, |tables, head| tables.prefetch_slot(head.table, head.hash));
         }
-        for (tables, head) in batch.heads().filter(keyed).filter_map(tables) {
-            tables.prefetch_item(head.table, head.hash);
+        for batch in batches {
+            self.each_keyed(batch, |tables, head| tables.prefetch_item(head.table, head.hash));
+        }
+    }
+
+    #[inline]
+    fn each_keyed(&self, batch: &Batch, visit: impl Fn(&Tables, OpHead)) {
+        for head in batch.heads().filter(|head| head.hash != 0) {
+            if let Some(Some(partition)) = self.partitions.get(head.partition.index()) {
+                visit(partition.replica().tables(), head);
+            }
         }
     }
 
@@ -363,6 +383,13 @@ impl<M: Machine> Bucket<M> {
     pub fn handle(&mut self, to: PartitionId, message: ToPartition, now: Now, out: &mut Outbox) {
         let ticket = Ticket(self.next());
         if let Some(Some(partition)) = self.partitions.get_mut(to.index()) {
+            if self.full
+                && partition.is_led_here()
+                && let Some(txn) = partition.needs_memory(&message, now.wall)
+            {
+                out.effects.push(Effect::Coordinator(txn.node, ToCoordinator::Full { txn }));
+                return;
+            }
             partition.handle(message, ticket, now, &self.neighbours, &mut out.effects);
             self.touch(to);
         }
@@ -564,6 +591,7 @@ impl<M: Machine> Bucket<M> {
         if self.asleep.is_some() {
             return;
         }
+        self.succeed(now);
         for index in 0..self.partitions.len() {
             let Some(partition) = &mut self.partitions[index] else { continue };
             let Some(journal) = partition.journal_mut() else { continue };
@@ -588,6 +616,7 @@ impl<M: Machine> Bucket<M> {
             }
             self.touch(PartitionId(index as u16));
         }
+        self.drift_back(now);
         self.expire(now.wall);
         let late = |(ticket, (_, _, until)): (&Ticket, &(Waiter, PartitionId, Millis))| {
             (*until <= now.wall).then_some(*ticket)

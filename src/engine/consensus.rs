@@ -67,6 +67,7 @@ use self::lease::{Lease, Promise};
 use self::log::Log;
 use self::pace::{Ticks, Timeouts};
 use self::rules::{Rule, kept};
+use crate::ids::NodeId;
 use bytes::Bytes;
 use protobuf::Message as _;
 use raft::eraftpb::{ConfChangeV2, Entry, EntryType, HardState, Message, MessageType};
@@ -234,9 +235,9 @@ impl Group {
     }
 
     /// Stands for election at once: for the designated first leader of a new group, and for the
-    /// only voter of one. Does nothing where a promise forbids it.
+    /// only voter of one. Does nothing where a promise forbids it, and lets votes under way come in.
     pub fn campaign(&mut self) {
-        if self.raw.raft.state == StateRole::Leader
+        if matches!(self.raw.raft.state, StateRole::Leader | StateRole::Candidate)
             || !self.raw.raft.promotable()
             || !self.may_stand()
         {
@@ -246,6 +247,30 @@ impl Group {
             ::log::debug!("replica {} cannot stand for election: {e}", self.id);
         }
         self.settle();
+    }
+
+    /// The process on `node` is known to be dead. If its replica leads the present term as far as
+    /// this one knows, it is not waited for: this replica votes for whoever asks, and may stand
+    /// itself. Tells whether that is so.
+    ///
+    /// **Why that is safe.** A promise protects reads that a leader answers under its lease. Votes
+    /// given while it binds can hurt only if the process it was made to still answers, so what is
+    /// needed is certainty that it does not: its streams here were closed by its own side after
+    /// everything on them was read, and after that nobody listened where it listens for as long as
+    /// it lives. Silence, a reset or a timeout are no such evidence, and neither is a refusal alone:
+    /// a firewall refuses in the name of a process that lives. Each voter needs evidence of its own,
+    /// for the others keep their promises. Promises to leaders before this one need no keeping: that
+    /// it was elected shows their leases to be over. And a later process of the node has to be
+    /// elected before it has a lease.
+    pub fn leader_is_dead(&mut self, node: NodeId) -> bool {
+        let leader = self.leader().filter(|leader| leader.node() == node && *leader != self.id);
+        if leader.is_none() || self.raw.raft.state != StateRole::Follower {
+            return false;
+        }
+        self.promise.release();
+        // The raft crate refuses votes as well while it has heard a leader lately.
+        self.raw.raft.leader_id = 0;
+        true
     }
 
     /// Takes a peer's message, received at `mono`. What cannot be one is refused with a reason.

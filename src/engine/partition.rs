@@ -27,8 +27,8 @@ use crate::engine::consensus::Group;
 use crate::engine::machine::{Access, Machine, Scope};
 use crate::engine::marks::{Marks, Released};
 use crate::engine::protocol::{
-    Acquire, Claim, Granule, Lock, Prepare, Share, Term, Ticket, ToCoordinator, ToLocks,
-    ToPartition,
+    Acquire, Claim, Granule, Image, Lock, Prepare, Prepared, Share, Term, Ticket, ToCoordinator,
+    ToLocks, ToPartition,
 };
 use crate::engine::replica::{Applied, Mutation, Replica};
 use crate::engine::rules::{Rule, kept};
@@ -291,13 +291,7 @@ impl<M: Machine> Partition<M> {
     /// Runs a single operation, or files it for its `waiter`, unless one of its keys is marked or
     /// waited for.
     #[inline]
-    pub fn execute(
-        &mut self,
-        op: &Op<'_>,
-        now: Now,
-        waiter: Waiter,
-        reply: &mut Vec<u8>,
-    ) -> Took {
+    pub fn execute(&mut self, op: &Op<'_>, now: Now, waiter: Waiter, reply: &mut Vec<u8>) -> Took {
         if !self.is_led_here() {
             return Took::Elsewhere;
         }
@@ -482,6 +476,36 @@ impl<M: Machine> Partition<M> {
         self.repeated.clear();
         for deferred in std::mem::take(&mut self.deferred) {
             self.refuse(deferred.txn(), effects);
+        }
+    }
+
+    /// The transaction that a message begins or goes on with, if it is going to need more memory
+    /// here: operations that may, or images that are longer than what they replace.
+    ///
+    /// Nothing is noted. Its Coordinator ends it for good unless the decision is under way, which
+    /// no share that is refused so allows.
+    pub fn needs_memory(&mut self, message: &ToPartition, now: Millis) -> Option<TxnId> {
+        let grows = |share: &Share| share.batch.heads().any(|head| M::grows(head.code));
+        match message {
+            ToPartition::Lock(lock) => grows(&lock.share).then_some(lock.txn),
+            ToPartition::Prepare(Prepare { txn, work: Prepared::Share(share), .. }) => {
+                grows(share).then_some(*txn)
+            }
+            ToPartition::Prepare(Prepare { txn, work: Prepared::Images(images), .. }) => {
+                let bytes = |images: &[Image]| -> usize {
+                    let held = images.iter().filter_map(|image| image.held.as_ref());
+                    held.map(|held| held.value.len()).sum()
+                };
+                let claim = |image: &Image| Claim {
+                    granule: Granule::Key(image.table, image.key.clone()),
+                    access: Access::Read,
+                };
+                let claims: Vec<Claim> = images.iter().map(claim).collect();
+                let stamp = self.replica.stamp(now);
+                let before = self.replica.images(&claims, stamp);
+                (bytes(images) > bytes(&before)).then_some(*txn)
+            }
+            _ => None,
         }
     }
 

@@ -319,6 +319,11 @@ pub enum ToCoordinator {
         /// Which.
         txn: TxnId,
     },
+    /// The transaction needs memory where there is none to have: it is not to be executed.
+    Full {
+        /// Which.
+        txn: TxnId,
+    },
     /// The primary's decision: the first one logged, whatever was asked.
     Decided {
         /// The transaction.

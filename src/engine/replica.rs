@@ -481,17 +481,20 @@ impl<M: Machine> Replica<M> {
         let mut replies = Replies::default();
         let mut writes = Vec::new();
         let mut copied = BTreeMap::new();
-        let mut whole = false;
+        let whole = share.batch.heads().any(|head| M::scope(head.code) == Scope::Partition);
         for op in share.batch.iter() {
             let access = M::access(op.head.code);
-            whole |= M::scope(op.head.code) == Scope::Partition;
             M::keys(&op, &mut |table, key| {
                 let place = (table, key.to_vec());
-                let claimed = copied.entry(place).or_insert_with_key(|(table, key)| {
+                let (claimed, _) = copied.entry(place).or_insert_with_key(|(table, key)| {
                     self.tables.begin(stamp, Access::Read);
                     self.scratch.begin(stamp, Access::Write);
-                    self.scratch.install(self.tables.image(*table, key));
-                    Access::Read
+                    // Where tables may change places, the key of another one may come here.
+                    for from in TableIndex::all().filter(|from| whole || from == table) {
+                        self.scratch.install(self.tables.image(from, key));
+                    }
+                    // A key that gets the value that it had is written all the same.
+                    (Access::Read, self.scratch.watches_mut().watch(*table, key, stamp))
                 });
                 *claimed = access.max(*claimed);
             });
@@ -507,9 +510,10 @@ impl<M: Machine> Replica<M> {
         if whole {
             writes.push(Write::Run(Box::new(share.batch.clone())));
         }
-        for ((table, key), access) in copied {
+        for ((table, key), (access, version)) in copied {
             self.scratch.begin(stamp, Access::Write);
-            if access == Access::Write && !whole {
+            let written = self.scratch.watches_mut().version(table, &key) != Some(version);
+            if access == Access::Write && written && !whole {
                 writes.push(Write::Image(self.scratch.image(table, &key)));
             }
             let hash = self.scratch.hasher().hash(&key);
@@ -520,6 +524,7 @@ impl<M: Machine> Replica<M> {
             TableIndex::all().for_each(|table| self.scratch.clear(table));
         }
         self.scratch.take_expired();
+        *self.scratch.watches_mut() = Watches::default();
         (writes, replies)
     }
 

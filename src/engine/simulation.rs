@@ -801,8 +801,7 @@ impl World {
 
     /// A node's disk syncs all that was written to it.
     fn sync(&mut self) {
-        let busy: Vec<usize> =
-            (0..DATA).filter(|node| !self.unsynced[*node].is_empty()).collect();
+        let busy: Vec<usize> = (0..DATA).filter(|node| !self.unsynced[*node].is_empty()).collect();
         let node = busy[self.dice.roll(busy.len())];
         let synced = std::mem::take(&mut self.unsynced[node]);
         for (id, persist) in &synced {

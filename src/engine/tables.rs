@@ -74,6 +74,9 @@ pub struct Tables {
     second: u32,
     /// Items removed because their time had come.
     expirations: u64,
+    /// Keys that reads looked for and found, and those they did not.
+    hits: u64,
+    misses: u64,
     access: Access,
     /// Keys that reads have found expired.
     expired: Vec<(TableIndex, Vec<u8>)>,
@@ -98,6 +101,8 @@ impl Tables {
             now: Millis(0),
             second: 0,
             expirations: 0,
+            hits: 0,
+            misses: 0,
             access: Access::Write,
             expired: Vec::new(),
             watches: Watches::default(),
@@ -146,11 +151,20 @@ impl Tables {
     /// The key's table and place, if it is there and not expired; removes or notes it if it is.
     #[inline]
     fn live(&mut self, table: TableIndex, hash: u64, key: &[u8]) -> Option<(&mut Table, Place)> {
-        let items = self.tables[table.index()].as_deref_mut()?;
-        let place = items.find(hash, key)?;
+        let reads = u64::from(self.access == Access::Read);
+        let found = self.tables[table.index()].as_deref_mut().and_then(|items| {
+            let place = items.find(hash, key)?;
+            Some((items, place))
+        });
+        let Some((items, place)) = found else {
+            self.misses += reads;
+            return None;
+        };
         if !items.at(place).is_expired(self.now) {
+            self.hits += reads;
             return Some((items, place));
         }
+        self.misses += reads;
         match self.access {
             Access::Write => {
                 self.expirations += 1;
@@ -210,7 +224,7 @@ impl Tables {
         }
     }
 
-    /// Exchanges two tables.
+    /// Exchanges two tables. A watched key changes if there is something under its name in either.
     pub fn swap(&mut self, one: TableIndex, other: TableIndex) {
         assert!(self.access == Access::Write, "an operation that reads does not write");
         for table in [one, other] {
@@ -230,6 +244,18 @@ impl Tables {
     #[inline]
     pub fn expirations(&self) -> u64 {
         self.expirations
+    }
+
+    /// Keys that operations which only read have found.
+    #[inline]
+    pub fn hits(&self) -> u64 {
+        self.hits
+    }
+
+    /// Keys that they looked for and did not find.
+    #[inline]
+    pub fn misses(&self) -> u64 {
+        self.misses
     }
 
     /// Gives the key a value.
@@ -452,17 +478,17 @@ impl Tables {
         Image { table, key: key.to_vec(), held }
     }
 
-    /// Gives the key the state of the image, whatever it was.
+    /// Gives the key the state of the image, whatever it was. It counts as changed, even by its own
+    /// image.
     pub fn install(&mut self, image: Image) {
-        if !self.watches.is_empty() && self.image(image.table, &image.key) != image {
-            self.watches.touch(image.table, &image.key);
-        }
+        self.touch(image.table, &image.key);
         let Image { table, key, held } = image;
         let hash = self.hasher.hash(&key);
         let found = self.table(table).and_then(|items| items.find(hash, &key));
         match (held, found, &mut self.tables[table.index()]) {
             (Some(held), Some(place), Some(items)) => {
                 items.edit(place, |item| item.set(&held.value, held.expires));
+                items.use_at(place, self.second);
             }
             (None, Some(place), Some(items)) => drop(items.remove(place)),
             (Some(held), _, _) => {

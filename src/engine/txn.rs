@@ -107,12 +107,29 @@ struct Txn {
 #[derive(Debug)]
 enum Phase {
     /// Between two attempts, until a partition has its leader back.
-    Pausing { until: Millis, lacking: PartitionId },
-    Locking { waiting: BTreeSet<PartitionId>, grants: BTreeMap<PartitionId, Grant> },
-    Confirming { waiting: BTreeSet<PartitionId>, held: bool, replies: Vec<Replies> },
-    Preparing { waiting: BTreeSet<PartitionId>, replies: BTreeMap<PartitionId, Replies> },
+    Pausing {
+        until: Millis,
+        lacking: PartitionId,
+    },
+    Locking {
+        waiting: BTreeSet<PartitionId>,
+        grants: BTreeMap<PartitionId, Grant>,
+    },
+    Confirming {
+        waiting: BTreeSet<PartitionId>,
+        held: bool,
+        replies: Vec<Replies>,
+    },
+    Preparing {
+        waiting: BTreeSet<PartitionId>,
+        replies: BTreeMap<PartitionId, Replies>,
+    },
     /// `since` the decision was first asked for, `asked` again last.
-    Deciding { replies: Vec<Replies>, since: Millis, asked: Millis },
+    Deciding {
+        replies: Vec<Replies>,
+        since: Millis,
+        asked: Millis,
+    },
 }
 
 #[derive(Debug)]
@@ -205,7 +222,8 @@ impl<M: Machine> Transactions<M> {
         }
         (leader.node, leader.term) = (node, term);
         let touches = |txn: &&Txn| txn.work.shares.iter().any(|(share, _)| *share == id);
-        let hit: Vec<u64> = self.active.values().filter(touches).map(|txn| txn.id.sequence).collect();
+        let hit: Vec<u64> =
+            self.active.values().filter(touches).map(|txn| txn.id.sequence).collect();
         for sequence in hit {
             self.on_leader_lost(sequence, id, now, effects);
         }
@@ -252,7 +270,10 @@ impl<M: Machine> Transactions<M> {
                 self.clock = self.clock.max(time);
                 self.on_voted(txn, partition, vote, now, effects);
             }
-            ToCoordinator::Changed { txn } => self.on_changed(txn, effects),
+            ToCoordinator::Changed { txn } => self.on_obstacle(txn, Ended::Changed, effects),
+            ToCoordinator::Full { txn } => {
+                self.on_obstacle(txn, Ended::Refused(Refusal::Full), effects);
+            }
             ToCoordinator::Decided { txn, verdict } => self.on_decided(txn, verdict, now, effects),
             ToCoordinator::NotLed { txn, partition } => {
                 if self.current(txn).is_some() {
@@ -524,8 +545,11 @@ impl<M: Machine> Transactions<M> {
     ) {
         let mut scratch = Tables::new(self.hasher);
         scratch.begin(now, Access::Write);
-        for grant in grants.values() {
-            grant.images.iter().cloned().for_each(|image| scratch.install(image));
+        let mut versions = BTreeMap::new();
+        for image in grants.values().flat_map(|grant| &grant.images) {
+            scratch.install(image.clone());
+            let version = scratch.watches_mut().watch(image.table, &image.key, now);
+            versions.insert((image.table, &image.key), version);
         }
         let Some(txn) = self.current(id) else { return };
         let mut replies = Replies::default();
@@ -539,12 +563,13 @@ impl<M: Machine> Transactions<M> {
         let mut changed = false;
         for (partition, share) in &txn.work.shares {
             let images = outcome.entry(*partition).or_default();
-            let before = grants.get(partition).map_or(&[][..], |grant| &grant.images);
             for claim in share_claims::<M>(share) {
                 let Granule::Key(table, key) = &claim.granule else { continue };
-                let image = scratch.image(*table, key);
-                if claim.access == Access::Write && !before.contains(&image) {
-                    images.push(image);
+                // A key that gets the value that it had is written all the same.
+                let version = scratch.watches_mut().version(*table, key);
+                let written = version.as_ref() != versions.get(&(*table, key));
+                if claim.access == Access::Write && written {
+                    images.push(scratch.image(*table, key));
                 }
             }
             changed |= !images.is_empty();
@@ -592,13 +617,7 @@ impl<M: Machine> Transactions<M> {
         self.ask_decision(id, primary, effects);
     }
 
-    fn on_decided(
-        &mut self,
-        id: TxnId,
-        verdict: Verdict,
-        now: Millis,
-        effects: &mut Vec<Effect>,
-    ) {
+    fn on_decided(&mut self, id: TxnId, verdict: Verdict, now: Millis, effects: &mut Vec<Effect>) {
         let Some(txn) = self.current(id) else { return };
         let Phase::Deciding { replies, .. } = &mut txn.phase else { return };
         if verdict == Verdict::Abort {
@@ -645,10 +664,11 @@ impl<M: Machine> Transactions<M> {
         }
     }
 
-    fn on_changed(&mut self, id: TxnId, effects: &mut Vec<Effect>) {
+    /// A participant says why the transaction must not be executed.
+    fn on_obstacle(&mut self, id: TxnId, ended: Ended, effects: &mut Vec<Effect>) {
         let Some(txn) = self.current(id) else { return };
         if matches!(txn.phase, Phase::Locking { .. } | Phase::Preparing { .. }) {
-            self.end(id.sequence, Ended::Changed, effects);
+            self.end(id.sequence, ended, effects);
         }
     }
 

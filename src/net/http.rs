@@ -1,6 +1,9 @@
 //! HTTP: how a node is, for people, load balancers and Prometheus.
 //!
 //! The handlers know no actor: they put an [`Ask`] into a queue and await its answer.
+//!
+//! Whoever connects is a stranger: connections are counted, and one that does not say what it wants
+//! is closed. (`axum::serve` has no such limits, so the connections are hyper's.)
 
 use crate::metrics::{Sample, csv};
 use axum::extract::{Query, State};
@@ -8,12 +11,34 @@ use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::future::Future;
 use std::io;
+use std::pin::pin;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+/// Connections at a time. They are for people and their tools, not for load.
+pub const CONNECTIONS_MAX: usize = 256;
+
+/// How long a connection may take to send a request's head, its idle time before it included.
+const HEAD_MAX: Duration = Duration::from_secs(10);
+
+/// Bytes of a request's head.
+const HEAD_BYTES_MAX: usize = 16 << 10;
+
+/// How long accepting rests when there is nothing to accept with.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What those beyond [`CONNECTIONS_MAX`] are told.
+const CROWDED: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n\
+    content-length: 32\r\nconnection: close\r\n\r\n{\"error\":\"too many connections\"}";
 
 /// What a request wants to know.
 #[derive(Debug)]
@@ -40,7 +65,7 @@ pub enum Health {
 /// Serves until `stop` is ready.
 ///
 /// # Errors
-/// When the listener fails.
+/// None so far: what befalls one connection is no matter of the others.
 pub async fn serve(
     listener: TcpListener,
     asks: mpsc::Sender<Ask>,
@@ -54,7 +79,51 @@ pub async fn serve(
         .fallback(nothing)
         .method_not_allowed_fallback(only_get)
         .with_state(asks);
-    axum::serve(listener, router).with_graceful_shutdown(stop).await
+    serve_within(listener, router, HEAD_MAX, stop).await;
+    Ok(())
+}
+
+async fn serve_within(
+    listener: TcpListener,
+    router: Router,
+    head_max: Duration,
+    stop: impl Future<Output = ()>,
+) {
+    let mut stop = pin!(stop);
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = &mut stop => return,
+            Some(_) = connections.join_next() => continue,
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of file descriptors, most likely: others will close some.
+                log::warn!(target: "http", "cannot accept a connection: {error}");
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        if connections.len() >= CONNECTIONS_MAX {
+            // Who cannot take even this is told by the closing.
+            let _ = stream.try_write(CROWDED);
+            continue;
+        }
+        let service = TowerToHyperService::new(router.clone());
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(head_max)
+            .max_buf_size(HEAD_BYTES_MAX)
+            .serve_connection(TokioIo::new(stream), service);
+        connections.spawn(async move {
+            if let Err(error) = connection.await {
+                log::debug!(target: "http", "a connection ended: {error}");
+            }
+        });
+    }
 }
 
 type Asks = State<mpsc::Sender<Ask>>;
@@ -212,6 +281,54 @@ mod tests {
                 assert_eq!((&samples[0]["time"], &samples[0]["reads"]), (&json!(9), &json!(7)));
             }
         });
+    }
+
+    #[test]
+    fn who_does_not_say_what_it_wants_is_closed() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let address = listener.local_addr().expect("an address");
+            let client = async {
+                let mut stream = TcpStream::connect(address).await.expect("connects");
+                stream.write_all(b"GET /health HTTP/1.1\r\nhost:").await.expect("writes");
+                let mut response = Vec::new();
+                // Ends only when the server closes.
+                let _ = stream.read_to_end(&mut response).await;
+                response
+            };
+            let router = Router::new().fallback(nothing);
+            let head_max = Duration::from_millis(50);
+            let serving = serve_within(listener, router, head_max, std::future::pending());
+            let response = tokio::select! {
+                response = client => response,
+                () = serving => panic!("it was not told to stop"),
+            };
+            assert!(!response.starts_with(b"HTTP/1.1 2"), "{response:?}");
+        });
+    }
+
+    #[test]
+    fn there_is_a_limit_to_connections() {
+        // This node answers nobody, so whoever asks stays.
+        let mut waiting = Vec::new();
+        with_node(
+            |ask| waiting.push(ask),
+            async |address| {
+                let mut idle = Vec::new();
+                for _ in 0..CONNECTIONS_MAX {
+                    idle.push(TcpStream::connect(address).await.expect("connects"));
+                }
+                let crowded =
+                    pair("503 Service Unavailable", r#"{"error":"too many connections"}"#);
+                assert_eq!(get(address, "/nothing").await, crowded);
+                drop(idle);
+                // Places are free again once their ends are noticed.
+                while get(address, "/nothing").await == crowded {
+                    tokio::task::yield_now().await;
+                }
+            },
+        );
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The command line: roles, help, exit codes, and the cluster in one process.
 
 use crate::harness::{
-    Client, Cluster, PATIENCE, Process, Protocol, eventually, health, is_free, run,
+    Client, Cluster, IN_MEMORY, PATIENCE, Process, Protocol, REPLICATED, eventually, health,
+    is_free, run,
 };
 use std::fs;
 use std::net::TcpListener;
@@ -114,7 +115,7 @@ fn check_reads_the_file_and_starts_nothing() {
 #[test]
 fn a_bad_file_is_refused_with_line_and_field() {
     let cluster = Cluster::new(3);
-    let good = cluster.yaml("bad", 12);
+    let good = cluster.yaml("bad", 12).replace(REPLICATED, IN_MEMORY);
     let ports = cluster.ports(1);
     let second = cluster.ports(2);
     let mistakes: &[(&str, String, &[&str])] = &[

@@ -13,11 +13,22 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
+#[path = "network.rs"]
+pub mod network;
+
+use network::{Network, home};
+
 /// How many partitions a test cluster has, as `cluster.yaml` has by default.
 pub const PARTITIONS: u16 = 12;
 
 /// How long anything may take before the test gives up: generous, for slow and busy machines.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Three copies, each synced before a write is acknowledged: what a cluster has by default.
+pub const REPLICATED: &str = "{ mode: strong, replicas: 3, durability: sync }";
+
+/// One copy of each key, in memory: it is gone with its node.
+pub const IN_MEMORY: &str = "{ mode: strong, replicas: 1, durability: none }";
 
 /// How often a condition is asked for again.
 const POLL: Duration = Duration::from_millis(5);
@@ -69,12 +80,16 @@ pub fn is_free(port: u16) -> bool {
     TcpListener::bind(("127.0.0.1", port)).is_ok()
 }
 
+/// The partition of a key.
+pub fn partition_of(key: &str) -> u16 {
+    let slot = crc16(tag_of(key.as_bytes())) % 16_384;
+    (u32::from(slot) * u32::from(PARTITIONS) / 16_384) as u16
+}
+
 /// The node that leads a key's partition while all is well: each node leads a run of partitions.
 pub fn leader_of(key: &str, nodes: u16) -> u16 {
-    let slot = crc16(tag_of(key.as_bytes())) % 16_384;
-    let partition = (u32::from(slot) * u32::from(PARTITIONS) / 16_384) as u16;
     assert!(PARTITIONS.is_multiple_of(nodes), "all runs are of one length");
-    partition / (PARTITIONS / nodes) + 1
+    partition_of(key) / (PARTITIONS / nodes) + 1
 }
 
 fn tag_of(key: &[u8]) -> &[u8] {
@@ -194,34 +209,58 @@ pub struct Ports {
     pub http: u16,
 }
 
-/// A cluster of processes, each started with `--role node` on a generated `cluster.yaml`.
+/// A cluster of processes, each started with `--role node` on a generated `cluster.yaml`. Each has
+/// a data directory of its own, which it finds again when it is started again.
 pub struct Cluster {
     folder: TempDir,
     name: String,
+    class: &'static str,
     ports: Vec<Ports>,
     processes: Vec<Option<Process>>,
+    network: Option<Network>,
 }
 
 impl Cluster {
-    /// Three nodes, all ready.
+    /// Three nodes with three copies of everything, all ready.
     pub fn start() -> Cluster {
-        let mut cluster = Cluster::new(3);
-        for id in cluster.ids() {
-            cluster.spawn(id);
-        }
-        for id in cluster.ids() {
-            cluster.wait_ready(id);
-        }
-        cluster
+        Cluster::start_with("")
     }
 
-    /// Three nodes whose file ends with these lines, all ready.
+    /// The same, of a file that ends with these lines.
     pub fn start_with(more: &str) -> Cluster {
         let mut cluster = Cluster::new(3);
         let text = cluster.yaml(&cluster.name, PARTITIONS) + more;
         cluster.write("cluster.yaml", &text);
-        cluster.ids().for_each(|id| cluster.spawn(id));
-        cluster.ids().for_each(|id| cluster.wait_ready(id));
+        cluster.start_all();
+        cluster
+    }
+
+    /// Three nodes with one copy of everything, in memory, all ready.
+    pub fn start_in_memory() -> Cluster {
+        Cluster::start_in_memory_with("")
+    }
+
+    /// The same, of a file that ends with these lines.
+    pub fn start_in_memory_with(more: &str) -> Cluster {
+        let mut cluster = Cluster::new(3);
+        cluster.class = IN_MEMORY;
+        let text = cluster.yaml(&cluster.name, PARTITIONS) + more;
+        cluster.write("cluster.yaml", &text);
+        cluster.start_all();
+        cluster
+    }
+
+    /// Three nodes that reach each other over a [`Network`], all ready.
+    pub fn start_networked() -> Cluster {
+        let mut cluster = Cluster::new(3);
+        // Each binds to an address of its own; at the one that the file names listens the network,
+        // so that the nodes agree on the file.
+        for id in cluster.ids() {
+            let text = cluster.yaml(&cluster.name, PARTITIONS);
+            cluster.write(&format!("node-{id}.yaml"), &format!("{text}bind: {}\n", home(id)));
+        }
+        cluster.network = Some(Network::between(&cluster.ports));
+        cluster.start_all();
         cluster
     }
 
@@ -230,20 +269,45 @@ impl Cluster {
         let ports: Vec<Ports> = (0..nodes)
             .map(|_| Ports { client: free_port(), peer: free_port(), http: free_port() })
             .collect();
+        let one = "{ mode: strong, replicas: 1, durability: sync }";
         let cluster = Cluster {
             folder: TempDir::new().expect("a temporary folder"),
             name: format!("test-{}-{}", std::process::id(), ports[0].client),
+            class: if nodes < 3 { one } else { REPLICATED },
             processes: ports.iter().map(|_| None).collect(),
             ports,
+            network: None,
         };
         let text = cluster.yaml(&cluster.name, PARTITIONS);
         cluster.write("cluster.yaml", &text);
         cluster
     }
 
+    /// Starts every node that does not run, and waits until all are ready and every partition is
+    /// led.
+    pub fn start_all(&mut self) {
+        for id in self.ids() {
+            if self.processes[usize::from(id) - 1].is_none() {
+                self.spawn(id);
+            }
+        }
+        self.ids().for_each(|id| self.wait_ready(id));
+        self.ids().for_each(|id| self.wait_led(id));
+    }
+
     /// The cluster's name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The network between the nodes, of [`Cluster::start_networked`].
+    pub fn network(&self) -> &Network {
+        self.network.as_ref().expect("a cluster with a network")
+    }
+
+    /// Where a node has its data.
+    pub fn data(&self, id: u16) -> PathBuf {
+        self.folder.path().join("data").join(format!("node-{id}"))
     }
 
     /// The text of a `cluster.yaml` for this cluster's nodes. Each has two arbiters, so that
@@ -256,8 +320,10 @@ impl Cluster {
             );
         }
         text += &format!("partitions: {partitions}\n");
-        text += "defaults: { mode: strong, replicas: 1, durability: none }\n";
+        text += &format!("defaults: {}\n", self.class);
         text += "arbiters: 2\n";
+        // Files of the log are allocated whole, and many clusters run side by side.
+        text += "replication: { segment: 4MiB }\n";
         text += &format!("data: {:?}\n", self.folder.path().join("data"));
         text
     }
@@ -281,7 +347,8 @@ impl Cluster {
 
     /// Starts a node.
     pub fn spawn(&mut self, id: u16) {
-        let file = self.folder.path().join("cluster.yaml");
+        let own = self.folder.path().join(format!("node-{id}.yaml"));
+        let file = if own.exists() { own } else { self.folder.path().join("cluster.yaml") };
         self.spawn_with(id, &file);
     }
 
@@ -327,6 +394,55 @@ impl Cluster {
             }
             (health(http) == Some(200)).then_some(())
         });
+    }
+
+    /// Waits until every partition answers a node's questions.
+    #[track_caller]
+    pub fn wait_led(&self, id: u16) {
+        let mut client = self.connect(id);
+        eventually(&format!("every partition has a leader that node {id} knows"), PATIENCE, || {
+            client.say("DBSIZE").parse::<u64>().ok()
+        });
+    }
+
+    /// What `/status` of a node says, unless it does not answer.
+    pub fn status(&self, id: u16) -> Option<serde_json::Value> {
+        let (_, body) = http(self.ports(id).http, "/status")?;
+        serde_json::from_str(&body).ok()
+    }
+
+    /// The node that leads a key's partition, as far as node `asked` knows.
+    pub fn leader_now(&self, key: &str, asked: u16) -> Option<u16> {
+        let partition = u64::from(partition_of(key));
+        let status = self.status(asked)?;
+        let leads = |node: &&serde_json::Value| {
+            let mut led = node["leads"].as_array().into_iter().flatten();
+            led.any(|one| one.as_u64() == Some(partition))
+        };
+        let leader = status["nodes"].as_array()?.iter().find(leads)?;
+        leader["id"].as_u64().map(|id| id as u16)
+    }
+
+    /// Waits until no transaction is under way, nothing is locked or unconfirmed and nobody waits,
+    /// on any node.
+    #[track_caller]
+    pub fn wait_at_rest(&self) {
+        for id in self.ids() {
+            let mut last = String::new();
+            let begun = Instant::now();
+            let mut at_rest = || {
+                let now = self.status(id)?["now"].clone();
+                let open = ["active", "unsettled", "waiting"].map(|figure| {
+                    now[figure].as_u64().unwrap_or_else(|| panic!("no {figure} in {now}"))
+                });
+                last = format!("node {id}: active, unsettled, waiting: {open:?}");
+                (open == [0; 3]).then_some(())
+            };
+            while at_rest().is_none() {
+                assert!(begun.elapsed() < PATIENCE, "not at rest within {PATIENCE:?}: {last}");
+                std::thread::sleep(POLL);
+            }
+        }
     }
 
     /// What the node has written to its output so far.

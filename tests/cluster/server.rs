@@ -203,17 +203,129 @@ fn info_counts_what_clients_do_and_forgets_when_told() {
     assert!(before(&mut client, "used_memory") >= memory + 1000);
     assert!(before(&mut client, "used_memory_peak") >= memory + 1000);
     let info = client.say("INFO commandstats");
-    assert!(info.contains("cmdstat_set:calls=20\\r"), "{info}");
-    assert!(client.say("INFO keyspace").contains("db0:keys=1,expires=0"));
-    other.say(&format!("DEL {here}"));
-    // The table itself stays.
-    assert!(before(&mut client, "used_memory") < memory + 1000);
+    assert!(info.contains("cmdstat_set:calls=20,usec="), "{info}");
+    // The node holds its own keys and copies of the others'.
+    eventually("the copy is there", PATIENCE, || {
+        client.say("INFO keyspace").contains("db0:keys=2,expires=0").then_some(())
+    });
+    other.say(&format!("DEL {here} {there}"));
+    // The tables themselves stay.
+    eventually("both values are gone", PATIENCE, || {
+        (before(&mut client, "used_memory") < memory + 2000).then_some(())
+    });
     assert!(before(&mut client, "used_memory_peak") >= memory + 1000);
 
     assert_eq!(client.say("CONFIG RESETSTAT"), "OK");
     assert!(before(&mut client, "total_commands_processed") < 5);
     assert_eq!(before(&mut client, "total_error_replies"), 0);
     assert!(!client.say("INFO commandstats").contains("cmdstat_set"));
+}
+
+/// What follows `name` in `INFO`, up to the end of its line.
+fn line(client: &mut Client, name: &str) -> String {
+    let info = client.say("INFO all");
+    let begin = info.find(name).unwrap_or_else(|| panic!("no {name} in {info}")) + name.len();
+    info[begin..].split("\\r").next().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn info_tells_hits_errors_and_how_long_commands_take() {
+    let cluster = Cluster::start_with(TWO);
+    let (mut client, mut other) = (cluster.connect(1), cluster.connect(1));
+    let keys = cluster.keys_on(1, "figures", 4);
+    assert_eq!(client.say("CONFIG RESETSTAT"), "OK");
+    client.say(&format!("SET {} x", keys[0]));
+    client.say(&format!("SET {} x PX 1", keys[1]));
+    for client in [&mut client, &mut other] {
+        client.say(&format!("GET {}", keys[0]));
+        client.say(&format!("GET {}", keys[2]));
+    }
+    other.say(&format!("MGET {} {} {}", keys[0], keys[2], keys[3]));
+    assert_eq!(figure(&mut client, "keyspace_hits"), Some(3));
+    assert_eq!(figure(&mut client, "keyspace_misses"), Some(4));
+    assert_eq!(figure(&mut client, "evicted_keys"), Some(0));
+    eventually("the key expires", PATIENCE, || {
+        (figure(&mut client, "expired_keys") == Some(1)).then_some(())
+    });
+
+    other.say(&format!("INCR {}", keys[0]));
+    other.say("GET");
+    other.say("nosuchcommand");
+    other.say("CONFIG SET nonsense 1");
+    other.say("EXEC");
+    let incr = line(&mut client, "cmdstat_incr:");
+    assert!(incr.starts_with("calls=1,usec="), "{incr}");
+    assert!(incr.ends_with(",rejected_calls=0,failed_calls=1"), "{incr}");
+    let get = line(&mut client, "cmdstat_get:");
+    assert!(get.starts_with("calls=4,usec=") && get.contains(",rejected_calls=1,"), "{get}");
+    assert_eq!(line(&mut client, "errorstat_ERR:"), "count=5");
+    assert_eq!(figure(&mut client, "total_error_replies"), Some(5));
+
+    // Time is measured: a long command takes longer than a short one.
+    client.say(&format!("SETRANGE {} 40000000 x", keys[3]));
+    let usec = |client: &mut Client, name: &str| -> u64 {
+        let all = line(client, &format!("cmdstat_{name}:"));
+        let usec = all.split(',').find_map(|pair| pair.strip_prefix("usec=")).unwrap();
+        usec.parse().unwrap()
+    };
+    other.say(&format!("BITCOUNT {}", keys[3]));
+    assert!(usec(&mut client, "bitcount") >= 500, "{}", usec(&mut client, "bitcount"));
+    assert_eq!(client.say("DEBUG SLEEP 0.02"), "OK");
+    assert!((20_000..10_000_000).contains(&usec(&mut client, "debug|sleep")));
+
+    // The process: at least the value above is in memory, and time was spent.
+    assert!(figure(&mut client, "used_memory_rss") >= Some(40_000_000));
+    let cpu = |client: &mut Client| line(client, "used_cpu_user:").parse::<f64>().unwrap();
+    let before = cpu(&mut client);
+    eventually("work takes processor time", PATIENCE, || {
+        other.say(&format!("BITCOUNT {}", keys[3]));
+        (cpu(&mut client) > before).then_some(())
+    });
+    eventually("the second's commands are seen", PATIENCE, || {
+        other.say("PING");
+        (figure(&mut client, "instantaneous_ops_per_sec") > Some(0)).then_some(())
+    });
+
+    // A paused client is blocked.
+    assert_eq!(figure(&mut client, "blocked_clients"), Some(0));
+    assert_eq!(client.say("CLIENT PAUSE 60000 WRITE"), "OK");
+    let writer = std::thread::spawn({
+        let key = keys[0].clone();
+        move || other.say(&format!("SET {key} 1"))
+    });
+    eventually("the writer is blocked", PATIENCE, || {
+        (figure(&mut client, "blocked_clients") == Some(1)).then_some(())
+    });
+    assert_eq!(client.say("CLIENT UNPAUSE"), "OK");
+    assert_eq!(writer.join().unwrap(), "OK");
+    assert_eq!(figure(&mut client, "blocked_clients"), Some(0));
+
+    assert_eq!(client.say("CONFIG RESETSTAT"), "OK");
+    for name in ["keyspace_hits", "keyspace_misses", "expired_keys", "total_error_replies"] {
+        assert_eq!(figure(&mut client, name), Some(0), "{name}");
+    }
+    assert!(!client.say("INFO errorstats").contains("errorstat_"));
+}
+
+#[test]
+fn time_goes_on_in_microseconds() {
+    let cluster = Cluster::start();
+    let mut client = cluster.connect(1);
+    let mut micros = || -> u64 {
+        let time = client.say("TIME");
+        let mut parts = time.split('"').filter_map(|part| part.parse::<u64>().ok());
+        let (seconds, micros) = (parts.next().unwrap(), parts.next().unwrap());
+        assert!(micros < 1_000_000, "{time}");
+        seconds * 1_000_000 + micros
+    };
+    let since = |epoch: std::time::SystemTime| epoch.elapsed().unwrap().as_micros() as u64;
+    let before = since(std::time::UNIX_EPOCH);
+    let times: Vec<u64> = (0..50).map(|_| micros()).collect();
+    let after = since(std::time::UNIX_EPOCH);
+    assert!(times.is_sorted(), "{times:?}");
+    // The node compares its count with the clock's milliseconds.
+    assert!(times[0] + 3_000 >= before && times[49] <= after + 3_000, "{before} {times:?} {after}");
+    assert!(times.iter().any(|time| time % 1000 != times[0] % 1000), "{times:?}");
 }
 
 #[test]
@@ -269,9 +381,11 @@ fn memory_usage_is_that_of_the_key() {
         let large: u64 = client.say(&format!("MEMORY USAGE {key} SAMPLES 0")).parse().unwrap();
         assert!(small < 100 && large >= small + 9_000, "{small} {large}");
     }
-    let stats = client.say("MEMORY STATS");
-    assert!(stats.contains(r#""keys.count" 1"#), "{stats}");
-    assert!(client.say("MEMORY DOCTOR").contains("1 keys take"));
+    // Of the node: its own keys and copies of the others'.
+    eventually("the copies are there", PATIENCE, || {
+        client.say("MEMORY STATS").contains(r#""keys.count" 3"#).then_some(())
+    });
+    assert!(client.say("MEMORY DOCTOR").contains("3 keys take"));
 }
 
 #[test]
@@ -337,10 +451,13 @@ fn small_commands_answer_as_redis_does() {
         ("SCRIPT FLUSH SYNC", "OK"),
         ("SCRIPT FLUSH x", "-ERR SCRIPT FLUSH only support SYNC|ASYNC option"),
         ("SLOWLOG GET -2", "-ERR count should be greater than or equal to -1"),
-        ("DEBUG SEGFAULT", "-ERR unknown subcommand 'SEGFAULT'. Try DEBUG HELP."),
+        (
+            "DEBUG SEGFAULT",
+            "-ERR unknown subcommand or wrong number of arguments for 'SEGFAULT'. Try DEBUG HELP.",
+        ),
         ("DEBUG SET-ACTIVE-EXPIRE 1", "OK"),
         ("MEMORY PURGE", "OK"),
-        ("COMMAND GETKEYSANDFLAGS SET k v", r#"[["k" [RW update]]]"#),
+        ("COMMAND GETKEYSANDFLAGS SET k v", r#"[["k" [OW update]]]"#),
         ("COMMAND GETKEYS MEMORY USAGE k", r#"["k"]"#),
     ] {
         assert_eq!(client.say(line), reply, "{line}");
@@ -427,7 +544,7 @@ fn replies_that_are_too_long_close_the_connection() {
 #[test]
 fn writes_are_refused_while_memory_is_at_its_limit() {
     const OOM: &str = "-OOM command not allowed when used memory > 'maxmemory'.";
-    let cluster = Cluster::start_with("limits: { memory: 4MiB }\n");
+    let cluster = Cluster::start_in_memory_with("limits: { memory: 4MiB }\n");
     let mut clients: Vec<Client> = cluster.ids().map(|id| cluster.connect(id)).collect();
     // Node 2 is filled, by way of node 1.
     let keys = cluster.keys_on(2, "fill", 600);
@@ -446,6 +563,42 @@ fn writes_are_refused_while_memory_is_at_its_limit() {
     let held: u64 = figure(&mut clients[1], "used_memory").unwrap();
     assert!((4 << 20..16 << 20).contains(&held), "{held}");
     assert_eq!(clients[1].say(&format!("MSET {} x {} y", keys[0], cluster.key_on(1, "m"))), OOM);
+    // Whichever node is asked, it is the node with the data that refuses, all or nothing.
+    let (near, far) = (cluster.key_on(1, "near"), &keys[0]);
+    let absent = cluster.key_on(2, "absent");
+    for client in &mut clients {
+        assert_eq!(client.say(&format!("MSET {near} x {far} y")), OOM);
+        assert_eq!(client.say(&format!("MSETNX {near} x {absent} y")), OOM);
+        assert_eq!(client.say(&format!("COPY {far} {absent}")), OOM);
+        assert_eq!(client.say(&format!("EXISTS {near} {absent}")), "0");
+        // What frees memory goes on.
+        assert_eq!(client.say(&format!("DEL {near} {absent}")), "0");
+        assert_eq!(client.say(&format!("MSET {near} x {} y", cluster.key_on(3, "near"))), "OK");
+        assert_eq!(client.say(&format!("DEL {near}")), "1");
+    }
+    let exec = |client: &mut Client| {
+        assert_eq!(client.say("MULTI"), "OK");
+        let queued = client.say(&format!("SET {near} x"));
+        assert_eq!(queued, "QUEUED", "node 1 has room");
+        let queued = client.say(&format!("SET {far} y"));
+        (queued, client.say("EXEC"))
+    };
+    const ABORTED: &str = "-EXECABORT Transaction discarded because of";
+    for (index, client) in clients.iter_mut().enumerate() {
+        let (queued, ended) = exec(client);
+        match index {
+            // Node 2 knows at once; the others learn it from node 2.
+            1 => {
+                assert_eq!(queued, OOM);
+                assert_eq!(ended, format!("{ABORTED} previous errors."));
+            }
+            _ => {
+                assert_eq!(queued, "QUEUED");
+                assert_eq!(ended, format!("{ABORTED}: {}", &OOM[1..]));
+            }
+        }
+        assert_eq!(client.say(&format!("EXISTS {near}")), "0");
+    }
     keys.iter().for_each(|key| drop(clients[0].say(&format!("DEL {key}"))));
     eventually("there is room again", PATIENCE, || {
         (clients[0].say(&format!("SET {refused} x")) == "OK").then_some(())
@@ -499,6 +652,47 @@ fn peer(cluster: &Cluster, bytes: &[u8]) -> TcpStream {
     let mut stream = dial(cluster.ports(1).peer);
     let _ = stream.write_all(bytes);
     stream
+}
+
+/// A node that introduced itself well and then talks nonsense is cut off like any other.
+#[test]
+fn a_peer_that_goes_on_with_nonsense_is_cut_off_with_a_reason() {
+    let mut cluster = Cluster::new(2);
+    let listener = std::net::TcpListener::bind(("127.0.0.1", cluster.ports(2).peer)).unwrap();
+    cluster.spawn(1);
+    for (nonsense, reason) in [
+        (frame(b"garbage"), "lost node 2: a frame that is no packet"),
+        (u32::MAX.to_le_bytes().to_vec(), "lost node 2: a frame of 4294967295 bytes"),
+    ] {
+        // Node 1 dials node 2, which is us, and so tells how a node of its cluster begins.
+        let (mut dialled, _) = listener.accept().unwrap();
+        let mut introduction = read_frame(&mut dialled);
+        let name = cluster.name().as_bytes();
+        let at = introduction.windows(name.len()).position(|bytes| bytes == name).unwrap();
+        let node = &mut introduction[at + name.len()];
+        assert_eq!(std::mem::replace(node, 2), 1, "it introduces itself as node 1");
+        dialled.write_all(&frame(&introduction)).unwrap();
+        let mut stream = peer(&cluster, &frame(&introduction));
+        read_frame(&mut stream);
+        let links = |log: &str| log.matches("linked with node 2").count();
+        let losses = |log: &str| log.matches("lost node 2").count();
+        eventually("they are linked", PATIENCE, || {
+            let log = cluster.log(1);
+            (links(&log) > losses(&log)).then_some(())
+        });
+        stream.write_all(&nonsense).unwrap();
+        read_to_end(&mut stream);
+        cluster.wait_log(1, &[reason]);
+    }
+    assert!(cluster.process(1).ended().is_none(), "node 1 goes on");
+}
+
+fn read_frame(stream: &mut TcpStream) -> Vec<u8> {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length).unwrap();
+    let mut bytes = vec![0; u32::from_le_bytes(length) as usize];
+    stream.read_exact(&mut bytes).unwrap();
+    bytes
 }
 
 /// What a node says when it introduces itself: version, cluster, node, life, digest, formed.

@@ -79,6 +79,8 @@ fn a_watched_key_that_changes_anyhow_stops_exec() {
         ("appended to", &["APPEND K x"]),
         ("flushed", &["FLUSHALL"]),
         ("written with others", &["MSET K 5 O 5"]),
+        ("written with others to the same value", &["MSET K 1 O 1"]),
+        ("swapped for another table's", &["SWAPDB 0 1"]),
     ];
     for (how, commands) in changes {
         let (mut watcher, mut writer) = (cluster.connect(1), cluster.connect(2));
@@ -153,6 +155,31 @@ fn errors_while_queueing_are_remembered() {
     assert_eq!(client.say("SET spoilt 1"), "QUEUED");
     assert_eq!(client.say("DISCARD"), "OK");
     assert_eq!(client.say("EXISTS spoilt"), "0");
+    client.say("MULTI");
+    assert!(client.say("EXEC now").contains("EXECABORT"));
+    assert!(client.say("EXEC").contains("EXEC without MULTI"));
+}
+
+/// A table is counted as the transaction sees it, and what is about a node or a walk answers in its
+/// place.
+#[test]
+fn exec_counts_what_it_has_done_and_serves_the_rest_in_place() {
+    let cluster = Cluster::start();
+    let keys = cluster.keys_everywhere("count", 1);
+    let [a, b, c] = &keys[..] else { panic!("a key a node") };
+    let mut client = cluster.connect(1);
+    client.say(&format!("SET {a} 0"));
+    let mut stream = dial(cluster.ports(2).client);
+    let lines = format!(
+        "MULTI\r\nDBSIZE\r\nMSET {a} 1 {b} 2\r\nDBSIZE\r\nFLUSHDB\r\nDBSIZE\r\n\
+         SET {c} 3\r\nDBSIZE\r\nCONFIG SET hz 11\r\nCONFIG GET hz\r\nKEYS *\r\nEXEC\r\n"
+    );
+    std::io::Write::write_all(&mut stream, lines.as_bytes()).unwrap();
+    let queued = "+QUEUED\r\n".repeat(10);
+    let counts = ":1\r\n+OK\r\n:2\r\n+OK\r\n:0\r\n+OK\r\n:1\r\n";
+    let rest = "+OK\r\n*2\r\n$2\r\nhz\r\n$2\r\n11\r\n";
+    let all = format!("*1\r\n${}\r\n{c}\r\n", c.len());
+    expect(&mut stream, &format!("+OK\r\n{queued}*10\r\n{counts}{rest}{all}"));
 }
 
 /// Transfers by WATCH, MULTI and EXEC, with retries, from all nodes: money is neither made nor

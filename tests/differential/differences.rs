@@ -10,8 +10,14 @@ pub enum Compare {
     Within(i64),
     /// Only the type of the reply and whether it is an error.
     Shape,
+    /// The same pairs of elements, in any order.
+    Pairs,
     /// The same elements, in any order.
     AnyOrder,
+    /// Descriptions of commands, but for their tips and subcommands.
+    Tips,
+    /// Not at all.
+    Nothing,
 }
 
 /// A difference: the command, the words it begins with, and why.
@@ -36,6 +42,9 @@ const END: &str = "$";
 const CLOCK: &str = "the two servers are asked a moment apart";
 /// The order of hash tables is nobody's promise.
 const ORDER: &str = "the order of a hash table is nobody's promise";
+/// Items do not note how they were written.
+const HELD: &str = "told by what a value looks like: one that APPEND or SETRANGE made is raw and \
+                    unshared in Redis, whatever it holds";
 /// About the server itself.
 const SELF: &str = "each server tells of itself";
 
@@ -45,21 +54,22 @@ pub const DIFFERENCES: &[Difference] = &[
     row(&["pttl"], Compare::Within(2000), CLOCK),
     row(&["expiretime"], Compare::Within(1), CLOCK),
     row(&["pexpiretime"], Compare::Within(2000), CLOCK),
-    row(&["object", "idletime"], Compare::Within(2), CLOCK),
+    row(
+        &["object", "idletime"],
+        Compare::Shape,
+        "the small integers that Redis shares between keys share one clock too",
+    ),
+    row(&["object", "encoding"], Compare::Shape, HELD),
+    row(&["object", "refcount"], Compare::Shape, HELD),
     row(&["time"], Compare::Shape, CLOCK),
     row(&["lastsave"], Compare::Shape, SELF),
-    row(
-        &["dbsize"],
-        Compare::Shape,
-        "each partition is counted at its own moment: one that has still to hear of a commit that \
-         was answered already counts what was there before",
-    ),
     row(&["keys"], Compare::AnyOrder, ORDER),
+    row(&["command", "info", END], Compare::Shape, "Redis has commands that Quorate has not"),
     row(
         &["command", "info"],
-        Compare::Shape,
-        "tips and the finer key flags are advice to proxies, which nobody needs in front of nodes \
-         that route themselves",
+        Compare::Tips,
+        "any node answers for all, so no tip has a proxy ask several and add up what they say; \
+         subcommands are those there are",
     ),
     row(&["command", END], Compare::Shape, "Redis has commands that Quorate has not"),
     row(&["command", "list"], Compare::Shape, "Redis has commands that Quorate has not"),
@@ -74,17 +84,62 @@ pub const DIFFERENCES: &[Difference] = &[
     row(&["scan"], Compare::Shape, "cursors are each server's own"),
     row(&["randomkey"], Compare::Shape, "it is random"),
     row(&["dump"], Compare::Shape, "payloads have a format of our own"),
-    row(&["memory"], Compare::Shape, SELF),
+    row(&["memory", "stats"], Compare::Shape, SELF),
+    row(&["memory", "doctor"], Compare::Shape, SELF),
+    row(&["latency", "doctor"], Compare::Shape, SELF),
+    row(&["slowlog", "get"], Compare::Shape, SELF),
+    row(&["slowlog", "len"], Compare::Shape, SELF),
+    row(&["latency", "latest"], Compare::Shape, SELF),
+    row(&["latency", "reset"], Compare::Shape, SELF),
+    row(&["memory", "usage"], Compare::Shape, "items are laid out otherwise"),
+    row(&["config", "get"], Compare::Pairs, ORDER),
     row(&["info"], Compare::Shape, SELF),
 ];
 
+/// What differs for those inside `EXEC` only.
+const IN_EXEC: &[Difference] = &[
+    row(&["keys"], Compare::Nothing, LATER),
+    row(&["randomkey"], Compare::Nothing, LATER),
+    row(&["scan"], Compare::Nothing, LATER),
+];
+
+/// Walks through whole tables lock nothing.
+const LATER: &str = "served when the rest of the transaction is committed";
+
+/// What Quorate answers where it refuses what Redis carries out: from there on the two hold
+/// different data, so the comparison of a round ends.
+///
+/// A command over whole tables (`FLUSHALL`, `SWAPDB`) locks all partitions and runs where they lie,
+/// one whose result needs keys of several partitions (`RENAME`) is evaluated where the transaction
+/// began: `EXEC` cannot do both at one moment.
+pub const PARTINGS: &[&str] = &["cannot be executed together with a command whose result needs"];
+
+/// Commands whose result needs all of their keys together. If these lie in several partitions, the
+/// whole transaction is evaluated where it began, and a table is counted when it is committed.
+const GATHERING: &[&str] =
+    &["rename", "renamenx", "copy", "msetnx", "bitop", "lcs", "sort", "swapdb"];
+
+/// How the replies to this request are compared inside an `EXEC` of these.
+pub fn in_exec(request: &[Vec<u8>], queued: &[Vec<Vec<u8>>]) -> Option<Compare> {
+    let is = |request: &[Vec<u8>], name: &str| request[0].eq_ignore_ascii_case(name.as_bytes());
+    let gathers = |request: &Vec<Vec<u8>>| GATHERING.iter().any(|name| is(request, name));
+    if is(request, "dbsize") && queued.iter().any(gathers) {
+        return Some(Compare::Shape);
+    }
+    find(IN_EXEC, request).or_else(|| of(request))
+}
+
 /// How the replies to this request are compared; nothing if byte by byte.
 pub fn of(request: &[Vec<u8>]) -> Option<Compare> {
+    find(DIFFERENCES, request)
+}
+
+fn find(list: &[Difference], request: &[Vec<u8>]) -> Option<Compare> {
     let fits = |difference: &&Difference| {
         difference.words.iter().enumerate().all(|(at, word)| match request.get(at) {
             Some(got) => got.eq_ignore_ascii_case(word.as_bytes()),
             None => *word == END,
         })
     };
-    DIFFERENCES.iter().find(fits).map(|difference| difference.compare)
+    list.iter().find(fits).map(|difference| difference.compare)
 }

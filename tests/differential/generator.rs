@@ -13,7 +13,7 @@ pub const CONNECTIONS: usize = 6;
 ///
 /// In a pattern `k` is a key, `v` a value, `i` an integer, `f` a float, `s` a small position or
 /// offset, `t` seconds or milliseconds to live, `T` an absolute time in seconds, `M` one in
-/// milliseconds, `U` and `N` those without the past, `I` an integer that is no short time, `d` a table, `b` a bit's value, `g` a glob, `n` a command's name, `y` a bitfield's
+/// milliseconds, `U` and `N` those without the past, `I` an integer that is no short time, `d` a table, `b` a bit's value, `g` a glob, `n` a command's name, `c` a setting's, `y` a bitfield's
 /// type. A word in capitals or digits is itself. `x?` is drawn or not, `x*` up to four times,
 /// `A|B` one of them.
 pub const ROWS: &[(u32, &str, &[&str])] = &[
@@ -51,7 +51,7 @@ pub const ROWS: &[(u32, &str, &[&str])] = &[
     (6, "msetnx", &["k v", "k v k v", "k v k v k i", "k v k"]),
     (8, "incr", &["k"]),
     (8, "incrby", &["k i"]),
-    (8, "incrbyfloat", &["k d"]),
+    (8, "incrbyfloat", &["k f", "k f", "k d"]),
     (4, "decr", &["k"]),
     (4, "decrby", &["k i"]),
     (8, "append", &["k v", "k i"]),
@@ -109,15 +109,17 @@ pub const ROWS: &[(u32, &str, &[&str])] = &[
     (4, "persist", &["k"]),
     (1, "flushdb", &["", "SYNC|ASYNC", "v"]),
     (1, "flushall", &["", "SYNC|ASYNC", "v"]),
-    (6, "object", &["IDLETIME|FREQ k", "v k", "ENCODING"]),
+    (6, "object", &["IDLETIME|FREQ k", "ENCODING|REFCOUNT k", "v k", "ENCODING"]),
     (2, "dump", &["k"]),
     (2, "restore", &["k t v", "k 0 v REPLACE"]),
     (3, "sort", &["k", "k ALPHA|DESC|ASC", "k LIMIT s s"]),
     (1, "sort_ro", &["k"]),
     // Transactions
-    // What MULTI queues is checked by tests/cluster/transactions.rs: Redis checks less before it
-    // queues, and whole-partition commands inside EXEC are refused here.
-    (2, "discard", &[""]),
+    // Whole transactions are drawn apart: see Generator::transaction.
+    (3, "multi", &[""]),
+    (9, "exec", &[""]),
+    (3, "discard", &[""]),
+    (5, "watch", &["k k*"]),
     (2, "unwatch", &[""]),
     // The connection and the server
     (2, "ping", &["", "v", "v v"]),
@@ -125,33 +127,175 @@ pub const ROWS: &[(u32, &str, &[&str])] = &[
     (8, "select", &["d", "d", "v"]),
     (2, "hello", &["", "2|3|3|4", "v", "3 SETNAME v"]),
     (1, "reset", &[""]),
-    (3, "client", &["GETNAME", "SETNAME v", "ID", "NO-EVICT ON|OFF|MAYBE", "v", "SETNAME"]),
     (
-        3,
+        6,
+        "client",
+        &[
+            "GETNAME",
+            "SETNAME v",
+            "ID",
+            "INFO v",
+            "GETREDIR",
+            "TRACKINGINFO",
+            "NO-EVICT ON|OFF|MAYBE",
+            "REPLY ON|MAYBE",
+            "LIST TYPE MASTER|PUBSUB|REPLICA|NORMALS",
+            "LIST ID 0|-1|x|999999",
+            "LIST v",
+            "LIST TYPE",
+            "KILL v",
+            "KILL 1.2.3.4:5",
+            "KILL ID 0|-1|x|999999",
+            "KILL TYPE MASTER|PUBSUB|REPLICA|NORMALS",
+            "KILL TYPE MASTER SKIPME YES|NO|MAYBE",
+            "KILL USER NOBODY",
+            "KILL ADDR|LADDR 1.2.3.4:5",
+            "KILL v v",
+            "KILL ID",
+            "PAUSE 0|-1|x ALL|WRITE|NONE?",
+            "PAUSE 0 ALL v",
+            "UNPAUSE",
+            "UNBLOCK 0|999999|x TIMEOUT|ERROR|NEVER?",
+            "v",
+            "",
+        ],
+    ),
+    (
+        6,
         "command",
         &[
             "INFO n",
             "INFO n n",
+            "INFO n",
             "COUNT",
-            "GETKEYS SET k v",
-            "GETKEYS MGET k k*",
-            "GETKEYS MSET k v k v",
-            "GETKEYS n",
+            "GETKEYS n k v k v",
+            "GETKEYS n k",
+            "GETKEYSANDFLAGS n k v k v",
+            "GETKEYSANDFLAGS n k",
+            "GETKEYSANDFLAGS SET k v GET|NX",
+            "GETKEYSANDFLAGS BITFIELD k GET|SET y s v",
+            "GETKEYS SORT k STORE k STORE k",
             "DOCS n",
             "LIST",
+            "LIST FILTERBY MODULE|ACLCAT v",
+            "LIST FILTERBY PATTERN nothing",
+            "LIST FILTERBY v",
+            "LIST v",
             "v",
         ],
     ),
-    (1, "config", &["GET nonsense", "SET nonsense v", "v", "GET"]),
-    (1, "time", &[""]),
-    (1, "wait", &["0 0", "0 v"]),
-    (1, "auth", &["v", "v v"]),
+    (
+        8,
+        "config",
+        &[
+            "GET c",
+            "GET c c",
+            "GET nonsense",
+            "SET nonsense v",
+            "SET c nonsense",
+            "SET c nonsense",
+            "SET c -1",
+            "SET c x nonsense v",
+            "SET c x c",
+            "SET HZ 10 TIMEOUT 0",
+            "SET HZ 10 HZ 10",
+            "RESETSTAT",
+            "RESETSTAT v",
+            "REWRITE v",
+            "v",
+            "GET",
+            "",
+        ],
+    ),
+    (2, "slowlog", &["GET -1|-2|x|0", "GET 1 v", "LEN", "LEN v", "RESET", "v", "", "RESET v"]),
+    (
+        2,
+        "latency",
+        &[
+            "LATEST",
+            "HISTORY v",
+            "HISTORY",
+            "GRAPH nothing",
+            "RESET v",
+            "RESET",
+            "DOCTOR v",
+            "v",
+            "",
+        ],
+    ),
+    (
+        3,
+        "memory",
+        &[
+            "USAGE k",
+            "USAGE k SAMPLES i",
+            "USAGE k SAMPLES",
+            "USAGE k v v",
+            "USAGE k SAMPLES 1 SAMPLES i",
+            "PURGE",
+            "PURGE v",
+            "DOCTOR v",
+            "STATS v",
+            "v",
+            "",
+        ],
+    ),
+    (
+        2,
+        "debug",
+        &["SLEEP 0", "SLEEP", "SLEEP 0 v", "SET-ACTIVE-EXPIRE 1", "SET-ACTIVE-EXPIRE", "v", ""],
+    ),
+    (1, "script", &["FLUSH", "FLUSH SYNC|ASYNC|NEVER", "FLUSH SYNC v", "v", ""]),
+    (1, "function", &["FLUSH", "FLUSH SYNC|ASYNC|NEVER", "FLUSH SYNC v", "v", ""]),
+    (1, "time", &["", "v"]),
+    (1, "lastsave", &["", "v"]),
+    (2, "wait", &["0 0", "0 x", "x 0", "0|-1 i", "0 0 0"]),
+    (2, "auth", &["v", "v v", "default v", "v v v", ""]),
+    (1, "monitor", &["v"]),
+    (1, "info", &["nonsense"]),
     (1, "nonsense", &["", "v", "v v v"]),
     (1, "", &["", "v"]),
 ];
 
+/// Settings that begin with the same values on both sides and say alike what they are not.
+const SETTINGS: &[&str] = &[
+    "activerehashing",
+    "busy-reply-threshold",
+    "databases",
+    "dynamic-hz",
+    "hash-max-listpack-entries",
+    "hash-max-listpack-value",
+    "hash-max-ziplist-value",
+    "hll-sparse-max-bytes",
+    "hz",
+    "io-threads",
+    "latency-monitor-threshold",
+    "lazyfree-lazy-expire",
+    "lazyfree-lazy-user-del",
+    "lfu-decay-time",
+    "lfu-log-factor",
+    "list-compress-depth",
+    "lua-time-limit",
+    "maxclients",
+    "maxmemory",
+    "maxmemory-policy",
+    "maxmemory-samples",
+    "proto-max-bulk-len",
+    "set-max-intset-entries",
+    "slowlog-max-len",
+    "stream-node-max-bytes",
+    "timeout",
+    "zset-max-listpack-entries",
+];
+
 /// Commands whose second word names the command proper.
-const CONTAINERS: &[&str] = &["client", "command", "config", "object"];
+const CONTAINERS: &[&str] = &[
+    "client", "command", "config", "function", "latency", "memory", "object", "script", "slowlog",
+];
+
+/// Commands that are asked for as they stand: with another word they would pause a server, or make
+/// it another one for all that follows.
+const SENSITIVE: &[&str] = &["client", "config", "debug", "monitor", "wait"];
 
 /// The names of all commands of the table, subcommands as `container|name`.
 pub fn names() -> impl Iterator<Item = String> {
@@ -235,12 +379,43 @@ impl Generator {
         let mut steps = Vec::new();
         let mut count = 0;
         while count < commands {
-            let length = if self.dice.once_in(4) { 1 + self.dice.below(12) } else { 1 };
-            let requests = (0..length).map(|_| self.request()).collect();
-            steps.push(Step { connection: self.dice.below(CONNECTIONS), requests });
-            count += length;
+            let before = steps.len();
+            if self.dice.once_in(25) {
+                self.transaction(&mut steps);
+            } else {
+                let length = if self.dice.once_in(4) { 1 + self.dice.below(12) } else { 1 };
+                let requests = (0..length).map(|_| self.request()).collect();
+                steps.push(Step { connection: self.dice.below(CONNECTIONS), requests });
+            }
+            count += steps[before..].iter().map(|step| step.requests.len()).sum::<usize>();
         }
         steps
+    }
+
+    /// A transaction of one connection, in one write or several, with others in between: perhaps
+    /// one that changes what is watched.
+    fn transaction(&mut self, steps: &mut Vec<Step>) {
+        let connection = self.dice.below(CONNECTIONS);
+        let say = |word: &str| vec![word.as_bytes().to_vec()];
+        let mut requests = Vec::new();
+        if self.dice.once_in(2) {
+            let mut watch = say("WATCH");
+            (0..1 + self.dice.below(2)).for_each(|_| watch.push(self.key()));
+            requests.push(watch);
+        }
+        requests.push(say("MULTI"));
+        (0..self.dice.below(8)).for_each(|_| requests.push(self.request()));
+        requests.push(say(if self.dice.once_in(12) { "DISCARD" } else { "EXEC" }));
+        if self.dice.once_in(2) {
+            return steps.push(Step { connection, requests });
+        }
+        for request in requests {
+            steps.push(Step { connection, requests: vec![request] });
+            if self.dice.once_in(4) {
+                let other = self.dice.below(CONNECTIONS);
+                steps.push(Step { connection: other, requests: vec![self.request()] });
+            }
+        }
     }
 
     fn request(&mut self) -> Vec<Vec<u8>> {
@@ -256,6 +431,9 @@ impl Generator {
         let mut words = vec![self.cased(name)];
         for symbol in pattern.split_whitespace() {
             self.draw(symbol, &mut words);
+        }
+        if SENSITIVE.contains(&name) {
+            return words;
         }
         // Promises are broken now and then.
         match self.dice.below(60) {
@@ -322,12 +500,14 @@ impl Generator {
             "g" => {
                 self.dice.pick(&["*", "k*", "?1", "[a-k]*", "k[^1]", "k\\*", "", "nothing"]).into()
             }
-            "n" => self
-                .dice
-                .pick(&[
-                    "get", "set", "mget", "mset", "msetnx", "del", "expire", "nonsense", "incr",
-                ])
-                .into(),
+            "n" => {
+                let at = self.dice.below(ROWS.len() + 1);
+                ROWS.get(at).map_or("nonsense", |row| row.1).into()
+            }
+            "c" => {
+                let name = self.dice.pick(SETTINGS);
+                self.cased(name)
+            }
             "y" => self
                 .dice
                 .pick(&["u1", "i8", "u8", "i16", "u31", "u63", "i64", "u64", "i65", "u0", "x8"])

@@ -27,22 +27,28 @@ impl Wire {
         self.stream.write_all(&bytes).expect("a server that reads");
     }
 
-    fn receive(&mut self) -> Vec<u8> {
+    fn receive(&mut self, asked: &[Vec<u8>]) -> Vec<u8> {
         loop {
             if let Some(length) = self.reader.next(&self.input).expect("a reply") {
                 return self.input.drain(..length).collect();
             }
             let mut piece = [0; 1 << 16];
-            match self.stream.read(&mut piece).expect("a server that answers") {
-                0 => panic!("the server closed the connection"),
-                length => self.input.extend_from_slice(&piece[..length]),
+            match self.stream.read(&mut piece) {
+                Ok(length @ 1..) => self.input.extend_from_slice(&piece[..length]),
+                odd => {
+                    let port = self.stream.peer_addr().map(|address| address.port());
+                    let words: Vec<String> =
+                        asked.iter().map(|word| word.escape_ascii().to_string()).collect();
+                    panic!("no answer from port {port:?}, {odd:?}: {words:?}");
+                }
             }
         }
     }
 
     fn ask(&mut self, words: &[&str]) -> Vec<u8> {
-        self.send(&[words.iter().map(|word| word.as_bytes().to_vec()).collect()]);
-        self.receive()
+        let words: Vec<Vec<u8>> = words.iter().map(|word| word.as_bytes().to_vec()).collect();
+        self.send(std::slice::from_ref(&words));
+        self.receive(&words)
     }
 }
 
@@ -80,13 +86,27 @@ pub struct Sides {
 }
 
 impl Sides {
+    /// Whether there is a redis-server to compare with.
+    pub fn can_start() -> bool {
+        let mut command = Command::new("redis-server");
+        command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    }
+
     /// Starts both.
     pub fn start() -> Sides {
         let cluster = Cluster::start();
         let redis_port = free_port();
         let mut command = Command::new("redis-server");
         command.args(["--port", &redis_port.to_string(), "--save", "", "--appendonly", "no"]);
-        command.args(["--bind", "127.0.0.1", "--protected-mode", "no"]);
+        command.args([
+            "--bind",
+            "127.0.0.1",
+            "--protected-mode",
+            "no",
+            "--enable-debug-command",
+            "yes",
+        ]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().expect("redis-server is installed: it is what we compare with");
         let redis = Process::adopt(child);
@@ -121,15 +141,25 @@ impl Sides {
         for wire in [&mut ours[0], &mut theirs[0]] {
             assert_eq!(wire.ask(&["FLUSHALL"]), b"+OK\r\n");
         }
+        let mut queues: Vec<Queue> = (0..CONNECTIONS).map(|_| Queue::default()).collect();
         for (at, step) in steps.iter().enumerate() {
             ours[step.connection].send(&step.requests);
             theirs[step.connection].send(&step.requests);
-            let mut found = None;
+            let (mut found, mut parted) = (None, false);
             for (nth, request) in step.requests.iter().enumerate() {
-                let our = ours[step.connection].receive();
-                let their = theirs[step.connection].receive();
+                let our = ours[step.connection].receive(request);
+                let their = theirs[step.connection].receive(request);
                 // All replies are awaited, or what is under way would meet the next run.
-                if found.is_none() && !same(request, &our, &their) {
+                if found.is_some() || parted {
+                    continue;
+                }
+                let queued = queues[step.connection].follow(request, &our);
+                parted = differences::PARTINGS.iter().any(|text| contains(&our, text));
+                let same = match queued {
+                    Some(queued) => same_exec(&queued, &our, &their),
+                    None => same(request, differences::of(request), &our, &their),
+                };
+                if !same && !parted {
                     let request = request.clone();
                     found = Some(Mismatch { step: at, nth, request, ours: our, theirs: their });
                 }
@@ -137,22 +167,87 @@ impl Sides {
             if let Some(mismatch) = found {
                 return Err(mismatch);
             }
+            if parted {
+                break;
+            }
         }
         Ok(())
     }
 }
 
-fn same(request: &[Vec<u8>], ours: &[u8], theirs: &[u8]) -> bool {
+/// The requests that a connection has queued since its MULTI, told by the replies.
+#[derive(Default)]
+struct Queue(Vec<Vec<Vec<u8>>>);
+
+impl Queue {
+    /// Takes note of a request; returns what was queued if it was an EXEC.
+    fn follow(&mut self, request: &[Vec<u8>], reply: &[u8]) -> Option<Vec<Vec<Vec<u8>>>> {
+        let is = |name: &str| request[0].eq_ignore_ascii_case(name.as_bytes());
+        if reply == b"+QUEUED\r\n" {
+            self.0.push(request.to_vec());
+        } else if is("multi") && reply == b"+OK\r\n" || is("exec") || is("discard") || is("reset") {
+            let queued = std::mem::take(&mut self.0);
+            return is("exec").then_some(queued);
+        }
+        None
+    }
+}
+
+fn contains(text: &[u8], part: &str) -> bool {
+    text.windows(part.len()).any(|window| window == part.as_bytes())
+}
+
+/// Compares the replies of an EXEC element by element.
+fn same_exec(queued: &[Vec<Vec<u8>>], ours: &[u8], theirs: &[u8]) -> bool {
     if ours == theirs {
         return true;
     }
-    let Some(compare) = differences::of(request) else { return false };
-    let value = |reply| Value::parse(reply).expect("a reply").expect("a whole one").0;
+    let elements = |reply: &[u8]| -> Option<Vec<Vec<u8>>> {
+        let head = format!("*{}\r\n", queued.len());
+        let mut rest = reply.strip_prefix(head.as_bytes())?;
+        let mut elements = Vec::new();
+        while !rest.is_empty() {
+            let (_, length) = Value::parse(rest).ok()??;
+            let (element, behind) = rest.split_at(length);
+            elements.push(element.to_vec());
+            rest = behind;
+        }
+        (elements.len() == queued.len()).then_some(elements)
+    };
+    let (Some(ours), Some(theirs)) = (elements(ours), elements(theirs)) else { return false };
+    let mut pairs = queued.iter().zip(ours.iter().zip(&theirs));
+    pairs.all(|(request, (our, their))| {
+        same(request, differences::in_exec(request, queued), our, their)
+    })
+}
+
+/// A command's description without its tips (field 7) and its subcommands (field 9).
+fn without_tips(row: Value) -> Value {
+    match row {
+        Value::Array(mut fields) if fields.len() == 10 => {
+            fields.truncate(9);
+            fields.remove(7);
+            Value::Array(fields)
+        }
+        other => other,
+    }
+}
+
+fn same(request: &[Vec<u8>], compare: Option<Compare>, ours: &[u8], theirs: &[u8]) -> bool {
+    if ours == theirs {
+        return true;
+    }
+    let Some(compare) = compare else { return false };
+    let value = |reply| match Value::parse(reply) {
+        Ok(Some((value, _))) => value,
+        odd => panic!("{request:?}: {odd:?} in {}", reply.escape_ascii()),
+    };
     let (ours, theirs) = (value(ours), value(theirs));
     match compare {
+        Compare::Nothing => true,
         // Negative answers have a meaning of their own.
         Compare::Within(tolerance) => match (&ours, &theirs) {
-            (Value::Int(a), Value::Int(b)) if *a > 0 && *b > 0 => {
+            (Value::Int(a), Value::Int(b)) if *a >= 0 && *b >= 0 => {
                 a.abs_diff(*b) <= tolerance as u64
             }
             _ => false,
@@ -161,6 +256,25 @@ fn same(request: &[Vec<u8>], ours: &[u8], theirs: &[u8]) -> bool {
             (Value::Error(a), Value::Error(b)) => a == b,
             (a, b) => std::mem::discriminant(a) == std::mem::discriminant(b),
         },
+        Compare::Tips => {
+            let told = |value: Value| match value {
+                Value::Array(rows) => Some(rows.into_iter().map(without_tips).collect::<Vec<_>>()),
+                _ => None,
+            };
+            let ours = told(ours);
+            ours.is_some() && ours == told(theirs)
+        }
+        Compare::Pairs => {
+            let pairs = |value: &Value| match value {
+                Value::Array(elements) => {
+                    let pair = |pair: &[Value]| format!("{pair:?}");
+                    Some(elements.chunks(2).map(pair).collect::<BTreeSet<_>>())
+                }
+                Value::Map(pairs) => Some(pairs.iter().map(|pair| format!("{pair:?}")).collect()),
+                _ => None,
+            };
+            pairs(&ours).is_some() && pairs(&ours) == pairs(&theirs)
+        }
         Compare::AnyOrder => {
             let sorted = |value: &Value| match value {
                 Value::Array(elements) | Value::Set(elements) => {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// What the clients of one history share.
-struct Book<'a> {
+pub struct Book<'a> {
     names: &'a [String],
     clock: AtomicU64,
     values: AtomicU64,
@@ -122,8 +122,9 @@ impl Book<'_> {
         txns
     }
 
+    /// Waits until so many more transactions were answered.
     #[track_caller]
-    fn more(&self, calls: u64) {
+    pub fn more(&self, calls: u64) {
         let before = self.answered.load(Ordering::Relaxed);
         eventually(&format!("{calls} more transactions are answered"), PATIENCE, || {
             (self.answered.load(Ordering::Relaxed) >= before + calls).then_some(())
@@ -145,7 +146,11 @@ fn elements(value: &Value) -> Vec<u64> {
 }
 
 /// Six clients over some lists and a fault beside them; the history ends with a read of all.
-fn judged(cluster: &mut Cluster, names: &[String], fault: impl FnOnce(&mut Cluster, &Book<'_>)) {
+pub fn judged(
+    cluster: &mut Cluster,
+    names: &[String],
+    fault: impl FnOnce(&mut Cluster, &Book<'_>),
+) {
     let book = Book {
         names,
         clock: AtomicU64::new(1),
@@ -213,7 +218,7 @@ fn growing_lists_show_no_cycle_while_nodes_pause() {
 
 #[test]
 fn the_lists_of_survivors_show_no_cycle() {
-    let mut cluster = Cluster::start();
+    let mut cluster = Cluster::start_in_memory();
     let names = [cluster.keys_on(1, "list", 3), cluster.keys_on(2, "list", 3)].concat();
     judged(&mut cluster, &names, |cluster, book| {
         for _ in 0..3 {

@@ -222,12 +222,12 @@ fn balance_under(cluster: &mut Cluster, way: Way) {
 
 #[test]
 fn a_bank_with_lock_keys_balances() {
-    balance_under(&mut Cluster::start(), Way::LockKeys);
+    balance_under(&mut Cluster::start_in_memory(), Way::LockKeys);
 }
 
 #[test]
 fn a_bank_with_transactions_balances() {
-    let mut cluster = Cluster::start();
+    let mut cluster = Cluster::start_in_memory();
     if has(&cluster, "exec") {
         balance_under(&mut cluster, Way::Watch);
         balance_under(&mut cluster, Way::Increments);

@@ -4,9 +4,10 @@
 //! and nothing deadlocks; the queues promise that nobody is passed by for long. Both show in how
 //! long the unluckiest waits. Figures here are of a busy machine: the bounds are generous and catch
 //! what waits for a timeout, starves or stands still, while the figures themselves are printed.
+//! Tables are in memory, so that they are about locks and not about disks.
 
 use crate::dice::Dice;
-use crate::harness::{Client, Cluster, PATIENCE, eventually, http};
+use crate::harness::{Client, Cluster, PATIENCE, eventually};
 use crate::recorder::has;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -166,29 +167,12 @@ pub fn assert_settled(cluster: &Cluster, keys: &[String]) {
         }
         client.mset_all(keys, "1").expect("all keys at once");
     }
-    let mut last = String::new();
-    for node in cluster.ids() {
-        let what = format!("node {node} is settled");
-        eventually(&what, PATIENCE, || {
-            let (_, body) = http(cluster.ports(node).http, "/status")?;
-            let status: serde_json::Value = serde_json::from_str(&body).expect("JSON");
-            let now = &status["now"];
-            let open = ["active", "unsettled", "waiting"].map(|figure| {
-                now[figure].as_u64().unwrap_or_else(|| panic!("no {figure} in {body}"))
-            });
-            let line = format!("node {node}: active, unsettled, waiting: {open:?}");
-            if line != last {
-                println!("{line}");
-                last = line;
-            }
-            (open == [0; 3]).then_some(())
-        });
-    }
+    cluster.wait_at_rest();
 }
 
 #[test]
 fn nobody_starves_for_eight_keys() {
-    let cluster = Cluster::start();
+    let cluster = Cluster::start_in_memory();
     let keys = cluster.keys_everywhere("wanted", 3)[..8].to_vec();
     let menu = Menu { exec: has(&cluster, "exec"), rename: has(&cluster, "rename") };
     let shared = Shared::new(CLIENTS);
@@ -206,7 +190,7 @@ fn nobody_starves_for_eight_keys() {
 /// Single commands wait for transactions too.
 #[test]
 fn single_commands_get_through_the_crowd() {
-    let cluster = Cluster::start();
+    let cluster = Cluster::start_in_memory();
     let keys = cluster.keys_everywhere("crowded", 3)[..8].to_vec();
     let menu = Menu { exec: false, rename: false };
     let shared = Shared::new(CLIENTS + 3);
@@ -244,7 +228,7 @@ fn single_commands_get_through_the_crowd() {
 #[test]
 fn transactions_on_other_keys_do_not_pay() {
     const APART: usize = 3;
-    let cluster = Cluster::start();
+    let cluster = Cluster::start_in_memory();
     let wanted = cluster.keys_everywhere("wanted", 3)[..8].to_vec();
     let own: Vec<Vec<String>> = (0..CLIENTS + APART)
         .map(|n| cluster.keys_everywhere(&format!("own:{n}"), 3)[..8].to_vec())

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 /// Runs clients of these nodes over one recording and a fault beside them; the whole history, with
 /// a last look at all keys.
-fn record(
+pub fn record(
     cluster: &mut Cluster,
     recording: &Recording,
     nodes: &[u16],
@@ -48,7 +48,8 @@ fn record(
     history
 }
 
-fn unknown(history: &[Call]) -> usize {
+/// How many calls have an unknown outcome.
+pub fn unknown(history: &[Call]) -> usize {
     history.iter().filter(|call| call.returned.is_none()).count()
 }
 
@@ -143,11 +144,11 @@ fn a_long_pause_leaves_a_history_serialisable() {
     assert_linearizable("silent", &history);
 }
 
-/// A node that is killed takes its keys along, so the history is about the keys of the others;
-/// its clients' transactions over those end wherever they were.
+/// Without copies a node that is killed takes its keys along, so the history is about the keys of
+/// the others; its clients' transactions over those end wherever they were.
 #[test]
 fn the_keys_of_survivors_stay_serialisable() {
-    let mut cluster = Cluster::start();
+    let mut cluster = Cluster::start_in_memory();
     let keys = [cluster.keys_on(1, "survivor", 3), cluster.keys_on(2, "survivor", 3)].concat();
     let recording = Recording::new(keys);
     let habits = Habits { calls: usize::MAX, rest: 4_000, ..Habits::of(&cluster) };

@@ -4,14 +4,12 @@
 use super::Session;
 use crate::actors::bucket::{Ask, Watch};
 use crate::actors::local::{Local, MONITOR_QUEUE};
-use crate::actors::metrics::Refresh;
+use crate::actors::metrics::{Forget, Refresh};
 use crate::command::latency;
 use crate::command::order::{LookFn, Order, Question, Show};
-use crate::command::refusal_text;
 use crate::command::reply::Reply;
 use crate::command::spec::{self, DENYOOM, Spec};
 use crate::command::words::{Phrase, Words};
-use crate::engine::protocol::Refusal;
 use crate::net::resp::Limits;
 use std::future::poll_fn;
 use std::io;
@@ -31,11 +29,18 @@ pub(super) fn limits(local: &Local) -> Limits {
     }
 }
 
+/// Whether a command needs memory of this node while there is none to have. What is led elsewhere
+/// is judged there.
+pub(super) fn grows_when_full(spec: &Spec, words: Words<'_>, local: &Local) -> bool {
+    let here = |at: usize| {
+        let partition = local.setup.ring.partition_of_key(words.get(at));
+        local.book.placed.get(partition.index()).is_some_and(Option::is_some)
+    };
+    spec.flags & DENYOOM != 0 && local.is_full() && spec.keys.positions(words.len()).any(here)
+}
+
 /// Why a command over several partitions is not begun, if it is not.
-pub(super) fn refuse_spread(spec: &Spec, words: Words<'_>, local: &Local) -> Option<String> {
-    if spec.flags & DENYOOM != 0 && local.is_full() {
-        return Some(refusal_text(&Refusal::Full));
-    }
+pub(super) fn refuse_spread(words: Words<'_>, local: &Local) -> Option<String> {
     let (bytes, max) = (words.bytes(), local.setup.limits.transaction);
     let text = || format!("ERR the transaction has {bytes} bytes, where {max} are allowed");
     (bytes > max).then(text)
@@ -48,65 +53,59 @@ impl Session {
             self.settings = self.local.changes();
             self.limits = limits(&self.local);
         }
+        self.state.client.active_at = self.local.now();
         self.state.client.query_bytes = self.input.len();
         self.state.client.query_free = self.input.capacity() - self.input.len();
-        self.entry.card.borrow_mut().follow(&self.state.client);
+        let mut card = self.entry.card.borrow_mut();
+        match std::mem::take(&mut self.state.redraw) {
+            true => *card = self.state.client.card(),
+            false => card.follow(&self.state.client),
+        }
     }
 
-    /// Notes how long the commands served together took, while they are still where they were
-    /// asked.
-    pub(super) fn note_batches(&self, took: Duration) {
-        let asked = |turn: &&u16| **turn & !super::MUTE != super::OWN;
-        let Some(first) = self.order.iter().find(asked) else { return };
-        let batch = &self.shares[usize::from(first & !super::MUTE)].batch;
-        if batch.is_empty() {
-            return;
-        }
-        self.local.note_round(took, &self.state.client, || {
-            let op = batch.op(0);
-            let name = spec::by_code(op.head.code).map_or_else(String::new, |(row, _)| {
-                let name = spec::full_name(row);
-                name.split('|').next().unwrap_or_default().to_owned()
+    /// Notes what became of the batches that were just answered, and how long each took.
+    pub(super) fn note_batches(&mut self) {
+        for share in &mut self.shares {
+            let Some(took) = share.took.take() else { continue };
+            let batch = &share.batch;
+            self.local.note_batch(took, batch, &share.replies);
+            let Some(first) = batch.heads().next().and_then(|head| spec::by_code(head.code)) else {
+                continue;
+            };
+            self.local.note_round(took, Some(first.0), &self.state.client, || {
+                let op = batch.op(0);
+                let name = spec::full_name(first.0);
+                let name = name.split('|').next().unwrap_or_default();
+                let words: Vec<&[u8]> =
+                    std::iter::once(name.as_bytes()).chain(op.args.iter()).collect();
+                let mut words = latency::clip(words.into_iter());
+                if batch.len() > 1 {
+                    let more = batch.len() - 1;
+                    words.push(format!("... (and {more} more commands with it)").into_bytes());
+                }
+                words
             });
-            let words: Vec<&[u8]> =
-                std::iter::once(name.as_bytes()).chain(op.args.iter()).collect();
-            let mut words = latency::clip(words.into_iter());
-            if self.order.len() > 1 {
-                let more = self.order.len() - 1;
-                words.push(format!("... (and {more} more commands with it)").into_bytes());
-            }
-            words
-        });
+        }
     }
 
     /// Notes how long the command that waited for all before it took.
     pub(super) fn note_said(&mut self, begun: Instant) {
         let said = std::mem::take(&mut self.said);
-        self.local.note_round(begun.elapsed(), &self.state.client, || said);
+        let (took, client) = (begun.elapsed(), &self.state.client);
+        if let Some(spec) = client.last {
+            self.local.spend(spec, took);
+        }
+        self.local.note_round(took, client.last, client, || said);
     }
 
-    /// Carries out a command about the whole node.
+    /// Serves a command about the whole node.
     pub(super) async fn order(&mut self, order: Order) -> io::Result<()> {
-        self.show();
         let mut out = std::mem::take(&mut self.out);
         match order {
-            Order::Ask(question, show) => self.ask_node(question, &show, &mut out).await?,
-            Order::Look(show, words) => self.look(show, &words, &mut out).await?,
-            Order::Monitor => {
-                let (feed, lines) = mpsc::channel(MONITOR_QUEUE);
-                for bucket in &self.local.book.buckets {
-                    let watch = Watch { client: self.state.client.id, feed: feed.clone() };
-                    bucket.send(watch).await.map_err(stopping)?;
-                }
-                self.feed = Some(lines);
-                self.state.client.monitor = true;
-                Reply::new(&mut out, self.state.client.resp3).ok();
-            }
-            Order::Sleep(ms) => {
-                tokio::time::sleep(Duration::from_millis(ms)).await;
-                Reply::new(&mut out, self.state.client.resp3).ok();
-            }
+            Order::Monitor => self.monitor(&mut out).await?,
+            order => self.carry_out(order, &mut out).await?,
         }
+        self.local.note_reply(self.state.client.last, &out);
         if !self.mute {
             self.write(&out).await?;
         }
@@ -117,15 +116,51 @@ impl Session {
         Ok(())
     }
 
+    /// Carries out what a command asks of the node.
+    pub(super) async fn carry_out(&mut self, order: Order, out: &mut Vec<u8>) -> io::Result<()> {
+        self.show();
+        match order {
+            Order::Ask(question, show) => self.ask_node(question, &show, out).await?,
+            Order::Look(show, words) => self.look(show, &words, out).await?,
+            // It answers more than once, so it has no place among a transaction's replies.
+            Order::Monitor => {
+                Reply::new(out, false).error("ERR MONITOR isn't allowed for DENY BLOCKING client")
+            }
+            Order::Sleep(ms) => {
+                tokio::time::sleep(Duration::from_millis(ms)).await;
+                Reply::new(out, self.state.client.resp3).ok();
+            }
+        }
+        Ok(())
+    }
+
+    async fn monitor(&mut self, out: &mut Vec<u8>) -> io::Result<()> {
+        let (feed, lines) = mpsc::channel(MONITOR_QUEUE);
+        for bucket in &self.local.book.buckets {
+            let watch = Watch { client: self.state.client.id, feed: feed.clone() };
+            bucket.send(watch).await.map_err(stopping)?;
+        }
+        self.feed = Some(lines);
+        self.state.client.monitor = true;
+        self.state.redraw = true;
+        Reply::new(out, self.state.client.resp3).ok();
+        Ok(())
+    }
+
     async fn ask_node(
         &mut self,
         question: Question,
         show: &Show,
         out: &mut Vec<u8>,
     ) -> io::Result<()> {
+        let forgets = matches!(question, Question::ForgetCounts);
         let mut told = Vec::new();
         for bucket in &self.local.book.buckets {
             told.push(bucket.send(Ask(question.clone())).await.map_err(stopping)?);
+        }
+        let metrics = self.local.metrics.borrow().clone().filter(|_| forgets);
+        if let Some(metrics) = metrics {
+            metrics.send(Forget).await.map_err(stopping)?;
         }
         let now = (self.local.setup.clock)();
         let slow_max = self.local.facts().settings.size("slowlog-max-len");
@@ -149,6 +184,7 @@ impl Session {
 
     /// Waits until a pause is over, or the Session is to end.
     pub(super) async fn wait_for_pause(&mut self) -> io::Result<()> {
+        self.local.block(true);
         poll_fn(|context| {
             let ends = self.entry.signal.poll(context);
             match !ends && self.local.poll_pause(context) {
@@ -157,6 +193,7 @@ impl Session {
             }
         })
         .await;
+        self.local.block(false);
         match self.entry.signal.is_killed() {
             true => Err(killed()),
             false => Ok(()),

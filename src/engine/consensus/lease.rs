@@ -11,6 +11,8 @@
 //!   its lease up before, and takes none in that term any more once the word has left.
 //! - A change of configuration brings in voters who promised nothing: the lease ends with it.
 //! - A confirmation is tied to the term that asked for it.
+//! - A promise is given back early only when the process it was made to is dead: it answers no
+//!   read, whatever its lease said, and the process that comes after it begins without one.
 
 use super::rules::{Rule, kept};
 use std::collections::VecDeque;
@@ -33,6 +35,11 @@ impl Promise {
     /// The leader was heard at `mono`, or may have been heard before a restart at `mono`.
     pub fn renew(&mut self, mono: u64) {
         self.until = self.until.max(mono + self.length);
+    }
+
+    /// Nobody is left whom it was made to.
+    pub fn release(&mut self) {
+        self.until = 0;
     }
 
     /// Whether a vote at `mono` would break it.

@@ -820,3 +820,34 @@ fn damaged_messages_kill_nobody() {
     }
     assert!(refused > 500, "{refused}");
 }
+
+#[test]
+fn a_dead_leader_is_succeeded_at_once() {
+    let mut cluster = Cluster::led(3);
+    cluster.run(200);
+    cluster.isolate(1);
+    // A promise binds whoever has no evidence of its own.
+    assert!(cluster[2].leader_is_dead(NodeId(1)));
+    cluster[2].campaign();
+    cluster.settle();
+    assert_eq!(cluster[2].role(), Role::Candidate);
+    assert!(cluster[3].leader_is_dead(NodeId(1)));
+    cluster[2].campaign();
+    cluster.settle();
+    assert!(cluster[2].is_serving());
+    assert_eq!(cluster[3].leader(), Some(replica_id(2)));
+}
+
+#[test]
+fn a_death_concerns_who_was_led_by_the_dead() {
+    let mut cluster = Cluster::led(3);
+    cluster.run(200);
+    assert!(!cluster[1].leader_is_dead(NodeId(1)), "a leader knows better");
+    assert!(!cluster[3].leader_is_dead(NodeId(2)), "a follower died");
+    cluster.isolate(3);
+    cluster[3].campaign();
+    cluster.settle();
+    assert_eq!(cluster[3].role(), Role::Follower, "the promise binds");
+    assert!(cluster[3].leader_is_dead(NodeId(1)));
+    assert!(!cluster[3].leader_is_dead(NodeId(1)), "once");
+}

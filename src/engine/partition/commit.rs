@@ -352,8 +352,7 @@ impl<M: Machine> Partition<M> {
 
     /// Logs the intent of a transaction that holds its marks.
     pub(super) fn prepare(&mut self, prepare: Prepare, now: Millis, effects: &mut Vec<Effect>) {
-        let watches =
-            matches!(&prepare.work, Prepared::Share(share) if !share.watched.is_empty());
+        let watches = matches!(&prepare.work, Prepared::Share(share) if !share.watched.is_empty());
         match watches {
             true => self.when_applied(Deferred::Prepare, prepare, now, effects),
             false => self.log_intent(prepare, now, effects),

@@ -36,7 +36,12 @@ impl<M: Machine> Partition<M> {
     }
 
     /// Asks all who may know the outcome of a transaction whose primary lost its memory.
-    pub(super) fn inquire(&mut self, txn: TxnId, neighbours: &Neighbours, effects: &mut Vec<Effect>) {
+    pub(super) fn inquire(
+        &mut self,
+        txn: TxnId,
+        neighbours: &Neighbours,
+        effects: &mut Vec<Effect>,
+    ) {
         let Some(intent) = self.replica.intents().get(&txn) else { return };
         let inquiry = self.inquiries.entry(txn).or_default();
         for &participant in &intent.participants {

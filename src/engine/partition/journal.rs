@@ -387,7 +387,11 @@ impl<M: Machine> Partition<M> {
         let Some(journal) = &mut self.journal else { return };
         if serves && !journal.leads {
             journal.leads = true;
-            // All that was filed in an earlier office has been settled or replaced by now.
+            // What an earlier office proposed is applied by now, or stands in no log that counts:
+            // entries of this term will take its places.
+            for flight in journal.flights.drain(..) {
+                lose(flight.afters, Fate::Deposed, turn);
+            }
             (journal.filed, journal.settled) = (0, 0);
             journal.confirmed = None;
             turn.office = Some(true);

@@ -1,0 +1,196 @@
+//! Who should lead: handing over before a stop, drifting back after a failure, and succeeding a
+//! leader that is known to be dead.
+//!
+//! Raft sees to it that somebody leads; who that is, it leaves to chance. Three wishes are added
+//! here, and none of them is more than a wish: each ends in a transfer or an election that raft may
+//! refuse.
+//!
+//! - A node that stops hands over what it leads, to the reachable replica that lags least.
+//! - Every partition has a *preferred* leader, so that the load is spread. Whoever leads in its
+//!   place hands over once that node has been linked for a while and has caught up, one partition
+//!   of a Bucket at a time.
+//! - When a leader's process is known to be dead, nobody waits for an election timeout: the
+//!   replicas take turns in standing at once, in an order that all of them know.
+
+use super::Bucket;
+use crate::engine::consensus::{Group, Progress, Role};
+use crate::engine::machine::Machine;
+use crate::ids::{Incarnation, NodeId, Now, PartitionId};
+use std::collections::BTreeMap;
+
+/// For how long the preferred leader must have been linked before it is given the lead back, in ms.
+pub const DRIFT_AFTER_MS: u64 = 5_000;
+
+/// Entries that the preferred leader may lack and still count as caught up: they leave with the
+/// transfer, during which nothing is proposed.
+const DRIFT_LAG_MAX: u64 = 256;
+
+/// How long a replica's turn to succeed a dead leader is, in ms. Long enough for a round of votes
+/// and its sync; whoever lacks entries that another has loses it, and the next one stands.
+const TURN_MS: u64 = 75;
+
+/// After so long the election timeouts of the groups have seen to it.
+const SUCCESSION_MS: u64 = 2_000;
+
+/// What a Bucket knows beside raft of who should lead.
+#[derive(Debug)]
+pub struct Wishes {
+    /// By partition.
+    preferred: Vec<NodeId>,
+    /// Since when each life of a node has been linked, in ms of the monotonic clock.
+    linked: BTreeMap<NodeId, (Incarnation, u64)>,
+    /// Partitions whose leader is dead: which node led, and since when that is known.
+    orphans: BTreeMap<PartitionId, (NodeId, u64)>,
+    /// The node stops: it leads as little as it can.
+    retires: bool,
+}
+
+impl Wishes {
+    /// Each partition is to be led by this node if it may.
+    pub fn new(preferred: Vec<NodeId>) -> Wishes {
+        let (linked, orphans) = (BTreeMap::new(), BTreeMap::new());
+        Wishes { preferred, linked, orphans, retires: false }
+    }
+}
+
+impl<M: Machine> Bucket<M> {
+    /// The node stops: hands over every partition led here to the reachable replica that lags
+    /// least. Returns how many are still led here that somebody else could lead. To be called until
+    /// that is none, or patience ends.
+    pub fn hand_over(&mut self) -> usize {
+        self.wishes.retires = true;
+        let mut left = 0;
+        for index in 0..self.partitions.len() {
+            let unreachable = &self.neighbours.unreachable;
+            let Some(partition) = &mut self.partitions[index] else { continue };
+            let Some(journal) = partition.journal_mut() else { continue };
+            let group = journal.group_mut();
+            let reachable = |one: &Progress| one.is_active && !unreachable.contains(&one.id.node());
+            let Some(heir) = heir(group, reachable) else { continue };
+            left += 1;
+            if !group.is_transferring() {
+                group.transfer(heir.id);
+            }
+            self.touch(PartitionId(index as u16));
+        }
+        left
+    }
+
+    /// From now on `node` is to lead the partition, until the process ends. If this node leads it,
+    /// it hands over now. Tells whether it begins to.
+    pub fn prefer(&mut self, id: PartitionId, node: NodeId) -> bool {
+        let Some(preferred) = self.wishes.preferred.get_mut(id.index()) else { return false };
+        *preferred = node;
+        let Some(Some(partition)) = self.partitions.get_mut(id.index()) else { return false };
+        let Some(journal) = partition.journal_mut() else { return false };
+        let group = journal.group_mut();
+        let begun = match group.progress().into_iter().find(|one| one.id.node() == node) {
+            Some(one) => group.transfer(one.id),
+            None => false,
+        };
+        self.touch(id);
+        begun
+    }
+
+    /// The node that is to lead a partition.
+    pub fn preferred(&self, id: PartitionId) -> Option<NodeId> {
+        self.wishes.preferred.get(id.index()).copied()
+    }
+
+    /// Gives a partition back to the leader it is meant to have, one at a time.
+    pub(super) fn drift_back(&mut self, now: Now) {
+        self.note_links(now.mono);
+        let transfers = |one: &super::Partition<M>| {
+            one.journal().is_some_and(|journal| journal.group().is_transferring())
+        };
+        if self.wishes.retires || self.partitions().any(transfers) {
+            return;
+        }
+        for (index, preferred) in self.wishes.preferred.iter().enumerate() {
+            let steady = self
+                .wishes
+                .linked
+                .get(preferred)
+                .is_some_and(|(_, since)| since.saturating_add(DRIFT_AFTER_MS) <= now.mono);
+            let Some(Some(partition)) = self.partitions.get_mut(index).filter(|_| steady) else {
+                continue;
+            };
+            let Some(journal) = partition.journal_mut().filter(|journal| journal.leads()) else {
+                continue;
+            };
+            let group = journal.group_mut();
+            let last = group.last_index();
+            let caught_up = |one: &Progress| {
+                one.id.node() == *preferred
+                    && one.is_active
+                    && one.matched.saturating_add(DRIFT_LAG_MAX) >= last
+            };
+            if heir(group, caught_up).is_some_and(|heir| group.transfer(heir.id)) {
+                self.touch(PartitionId(index as u16));
+                return;
+            }
+        }
+    }
+
+    /// Notes since when each node has been linked, as far as ticks tell.
+    fn note_links(&mut self, mono: u64) {
+        let (lives, unreachable) = (&self.neighbours.lives, &self.neighbours.unreachable);
+        let linked = &mut self.wishes.linked;
+        linked
+            .retain(|node, (life, _)| !unreachable.contains(node) && lives.get(node) == Some(life));
+        for (node, life) in lives.iter().filter(|(node, _)| !unreachable.contains(node)) {
+            linked.entry(*node).or_insert((*life, mono));
+        }
+    }
+
+    /// The process on `node` is dead: no promise made to it binds any more, and its partitions are
+    /// succeeded to without waiting for a timeout. See [`Group::leader_is_dead`] for the evidence
+    /// that this takes.
+    pub fn leader_died(&mut self, node: NodeId, now: Now) {
+        for index in 0..self.partitions.len() {
+            let Some(partition) = &mut self.partitions[index] else { continue };
+            let Some(journal) = partition.journal_mut() else { continue };
+            if journal.group_mut().leader_is_dead(node) {
+                self.wishes.orphans.insert(PartitionId(index as u16), (node, now.mono));
+            }
+        }
+        self.succeed(now);
+    }
+
+    /// Stands for election where a leader is known to be dead and it is this node's turn.
+    pub(super) fn succeed(&mut self, now: Now) {
+        let orphans: Vec<_> = self.wishes.orphans.iter().map(|(id, one)| (*id, *one)).collect();
+        for (id, (dead, since)) in orphans {
+            let passed = now.mono.saturating_sub(since);
+            let Some(Some(partition)) = self.partitions.get_mut(id.index()) else { continue };
+            let node = partition.node();
+            let Some(journal) = partition.journal_mut() else { continue };
+            let group = journal.group_mut();
+            if group.leader().is_some() || passed > SUCCESSION_MS {
+                self.wishes.orphans.remove(&id);
+                continue;
+            }
+            let voters = group.members().voters.iter().map(|voter| voter.node());
+            let left: Vec<NodeId> = voters.filter(|voter| *voter != dead).collect();
+            let turn = id.index() + (passed / TURN_MS) as usize;
+            if !self.wishes.retires && left.get(turn % left.len().max(1)) == Some(&node) {
+                group.campaign();
+                self.touch(id);
+            }
+        }
+    }
+}
+
+/// Of the other voters that `fits`, the one that lags least; none where this replica does not lead.
+fn heir(group: &Group, fits: impl Fn(&Progress) -> bool) -> Option<Progress> {
+    if group.role() != Role::Leader {
+        return None;
+    }
+    let other = |one: &Progress| one.id != group.id() && group.members().votes(one.id);
+    let others = group.progress().into_iter().filter(|one| other(one) && fits(one));
+    // The first of those that lag equally.
+    others.rev().max_by_key(|one| (!one.awaits_snapshot, one.matched))
+}
+
+#[cfg(test)]
+mod tests;
