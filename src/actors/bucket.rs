@@ -367,8 +367,7 @@ impl Bucket {
     /// so whatever completes batches does this before anything else is executed.
     fn answer(&mut self) {
         for (parked, batch, replies) in self.out.completed.drain(..) {
-            if let Some(asker) = self.parked.get_mut(parked.place as usize).and_then(Option::take)
-            {
+            if let Some(asker) = self.parked.get_mut(parked.place as usize).and_then(Option::take) {
                 asker.give(batch, replies);
             }
         }
