@@ -1,18 +1,22 @@
 //! Metrics: asks every actor of the node once a second, and answers those who ask the node.
 
 use crate::actors::book::Book;
-use crate::actors::bucket::{self, Inform, Meet};
+use crate::actors::bucket::{self, Inform, Meet, Move, PartitionReport};
 use crate::actors::coordinator;
 use crate::actors::lock_manager::CountWaiting;
+use crate::actors::log::{self as disk, Log};
 use crate::actors::node::Birth;
-use crate::command::facts::{Calls, Facts, NodeFacts, TableFacts};
+use crate::command::facts::{
+    Calls, ClassFacts, Facts, LogFacts, NodeFacts, PartitionFacts, TableFacts,
+};
 use crate::command::spec;
-use crate::config::{Config, Node};
+use crate::config::{Class, Config, Node};
 use crate::engine::barrier::Standing;
 use crate::engine::slots::Ring;
-use crate::ids::{NodeId, PartitionId};
+use crate::ids::{NodeId, PartitionId, TableIndex};
 use crate::metrics::{Counters, Sample, Series, Snapshot, prometheus};
 use crate::net::http::{Ask, Health};
+use crate::storage::log::Usage;
 use actix::fut::{ActorFutureExt, WrapFuture};
 use actix::{
     Actor, Addr, AsyncContext, Context, Handler, Message, ResponseActFuture, ResponseFuture,
@@ -34,6 +38,7 @@ pub struct Metrics {
     own: Node,
     birth: Birth,
     book: Arc<Book>,
+    disk: Option<Addr<Log>>,
     connected: Arc<AtomicUsize>,
     refused: Arc<AtomicUsize>,
     latest: Snapshot,
@@ -84,6 +89,11 @@ struct Shown {
     /// Clients that a pause holds back.
     blocked: u64,
     unreachable: BTreeSet<NodeId>,
+    /// The partitions held, by number.
+    partitions: Vec<PartitionReport>,
+    /// The latest changes of leaders, oldest first.
+    moves: Vec<Move>,
+    log: Option<Usage>,
 }
 
 /// Look at the node now, for a client that asks for figures.
@@ -113,6 +123,7 @@ impl Metrics {
         own: Node,
         birth: Birth,
         book: Arc<Book>,
+        disk: Option<Addr<Log>>,
         connected: Arc<AtomicUsize>,
         refused: Arc<AtomicUsize>,
     ) -> Metrics {
@@ -123,6 +134,7 @@ impl Metrics {
             own,
             birth,
             book,
+            disk,
             connected,
             refused,
             latest,
@@ -187,6 +199,19 @@ impl Metrics {
             errors_total: Some(counters.errors),
             tables: tables.collect(),
             cluster: self.cluster(&told.unreachable),
+            partitions: self.partitions(),
+            classes: self.classes(),
+            log: told.log.as_ref().map(|log| LogFacts {
+                segments: log.segments,
+                bytes: log.bytes,
+                syncs: log.syncs,
+                batches: log.batches,
+                appended: log.appended,
+            }),
+            led_and_held: (
+                told.partitions.iter().filter(|one| one.role == "leader").count(),
+                told.partitions.len(),
+            ),
             calls: told.calls.iter().map(|(name, calls)| (name.clone(), *calls)).collect(),
             transactions: (snapshot.commits, snapshot.aborts, snapshot.wounds),
             lock_waiting: snapshot.waiting,
@@ -200,10 +225,14 @@ impl Metrics {
         let slots = |node: NodeId| {
             let all = (0..self.config.partitions()).map(PartitionId);
             let led = all.filter(move |id| self.book.leader(*id) == node);
-            led.map(|partition| {
-                let slots = ring.slots_of(partition);
-                (*slots.start(), *slots.end())
-            })
+            let mut runs: Vec<(u16, u16)> = Vec::new();
+            for slots in led.map(|id| ring.slots_of(id)) {
+                match runs.last_mut() {
+                    Some((_, last)) if *last + 1 == *slots.start() => *last = *slots.end(),
+                    _ => runs.push((*slots.start(), *slots.end())),
+                }
+            }
+            runs
         };
         let facts = |node: &Node| NodeFacts {
             node: node.id.0,
@@ -212,12 +241,38 @@ impl Metrics {
             port: node.client,
             peer_port: node.peer,
             linked: !unreachable.contains(&node.id),
-            slots: slots(node.id).collect(),
+            slots: slots(node.id),
         };
         self.config.nodes().iter().map(facts).collect()
     }
 
-    fn status(&self, snapshot: &Snapshot, standing: &Standing) -> serde_json::Value {
+    fn partitions(&self) -> Vec<PartitionFacts> {
+        let ring = Ring::new(self.config.partitions());
+        let facts = |id: PartitionId| {
+            let (slots, leader) = (ring.slots_of(id), self.book.leader(id));
+            let others = self.book.replicas[id.index()].iter().filter(|node| **node != leader);
+            PartitionFacts {
+                slots: (*slots.start(), *slots.end()),
+                leader: leader.0,
+                followers: others.map(|node| node.0).collect(),
+            }
+        };
+        (0..self.config.partitions()).map(PartitionId).map(facts).collect()
+    }
+
+    fn classes(&self) -> Vec<ClassFacts> {
+        let facts = |(number, class): (usize, &Class)| ClassFacts {
+            tables: TableIndex::all()
+                .filter(|table| self.config.class_of_table(*table) == number)
+                .map(|table| table.index() as u8)
+                .collect(),
+            replicas: usize::from(class.replicas),
+            durability: class.durability.name(),
+        };
+        self.config.classes().iter().enumerate().map(facts).collect()
+    }
+
+    fn status(&self, snapshot: &Snapshot, told: &Shown, standing: &Standing) -> serde_json::Value {
         let waiting = match standing {
             Standing::Formed => Vec::new(),
             Standing::Waiting(nodes) => nodes.iter().map(|node| node.0).collect(),
@@ -244,6 +299,23 @@ impl Metrics {
             "waiting_for": waiting,
             "nodes": nodes.collect::<Vec<_>>(),
             "partitions": self.config.partitions(),
+            "tables": self.classes().iter().map(|class| json!({
+                "tables": class.tables,
+                "replicas": class.replicas,
+                "durability": class.durability,
+            })).collect::<Vec<_>>(),
+            "replicas": told.partitions,
+            "moves": told.moves,
+            "log": told.log.as_ref().map(|log| json!({
+                "segments": log.segments,
+                "bytes": log.bytes,
+                "written": log.written,
+                "syncs": log.syncs,
+                "batches": log.batches,
+                "appended": log.appended,
+                "copied": log.copied,
+            })),
+            "unreachable": told.unreachable.iter().map(|node| node.0).collect::<Vec<_>>(),
             "now": snapshot,
         })
     }
@@ -258,7 +330,7 @@ pub async fn answer(mut asks: mpsc::Receiver<Ask>, metrics: Addr<Metrics>) {
 
 type Looked = Option<(Snapshot, Shown, Standing)>;
 
-async fn look(book: Arc<Book>, connected: u64, refused: u64) -> Looked {
+async fn look(book: Arc<Book>, disk: Option<Addr<Log>>, connected: u64, refused: u64) -> Looked {
     let mut told = Shown::default();
     let mut counters = Counters::default();
     let mut snapshot = Snapshot { connected, refused, ..Snapshot::default() };
@@ -276,6 +348,8 @@ async fn look(book: Arc<Book>, connected: u64, refused: u64) -> Looked {
         }
         told.blocked += tally.blocked;
         told.unreachable.extend(report.unreachable);
+        told.partitions.extend(report.partitions);
+        told.moves.extend(report.moves);
         snapshot.batches += report.core.batches;
         snapshot.operations += report.core.operations;
         snapshot.waits += report.core.waits;
@@ -288,6 +362,11 @@ async fn look(book: Arc<Book>, connected: u64, refused: u64) -> Looked {
             sum.0 += items as u64;
             sum.1 += volatile as u64;
         }
+    }
+    told.partitions.sort_unstable_by_key(|one| one.id);
+    told.moves.sort_by_key(|one| one.at_ms);
+    if let Some(disk) = disk {
+        told.log = disk.send(disk::Observe).await.ok();
     }
     snapshot.counters = counters;
     snapshot.waiting = book.locks.send(CountWaiting).await.ok()? as u64;
@@ -327,7 +406,7 @@ impl Handler<Look> for Metrics {
     fn handle(&mut self, _: Look, _: &mut Context<Self>) -> Self::Result {
         let connected = self.connected.load(Ordering::Relaxed) as u64;
         let refused = self.refused.load(Ordering::Relaxed) as u64;
-        Box::pin(look(self.book.clone(), connected, refused))
+        Box::pin(look(self.book.clone(), self.disk.clone(), connected, refused))
     }
 }
 
@@ -368,7 +447,7 @@ impl Handler<Asked> for Metrics {
         }
         let look = ctx.address().send(Look).into_actor(self);
         ctx.spawn(look.map(|looked, metrics, _| {
-            let Ok(Some((snapshot, _, standing))) = looked else { return };
+            let Ok(Some((snapshot, told, standing))) = looked else { return };
             match ask {
                 Ask::Health(answer) => {
                     let health = match standing {
@@ -380,7 +459,7 @@ impl Handler<Asked> for Metrics {
                     let _ = answer.send(health);
                 }
                 Ask::Status(answer) => {
-                    let _ = answer.send(metrics.status(&snapshot, &standing));
+                    let _ = answer.send(metrics.status(&snapshot, &told, &standing));
                 }
                 Ask::Metrics(answer) => {
                     let _ = answer.send(prometheus(&snapshot));

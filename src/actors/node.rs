@@ -198,8 +198,15 @@ pub async fn start(
         archive.clone(),
     );
     let refused = Arc::new(AtomicUsize::new(0));
-    let metrics =
-        Metrics::new(config.clone(), own, birth, book.clone(), connected.clone(), refused.clone());
+    let metrics = Metrics::new(
+        config.clone(),
+        own,
+        birth,
+        book.clone(),
+        log.clone(),
+        connected.clone(),
+        refused.clone(),
+    );
     // Mailboxes keep the order, so whatever a Peer brings finds every book in place.
     if let Some(log) = &log {
         log.do_send(disk::Wire(buckets.clone()));
