@@ -6,6 +6,12 @@
 #   ./test.sh rust         without Python: unit, simulated and cluster tests
 #   ./test.sh clients      redis-py only
 #
+# Nodes are killed, paused and cut off for some seconds a test; for five minutes each, and 20 kills of
+# a leader timed, by
+#
+#   QUORATE_FAULT_SECONDS=300 QUORATE_FAULT_SEED=7 \
+#       cargo test --test history --test cluster -- nemesis:: failover:: --nocapture --test-threads 1
+#
 # Needs cargo, redis-server 7.0 to be compared with and, for the clients, Python 3 with venv. Nothing
 # is installed outside target/. Without redis-server the comparison is skipped, and says so; whatever
 # else is missing fails.
@@ -33,7 +39,7 @@ if [[ $what != clients ]]; then
     cargo test --locked --test tidy --test fuzz_corpus
     step "a cluster of processes"
     cargo test --locked --test cluster
-    step "recorded histories, judged by linearizability checkers"
+    step "recorded histories under faults, judged by linearizability checkers"
     cargo test --locked --test history
     step "20,000 commands side by side with redis-server"
     command -v redis-server >/dev/null || echo "SKIPPED: redis-server is not installed" >&2

@@ -3,6 +3,7 @@
 use serde::Serialize;
 use std::collections::VecDeque;
 use std::fmt::Write;
+use std::sync::atomic::AtomicU64;
 
 /// Seconds that the throughput series remembers.
 pub const SERIES_SECONDS: usize = 3_600;
@@ -72,6 +73,18 @@ pub struct Usage {
     pub own_seconds: f64,
 }
 
+/// What a node's log counted since it was opened; told without asking the log, which may be busy
+/// with a slow disk.
+#[derive(Debug, Default)]
+pub struct LogCounts {
+    /// Syncs.
+    pub syncs: AtomicU64,
+    /// Batches of records written.
+    pub batches: AtomicU64,
+    /// Bytes of them.
+    pub bytes: AtomicU64,
+}
+
 /// What a whole node knows of itself at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Snapshot {
@@ -105,6 +118,12 @@ pub struct Snapshot {
     pub wounds: u64,
     /// Intents and outcomes that are not settled.
     pub unsettled: u64,
+    /// Syncs of its log.
+    pub log_syncs: u64,
+    /// Batches of records written to its log: what came together is one.
+    pub log_batches: u64,
+    /// Bytes of them.
+    pub log_bytes: u64,
     /// Bytes of its tables.
     pub table_bytes: u64,
     /// Items and volatile items, by table.
@@ -242,6 +261,9 @@ pub fn prometheus(snapshot: &Snapshot) -> String {
     );
     metric("received_bytes_total", "counter", "Bytes from clients.", &one(counters.bytes_in));
     metric("sent_bytes_total", "counter", "Bytes to clients.", &one(counters.bytes_out));
+    metric("log_syncs_total", "counter", "Syncs of the log.", &one(snapshot.log_syncs));
+    metric("log_batches_total", "counter", "Writes to the log.", &one(snapshot.log_batches));
+    metric("log_bytes_total", "counter", "Bytes written to the log.", &one(snapshot.log_bytes));
     metric("table_bytes", "gauge", "Bytes of the tables.", &one(snapshot.table_bytes));
     let tables: Vec<(String, u64)> = (0..)
         .zip(&snapshot.tables)

@@ -16,6 +16,8 @@ mod atomicity;
 mod binary;
 #[path = "cluster/catchup.rs"]
 mod catchup;
+#[path = "cluster/classes.rs"]
+mod classes;
 #[path = "cluster/client.rs"]
 mod client;
 #[path = "cluster/commands.rs"]

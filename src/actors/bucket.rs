@@ -23,6 +23,7 @@ use crate::command::order::{Question, Told};
 use crate::engine::barrier::{Hello, Standing};
 use crate::engine::batch::{Batch, Replies};
 use crate::engine::bucket::{self as core, Executed, Outbox, Parked};
+use crate::engine::partition::Partition;
 use crate::engine::partition::snapshots::FromArchive;
 use crate::engine::protocol::{Refusal, Ticket, ToPartition};
 use crate::ids::{Incarnation, Millis, NodeId, Now, PartitionId};
@@ -178,6 +179,16 @@ pub struct Granted {
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Archived(pub PartitionId, pub FromArchive<Redis>);
+
+/// A node's replicas are of this generation.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Reborn(pub NodeId, pub u32);
+
+/// These take the place of the partitions as they were found: this node begins with nothing.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Rejoin(pub Vec<Partition<Redis>>);
 
 /// Have a snapshot made of this partition, if it is here.
 #[derive(Clone, Copy, Message)]
@@ -364,8 +375,7 @@ impl Bucket {
     /// so whatever completes batches does this before anything else is executed.
     fn answer(&mut self) {
         for (parked, batch, replies) in self.out.completed.drain(..) {
-            if let Some(asker) = self.parked.get_mut(parked.place as usize).and_then(Option::take)
-            {
+            if let Some(asker) = self.parked.get_mut(parked.place as usize).and_then(Option::take) {
                 asker.give(batch, replies);
             }
         }
@@ -514,6 +524,22 @@ impl Handler<Archived> for Bucket {
     }
 }
 
+impl Handler<Reborn> for Bucket {
+    type Result = ();
+
+    fn handle(&mut self, Reborn(node, generation): Reborn, _: &mut Context<Self>) {
+        self.core.reborn(node, generation);
+    }
+}
+
+impl Handler<Rejoin> for Bucket {
+    type Result = ();
+
+    fn handle(&mut self, Rejoin(partitions): Rejoin, _: &mut Context<Self>) {
+        partitions.into_iter().for_each(|partition| self.core.place(partition));
+    }
+}
+
 impl Handler<Snapshot> for Bucket {
     type Result = ();
 
@@ -547,7 +573,7 @@ impl Handler<Stand> for Bucket {
 
     fn handle(&mut self, stand: Stand, _: &mut Context<Self>) {
         if stand.0 == Standing::Formed {
-            self.core.form();
+            self.core.form(self.now());
         }
         if let Some(local) = &self.local {
             local.stand(stand.0);

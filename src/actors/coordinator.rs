@@ -5,10 +5,12 @@ use crate::actors::bucket;
 use crate::actors::log::{self as disk, Log};
 use crate::actors::peer::{self, Convey};
 use crate::engine::barrier::{self, Barrier, Hello, Standing};
+use crate::engine::partition::Partition;
 use crate::engine::protocol::{Ended, Term, ToCoordinator, Work};
 use crate::engine::txn::{self, ClientId, Transactions};
 use crate::ids::{Incarnation, Millis, NodeId, PartitionId};
 use crate::net::packet::Packet;
+use actix::fut::{ActorFutureExt, WrapFuture};
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, MessageResult};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,7 +25,6 @@ const TICK: Duration = Duration::from_millis(20);
 const REMIND_AFTER: Duration = Duration::from_secs(3);
 
 /// The actor around [`Barrier`] and [`Transactions`].
-#[derive(Debug)]
 pub struct Coordinator {
     barrier: Barrier,
     transactions: Transactions<crate::command::Redis>,
@@ -35,7 +36,16 @@ pub struct Coordinator {
     log: Option<Addr<Log>>,
     reminded: Instant,
     formed: Option<oneshot::Sender<()>>,
+    /// The generation of this node's replicas.
+    generation: u32,
+    /// There if the node began with an empty disk.
+    rejoin: Option<Rejoin>,
+    /// The replicas are about to be replaced.
+    rejoining: bool,
 }
+
+/// Partitions that begin with nothing, in this generation, each for its Bucket.
+pub type Rejoin = Box<dyn Fn(u32) -> Vec<(usize, Partition<crate::command::Redis>)>>;
 
 /// The address book is ready: the barrier may begin.
 #[derive(Message)]
@@ -100,6 +110,8 @@ impl Coordinator {
         transactions: Transactions<crate::command::Redis>,
         clock: fn() -> Millis,
         formed: oneshot::Sender<()>,
+        generation: u32,
+        rejoin: Option<Rejoin>,
     ) -> Coordinator {
         Coordinator {
             barrier,
@@ -112,6 +124,9 @@ impl Coordinator {
             log: None,
             reminded: Instant::now(),
             formed: Some(formed),
+            generation,
+            rejoin,
+            rejoining: false,
         }
     }
 
@@ -130,8 +145,8 @@ impl Coordinator {
         }
     }
 
-    fn carry_barrier(&mut self, effects: Vec<barrier::Effect>) {
-        let Some(book) = &self.book else { return };
+    fn carry_barrier(&mut self, effects: Vec<barrier::Effect>, ctx: &mut Context<Self>) {
+        let Some(book) = self.book.clone() else { return };
         for effect in effects {
             match effect {
                 barrier::Effect::SayReady => {
@@ -139,20 +154,67 @@ impl Coordinator {
                 }
                 barrier::Effect::Form => {
                     log::info!(target: "barrier", "all nodes are ready, serving");
-                    book.peers.values().for_each(|peer| peer.do_send(peer::Formed));
-                    if let Some(log) = &self.log {
-                        log.do_send(disk::Formed);
-                    }
-                    if let Some(formed) = self.formed.take() {
-                        // Who starts the node may have stopped waiting.
-                        let _ = formed.send(());
-                    }
+                    self.serve();
                 }
+                barrier::Effect::Join => match (self.rejoin.take(), self.log.clone()) {
+                    (Some(rejoin), Some(log)) => self.begin_anew(rejoin, &log, ctx),
+                    _ => {
+                        log::info!(target: "barrier", "the cluster is formed, serving");
+                        self.serve();
+                    }
+                },
             }
+        }
+        if self.rejoining {
+            return;
         }
         let standing = self.barrier.standing();
         for bucket in &book.buckets {
             bucket.do_send(bucket::Stand(standing.clone()));
+        }
+    }
+
+    /// The disk is empty and the cluster is not: what this node promised is lost, so its replicas
+    /// come under another name.
+    fn begin_anew(&mut self, rejoin: Rejoin, log: &Addr<Log>, ctx: &mut Context<Self>) {
+        self.rejoining = true;
+        let raise = log.send(disk::Raise).into_actor(self);
+        ctx.spawn(raise.map(move |generation, coordinator, ctx| {
+            // A Log that is gone has stopped the node.
+            let (Ok(generation), Some(book)) = (generation, coordinator.book.clone()) else {
+                return;
+            };
+            log::warn!(
+                target: "barrier",
+                "the cluster was formed before and the data directory is new: rejoining with \
+                 replicas of generation {generation}"
+            );
+            coordinator.generation = generation;
+            let mut all: BTreeMap<usize, Vec<_>> = BTreeMap::new();
+            for (bucket, partition) in rejoin(generation) {
+                all.entry(bucket).or_default().push(partition);
+            }
+            for (bucket, partitions) in all {
+                book.buckets[bucket].do_send(bucket::Rejoin(partitions));
+            }
+            let reborn = Packet::Replica(generation);
+            book.peers.values().for_each(|peer| peer.do_send(Convey(reborn.clone())));
+            coordinator.rejoining = false;
+            coordinator.serve();
+            coordinator.carry_barrier(Vec::new(), ctx);
+        }));
+    }
+
+    /// The cluster is formed, for good.
+    fn serve(&mut self) {
+        let Some(book) = &self.book else { return };
+        book.peers.values().for_each(|peer| peer.do_send(peer::Formed));
+        if let Some(log) = &self.log {
+            log.do_send(disk::Formed);
+        }
+        if let Some(formed) = self.formed.take() {
+            // Who starts the node may have stopped waiting.
+            let _ = formed.send(());
         }
     }
 
@@ -184,11 +246,11 @@ impl Actor for Coordinator {
 impl Handler<Wire> for Coordinator {
     type Result = ();
 
-    fn handle(&mut self, wire: Wire, _: &mut Context<Self>) {
+    fn handle(&mut self, wire: Wire, ctx: &mut Context<Self>) {
         (self.book, self.log) = (Some(wire.0), wire.1);
         let mut effects = Vec::new();
         self.barrier.start(&mut effects);
-        self.carry_barrier(effects);
+        self.carry_barrier(effects, ctx);
     }
 }
 
@@ -218,25 +280,30 @@ impl Handler<ForCoordinator> for Coordinator {
 impl Handler<NodeUp> for Coordinator {
     type Result = ();
 
-    fn handle(&mut self, NodeUp(hello): NodeUp, _: &mut Context<Self>) {
+    fn handle(&mut self, NodeUp(hello): NodeUp, ctx: &mut Context<Self>) {
         let now = (self.clock)();
         self.transactions.node_up(hello.node, hello.life, now, &mut self.effects);
         self.carry();
+        if self.generation > 1
+            && let Some(peer) = self.book.as_ref().and_then(|book| book.peers.get(&hello.node))
+        {
+            peer.do_send(Convey(Packet::Replica(self.generation)));
+        }
         let mut effects = Vec::new();
         self.barrier.met(&hello, &mut effects);
-        self.carry_barrier(effects);
+        self.carry_barrier(effects, ctx);
     }
 }
 
 impl Handler<NodeDown> for Coordinator {
     type Result = ();
 
-    fn handle(&mut self, NodeDown(node): NodeDown, _: &mut Context<Self>) {
+    fn handle(&mut self, NodeDown(node): NodeDown, ctx: &mut Context<Self>) {
         let now = (self.clock)();
         self.transactions.node_down(node, now, &mut self.effects);
         self.carry();
         self.barrier.lost(node);
-        self.carry_barrier(Vec::new());
+        self.carry_barrier(Vec::new(), ctx);
     }
 }
 
@@ -253,10 +320,10 @@ impl Handler<Led> for Coordinator {
 impl Handler<NodeReady> for Coordinator {
     type Result = ();
 
-    fn handle(&mut self, NodeReady(node, life): NodeReady, _: &mut Context<Self>) {
+    fn handle(&mut self, NodeReady(node, life): NodeReady, ctx: &mut Context<Self>) {
         let mut effects = Vec::new();
         self.barrier.ready(node, life, &mut effects);
-        self.carry_barrier(effects);
+        self.carry_barrier(effects, ctx);
     }
 }
 

@@ -17,7 +17,7 @@ use crate::command::words::Words;
 use crate::config::Limits;
 use crate::engine::barrier::Standing;
 use crate::engine::batch::{Batch, OpCode, Replies};
-use crate::engine::slots::Ring;
+use crate::engine::slots::Atlas;
 use crate::engine::tables::KeyHasher;
 use crate::ids::Millis;
 use crate::metrics::Counters;
@@ -41,8 +41,8 @@ pub const MONITOR_QUEUE: usize = 16 << 10;
 /// What a node's arbiters are given to set themselves up.
 #[derive(Clone, Debug)]
 pub struct Setup {
-    /// Where slots lie.
-    pub ring: Ring,
+    /// Where the slots of each table lie.
+    pub atlas: Atlas,
     /// What places keys in their tables.
     pub hasher: KeyHasher,
     /// What clients may do.

@@ -10,11 +10,15 @@
 use crate::actors::bucket::{self, Bucket};
 use crate::config::Durability;
 use crate::engine::consensus::Persist;
+use crate::engine::record::must_sync;
 use crate::ids::PartitionId;
+use crate::metrics::LogCounts;
 use crate::storage::{Directory, Records, SegmentLog};
 use actix::fut::ActorFuture;
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, MessageResult};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -42,6 +46,7 @@ pub struct Log {
     urgent: bool,
     /// A log that is longer asks for snapshots of what keeps it from being collected.
     bytes_max: u64,
+    counts: Arc<LogCounts>,
     stop: Stop,
 }
 
@@ -73,6 +78,11 @@ pub struct Wire(pub Vec<Addr<Bucket>>);
 #[rtype(result = "()")]
 pub struct Formed;
 
+/// What the node acknowledged is lost: its replicas are of the next generation, the answer.
+#[derive(Message)]
+#[rtype(result = "u32")]
+pub struct Raise;
+
 /// Write everything, and note that the node stops cleanly.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -86,10 +96,25 @@ pub struct Observe;
 impl Log {
     /// The log and the directory around it, as they were opened. Once it is longer than
     /// `bytes_max`, it asks for a snapshot of the partition that needs most of its beginning.
-    pub fn new(log: SegmentLog, directory: Directory, bytes_max: u64, stop: Stop) -> Log {
+    pub fn new(
+        log: SegmentLog,
+        directory: Directory,
+        bytes_max: u64,
+        counts: Arc<LogCounts>,
+        stop: Stop,
+    ) -> Log {
         let (buckets, waiting) = (Vec::new(), Vec::new());
         let records = Records::default();
-        Log { log, directory, buckets, records, waiting, urgent: false, bytes_max, stop }
+        let urgent = false;
+        Log { log, directory, buckets, records, waiting, urgent, bytes_max, counts, stop }
+    }
+
+    /// Tells what was counted.
+    fn count(&self) {
+        let usage = self.log.usage();
+        self.counts.syncs.store(usage.syncs, Ordering::Relaxed);
+        self.counts.batches.store(usage.batches, Ordering::Relaxed);
+        self.counts.bytes.store(usage.appended, Ordering::Relaxed);
     }
 
     /// One write and one sync for all that has come, and word of it to all who asked.
@@ -106,6 +131,7 @@ impl Log {
         {
             return (self.stop)(&error.to_string());
         }
+        self.count();
         for (bucket, numbers) in self.buckets.iter().zip(&mut self.waiting) {
             if !numbers.is_empty() {
                 bucket.do_send(Persisted(std::mem::take(numbers)));
@@ -136,6 +162,7 @@ impl Log {
         if let Err(error) = self.log.sync() {
             (self.stop)(&error.to_string());
         }
+        self.count();
     }
 }
 
@@ -205,6 +232,20 @@ impl Handler<Formed> for Log {
     }
 }
 
+impl Handler<Raise> for Log {
+    type Result = u32;
+
+    fn handle(&mut self, _: Raise, _: &mut Context<Self>) -> u32 {
+        match self.directory.raise_replica() {
+            Ok(generation) => generation as u32,
+            Err(error) => {
+                (self.stop)(&error.to_string());
+                self.directory.replica() as u32
+            }
+        }
+    }
+}
+
 impl Handler<Finish> for Log {
     type Result = ();
 
@@ -260,8 +301,8 @@ impl Link {
             for entry in &persist.entries {
                 records.entry(partition, entry.index, &[&entry.head[..], &entry.data]);
             }
-            let durability = self.durability.get(partition.index()).copied();
-            sync |= !persist.entries.is_empty() && durability != Some(Durability::Interval);
+            let relaxed = self.durability.get(partition.index()) == Some(&Durability::Interval);
+            sync |= persist.entries.iter().any(|entry| !relaxed || must_sync(&entry.data));
             match numbers.last_mut() {
                 Some((last, number)) if *last == partition => *number = persist.number,
                 _ => numbers.push((partition, persist.number)),

@@ -14,7 +14,7 @@ use crate::config::{Class, Config, Node};
 use crate::engine::barrier::Standing;
 use crate::engine::slots::Ring;
 use crate::ids::{NodeId, PartitionId, TableIndex};
-use crate::metrics::{Counters, Sample, Series, Snapshot, prometheus};
+use crate::metrics::{Counters, LogCounts, Sample, Series, Snapshot, prometheus};
 use crate::net::http::{Ask, Health};
 use crate::storage::log::Usage;
 use actix::fut::{ActorFutureExt, WrapFuture};
@@ -38,7 +38,7 @@ pub struct Metrics {
     own: Node,
     birth: Birth,
     book: Arc<Book>,
-    disk: Option<Addr<Log>>,
+    disk: Disk,
     connected: Arc<AtomicUsize>,
     refused: Arc<AtomicUsize>,
     latest: Snapshot,
@@ -67,6 +67,15 @@ impl Before {
         let &Snapshot { expired, hits, misses, refused, .. } = snapshot;
         Before { expired, hits, misses, refused }
     }
+}
+
+/// The node's log, as far as it has one.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    /// Who writes it.
+    pub log: Option<Addr<Log>>,
+    /// What that has counted.
+    pub counts: Arc<LogCounts>,
 }
 
 /// What a second brought.
@@ -123,7 +132,7 @@ impl Metrics {
         own: Node,
         birth: Birth,
         book: Arc<Book>,
-        disk: Option<Addr<Log>>,
+        disk: Disk,
         connected: Arc<AtomicUsize>,
         refused: Arc<AtomicUsize>,
     ) -> Metrics {
@@ -330,7 +339,7 @@ pub async fn answer(mut asks: mpsc::Receiver<Ask>, metrics: Addr<Metrics>) {
 
 type Looked = Option<(Snapshot, Shown, Standing)>;
 
-async fn look(book: Arc<Book>, disk: Option<Addr<Log>>, connected: u64, refused: u64) -> Looked {
+async fn look(book: Arc<Book>, disk: Disk, connected: u64, refused: u64) -> Looked {
     let mut told = Shown::default();
     let mut counters = Counters::default();
     let mut snapshot = Snapshot { connected, refused, ..Snapshot::default() };
@@ -365,10 +374,13 @@ async fn look(book: Arc<Book>, disk: Option<Addr<Log>>, connected: u64, refused:
     }
     told.partitions.sort_unstable_by_key(|one| one.id);
     told.moves.sort_by_key(|one| one.at_ms);
-    if let Some(disk) = disk {
-        told.log = disk.send(disk::Observe).await.ok();
+    if let Some(log) = &disk.log {
+        told.log = log.send(disk::Observe).await.ok();
     }
     snapshot.counters = counters;
+    snapshot.log_syncs = disk.counts.syncs.load(Ordering::Relaxed);
+    snapshot.log_batches = disk.counts.batches.load(Ordering::Relaxed);
+    snapshot.log_bytes = disk.counts.bytes.load(Ordering::Relaxed);
     snapshot.waiting = book.locks.send(CountWaiting).await.ok()? as u64;
     let report = book.coordinator.send(coordinator::Observe).await.ok()?;
     snapshot.active = report.active as u64;

@@ -11,15 +11,15 @@ use crate::actors::metrics::{self, Metrics};
 use crate::actors::peer::{self, Peer};
 use crate::actors::recovery::{self, Found, is_logged};
 use crate::command::Redis;
-use crate::config::{Config, Durability, Service};
+use crate::config::{Class, Config, Durability, Service};
 use crate::engine::barrier::{Barrier, Hello, PROTOCOL_VERSION};
 use crate::engine::bucket as core;
-use crate::engine::slots::Ring;
+use crate::engine::slots::{Atlas, Ring};
 use crate::engine::tables::KeyHasher;
-use crate::engine::txn::Transactions;
+use crate::engine::txn::{Strength, Survives, Transactions};
 use crate::error::{Error, Listen, Result};
 use crate::ids::{Incarnation, Millis, NodeId, PartitionId};
-use crate::metrics::Usage;
+use crate::metrics::{LogCounts, Usage};
 use crate::net::http;
 use crate::net::listen::{TcpListener, listen};
 use actix::{Actor, Addr, Context};
@@ -125,7 +125,7 @@ pub async fn start(
     };
     let connected = Arc::new(AtomicUsize::new(0));
     let setup = Setup {
-        ring: Ring::new(config.partitions()),
+        atlas: Atlas::new(Ring::new(config.partitions()), |table| config.class_of_table(table)),
         hasher,
         limits: config.limits,
         clock: birth.clock,
@@ -135,6 +135,10 @@ pub async fn start(
         table_bytes: Arc::default(),
     };
 
+    // A disk that holds nothing may be one that was lost. Whoever has no peers need not ask.
+    let is_new = found.as_ref().is_some_and(|found| found.directory.is_new());
+    let is_new = is_new && config.nodes().len() > 1;
+    let generation = found.as_ref().map_or(1, Found::generation);
     let arbiters = placement.arbiters();
     let placed = place(&replicas, id, arbiters);
     let mut cores = Vec::new();
@@ -159,14 +163,19 @@ pub async fn start(
                 core.place(found.partition(&config, partition, id, birth.life, hasher)?);
             }
         }
+        if is_new {
+            core.sleep();
+        }
         core.snapshot_after(recovery::share(&config, id, config.replication.snapshot_after));
         cores.push(core);
     }
     let buckets = start_buckets(cores, birth, &setup, &placement);
+    let log_counts = Arc::new(LogCounts::default());
     let (log, archive) = match found {
         Some(found) => {
             found.tell();
-            let (log, archive) = start_disk(found, &config, hasher, birth.stop, &placement);
+            let counts = log_counts.clone();
+            let (log, archive) = start_disk(found, &config, hasher, counts, birth.stop, &placement);
             (Some(log), Some(archive))
         }
         None => (None, None),
@@ -182,10 +191,29 @@ pub async fn start(
     let (tell_formed, formed) = oneshot::channel();
     let lock_wait = setup.limits.lock_wait.as_millis() as u64;
     let mut transactions = Transactions::new(id, birth.life, homes, hasher, lock_wait);
-    let logged = partitions().filter(|id| is_logged(durability[id.index()]));
-    logged.for_each(|id| transactions.replicate(id));
+    partitions().for_each(|id| transactions.keep(id, strength(config.class_of(id))));
     let barrier = Barrier::new(hello, others);
-    let coordinator = Coordinator::new(barrier, transactions, birth.clock, tell_formed).start();
+    let rejoin: Option<coordinator::Rejoin> = is_new.then(|| {
+        let (config, placed, durability) = (config.clone(), placed.clone(), durability.clone());
+        let id_of_node = id;
+        let newborn = move |id: PartitionId, generation| {
+            let partition =
+                recovery::newborn(&config, id, id_of_node, generation, birth.life, hasher);
+            partition.map_err(|error| (birth.stop)(&error.to_string())).ok()
+        };
+        let groups = (0..durability.len() as u16).map(PartitionId);
+        let kept = groups.filter(|id| is_logged(durability[id.index()]));
+        let kept: Vec<_> =
+            kept.filter_map(|id| Some((id, placed.get(id.index()).copied()??))).collect();
+        let rejoin = move |generation| {
+            let reborn = |&(id, bucket)| Some((bucket, newborn(id, generation)?));
+            kept.iter().filter_map(reborn).collect()
+        };
+        Box::new(rejoin) as coordinator::Rejoin
+    });
+    let coordinator =
+        Coordinator::new(barrier, transactions, birth.clock, tell_formed, generation, rejoin)
+            .start();
 
     let book = Book::new(
         id,
@@ -198,12 +226,13 @@ pub async fn start(
         archive.clone(),
     );
     let refused = Arc::new(AtomicUsize::new(0));
+    let disk = metrics::Disk { log: log.clone(), counts: log_counts };
     let metrics = Metrics::new(
         config.clone(),
         own,
         birth,
         book.clone(),
-        log.clone(),
+        disk,
         connected.clone(),
         refused.clone(),
     );
@@ -240,6 +269,16 @@ impl Placement {
             Placement::On { buckets, .. } => buckets.len(),
         }
     }
+}
+
+/// How strongly partitions of a class keep what they are given.
+fn strength(class: Class) -> Strength {
+    let survives = match class.durability {
+        Durability::None => Survives::Nothing,
+        Durability::Interval => Survives::Process,
+        Durability::Sync => Survives::Power,
+    };
+    Strength { copies: class.replicas, survives }
 }
 
 /// Which arbiter each partition of the node goes to: those that it leads first are spread as evenly
@@ -280,18 +319,18 @@ fn start_disk(
     found: Found,
     config: &Config,
     hasher: KeyHasher,
+    counts: Arc<LogCounts>,
     stop: Stop,
     placement: &Placement,
 ) -> (Addr<Log>, Addr<Archive>) {
     let Found { directory, log, snapshots, .. } = found;
     let log_bytes_max = config.replication.snapshot_after + config.replication.retain;
-    let log = move |_: &mut Context<Log>| Log::new(log, directory, log_bytes_max, stop);
+    let log = move |_: &mut Context<Log>| Log::new(log, directory, log_bytes_max, counts, stop);
     let archive = move |_: &mut Context<Archive>| Archive::new(snapshots, hasher, stop);
     match placement {
-        Placement::On { log: log_on, archive: archive_on, .. } => (
-            Log::start_in_arbiter(log_on, log),
-            Archive::start_in_arbiter(archive_on, archive),
-        ),
+        Placement::On { log: log_on, archive: archive_on, .. } => {
+            (Log::start_in_arbiter(log_on, log), Archive::start_in_arbiter(archive_on, archive))
+        }
         Placement::Here => (Log::create(log), Archive::create(archive)),
     }
 }

@@ -405,6 +405,11 @@ impl Peer {
             Packet::Partition(to, message) => book.tell_here(to, message),
             Packet::Raft(messages) => self.on_raft(messages, &book),
             Packet::Leads(partition, node, term) => book.hear_of_leader(partition, node, term),
+            Packet::Replica(generation) => {
+                for bucket in &book.buckets {
+                    bucket.do_send(bucket::Reborn(self.other, generation));
+                }
+            }
             Packet::Transfer(transfer) => {
                 if let Some(archive) = &book.archive {
                     archive.do_send(archive::Carried(self.other, transfer));

@@ -149,18 +149,7 @@ impl Found {
         };
         let (snapshot, replica) = restored.unzip();
         let replica = replica.unwrap_or_else(|| Replica::new(id, hasher));
-        let voters = config.replicas_of(id);
-        let voters = voters.into_iter().map(|node| ReplicaId::new(node, 1)).collect();
-        let generation = self.directory.replica() as u32;
-        let seed = hasher
-            .hash(&[life.0, u64::from(node.0), u64::from(id.0)].map(u64::to_le_bytes).concat());
-        let mut setup = Setup::new(ReplicaId::new(node, generation), voters, seed);
-        let timing = config.replication;
-        setup.tick_ms = (timing.heartbeat.as_millis() as u64 / HEARTBEAT_TICKS as u64).max(1);
-        setup.heartbeat_ticks = HEARTBEAT_TICKS;
-        setup.election_ticks =
-            (timing.election_timeout.as_millis() as u64).div_ceil(setup.tick_ms) as usize;
-        setup.retain_bytes = share(config, node, config.replication.retain);
+        let setup = setup(config, id, node, self.generation(), life, hasher);
         let recovered = RecoveredGroup {
             state: log.state.map(Into::into),
             snapshot: snapshot.clone(),
@@ -177,6 +166,11 @@ impl Found {
         Ok(partition)
     }
 
+    /// The generation of the node's replicas.
+    pub fn generation(&self) -> u32 {
+        self.directory.replica() as u32
+    }
+
     /// Says what was found, once all partitions are made of it.
     pub fn tell(&self) {
         let torn = self.torn.as_ref().map(|torn| format!(", {torn}")).unwrap_or_default();
@@ -190,6 +184,50 @@ impl Found {
             );
         }
     }
+}
+
+/// A partition whose replica begins with nothing, in this generation.
+///
+/// # Errors
+/// When it cannot be begun, which no configuration leads to.
+pub fn newborn(
+    config: &Config,
+    id: PartitionId,
+    node: NodeId,
+    generation: u32,
+    life: Incarnation,
+    hasher: KeyHasher,
+) -> Result<Partition<Redis>> {
+    if config.replicas_of(id).len() == 1 {
+        log::error!(target: "log", "partition {id} had its only copy on the disk that was lost");
+    }
+    let setup = setup(config, id, node, generation, life, hasher);
+    let group = Group::new(&setup, RecoveredGroup::default(), 0)
+        .map_err(|why| Error::Config(format!("partition {id} cannot be begun: {why}")))?;
+    Ok(Partition::replicated(id, node, life, Replica::new(id, hasher), group))
+}
+
+fn setup(
+    config: &Config,
+    id: PartitionId,
+    node: NodeId,
+    generation: u32,
+    life: Incarnation,
+    hasher: KeyHasher,
+) -> Setup {
+    let replicas = config.replicas_of(id);
+    // A sole replica has promised nothing that anybody else relies on.
+    let generation = if replicas.len() == 1 { 1 } else { generation };
+    let voters = replicas.into_iter().map(|node| ReplicaId::new(node, 1)).collect();
+    let seed = [life.0, u64::from(node.0), u64::from(id.0)].map(u64::to_le_bytes).concat();
+    let mut setup = Setup::new(ReplicaId::new(node, generation), voters, hasher.hash(&seed));
+    let timing = config.replication;
+    setup.tick_ms = (timing.heartbeat.as_millis() as u64 / HEARTBEAT_TICKS as u64).max(1);
+    setup.heartbeat_ticks = HEARTBEAT_TICKS;
+    setup.election_ticks =
+        (timing.election_timeout.as_millis() as u64).div_ceil(setup.tick_ms) as usize;
+    setup.retain_bytes = share(config, node, timing.retain);
+    setup
 }
 
 /// A partition's part of what is allowed to a node.

@@ -564,9 +564,9 @@ impl Session {
         match read_versions(&told).filter(|versions| versions.len() == keys.len()) {
             Some(versions) => {
                 let table = self.state.client.table;
-                let ring = &self.local.setup.ring;
+                let atlas = &self.local.setup.atlas;
                 for (key, version) in keys.into_iter().zip(versions) {
-                    let partition = ring.partition_of_key(&key);
+                    let partition = atlas.partition_of_key(table, &key);
                     self.state.watched.push((partition, Watched { table, key, version }));
                 }
                 Reply::new(&mut self.out, false).ok();
@@ -787,7 +787,7 @@ fn request(
 /// Where the client's commands are asked.
 fn place<'a>(client: &Client, local: &'a Local) -> Place<'a> {
     Place {
-        ring: &local.setup.ring,
+        atlas: &local.setup.atlas,
         hasher: local.setup.hasher,
         table: client.table,
         resp3: client.resp3,
@@ -814,7 +814,7 @@ fn enqueue(
     let mut keys = spec.keys.positions(words.len()).map(|at| words.get(at).len());
     let queued = if spec.flags & NO_MULTI != 0 {
         Err("ERR Command not allowed inside a transaction".to_owned())
-    } else if order::grows_when_full(spec, words, local) {
+    } else if order::grows_when_full(spec, words, state.client.table, local) {
         Err(refusal_text(&Refusal::Full))
     } else if keys.any(|length| length > key_max) {
         Err(format!("ERR key is longer than {key_max} bytes"))

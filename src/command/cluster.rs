@@ -9,7 +9,8 @@ use super::number::parse_int;
 use super::order::{Order, Question, Show};
 use super::reply::Reply;
 use super::spec::{
-    ADMIN, DANGEROUS, Doc, Group, LOADING, Merge, NO_KEYS, READONLY, Run, STALE, Spec, Split, data,
+    ADMIN, DANGEROUS, Doc, Group, LOADING, Merge, NO_KEYS, Over, READONLY, Run, STALE, Spec, Split,
+    data,
 };
 use super::words::Words;
 use super::{Call, NOT_AN_INTEGER};
@@ -33,7 +34,7 @@ const CLUSTER: &[Spec] = &[
         doc: doc("3.0.0", "Counts the table's keys in a slot.", "slot") },
     Spec { name: "getkeysinslot", arity: 4, flags: READONLY | STALE, keys: NO_KEYS, run: data(92, get_keys, Split::Slot),
         doc: doc("3.0.0", "Names some of the table's keys in a slot.", "slot count") },
-    Spec { name: "image", arity: 2, flags: READONLY | ADMIN | DANGEROUS, keys: NO_KEYS, run: data(93, image, Split::Everywhere { merge: Merge::Array, locked: true }),
+    Spec { name: "image", arity: 2, flags: READONLY | ADMIN | DANGEROUS, keys: NO_KEYS, run: data(93, image, Split::Everywhere { merge: Merge::Array, locked: true, over: Over::AllTables }),
         doc: doc("7.0.0", "Gives all keys of all tables as they are at one moment, for a backup: an image a partition.", "") },
     Spec { name: "help", arity: 2, flags: LOADING | STALE, keys: NO_KEYS, run: Run::Session(help),
         doc: doc("5.0.0", "Lists the subcommands.", "") },

@@ -8,14 +8,15 @@
 
 use super::Redis;
 use super::number::parse_int;
+use super::rename;
 use super::reply::Reply;
 use super::scan::{self, Walk};
-use super::spec::{Data, Merge, NodeFn, Run, SessionFn, Spec, Split};
+use super::spec::{Data, Merge, NodeFn, Over, Run, SessionFn, Spec, Split};
 use super::words::Words;
 use crate::engine::batch::{Batch, OpHead, Replies};
 use crate::engine::machine::{Access, Machine};
 use crate::engine::protocol::{Claim, Granule, Mode, Share, Work};
-use crate::engine::slots::Ring;
+use crate::engine::slots::{Atlas, Partitions};
 use crate::engine::tables::KeyHasher;
 use crate::ids::{PartitionId, Slot, TableIndex};
 use std::collections::BTreeMap;
@@ -23,8 +24,8 @@ use std::collections::BTreeMap;
 /// Where a command is asked: what turns its keys into places.
 #[derive(Clone, Copy)]
 pub struct Place<'a> {
-    /// Which partition holds a key.
-    pub ring: &'a Ring,
+    /// Which partition holds a table's key.
+    pub atlas: &'a Atlas,
     /// The placing hash inside it.
     pub hasher: KeyHasher,
     /// The table the connection works on.
@@ -81,11 +82,22 @@ impl Place<'_> {
     pub(super) fn head(&self, data: &Data, key: &[u8]) -> OpHead {
         OpHead {
             code: data.code,
-            partition: self.ring.partition_of_key(key),
+            partition: self.partition_of(key),
             table: self.table,
             resp3: self.resp3,
             hash: self.hasher.hash(key),
         }
+    }
+
+    /// The partition that holds a key of the table.
+    #[inline]
+    pub(super) fn partition_of(&self, key: &[u8]) -> PartitionId {
+        self.atlas.partition_of_key(self.table, key)
+    }
+
+    /// The partitions that the table lies in.
+    pub(super) fn partitions(&self) -> Partitions {
+        self.atlas.partitions_of(self.table)
     }
 
     fn head_without_keys(&self, data: &Data, partition: PartitionId) -> OpHead {
@@ -110,21 +122,35 @@ pub fn plan(spec: &Spec, words: Words<'_>, place: &Place<'_>) -> Plan {
         return key_too_long(place);
     }
     match data.split {
-        Split::Everywhere { merge, locked } => {
-            return everywhere(spec, data, merge, locked, words, place);
+        Split::Everywhere { over, merge, locked } => {
+            let partitions = match over {
+                Over::Table => place.partitions(),
+                Over::AllTables => place.atlas.all(),
+                Over::Two => match rename::swapped(words) {
+                    Some((one, other)) if !place.atlas.lie_together(one, other) => {
+                        return Plan::Refused(format!(
+                            "ERR tables {one} and {other} are of different storage classes and \
+                             cannot be swapped: every key would have to move to another partition"
+                        ));
+                    }
+                    Some((one, _)) => place.atlas.partitions_of(one),
+                    // Told by whoever is asked.
+                    None => place.partitions(),
+                },
+            };
+            return everywhere(spec, data, merge, locked, partitions, words, place);
         }
         Split::Scan => {
-            let partition = scan::route(words, place.ring.partitions());
+            let partition = scan::route(words, place.partitions());
             return Plan::One(place.head_without_keys(data, partition));
         }
         Split::Walk => {
-            let partitions = place.ring.partitions();
-            return Plan::Walk(Walk::new(data.code, words, place.table, partitions));
+            return Plan::Walk(Walk::new(data.code, words, place.table, place.partitions()));
         }
         Split::Slot => {
             return match parse_int(words.get(2)) {
                 Some(slot @ 0..16384) => {
-                    let partition = place.ring.partition_of(Slot(slot as u16));
+                    let partition = place.atlas.partition_of(place.table, Slot(slot as u16));
                     Plan::One(place.head_without_keys(data, partition))
                 }
                 Some(_) => Plan::Refused("ERR Invalid slot".into()),
@@ -137,7 +163,7 @@ pub fn plan(spec: &Spec, words: Words<'_>, place: &Place<'_>) -> Plan {
         return gather(spec, data, words, place);
     }
     let mut partitions =
-        spec.keys.positions(words.len()).map(|at| place.ring.partition_of_key(words.get(at)));
+        spec.keys.positions(words.len()).map(|at| place.partition_of(words.get(at)));
     let first = partitions.next();
     if partitions.all(|partition| Some(partition) == first) {
         return Plan::One(place.head(data, words.get(spec.keys.first as usize)));
@@ -164,11 +190,12 @@ fn everywhere(
     data: &Data,
     merge: Merge,
     locked: bool,
+    partitions: Partitions,
     words: Words<'_>,
     place: &Place<'_>,
 ) -> Plan {
-    let partitions = (0..place.ring.partitions()).map(PartitionId);
     let batches: Vec<(PartitionId, Batch)> = partitions
+        .iter()
         .map(|partition| {
             let mut batch = Batch::new();
             batch.push(place.head_without_keys(data, partition), words.from(1));
@@ -214,7 +241,8 @@ fn gather(spec: &Spec, data: &Data, words: Words<'_>, place: &Place<'_>) -> Plan
     Redis::keys(&script.op(0), &mut |table, key| {
         too_long |= key.len() > place.key_bytes_max;
         let granule = Granule::Key(table, key.to_vec());
-        let claims = &mut shares.entry(place.ring.partition_of_key(key)).or_default().claims;
+        let partition = place.atlas.partition_of_key(table, key);
+        let claims = &mut shares.entry(partition).or_default().claims;
         claims.push(Claim { granule, access: spec.access() });
     });
     if too_long {

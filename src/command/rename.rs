@@ -2,9 +2,10 @@
 
 use super::number::parse_int;
 use super::spec::{
-    DANGEROUS, DENYOOM, Doc, FAST, Group, KEY, KEYSPACE, Keys, Merge, NO_KEYS, Spec, Split, WRITE,
-    data, reaching,
+    DANGEROUS, DENYOOM, Doc, FAST, Group, KEY, KEYSPACE, Keys, Merge, NO_KEYS, Over, Spec, Split,
+    WRITE, data, reaching,
 };
+use super::words::Words;
 use super::{Call, NOT_AN_INTEGER, SYNTAX};
 use crate::engine::batch::Args;
 use crate::engine::tables::Expires;
@@ -20,14 +21,14 @@ const fn doc(
 }
 
 const TWO_KEYS: Keys = Keys { first: 1, last: 2, step: 1 };
-const EVERYWHERE: Split = Split::Everywhere { merge: Merge::Status, locked: true };
+const EVERYWHERE: Split = Split::Everywhere { over: Over::Two, merge: Merge::Status, locked: true };
 
 #[rustfmt::skip]
 pub(super) const COMMANDS: &[Spec] = &[
     Spec { name: "copy", arity: -3, flags: WRITE | DENYOOM, keys: TWO_KEYS, run: reaching(57, copy, Split::Gather, copy_reach),
         doc: doc("6.2.0", "O(N) with N the length of the value", "Copies a key's value and expiry to another key.",
             "source destination [DB destination-db] [REPLACE]") },
-    Spec { name: "move", arity: 3, flags: WRITE | FAST, keys: KEY, run: reaching(58, move_to, Split::Single, move_reach),
+    Spec { name: "move", arity: 3, flags: WRITE | FAST, keys: KEY, run: reaching(58, move_to, Split::Gather, move_reach),
         doc: doc("1.0.0", "O(1)", "Moves a key to another table.", "key db") },
     Spec { name: "rename", arity: 3, flags: WRITE, keys: TWO_KEYS, run: data(59, rename, Split::Gather),
         doc: doc("1.0.0", "O(N) with N the length of the value", "Renames a key, whatever the new name held.", "key newkey") },
@@ -150,6 +151,11 @@ fn move_to(call: &mut Call<'_>) {
         call.remove();
     }
     call.reply.int(i64::from(moved));
+}
+
+/// The tables that a `SWAPDB` names, if both are tables.
+pub(super) fn swapped(words: Words<'_>) -> Option<(TableIndex, TableIndex)> {
+    Some((table_index(words.get(1)).ok()?, table_index(words.get(2)).ok()?))
 }
 
 fn swapdb(call: &mut Call<'_>) {

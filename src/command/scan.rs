@@ -3,9 +3,12 @@
 //! None of them locks anything, and none holds a partition up for longer than [`CELLS_MAX`] cells
 //! take. A cursor of `SCAN` names the partition that goes on, plus one, in its upper sixteen bits,
 //! and a place in that partition's table below ([`crate::engine::table`] tells why it survives
-//! growth); a scan goes from the last partition to the first, so that whoever is asked knows by
-//! its own number whether another one follows. `KEYS` is a scan that the session drives to its
-//! end ([`Walk`]), `RANDOMKEY` a question to one partition after the other until one has a key.
+//! growth); a scan goes from the last partition of the table to the first, so that whoever is asked
+//! names the next one without knowing how many there are. Partition 0 knows that none follows. The
+//! first one of a later storage class does not: it names the last one of the class before, and a
+//! cursor that leads out of the table is the end of its scan. `KEYS` is a scan that the session
+//! drives to its end ([`Walk`]), `RANDOMKEY` a question to one partition after the other until one
+//! has a key.
 
 use super::glob;
 use super::number::parse_int;
@@ -14,6 +17,7 @@ use super::spec::{DANGEROUS, Doc, Group, NO_KEYS, READONLY, Spec, Split, data};
 use super::words::Words;
 use super::{Call, NOT_AN_INTEGER, SYNTAX};
 use crate::engine::batch::{Batch, OpCode, OpHead};
+use crate::engine::slots::Partitions;
 use crate::engine::table::CURSOR_BITS;
 use crate::ids::{PartitionId, TableIndex};
 
@@ -69,6 +73,12 @@ impl Cursor {
         }
     }
 
+    /// Where it leads, if it is not the beginning.
+    fn partition(self) -> Option<PartitionId> {
+        // A turn has sixteen bits.
+        self.turn.checked_sub(1).map(|partition| PartitionId(partition as u16))
+    }
+
     fn encode(self) -> u64 {
         self.turn << CURSOR_BITS | self.place
     }
@@ -90,13 +100,15 @@ impl Cursor {
     }
 }
 
-/// The partition that a `SCAN` goes on in. One that does not exist, or no cursor at all, is sent
-/// somewhere, to be answered there.
-pub(super) fn route(words: Words<'_>, partitions: u16) -> PartitionId {
-    let turn = Cursor::parse(words.get(1)).map_or(0, |cursor| cursor.turn);
-    let partitions = u64::from(partitions.max(1));
-    // Before 0 comes the last one.
-    PartitionId(((turn + partitions - 1) % partitions) as u16)
+/// The partition of these that a `SCAN` goes on in. A cursor that leads to none of them, or none at
+/// all, is sent somewhere, to be answered there.
+pub(super) fn route(words: Words<'_>, partitions: Partitions) -> PartitionId {
+    let cursor = Cursor::parse(words.get(1)).unwrap_or(Cursor { turn: 0, place: 0 });
+    match cursor.partition() {
+        None => partitions.last(),
+        Some(partition) if partitions.contains(partition) => partition,
+        Some(_) => partitions.first(),
+    }
 }
 
 /// The options of `SCAN`.
@@ -135,6 +147,11 @@ fn scan(call: &mut Call<'_>) {
         Ok(options) => options,
         Err(error) => return call.reply.error(error),
     };
+    if cursor.partition().is_some_and(|partition| partition != call.partition) {
+        call.reply.array(2);
+        call.reply.bulk(b"0");
+        return call.reply.array(0);
+    }
     let mut found = 0;
     let mut elements = Vec::new();
     let mut element = Reply::new(&mut elements, false);
@@ -186,7 +203,7 @@ fn randomkey(call: &mut Call<'_>) {
 #[derive(Debug)]
 pub struct Walk {
     table: TableIndex,
-    partitions: u16,
+    partitions: Partitions,
     errand: Errand,
 }
 
@@ -210,12 +227,17 @@ enum Errand {
 
 impl Walk {
     /// A walk for a request whose row says [`Split::Walk`].
-    pub(super) fn new(code: OpCode, words: Words<'_>, table: TableIndex, partitions: u16) -> Walk {
+    pub(super) fn new(
+        code: OpCode,
+        words: Words<'_>,
+        table: TableIndex,
+        partitions: Partitions,
+    ) -> Walk {
         let errand = match code.0 {
             RANDOMKEY => Errand::Random { dice: 0, asked: 0, answer: None },
             _ => Errand::Keys {
                 pattern: words.get(1).to_vec(),
-                next: Some(Cursor::of(PartitionId(partitions.saturating_sub(1)), 0)),
+                next: Some(Cursor::of(partitions.last(), 0)),
                 found: Vec::new(),
                 count: 0,
                 partition: 0,
@@ -245,19 +267,18 @@ impl Walk {
         match &self.errand {
             Errand::Keys { pattern, next, .. } => {
                 let cursor = (*next)?;
-                let partition = PartitionId((cursor.turn - 1) as u16);
+                let partition = cursor.partition()?;
                 let (at, cells) = (cursor.encode().to_string(), CELLS_MAX.to_string());
                 let args = [at.as_bytes(), b"MATCH", pattern, b"COUNT", cells.as_bytes()];
                 batch.push(head(SCAN, partition), args);
                 Some(partition)
             }
             Errand::Random { dice, asked, answer } => {
-                if answer.is_some() || *asked == self.partitions {
+                let count = self.partitions.count();
+                if answer.is_some() || *asked == count {
                     return None;
                 }
-                let turn = (dice % u64::from(self.partitions) + u64::from(*asked))
-                    % u64::from(self.partitions);
-                let partition = PartitionId(turn as u16);
+                let partition = self.partitions.at(dice % u64::from(count) + u64::from(*asked));
                 let args = [(*dice as i64).to_string()];
                 batch.push(head(RANDOMKEY, partition), args.iter().map(String::as_bytes));
                 Some(partition)
@@ -288,7 +309,8 @@ impl Walk {
                 *steps += 1;
                 let turn = next.map_or(0, |cursor| cursor.turn);
                 // A cursor only ever goes down: whatever a peer answers, the walk ends.
-                *next = Some(cursor).filter(|next| next.turn > 0 && next.turn <= turn);
+                let first = u64::from(self.partitions.first().0);
+                *next = Some(cursor).filter(|next| next.turn > first && next.turn <= turn);
                 if cursor.turn != turn {
                     if *steps > 1 {
                         *count -= drop_duplicates(found, *partition);

@@ -7,7 +7,7 @@ use super::order::{Order, Question, Show};
 use super::reply::Reply;
 use super::spec::{
     self, ADMIN, CONNECTION, DANGEROUS, Doc, FAST, Group, KEYSPACE, LOADING, Merge, NO_KEYS,
-    NOSCRIPT, READONLY, Run, STALE, Spec, Split, WRITE, data,
+    NOSCRIPT, Over, READONLY, Run, STALE, Spec, Split, WRITE, data,
 };
 use super::words::{Phrase, Words};
 use super::{Call, SYNTAX, glob, info};
@@ -22,8 +22,10 @@ const fn doc(
     Doc { group: Group::Server, since, complexity, summary, syntax }
 }
 
-const GLANCE: Split = Split::Everywhere { merge: Merge::Sum, locked: false };
-const FLUSH: Split = Split::Everywhere { merge: Merge::Status, locked: true };
+const GLANCE: Split = Split::Everywhere { over: Over::Table, merge: Merge::Sum, locked: false };
+const FLUSH: Split = Split::Everywhere { over: Over::Table, merge: Merge::Status, locked: true };
+const FLUSH_ALL: Split =
+    Split::Everywhere { over: Over::AllTables, merge: Merge::Status, locked: true };
 
 #[rustfmt::skip]
 pub(super) const COMMANDS: &[Spec] = &[
@@ -34,7 +36,7 @@ pub(super) const COMMANDS: &[Spec] = &[
         doc: doc("2.0.0", "O(1)", "Holds the commands on the configuration.", "") },
     Spec { name: "dbsize", arity: 1, flags: READONLY | FAST | KEYSPACE, keys: NO_KEYS, run: data(80, dbsize, GLANCE),
         doc: doc("1.0.0", "O(1)", "Counts the keys of the table.", "") },
-    Spec { name: "flushall", arity: -1, flags: WRITE | KEYSPACE | DANGEROUS, keys: NO_KEYS, run: data(81, flushall, FLUSH),
+    Spec { name: "flushall", arity: -1, flags: WRITE | KEYSPACE | DANGEROUS, keys: NO_KEYS, run: data(81, flushall, FLUSH_ALL),
         doc: doc("1.0.0", "O(N) with N the number of keys", "Deletes the keys of all tables at one moment.", "[ASYNC | SYNC]") },
     Spec { name: "flushdb", arity: -1, flags: WRITE | KEYSPACE | DANGEROUS, keys: NO_KEYS, run: data(82, flushdb, FLUSH),
         doc: doc("1.0.0", "O(N) with N the number of keys", "Deletes the keys of the table at one moment.", "[ASYNC | SYNC]") },

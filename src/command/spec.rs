@@ -287,13 +287,26 @@ pub enum Split {
     Walk,
     /// It has no keys and asks the partition of the slot that its third word names.
     Slot,
-    /// It has no keys and asks every partition.
+    /// It has no keys and asks every partition of some tables.
     Everywhere {
+        /// Of which tables.
+        over: Over,
         /// What becomes of the replies.
         merge: Merge,
         /// All partitions at one moment, or each at its own.
         locked: bool,
     },
+}
+
+/// The tables whose partitions a command asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    /// The one that the connection works on.
+    Table,
+    /// All of them.
+    AllTables,
+    /// The two that it names.
+    Two,
 }
 
 /// How the replies of a split command become one.

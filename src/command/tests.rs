@@ -13,7 +13,7 @@ use super::{Redis, resolve, spec};
 use crate::engine::batch::{Batch, OpHead, Replies};
 use crate::engine::machine::Machine;
 use crate::engine::protocol::{Granule, Mode, Work};
-use crate::engine::slots::Ring;
+use crate::engine::slots::{Atlas, Ring};
 use crate::engine::tables::{KeyHasher, Tables};
 use crate::ids::{Millis, PartitionId};
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ use std::fmt::Write;
 
 /// A cluster reduced to its partitions and one client.
 pub(super) struct Cluster {
-    ring: Ring,
+    atlas: Atlas,
     hasher: KeyHasher,
     partitions: Vec<Tables>,
     pub(super) client: Client,
@@ -32,12 +32,16 @@ pub(super) struct Cluster {
 
 impl Cluster {
     pub(super) fn new(partitions: u16) -> Cluster {
+        Cluster::of(Atlas::new(Ring::new(partitions), |_| 0))
+    }
+
+    fn of(atlas: Atlas) -> Cluster {
         let hasher = KeyHasher::new(7);
         let now = Millis(1_700_000_000_000);
         Cluster {
-            ring: Ring::new(partitions),
+            partitions: atlas.all().iter().map(|_| Tables::new(hasher)).collect(),
+            atlas,
             hasher,
-            partitions: (0..partitions).map(|_| Tables::new(hasher)).collect(),
             client: Client::new(9, "127.0.0.1:5000".into(), "127.0.0.1:7001".into(), now),
             facts: Facts { now, ..Facts::default() },
             now,
@@ -53,7 +57,7 @@ impl Cluster {
         let Some(spec) = resolve(words, &mut reply) else { return (out, "refused".into()) };
         let place = Place {
             key_bytes_max: super::KEY_BYTES_MAX,
-            ring: &self.ring,
+            atlas: &self.atlas,
             hasher: self.hasher,
             table: self.client.table,
             resp3: self.client.resp3,
@@ -173,7 +177,9 @@ impl Cluster {
         for op in batch.iter() {
             assert_eq!(op.head.partition, partition);
             assert!(Redis::knows(op.head.code));
-            Redis::keys(&op, &mut |_, key| assert_eq!(self.ring.partition_of_key(key), partition));
+            Redis::keys(&op, &mut |table, key| {
+                assert_eq!(self.atlas.partition_of_key(table, key), partition);
+            });
             tables.begin(self.now, Redis::access(op.head.code));
             Redis::run(&op, tables, self.now, &mut replies.bytes);
             replies.end();
@@ -220,8 +226,51 @@ impl goldenscript::Runner for Cluster {
 }
 
 fn script(name: &str) {
+    script_of(&mut Cluster::new(4), name);
+}
+
+fn script_of(cluster: &mut Cluster, name: &str) {
     let path = format!("{}/tests/scripts/plan/{name}", env!("CARGO_MANIFEST_DIR"));
-    goldenscript::run(&mut Cluster::new(4), path).unwrap();
+    goldenscript::run(cluster, path).unwrap();
+}
+
+/// Three storage classes of four partitions: tables 1 and 2 are of the second, table 3 of the third,
+/// all others of the first.
+fn of_three_classes() -> Cluster {
+    Cluster::of(Atlas::new(Ring::new(4), |table| match table.index() {
+        1 | 2 => 1,
+        3 => 2,
+        _ => 0,
+    }))
+}
+
+#[test]
+fn classes() {
+    script_of(&mut of_three_classes(), "classes");
+}
+
+#[test]
+fn a_scan_stays_in_its_table() {
+    for table in 0..4 {
+        let mut cluster = of_three_classes();
+        for other in 0..4 {
+            reply_of(&mut cluster, &format!("select {other}"));
+            for n in 0..50 {
+                reply_of(&mut cluster, &format!("set {other}:{n} x"));
+            }
+        }
+        reply_of(&mut cluster, &format!("select {table}"));
+        let mut names: Vec<String> = (0..50).map(|n| format!("{table}:{n}")).collect();
+        names.sort();
+        let mut keys = scanned(&mut cluster, " COUNT 7", |_| {});
+        keys.sort();
+        assert_eq!(keys, names, "SCAN of table {table}");
+        let listed = reply_of(&mut cluster, "keys *");
+        assert!(names.iter().all(|name| listed.contains(&format!("{name}\r\n"))), "{listed}");
+        assert!(listed.starts_with("*50\r\n"), "{listed}");
+        let some = reply_of(&mut cluster, "randomkey");
+        assert!(some.contains(&format!("\r\n{table}:")), "{some}");
+    }
 }
 
 #[test]
@@ -375,7 +424,7 @@ fn merging_survives_peers_that_answer_nonsense() {
     let mut cluster = Cluster::new(8);
     let place = Place {
         key_bytes_max: super::KEY_BYTES_MAX,
-        ring: &cluster.ring,
+        atlas: &cluster.atlas,
         hasher: cluster.hasher,
         table: cluster.client.table,
         resp3: false,

@@ -22,8 +22,8 @@ use super::plan::{DAMAGED, Layout, Piece, Place, Plan, integer, plan};
 use super::reply::Reply;
 use super::server::flushes;
 use super::spec::{
-    ALLOW_BUSY, Control, Data, Doc, FAST, Group, KEYS, LOADING, Merge, NO_KEYS, NOSCRIPT, Run,
-    SKIP_SLOWLOG, STALE, Spec, Split,
+    ALLOW_BUSY, Control, Data, Doc, FAST, Group, KEYS, LOADING, Merge, NO_KEYS, NOSCRIPT, Over,
+    Run, SKIP_SLOWLOG, STALE, Spec, Split,
 };
 use super::words::{Phrase, Words};
 use super::{Call, Redis};
@@ -216,7 +216,7 @@ enum Drafted {
 }
 
 /// A command that counts the keys of a table.
-const COUNTS: Split = Split::Everywhere { merge: Merge::Sum, locked: false };
+const COUNTS: Split = Split::Everywhere { over: Over::Table, merge: Merge::Sum, locked: false };
 
 impl Draft {
     fn add(&mut self, spec: &'static Spec, phrase: Phrase, place: &Place<'_>) {
@@ -253,7 +253,7 @@ impl Draft {
         let op = self.script.op(self.script.len() - 1);
         let (claims, touched) = (&mut self.claims, &mut self.touched);
         Redis::keys(&op, &mut |table, key| {
-            let partition = place.ring.partition_of_key(key);
+            let partition = place.atlas.partition_of_key(table, key);
             let granule = Granule::Key(table, key.to_vec());
             claims.entry(partition).or_default().push(Claim { granule, access: spec.access() });
             if spec.access() == Access::Write {
@@ -296,7 +296,7 @@ impl Draft {
             plus.push((head.partition, batch.len() as u32 - 1));
         };
         let counted = !self.touched.emptied.contains(&place.table);
-        for partition in (0..place.ring.partitions()).map(PartitionId).filter(|_| counted) {
+        for partition in place.partitions().iter().filter(|_| counted) {
             ask(OpHead { partition, hash: 0, ..place.head(&data, b"") }, None);
         }
         for ((table, key), before) in &self.touched.keys {
@@ -389,7 +389,7 @@ impl Draft {
 
 /// Whether a key exists, as an operation without its argument.
 fn exists(table: TableIndex, key: &[u8], place: &Place<'_>) -> OpHead {
-    let partition = place.ring.partition_of_key(key);
+    let partition = place.atlas.partition_of_key(table, key);
     let hash = place.hasher.hash(key);
     OpHead { code: OpCode(EXISTS), partition, table, resp3: false, hash }
 }

@@ -75,8 +75,10 @@ pub enum Standing {
 pub enum Effect {
     /// Tell every other node that this one has met all.
     SayReady,
-    /// Serve.
+    /// Serve: all are ready for the first time.
     Form,
+    /// Serve, in a cluster that was formed before.
+    Join,
 }
 
 /// The barrier of one node.
@@ -126,7 +128,7 @@ impl Barrier {
         self.ready.retain(|node, life| *node != hello.node || *life == hello.life);
         if hello.formed && !self.own.formed {
             self.own.formed = true;
-            effects.push(Effect::Form);
+            effects.push(Effect::Join);
         }
         self.advance(effects);
     }

@@ -15,6 +15,7 @@ pub use self::leadership::DRIFT_AFTER_MS;
 use self::leadership::Wishes;
 use crate::engine::batch::{Batch, Op, OpHead, Replies};
 use crate::engine::consensus::Persist;
+use crate::engine::consensus::ReplicaId;
 use crate::engine::machine::{Access, Machine};
 use crate::engine::partition::journal::{Fate, Turn, Waiter};
 use crate::engine::partition::snapshots::{FromArchive, ToArchive};
@@ -37,6 +38,9 @@ const EXPIRE_STEPS_MAX: usize = 16;
 /// A step that removes at least so many items is followed by another one: as in Redis, the work
 /// grows with what there is to do, up to a bound.
 const EXPIRE_MORE: usize = 64;
+
+/// Messages of groups that are kept while theirs take no part yet.
+const TOLD_ASLEEP_MAX: usize = 4096;
 
 /// Names a batch that waits: its place among those that do, and how often that place was used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -173,6 +177,10 @@ pub struct Bucket<M> {
     /// The log that a partition may write between two snapshots.
     snapshot_after: u64,
     orders: Vec<ToArchive>,
+    /// The generation of each other node's replicas, where it said one.
+    generations: BTreeMap<NodeId, u32>,
+    /// What the groups were told while they take no part.
+    asleep: Option<Vec<(PartitionId, Bytes)>>,
 }
 
 impl<M: Machine> Bucket<M> {
@@ -208,6 +216,8 @@ impl<M: Machine> Bucket<M> {
             turn: Turn::default(),
             snapshot_after: u64::MAX,
             orders: Vec::new(),
+            generations: BTreeMap::new(),
+            asleep: None,
         }
     }
 
@@ -390,6 +400,13 @@ impl<M: Machine> Bucket<M> {
     /// # Errors
     /// In words, when it is no such message: the sender is not what it should be.
     pub fn raft(&mut self, to: PartitionId, message: &Bytes, now: Now) -> Result<(), String> {
+        if let Some(told) = &mut self.asleep {
+            // What does not fit is said again.
+            if told.len() < TOLD_ASLEEP_MAX {
+                told.push((to, message.clone()));
+            }
+            return Ok(());
+        }
         let Some(Some(partition)) = self.partitions.get_mut(to.index()) else { return Ok(()) };
         let Some(journal) = partition.journal_mut() else { return Ok(()) };
         journal.group_mut().step(message, now.mono)?;
@@ -510,6 +527,11 @@ impl<M: Machine> Bucket<M> {
 
     /// Passes on what a turn brought.
     fn finish(&mut self, id: PartitionId, turn: &mut Turn, out: &mut Outbox) {
+        turn.messages.retain(|message| self.lives(message.to));
+        turn.orders.retain(|order| match order {
+            ToArchive::Send(outgoing) => self.lives(outgoing.to),
+            _ => true,
+        });
         out.raft
             .extend(turn.messages.drain(..).map(|message| (message.to.node(), id, message.bytes)));
         out.persists.extend(turn.persists.drain(..).map(|persist| (id, persist)));
@@ -566,6 +588,9 @@ impl<M: Machine> Bucket<M> {
 
     /// A step of the groups' clocks: elections and heartbeats. To be called often, at any pace.
     pub fn beat(&mut self, now: Now) {
+        if self.asleep.is_some() {
+            return;
+        }
         self.succeed(now);
         for index in 0..self.partitions.len() {
             let Some(partition) = &mut self.partitions[index] else { continue };
@@ -583,6 +608,7 @@ impl<M: Machine> Bucket<M> {
         for index in 0..self.partitions.len() {
             let Some(partition) = &mut self.partitions[index] else { continue };
             partition.tick(now.wall, &self.neighbours, &mut out.effects);
+            partition.renew_members(&self.generations);
             if partition.snapshot_is_due(self.snapshot_after, now.mono) {
                 partition.ask_for_snapshot(&mut self.orders);
                 let orders = self.orders.drain(..);
@@ -662,7 +688,11 @@ impl<M: Machine> Bucket<M> {
     }
 
     /// The cluster is formed: the first leaders of new groups stand for election.
-    pub fn form(&mut self) {
+    pub fn form(&mut self, now: Now) {
+        for (partition, message) in self.asleep.take().into_iter().flatten() {
+            // A reborn replica is told what was meant for the one before it.
+            let _ = self.raft(partition, &message, now);
+        }
         for index in 0..self.partitions.len() {
             let Some(partition) = &mut self.partitions[index] else { continue };
             let first = self.neighbours.homes.get(index) == Some(&partition.node());
@@ -674,6 +704,23 @@ impl<M: Machine> Bucket<M> {
                 self.touch(PartitionId(index as u16));
             }
         }
+    }
+
+    /// The groups take no part until the cluster is formed: with a disk that holds nothing, this
+    /// node cannot know yet whether its replicas have promised anything to anybody.
+    pub fn sleep(&mut self) {
+        self.asleep = Some(Vec::new());
+    }
+
+    /// A node tells the generation of its replicas: earlier ones have lost what they promised.
+    pub fn reborn(&mut self, node: NodeId, generation: u32) {
+        let known = self.generations.entry(node).or_insert(generation);
+        *known = generation.max(*known);
+    }
+
+    /// Whether a replica may still be there.
+    fn lives(&self, id: ReplicaId) -> bool {
+        self.generations.get(&id.node()).is_none_or(|generation| id.generation() >= *generation)
     }
 
     /// Whether nothing waits and nothing is locked.

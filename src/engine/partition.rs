@@ -19,6 +19,7 @@
 mod commit;
 mod inquiry;
 pub mod journal;
+mod renewal;
 pub mod snapshots;
 
 use crate::engine::batch::Op;

@@ -245,6 +245,9 @@ pub struct Prepare {
     pub primary_life: Incarnation,
     /// All participants, the primary among them, in order.
     pub participants: Vec<PartitionId>,
+    /// A participant's writes survive a loss of power: wherever there is a log, this and the
+    /// decision are synced before they count, however weak the participant itself is.
+    pub synced: bool,
     /// The term that granted the locks, when they were taken beforehand by [`Lock`].
     pub term: Option<Term>,
     /// What is to be done.

@@ -7,6 +7,8 @@
 //! | version | stamp  | section | section | ..
 //! | 1 byte  | 8      |
 //!
+//!   version: seven bits, above them whether the entry is to be synced whatever its table says
+//!
 //!   section: | kind, 1 | bytes, 4 | what the kind says |
 //!      runs: | arguments, 4 | operations, 4 | ends | heads | argument bytes |
 //! ```
@@ -27,6 +29,8 @@ use std::fmt;
 
 /// The format of an entry, its first byte.
 const VERSION: u8 = 1;
+/// In the first byte: the entry counts only once it is synced ([`must_sync`]).
+const SYNCED: u8 = 1 << 7;
 /// Bytes before the first section.
 const PREFIX_BYTES: usize = 9;
 /// Bytes of a section before its content.
@@ -79,6 +83,13 @@ pub struct EntryWriter {
     ends: Vec<u8>,
     heads: Vec<u8>,
     mutations: usize,
+    synced: bool,
+}
+
+/// Whether an entry is to be synced before it counts, also where its table would not ask for that:
+/// it holds a step of a transaction that changes tables which do.
+pub fn must_sync(entry: &[u8]) -> bool {
+    entry.first().is_some_and(|version| version & SYNCED != 0)
 }
 
 impl EntryWriter {
@@ -159,10 +170,16 @@ impl EntryWriter {
         });
     }
 
+    /// The entry under way is to be synced before it counts.
+    pub fn sync(&mut self) {
+        self.synced = true;
+    }
+
     /// The entry of all mutations since the last one, to be applied at `stamp`.
     pub fn take(&mut self, stamp: Millis) -> Bytes {
         let mut entry = Vec::with_capacity(self.bytes());
-        entry.push(VERSION);
+        let synced = if std::mem::take(&mut self.synced) { SYNCED } else { 0 };
+        entry.push(VERSION | synced);
         entry.extend_from_slice(&stamp.0.to_le_bytes());
         entry.extend_from_slice(&self.sections);
         self.sections.clear();
@@ -261,6 +278,7 @@ impl<'a> Entry<'a> {
         else {
             return Err(Damaged::new(0, "an entry cut short"));
         };
+        let version = version & !SYNCED;
         if version != VERSION {
             return Err(Damaged::new(0, format!("entry version {version}, not {VERSION}")));
         }

@@ -98,6 +98,8 @@ pub struct Intent {
     pub participants: Vec<PartitionId>,
     /// The life of the primary's node in which it prepared.
     pub primary_life: Incarnation,
+    /// A participant's writes survive a loss of power, so this intent and its end do.
+    pub synced: bool,
     /// The keys locked, those only read among them.
     pub claims: Vec<Claim>,
     /// When it was prepared.
@@ -466,6 +468,7 @@ impl<M: Machine> Replica<M> {
             primary: prepare.primary,
             participants: prepare.participants.clone(),
             primary_life: prepare.primary_life,
+            synced: prepare.synced,
             claims,
             since: stamp,
             writes,

@@ -1,4 +1,4 @@
-//! From a key to its slot and from a slot to its partition.
+//! From a key to its slot, and from a slot of a table to its partition.
 //!
 //! A slot is Redis Cluster's: CRC16/XMODEM of the key modulo 16384, or of the key's *hash tag* if
 //! it has one, so that `{user7}.name` and `{user7}.mail` share a slot and clients that place keys
@@ -6,11 +6,13 @@
 //! (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>).
 //!
 //! A partition is a contiguous run of slots, and the [`Ring`] cuts the slots into runs whose
-//! lengths differ by one at most. This hash is never used to place a key *inside* its partition
+//! lengths differ by one at most. Tables of one storage class share partitions; each class has a
+//! ring's partitions of its own, one class's numbers behind the other's, and the [`Atlas`] knows
+//! which table is where. This hash is never used to place a key *inside* its partition
 //! (see [`crate::engine::tables::KeyHasher`]): all keys of a partition agree in it, so a table
 //! placed by it would be lopsided.
 
-use crate::ids::{PartitionId, Slot};
+use crate::ids::{PartitionId, Slot, TABLES, TableIndex};
 use std::ops::RangeInclusive;
 
 /// How many slots there are.
@@ -123,6 +125,102 @@ impl Ring {
     }
 }
 
+/// Where the slots of every table lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Atlas {
+    ring: Ring,
+    /// The first partition of each table's class.
+    first: [u16; TABLES],
+    classes: u16,
+}
+
+impl Atlas {
+    /// Gives each storage class the ring's partitions; `class_of` tells the class of a table, of
+    /// which there are as many as the highest one says. The partitions of all classes together have
+    /// to have numbers.
+    pub fn new(ring: Ring, class_of: impl Fn(TableIndex) -> usize) -> Atlas {
+        let mut first = [0; TABLES];
+        let mut classes = 1;
+        for table in TableIndex::all() {
+            let class = class_of(table) as u16;
+            first[table.index()] = class * ring.partitions;
+            classes = classes.max(class + 1);
+        }
+        Atlas { ring, first, classes }
+    }
+
+    /// How the slots are cut, in every class alike.
+    pub fn ring(&self) -> Ring {
+        self.ring
+    }
+
+    /// The partition that holds a table's slot.
+    #[inline]
+    pub fn partition_of(&self, table: TableIndex, slot: Slot) -> PartitionId {
+        PartitionId(self.first[table.index()] + self.ring.partition_of(slot).0)
+    }
+
+    /// The partition that holds a table's key.
+    #[inline]
+    pub fn partition_of_key(&self, table: TableIndex, key: &[u8]) -> PartitionId {
+        self.partition_of(table, slot_of(key))
+    }
+
+    /// The partitions that a table lies in, in order.
+    pub fn partitions_of(&self, table: TableIndex) -> Partitions {
+        Partitions { first: self.first[table.index()], count: self.ring.partitions }
+    }
+
+    /// The partitions of all tables, in order.
+    pub fn all(&self) -> Partitions {
+        Partitions { first: 0, count: self.classes * self.ring.partitions }
+    }
+
+    /// Whether two tables lie in the same partitions: they are of one storage class.
+    pub fn lie_together(&self, one: TableIndex, other: TableIndex) -> bool {
+        self.first[one.index()] == self.first[other.index()]
+    }
+}
+
+/// Partitions with consecutive numbers; at least one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Partitions {
+    first: u16,
+    count: u16,
+}
+
+impl Partitions {
+    /// How many there are.
+    pub fn count(self) -> u16 {
+        self.count
+    }
+
+    /// The one at a place, counted round and round.
+    pub fn at(self, place: u64) -> PartitionId {
+        PartitionId(self.first + (place % u64::from(self.count)) as u16)
+    }
+
+    /// The first one.
+    pub fn first(self) -> PartitionId {
+        PartitionId(self.first)
+    }
+
+    /// The last one.
+    pub fn last(self) -> PartitionId {
+        PartitionId(self.first + self.count - 1)
+    }
+
+    /// Whether this is one of them.
+    pub fn contains(self, partition: PartitionId) -> bool {
+        (self.first()..=self.last()).contains(&partition)
+    }
+
+    /// All of them, in order.
+    pub fn iter(self) -> impl ExactSizeIterator<Item = PartitionId> {
+        (self.first..self.first + self.count).map(PartitionId)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,7 +283,8 @@ mod tests {
     }
 
     /// `slot KEY..` tells each key's slot and what was hashed; `ring N [KEY..]` tells the runs of
-    /// slots of N partitions, or the partitions of the keys.
+    /// slots of N partitions, or the partitions of the keys; `atlas N KEY CLASS..` tells where the
+    /// key lies in the first tables, which are of these classes.
     struct Runner;
 
     impl goldenscript::Runner for Runner {
@@ -222,6 +321,28 @@ mod tests {
                         }
                     }
                 }
+                "atlas" => {
+                    let ring = Ring::new(args.next_pos().ok_or("how many?")?.parse()?);
+                    let key = args.next_pos().ok_or("which key?")?.as_bytes();
+                    let mut classes: Vec<usize> = Vec::new();
+                    while let Some(class) = args.next_pos() {
+                        classes.push(class.parse()?);
+                    }
+                    let of = |table: TableIndex| classes.get(table.index()).copied();
+                    let atlas = Atlas::new(ring, |table| of(table).unwrap_or(0));
+                    writeln!(out, "{} partitions", atlas.all().count())?;
+                    for table in TableIndex::all().take(classes.len()) {
+                        let (own, held) =
+                            (atlas.partitions_of(table), atlas.partition_of_key(table, key));
+                        assert!(own.contains(held) && own.iter().all(|id| own.contains(id)));
+                        let (first, last) = (own.first(), own.last());
+                        writeln!(
+                            out,
+                            "table {table}: {first}-{last}, {key:?} in {held}",
+                            key = String::from_utf8_lossy(key)
+                        )?;
+                    }
+                }
                 name => return Err(format!("no command {name}").into()),
             }
             args.reject_next()?;
@@ -231,7 +352,7 @@ mod tests {
 
     #[test]
     fn scripts() {
-        for script in ["keys", "ring"] {
+        for script in ["keys", "ring", "atlas"] {
             goldenscript::run(&mut Runner, format!("tests/scripts/slots/{script}")).unwrap();
         }
     }

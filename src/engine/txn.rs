@@ -88,8 +88,42 @@ pub struct Transactions<M> {
 struct Leader {
     node: NodeId,
     term: Term,
-    /// The partition is replicated: when its leader is lost another one will come.
-    replicated: bool,
+    strength: Strength,
+}
+
+/// How strongly a partition keeps what it is given; the strongest is the greatest.
+///
+/// Copies come before what they survive: where any participant's writes survive power, the steps of
+/// the transaction are synced by all that have a log, so what is left to choose a primary by is how
+/// many nodes know the decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Strength {
+    /// How many nodes have it.
+    pub copies: u8,
+    /// What the copies survive.
+    pub survives: Survives,
+}
+
+/// What an acknowledged write survives on a node that has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Survives {
+    /// Nothing: it is in the memory of its process.
+    Nothing,
+    /// The process: it is in a log.
+    Process,
+    /// A loss of power: it is on disk.
+    Power,
+}
+
+impl Strength {
+    /// One copy, in memory.
+    pub const WEAKEST: Strength = Strength { copies: 1, survives: Survives::Nothing };
+
+    /// Whether there is a log: when its leader is lost another one will come, if only the same
+    /// node's next life.
+    pub fn is_logged(self) -> bool {
+        self.survives > Survives::Nothing
+    }
 }
 
 #[derive(Debug)]
@@ -148,7 +182,7 @@ impl<M: Machine> Transactions<M> {
         hasher: KeyHasher,
         wait_ms: u64,
     ) -> Transactions<M> {
-        let leader = |node| Leader { node, term: Term(0), replicated: false };
+        let leader = |node| Leader { node, term: Term(0), strength: Strength::WEAKEST };
         Transactions {
             node,
             life,
@@ -175,10 +209,10 @@ impl<M: Machine> Transactions<M> {
         self.active.len()
     }
 
-    /// Says that a partition is replicated: led by one node after the other.
-    pub fn replicate(&mut self, id: PartitionId) {
+    /// Says how strongly a partition keeps what it is given: [`Strength::WEAKEST`] unless said.
+    pub fn keep(&mut self, id: PartitionId, strength: Strength) {
         if let Some(leader) = self.partitions.get_mut(id.index()) {
-            leader.replicated = true;
+            leader.strength = strength;
         }
     }
 
@@ -188,10 +222,7 @@ impl<M: Machine> Transactions<M> {
             effects.push(Effect::Reply(client, Ended::Refused(refusal)));
             return;
         }
-        // With one class of tables any participant will do; one of this node saves a message.
-        let here = |id: &&PartitionId| self.leader(**id) == Some(self.node);
-        let mut ids = work.shares.iter().map(|(id, _)| id);
-        let Some(&primary) = ids.clone().find(here).or_else(|| ids.next()) else {
+        let Some(primary) = self.primary(&work) else {
             effects.push(Effect::Reply(client, Ended::Done(Vec::new())));
             return;
         };
@@ -389,8 +420,28 @@ impl<M: Machine> Transactions<M> {
         self.partitions.get(id.index()).map(|leader| leader.node)
     }
 
+    fn strength(&self, id: PartitionId) -> Strength {
+        self.partitions.get(id.index()).map_or(Strength::WEAKEST, |leader| leader.strength)
+    }
+
     fn is_replicated(&self, id: PartitionId) -> bool {
-        self.partitions.get(id.index()).is_some_and(|leader| leader.replicated)
+        self.strength(id).is_logged()
+    }
+
+    /// Where the decision is to lie: in a participant of the strongest, as it has to be known for
+    /// as long as any of the others may ask. Among those one led here saves a message.
+    fn primary(&self, work: &Work) -> Option<PartitionId> {
+        let ids = || work.shares.iter().map(|(id, _)| *id);
+        let strongest = ids().map(|id| self.strength(id)).max();
+        let fits = |id: &PartitionId| Some(self.strength(*id)) == strongest;
+        let here = |id: &PartitionId| self.leader(*id) == Some(self.node);
+        ids().filter(fits).find(here).or_else(|| ids().find(fits))
+    }
+
+    /// Whether any of the work's writes are to survive power, so that all of its steps have to.
+    fn survives_power(&self, work: &Work) -> bool {
+        let mut ids = work.shares.iter().map(|(id, _)| *id);
+        ids.any(|id| self.strength(id).survives == Survives::Power)
     }
 
     /// The first of the work's partitions whose leader cannot be reached, of those of which this
@@ -463,6 +514,7 @@ impl<M: Machine> Transactions<M> {
             }
         };
         let participants: Vec<PartitionId> = txn.work.shares.iter().map(|(id, _)| *id).collect();
+        let synced = self.survives_power(&txn.work);
         for (id, term, work) in work {
             let prepare = Prepare {
                 txn: txn.id,
@@ -470,6 +522,7 @@ impl<M: Machine> Transactions<M> {
                 primary: txn.primary,
                 primary_life,
                 participants: participants.clone(),
+                synced,
                 term,
                 work,
                 done_below: self.done_below(),
@@ -813,7 +866,11 @@ mod tests {
                 };
                 let Prepare { txn, primary, age, .. } = prepare;
                 let age = age.time;
-                format!("p{to} prepare {work} attempt={} age={age} primary=p{primary}", txn.attempt)
+                let synced = if prepare.synced { " synced" } else { "" };
+                format!(
+                    "p{to} prepare {work} attempt={} age={age} primary=p{primary}{synced}",
+                    txn.attempt
+                )
             }
             Effect::Partition(to, ToPartition::Decide(decide)) => {
                 let what = if decide.deciding { "decide" } else { "told" };
@@ -907,6 +964,15 @@ mod tests {
                     let inquire = ToCoordinator::Inquire { txn, asker: PartitionId(2) };
                     handle(&mut self.0, inquire, &mut effects);
                 }
+                "class" => {
+                    let survives = match args.key("survives", "power".to_owned())?.as_str() {
+                        "nothing" => Survives::Nothing,
+                        "process" => Survives::Process,
+                        _ => Survives::Power,
+                    };
+                    let strength = Strength { copies: args.key("copies", 1)?, survives };
+                    self.0.keep(PartitionId(args.next()?), strength);
+                }
                 "up" => self.0.node_up(NodeId(args.next()?), Incarnation(1), now, &mut effects),
                 "down" => self.0.node_down(NodeId(args.next()?), now, &mut effects),
                 "tick" => self.0.tick(now, &mut effects),
@@ -926,8 +992,16 @@ mod tests {
 
     #[test]
     fn scripts() {
-        let scripts =
-            ["write", "read", "gather", "wounds", "votes_against", "lost_nodes", "patience"];
+        let scripts = [
+            "write",
+            "read",
+            "gather",
+            "wounds",
+            "votes_against",
+            "lost_nodes",
+            "patience",
+            "classes",
+        ];
         for name in scripts {
             let homes = vec![NodeId(1), NodeId(2), NodeId(3)];
             let hasher = KeyHasher::new(0);

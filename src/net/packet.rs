@@ -42,6 +42,8 @@ pub enum Packet {
     Leads(PartitionId, NodeId, Term),
     /// A word about a snapshot that is streamed.
     Transfer(Transfer),
+    /// The node's replicas are of this generation: those of earlier ones have lost their disk.
+    Replica(u32),
     /// Are you there? Sent regularly.
     Ping(u64),
     /// The answer, with the same number.

@@ -217,3 +217,37 @@ fn a_node_that_dies_while_it_receives_snapshots_catches_up_later() {
     write(&mut client, KEYS, round + 1);
     check(&mut cluster.connect(1), KEYS, round + 1);
 }
+
+#[test]
+fn a_node_that_lost_its_disk_rejoins_under_another_name() {
+    const KEYS: usize = 600;
+    let mut cluster = replicated();
+    start(&mut cluster, 1..=3);
+    let mut client = cluster.connect(1);
+    // Long enough that some logs begin behind a snapshot, and some do not.
+    (0..4).for_each(|round| write(&mut client, KEYS, round));
+    let disk = data(&cluster, 3);
+    cluster.kill(3);
+    write(&mut client, KEYS, 4);
+    fs::remove_dir_all(&disk).expect("the disk is lost");
+    start(&mut cluster, [3]);
+    cluster.wait_log(3, &["rejoining with replicas of generation 2"]);
+    eventually("every group has replaced the replica", LONG, || {
+        // Each node has to know it: who does not would ask the lost one for its vote.
+        let replaced = |id| cluster.log(id).matches("replicas 1.1, 2.1, 3.2 vote").count();
+        cluster.ids().all(|id| replaced(id) >= usize::from(PARTITIONS)).then_some(())
+    });
+    // It makes a majority with either of the others, now and after a restart.
+    cluster.kill(1);
+    check(&mut cluster.connect(3), KEYS, 4);
+    write(&mut cluster.connect(3), KEYS, 5);
+    cluster.kill(2);
+    cluster.kill(3);
+    start(&mut cluster, 1..=3);
+    check(&mut cluster.connect(2), KEYS, 5);
+    cluster.kill(2);
+    check(&mut cluster.connect(3), KEYS, 5);
+    write(&mut cluster.connect(1), KEYS, 6);
+    let rejoined = cluster.log(3).matches("rejoining").count();
+    assert_eq!(rejoined, 1, "once is enough");
+}

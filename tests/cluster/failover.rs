@@ -237,5 +237,7 @@ fn a_stop_of_a_leader_stops_writes_for_a_moment() {
     let rounds = if std::env::var_os("QUORATE_FAULT_SECONDS").is_some() { 20 } else { 3 };
     let gaps = gaps(rounds, |cluster, victim| cluster.process(victim).signal("TERM"));
     println!("gaps over {rounds} stops: median {:?}, {gaps:?}", gaps[rounds / 2]);
+    // Sooner than any election: it was handed over.
+    assert!(gaps[rounds / 2] < Duration::from_millis(500), "{gaps:?}");
     assert!(gaps[rounds - 1] < Duration::from_secs(3), "{gaps:?}");
 }

@@ -192,7 +192,7 @@ pub fn judged(
 fn growing_lists_show_no_cycle() {
     let mut cluster = Cluster::start();
     let names = cluster.keys_everywhere("list", 2);
-    judged(&mut cluster, &names, |_, book| book.more(4_000));
+    judged(&mut cluster, &names, |_, book| book.more(1_500));
 }
 
 #[test]

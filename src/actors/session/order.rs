@@ -10,6 +10,7 @@ use crate::command::order::{LookFn, Order, Question, Show};
 use crate::command::reply::Reply;
 use crate::command::spec::{self, DENYOOM, Spec};
 use crate::command::words::{Phrase, Words};
+use crate::ids::TableIndex;
 use crate::net::resp::Limits;
 use std::future::poll_fn;
 use std::io;
@@ -31,9 +32,14 @@ pub(super) fn limits(local: &Local) -> Limits {
 
 /// Whether a command needs memory of this node while there is none to have. What is led elsewhere
 /// is judged there.
-pub(super) fn grows_when_full(spec: &Spec, words: Words<'_>, local: &Local) -> bool {
+pub(super) fn grows_when_full(
+    spec: &Spec,
+    words: Words<'_>,
+    table: TableIndex,
+    local: &Local,
+) -> bool {
     let here = |at: usize| {
-        let partition = local.setup.ring.partition_of_key(words.get(at));
+        let partition = local.setup.atlas.partition_of_key(table, words.get(at));
         local.book.placed.get(partition.index()).is_some_and(Option::is_some)
     };
     spec.flags & DENYOOM != 0 && local.is_full() && spec.keys.positions(words.len()).any(here)

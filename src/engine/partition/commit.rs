@@ -522,13 +522,31 @@ impl<M: Machine> Partition<M> {
         now: Millis,
         effects: &mut Vec<Effect>,
     ) {
+        let synced = self.must_sync(&mutation);
         match &mut self.journal {
-            Some(journal) => journal.file(mutation, after),
+            Some(journal) => {
+                if synced {
+                    journal.sync();
+                }
+                journal.file(mutation, after);
+            }
             None => {
                 let stamp = self.replica.stamp(now);
                 let applied = self.replica.apply(mutation, stamp, &mut Vec::new());
                 self.settle(after, applied, effects);
             }
+        }
+    }
+
+    /// Whether a mutation is a step of a transaction that is to survive power. Of one that is not
+    /// known here nobody can say that it is not.
+    fn must_sync(&self, mutation: &Mutation<'_>) -> bool {
+        match mutation {
+            Mutation::Prepare(prepare, _) => prepare.synced,
+            Mutation::Decide(txn, _) => {
+                self.replica.intents().get(txn).is_none_or(|intent| intent.synced)
+            }
+            _ => false,
         }
     }
 

@@ -186,6 +186,11 @@ impl Journal {
         self.writer.is_empty() && self.flights.is_empty()
     }
 
+    /// The entry that takes the next mutation is to be synced, whatever the partition's table says.
+    pub fn sync(&mut self) {
+        self.writer.sync();
+    }
+
     /// Takes a mutation for the next entry.
     pub fn file(&mut self, mutation: Mutation<'_>, after: After) {
         if let After::Reply(waiter) = &after {
@@ -284,8 +289,16 @@ impl<M: Machine> Partition<M> {
         journal.group.drive(now.mono, output);
         turn.messages.append(&mut output.messages);
         journal.confirmed = journal.confirmed.max(output.confirmed);
+        if let Some(members) = &output.members {
+            let voters: Vec<String> = members.voters.iter().map(ToString::to_string).collect();
+            log::info!(target: "raft", "partition {}: replicas {} vote", self.id, voters.join(", "));
+            // It would be refused by who is not in it, and lead nobody to who is.
+            journal.group.withdraw_snapshot();
+        }
         turn.orders.extend(output.snapshots.drain(..).map(ToArchive::Send));
-        if !output.wants_snapshot.is_empty() {
+        // Until a snapshot says it, a restart takes the last change of members for uncertain, and
+        // asks those who left.
+        if !output.wants_snapshot.is_empty() || output.members.is_some() {
             self.ask_for_snapshot(&mut turn.orders);
         }
         for incoming in output.persist.iter().filter_map(|persist| persist.snapshot.as_ref()) {

@@ -244,8 +244,10 @@ impl<M: Machine> Partition<M> {
         let index = meta.index;
         let group = self.journal.as_mut()?.group_mut();
         group.compact(index);
-        let token = token(&meta);
-        group.offer_snapshot(meta, token);
+        if meta.members == *group.members() {
+            let token = token(&meta);
+            group.offer_snapshot(meta, token);
+        }
         Some(index)
     }
 

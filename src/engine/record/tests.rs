@@ -29,6 +29,7 @@ fn prepare() -> (Prepare, Vec<Claim>) {
         primary: PartitionId(1),
         primary_life: Incarnation(5),
         participants: vec![PartitionId(1), PartitionId(7)],
+        synced: false,
         term: None,
         work: Prepared::Share(Share { batch: batch(), ..Share::default() }),
         done_below: 2,
@@ -158,4 +159,17 @@ fn damaged_entries_are_refused_or_safe_to_read() {
         (0..=whole.len()).filter(|len| told(&whole[..*len]).is_ok()).collect();
     assert_eq!(boundaries.len(), 9, "an entry may end after its prefix and each section");
     assert_eq!(told(b"").unwrap_err().to_string(), "damaged at byte 0: an entry cut short");
+}
+
+#[test]
+fn an_entry_says_whether_it_is_to_be_synced() {
+    let mut writer = EntryWriter::new();
+    let plain = sample(&mut writer);
+    writer.sync();
+    let synced = sample(&mut writer);
+    let next = sample(&mut writer);
+    assert_eq!([&plain, &synced, &next].map(|entry| must_sync(entry)), [false, true, false]);
+    assert!(!must_sync(b""));
+    assert_eq!(told(&synced), told(&plain));
+    assert_eq!(plain, next);
 }

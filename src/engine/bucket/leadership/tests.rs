@@ -44,7 +44,8 @@ impl Cluster {
         for one in nodes() {
             nodes().filter(|other| *other != one).for_each(|other| cluster.link(one, other));
         }
-        cluster.buckets.values_mut().for_each(Bucket::form);
+        let now = Now { wall: Millis(cluster.mono), mono: cluster.mono };
+        cluster.buckets.values_mut().for_each(|bucket| bucket.form(now));
         cluster.run(500);
         assert_eq!(cluster.led(), [2, 2, 2]);
         cluster

@@ -50,7 +50,8 @@ impl Nodes {
         };
         let mut nodes =
             Nodes { nodes: ids.iter().map(node).collect(), hasher, mono: 0, cut_off: None };
-        nodes.nodes[0].bucket.form();
+        let now = nodes.now();
+        nodes.nodes[0].bucket.form(now);
         nodes.settle();
         assert!(nodes.partition(0).is_led_here());
         nodes
