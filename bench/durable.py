@@ -136,6 +136,7 @@ class DurableFleet(Fleet):
         command = ["redis-server", "--port", str(replica.port), "--bind", "127.0.0.1", "--save", ""]
         command += ["--replicaof", "127.0.0.1", str(pair.port)]
         log = self.start(replica, command, "redis-replica")
+        wait_ready(replica, replica.port, log)
         wait_until("the replica is linked", log, lambda: b"master_link_status:up"
                    in asked(replica.port, b"INFO replication\r\n"))
         pair.processes += replica.processes
@@ -615,7 +616,7 @@ def main():
     for section in options.only or SECTIONS:
         try:
             globals()[section](options, report)
-        except (Failure, FileNotFoundError) as failure:
+        except (Failure, OSError) as failure:
             print(f"error in section {section}: {failure}", file=sys.stderr)
             outcome = 1
             if "limit" in str(failure) or "told" in str(failure):
