@@ -11,6 +11,10 @@
 //! each with a disk that syncs when the dice say so and forgets what it did not sync, and some of
 //! either sort ([`Kind::Mixed`]). In the last two nothing acknowledged by replicated partitions may
 //! be missing, whoever dies.
+//!
+//! [`steps`] runs single transactions without dice, and strikes at each of their steps.
+
+mod steps;
 
 use crate::engine::batch::{Batch, Op, OpCode, OpHead, Replies};
 use crate::engine::bucket::{Bucket, Executed, Outbox, Parked};
@@ -20,7 +24,7 @@ use crate::engine::machine::{Access, Machine, Scope};
 use crate::engine::partition::{Effect, Partition};
 use crate::engine::protocol::{
     Claim, Decide, Ended, Granule, Mode, Refusal, Share, Term, Ticket, ToCoordinator, ToLocks,
-    ToPartition, Verdict, Work,
+    ToPartition, Verdict, Watched, Work,
 };
 use crate::engine::replica::Replica;
 use crate::engine::rules::{Rule, broken, kept};
@@ -36,6 +40,8 @@ const APPEND: OpCode = OpCode(1);
 const APPEND_IF_EVEN: OpCode = OpCode(2);
 /// The same, but the first key is only read.
 const APPEND_REST_IF_EVEN: OpCode = OpCode(3);
+/// Answers with the version of a key that is watched from now on.
+const WATCH: OpCode = OpCode(4);
 
 /// Lists of tags: what the simulator's partitions run.
 #[derive(Debug)]
@@ -43,22 +49,28 @@ pub struct Lists;
 
 impl Machine for Lists {
     fn knows(code: OpCode) -> bool {
-        code.0 <= 3
+        code.0 <= 4
     }
     fn access(code: OpCode) -> Access {
-        if code == READ { Access::Read } else { Access::Write }
+        if matches!(code, READ | WATCH) { Access::Read } else { Access::Write }
     }
     fn scope(_: OpCode) -> Scope {
         Scope::Keys
     }
     fn keys(op: &Op<'_>, visit: &mut dyn FnMut(TableIndex, &[u8])) {
-        let keys = if op.head.code == READ { op.args.len() } else { op.args.len() - 1 };
+        let tags = usize::from(Self::access(op.head.code) == Access::Write);
+        let keys = op.args.len() - tags;
         op.args.iter().take(keys).for_each(|key| visit(op.head.table, key));
     }
-    fn run(op: &Op<'_>, tables: &mut Tables, _: Millis, reply: &mut Vec<u8>) {
+    fn run(op: &Op<'_>, tables: &mut Tables, now: Millis, reply: &mut Vec<u8>) {
         let table = op.head.table;
         let mut keys = Vec::new();
         Self::keys(op, &mut |_, key| keys.push(key.to_vec()));
+        if op.head.code == WATCH {
+            let version = tables.watches_mut().watch(table, &keys[0], now);
+            reply.extend_from_slice(&version.to_le_bytes());
+            return;
+        }
         let hashes: Vec<u64> = keys.iter().map(|key| tables.hasher().hash(key)).collect();
         let list = |tables: &mut Tables, index: usize| {
             let item = tables.get(table, hashes[index], &keys[index]);
@@ -218,6 +230,8 @@ struct World {
     now: u64,
     step: usize,
     lives: [u64; NODES],
+    /// How many of the partitions are placed at all.
+    placed: u16,
     buckets: Vec<Option<Bucket<Lists>>>,
     locks: Vec<LockTable>,
     coordinators: Vec<Transactions<Lists>>,
@@ -260,11 +274,17 @@ fn hasher() -> KeyHasher {
 
 impl World {
     fn new(seed: u64, kind: Kind) -> World {
+        World::placed(seed, kind, PARTITIONS as u16)
+    }
+
+    /// A world of the first partitions only.
+    fn placed(seed: u64, kind: Kind, placed: u16) -> World {
         let mut world = World {
             dice: Dice(seed),
             now: 1_000,
             step: 0,
             lives: [1; NODES],
+            placed,
             buckets: Vec::new(),
             locks: Vec::new(),
             coordinators: Vec::new(),
@@ -313,7 +333,8 @@ impl World {
 
     fn bucket(&mut self, node: usize) -> Bucket<Lists> {
         let life = Incarnation(self.lives[node]);
-        let ids = || (0..PARTITIONS as u16).map(PartitionId);
+        let placed = self.placed;
+        let ids = || (0..placed).map(PartitionId);
         let own = ids().filter(|id| !self.kind.is_replicated(*id) && id.index() % DATA == node);
         let own: Vec<PartitionId> = own.collect();
         let mut bucket = Bucket::new(node_id(node), life, homes(), &own, hasher(), 0, 20_000);
@@ -568,7 +589,6 @@ impl World {
     }
 
     fn ask(&mut self) {
-        let tag = self.requests.len() as u32;
         let count = [1, 2, 2, 3, 4][self.dice.roll(5)];
         let mut keys = BTreeSet::new();
         while keys.len() < count {
@@ -583,19 +603,24 @@ impl World {
             code => code,
         };
         let node = self.dice.roll(NODES);
+        self.ask_for(&keys, code, node, &[]);
+    }
+
+    /// A client asks a node.
+    fn ask_for(&mut self, keys: &[usize], code: OpCode, node: usize, watched: &[(usize, u64)]) {
+        let tag = self.requests.len() as u32;
         let partitions: BTreeSet<PartitionId> = keys.iter().map(|key| partition_of(*key)).collect();
         let request = tag as usize;
         let alone = partitions.len() == 1;
         self.requests.push(Request {
             tag,
-            keys: keys.clone(),
+            keys: keys.to_vec(),
             code,
             begun: self.step,
             ended: usize::MAX,
             outcome: Outcome::Open,
             seen: BTreeMap::new(),
             node,
-
             turned_away: 0,
         });
         if alone {
@@ -620,11 +645,17 @@ impl World {
                 });
                 return (id, Share { claims: claims.collect(), ..Share::default() });
             }
-            (id, Share::from(batch(code, id, &own, tag)))
+            let mine = watched.iter().filter(|(key, _)| partition_of(*key) == id);
+            let watched = mine.map(|&(key, version)| Watched {
+                table: TableIndex::default(),
+                key: key_name(key),
+                version,
+            });
+            (id, Share { watched: watched.collect(), ..Share::from(batch(code, id, &own, tag)) })
         });
         let shares = shares.collect();
         let script = match mode {
-            Mode::Gather => batch(code, PartitionId(0), &keys, tag),
+            Mode::Gather => batch(code, PartitionId(0), keys, tag),
             _ => Batch::new(),
         };
         let work = Work { mode, shares, script };
@@ -710,6 +741,15 @@ impl World {
     }
 
     fn kill(&mut self, node: usize) {
+        let late = self.dice.one_in(2) && !to_clients(&self.queues, node);
+        let unsynced = self.unsynced.get(node).map_or(0, VecDeque::len);
+        let reached = self.dice.roll(unsynced + 1);
+        self.crash(node, late, reached);
+    }
+
+    /// A node dies and is started again. What it had sent still arrives if it is `late`; of what
+    /// was not synced so many writes have `reached` the disk, in order.
+    fn crash(&mut self, node: usize, late: bool, reached: usize) {
         let ended = Incarnation(self.lives[node]);
         self.lives[node] += 1;
         let others: Vec<usize> = (0..NODES).filter(|other| *other != node).collect();
@@ -719,11 +759,10 @@ impl World {
             // What it had sent may still arrive, from its last life: a stream is read to its end.
             !(to_dead || from_dead && to.node() == Some(node))
         });
-        let late = self.dice.one_in(2);
         for &other in &others {
             self.unnoticed.remove(&(node, other));
             self.unnoticed.remove(&(other, node));
-            if !late || to_clients(&self.queues, node) {
+            if !late {
                 self.drop_between(node, other);
             }
             self.flush_between(node, other);
@@ -739,9 +778,7 @@ impl World {
         self.parked.retain(|(at, _), _| *at != node);
         self.early.retain(|(at, _), _| *at != node);
         if node < DATA {
-            // Of what was not synced some may have reached the disk, in order.
             let unsynced = std::mem::take(&mut self.unsynced[node]);
-            let reached = self.dice.roll(unsynced.len() + 1);
             for (id, persist) in unsynced.iter().take(reached) {
                 self.disks[node].entry(*id).or_default().keep(persist);
             }
@@ -814,10 +851,14 @@ impl World {
         }
     }
 
-    /// A node's disk syncs all that was written to it.
+    /// Some node's disk syncs all that was written to it.
     fn sync(&mut self) {
         let busy: Vec<usize> = (0..DATA).filter(|node| !self.unsynced[*node].is_empty()).collect();
         let node = busy[self.dice.roll(busy.len())];
+        self.sync_at(node);
+    }
+
+    fn sync_at(&mut self, node: usize) {
         let synced = std::mem::take(&mut self.unsynced[node]);
         for (id, persist) in &synced {
             self.disks[node].entry(*id).or_default().keep(persist);
@@ -886,7 +927,7 @@ impl World {
             && self.locks.iter().all(LockTable::is_empty)
             && self.coordinators.iter().all(|coordinator| coordinator.active() == 0)
             && self.unsynced.iter().all(VecDeque::is_empty)
-            && (0..PARTITIONS as u16).all(|id| self.is_even(PartitionId(id)))
+            && (0..self.placed).all(|id| self.is_even(PartitionId(id)))
     }
 
     /// All replicas of a partition have applied the same, and one leads.
@@ -1057,7 +1098,7 @@ fn batch(code: OpCode, partition: PartitionId, keys: &[usize], tag: u32) -> Batc
     let hash = hasher().hash(&names[0]);
     let head = OpHead { code, partition, table: TableIndex::default(), resp3: false, hash };
     let mut args: Vec<&[u8]> = names.iter().map(Vec::as_slice).collect();
-    if code != READ {
+    if Lists::access(code) == Access::Write {
         args.push(&tag);
     }
     let mut batch = Batch::new();
