@@ -9,8 +9,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Has the allocator keep freed memory for some seconds before the operating system gets it back.
 ///
 /// The buffers of a replicated write are large and live for milliseconds. With the default of one
-/// second a busy node returned their pages and had them cleared for it again, which was up to 40% of
-/// its time.
+/// second a busy node returned their pages and had them cleared for it again: a starved one spent up
+/// to half of its samples on that.
 pub fn keep_freed_memory() {
     /// `mi_option_purge_delay` of mimalloc's `mi_option_t`, versions 2 and 3.
     const PURGE_DELAY: std::ffi::c_int = 15;
