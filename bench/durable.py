@@ -318,7 +318,7 @@ class Report:
         sides = f"{ours:,.2f}" if ours < 100 else f"{ours:,.0f}"
         if theirs is not None:
             sides += f" / {theirs:,.0f}" if theirs >= 100 else f" / {theirs:,.2f}"
-        print(f"  {section:<15}{case:<19}{metric:<22}{ratio:>7.2f}  {f'{low:.2f}-{high:.2f}':<13}"
+        print(f"  {section:<16}{case:<19}{metric:<22}{ratio:>7.2f}  {f'{low:.2f}-{high:.2f}':<13}"
               f"{wanted:<8}{verdict:<8}{sides} {unit}", flush=True)
         shown = "" if theirs is None else f"{theirs:.2f}"
         self.rows.append([section, case, metric, f"{ratio:.3f}", f"{low:.3f}", f"{high:.3f}",
@@ -496,6 +496,10 @@ def snapshot(options, report):
 
         ask = Ask(50, 1)
         runs = in_turn(options, busy, lambda seed: load(options, quiet, ask, seed))
+        if made < options.rounds:
+            print(f"  left out: only {made} snapshots in all runs, nothing to compare; "
+                  "--seconds gives them more time")
+            return
         report.runs("snapshot", ask.name, *runs)
         report.add("snapshot", ask.name, "snapshots in a run", [made / (options.rounds + 1)], None,
                    "of 12 partitions on 3 nodes")

@@ -3,5 +3,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    quorate::keep_freed_memory();
     quorate::cli::run(std::env::args_os().collect())
 }

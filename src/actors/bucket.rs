@@ -351,7 +351,7 @@ impl Bucket {
                 None => log::error!(target: "raft", "{why}"),
             }
         }
-        if let Some(log) = &self.log {
+        if let Some(log) = &mut self.log {
             log.append(&mut out.persists);
             log.cover(&mut out.covered);
         }
@@ -508,7 +508,11 @@ impl Handler<Raft> for Bucket {
 impl Handler<Persisted> for Bucket {
     type Result = ();
 
-    fn handle(&mut self, Persisted(numbers): Persisted, _: &mut Context<Self>) {
+    fn handle(&mut self, persisted: Persisted, _: &mut Context<Self>) {
+        let Persisted { numbers, spare } = persisted;
+        if let (Some(log), Some(spare)) = (&mut self.log, spare) {
+            log.recycle(spare);
+        }
         for (partition, number) in numbers {
             self.core.persisted(partition, number);
         }

@@ -54,6 +54,9 @@ pub struct Log {
 /// What a Bucket's groups asked for, up to which number each, in order.
 #[derive(Clone, Debug, Default)]
 struct Waiting {
+    /// An empty buffer to give back, for the next records: allocated by one thread and freed by the
+    /// other, its pages would be cleared by the kernel again and again.
+    spare: Option<Records>,
     written: Vec<(PartitionId, u64)>,
     synced: Vec<(PartitionId, u64)>,
 }
@@ -91,7 +94,12 @@ pub struct Append {
 /// What the groups of these partitions asked for, up to these numbers, is kept.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Persisted(pub Vec<(PartitionId, u64)>);
+pub struct Persisted {
+    /// Each partition once.
+    pub numbers: Vec<(PartitionId, u64)>,
+    /// An empty buffer, for the next records.
+    pub spare: Option<Records>,
+}
 
 /// The node's Buckets.
 #[derive(Message)]
@@ -166,7 +174,7 @@ impl Log {
         for (bucket, waiting) in self.buckets.iter().zip(&mut self.waiting) {
             let numbers = std::mem::take(kept(waiting));
             if !numbers.is_empty() {
-                bucket.do_send(Persisted(numbers));
+                bucket.do_send(Persisted { numbers, spare: waiting.spare.take() });
             }
         }
     }
@@ -230,14 +238,16 @@ impl Handler<Append> for Log {
     type Result = ();
 
     fn handle(&mut self, append: Append, _: &mut Context<Self>) {
-        let Append { bucket, records, numbers, sync } = append;
+        let Append { bucket, mut records, numbers, sync } = append;
         if self.records.is_empty() {
-            self.records = records;
+            std::mem::swap(&mut self.records, &mut records);
         } else {
             self.records.append(&records);
+            records.clear();
         }
         self.urgent |= sync;
         if let Some(waiting) = self.waiting.get_mut(bucket) {
+            waiting.spare = Some(records);
             numbers.into_iter().for_each(|(id, number, sync)| waiting.add(id, number, sync));
         }
     }
@@ -304,21 +314,28 @@ pub struct Link {
     bucket: usize,
     /// What an acknowledged write of each partition has survived.
     durability: Vec<Durability>,
+    /// An empty buffer that the log has given back.
+    spare: Records,
     stop: Stop,
 }
 
 impl Link {
     /// The way to `log` for the Bucket of this number.
     pub fn new(log: Addr<Log>, bucket: usize, durability: Vec<Durability>, stop: Stop) -> Link {
-        Link { log, bucket, durability, stop }
+        Link { log, bucket, durability, spare: Records::default(), stop }
+    }
+
+    /// Keeps a buffer for the next records.
+    pub fn recycle(&mut self, spare: Records) {
+        self.spare = spare;
     }
 
     /// Hands over what the groups must keep.
-    pub fn append(&self, persists: &mut Vec<(PartitionId, Persist)>) {
+    pub fn append(&mut self, persists: &mut Vec<(PartitionId, Persist)>) {
         if persists.is_empty() {
             return;
         }
-        let mut records = Records::default();
+        let mut records = std::mem::take(&mut self.spare);
         let mut numbers: Vec<(PartitionId, u64, bool)> = Vec::with_capacity(persists.len());
         for (partition, persist) in persists.drain(..) {
             let mut sync = false;

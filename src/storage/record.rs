@@ -11,6 +11,9 @@ use crate::ids::PartitionId;
 /// Bytes of a record before its payload.
 pub(super) const RECORD_HEADER: usize = 20;
 
+/// A recycled buffer that has grown larger is cut down to this.
+const RECYCLED_MAX: usize = 4 << 20;
+
 /// A run of encoded records: what a Bucket hands to the Log, and what the Log writes as one batch.
 ///
 /// It is made to be recycled: [`Records::clear`] keeps the memory.
@@ -106,9 +109,10 @@ impl Records {
         self.bytes.len()
     }
 
-    /// Forgets the records and keeps the memory.
+    /// Forgets the records and keeps the memory, unless it is a lot.
     pub fn clear(&mut self) {
         self.bytes.clear();
+        self.bytes.shrink_to(RECYCLED_MAX);
         self.count = 0;
     }
 
