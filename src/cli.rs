@@ -3,6 +3,7 @@
 //! The role is taken off first, so each role's `--help` shows that role's options and no others.
 //! Without a role it is `local`: a whole cluster in one process, to try things out.
 
+mod admin;
 pub mod bench;
 mod client;
 mod local;
@@ -28,7 +29,7 @@ struct Role {
     run: fn(&clap::ArgMatches) -> ExitCode,
 }
 
-const ROLES: [Role; 4] = [
+const ROLES: [Role; 5] = [
     Role {
         name: "local",
         about: "a whole cluster in this process, on loopback (the default)",
@@ -46,6 +47,12 @@ const ROLES: [Role; 4] = [
         about: "a shell that prints what redis-cli would print",
         command: client::command,
         run: client::run,
+    },
+    Role {
+        name: "admin",
+        about: "how a cluster is; moving leaders, backups",
+        command: admin::command,
+        run: admin::run,
     },
     Role {
         name: "bench",

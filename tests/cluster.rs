@@ -36,6 +36,8 @@ mod formation;
 mod harness;
 #[path = "cluster/load.rs"]
 mod load;
+#[path = "cluster/operations.rs"]
+mod operations;
 #[path = "cluster/server.rs"]
 mod server;
 #[path = "cluster/transactions.rs"]

@@ -45,7 +45,7 @@ const MET_IN: &[(&str, &[&str])] = &[
     ("axum", &["src/net/http"]),
     ("bytes", EVERYWHERE),
     ("clap", &["src/cli"]),
-    ("crc32fast", &["src/storage", "src/command", "src/engine/snapshot"]),
+    ("crc32fast", &["src/storage", "src/command", "src/engine/snapshot", "src/cli/admin"]),
     ("fern", &["src/logging"]),
     ("foldhash", &["src/engine"]),
     ("hashbrown", &["src/engine"]),

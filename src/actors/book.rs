@@ -62,6 +62,7 @@ impl Leadership {
 
 impl Book {
     /// Puts the book together.
+    #[allow(clippy::too_many_arguments, reason = "one for each kind of address in it")]
     pub fn new(
         node: NodeId,
         replicas: Vec<Vec<NodeId>>,

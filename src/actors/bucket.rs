@@ -4,6 +4,10 @@
 //! no thread. The Bucket also gives its Sessions what they share ([`Local`]).
 
 mod moves;
+mod report;
+
+pub use self::moves::Move;
+pub use self::report::PartitionReport;
 
 use self::moves::Moves;
 use crate::actors::book::Book;
@@ -284,6 +288,10 @@ pub struct Report {
     pub tables: Vec<(usize, usize)>,
     /// Intents and outcomes that are not settled.
     pub unsettled: usize,
+    /// Each of its partitions.
+    pub partitions: Vec<PartitionReport>,
+    /// The latest changes of leaders that it saw.
+    pub moves: Vec<Move>,
 }
 
 impl Bucket {
@@ -638,9 +646,18 @@ impl Handler<Inform> for Bucket {
 impl Handler<Ask> for Bucket {
     type Result = MessageResult<Ask>;
 
-    fn handle(&mut self, Ask(question): Ask, _: &mut Context<Self>) -> MessageResult<Ask> {
-        if let Question::Expire(active) = question {
-            self.core.expire_actively(active);
+    fn handle(&mut self, Ask(question): Ask, ctx: &mut Context<Self>) -> MessageResult<Ask> {
+        match question {
+            Question::Expire(active) => self.core.expire_actively(active),
+            Question::Lead(partition, node) => {
+                return MessageResult(Told::Count(self.core.prefer(partition, node).into()));
+            }
+            Question::Snapshot => {
+                let here: Vec<PartitionId> = self.core.partitions().map(|one| one.id()).collect();
+                here.iter().for_each(|id| ctx.notify(Snapshot(*id)));
+                return MessageResult(Told::Count(here.len() as u64));
+            }
+            _ => {}
         }
         let told = self.local.as_ref().map_or(Told::Done, |local| local.ask(question));
         // A limit may have changed.
@@ -688,11 +705,14 @@ impl Handler<Observe> for Bucket {
             report.tally = local.tally();
         }
         report.unreachable = self.core.neighbours().unreachable.clone();
+        report.moves = self.moves.latest().collect();
         report.tables = vec![(0, 0); crate::ids::TABLES];
         for partition in self.core.partitions() {
             let replica = partition.replica();
             report.bytes += replica.tables().bytes();
             report.unsettled += replica.intents().len() + replica.outcomes().len();
+            let preferred = self.core.preferred(partition.id()).map(|node| node.0);
+            report.partitions.push(PartitionReport::of(partition, preferred));
             for table in crate::ids::TableIndex::all() {
                 let (items, volatile) = &mut report.tables[table.index()];
                 *items += replica.tables().len(table);

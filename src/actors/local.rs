@@ -460,7 +460,7 @@ impl Local {
                 Told::Done
             }
             // The Bucket's own affair.
-            Question::Expire(_) => Told::Done,
+            Question::Expire(_) | Question::Lead(..) | Question::Snapshot => Told::Done,
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Buckets hand it what their groups must keep. While one sync is under way the next Buckets'
 //! records gather in its mailbox; once the mailbox is empty, all of them are one write and one sync
-//! (group commit), and each Bucket hears what of its is durable now.
+//! (group commit), and each Bucket hears what of its is kept now. What need not be synced (tables with
+//! `durability: interval`) it hears of before the sync, which comes by itself within the second.
 //!
 //! A disk that refuses stops the node: what could not be written or synced was not acknowledged, and
 //! nothing after it will be.
@@ -40,14 +41,37 @@ pub struct Log {
     directory: Directory,
     buckets: Vec<Addr<Bucket>>,
     records: Records,
-    /// What is durable with the next sync, by Bucket.
-    waiting: Vec<Vec<(PartitionId, u64)>>,
+    /// What is kept with the next write and what with the next sync, by Bucket.
+    waiting: Vec<Waiting>,
     /// Whether anybody waits for that sync.
     urgent: bool,
     /// A log that is longer asks for snapshots of what keeps it from being collected.
     bytes_max: u64,
     counts: Arc<LogCounts>,
     stop: Stop,
+}
+
+/// What a Bucket's groups asked for, up to which number each, in order.
+#[derive(Clone, Debug, Default)]
+struct Waiting {
+    written: Vec<(PartitionId, u64)>,
+    synced: Vec<(PartitionId, u64)>,
+}
+
+impl Waiting {
+    fn is_empty(&self) -> bool {
+        self.written.is_empty() && self.synced.is_empty()
+    }
+
+    fn add(&mut self, partition: PartitionId, number: u64, sync: bool) {
+        // A later number stands for the earlier ones too, so behind one that waits for the sync the
+        // same partition's others wait with it.
+        let waits = |(other, _): &(PartitionId, u64)| *other == partition;
+        match sync || self.synced.iter().any(waits) {
+            true => self.synced.push((partition, number)),
+            false => self.written.push((partition, number)),
+        }
+    }
 }
 
 /// Keep these records.
@@ -57,9 +81,10 @@ pub struct Append {
     /// Which Bucket asks.
     bucket: usize,
     records: Records,
-    /// What its groups asked for, up to which number each.
-    numbers: Vec<(PartitionId, u64)>,
-    /// Whether it is to be synced before it counts as kept.
+    /// What its groups asked for, up to which number each, and whether that is to be synced before
+    /// it counts as kept.
+    numbers: Vec<(PartitionId, u64, bool)>,
+    /// Whether anything is to be synced.
     sync: bool,
 }
 
@@ -119,22 +144,29 @@ impl Log {
 
     /// One write and one sync for all that has come, and word of it to all who asked.
     fn flush(&mut self) {
-        if self.records.is_empty() && self.waiting.iter().all(Vec::is_empty) {
+        if self.records.is_empty() && self.waiting.iter().all(Waiting::is_empty) {
             return;
         }
         if let Err(error) = self.log.write(&self.records) {
             return (self.stop)(&error.to_string());
         }
         self.records.clear();
+        self.tell(|waiting| &mut waiting.written);
         if std::mem::take(&mut self.urgent)
             && let Err(error) = self.log.sync()
         {
             return (self.stop)(&error.to_string());
         }
         self.count();
-        for (bucket, numbers) in self.buckets.iter().zip(&mut self.waiting) {
+        self.tell(|waiting| &mut waiting.synced);
+    }
+
+    /// Tells the Buckets what is kept now.
+    fn tell(&mut self, kept: fn(&mut Waiting) -> &mut Vec<(PartitionId, u64)>) {
+        for (bucket, waiting) in self.buckets.iter().zip(&mut self.waiting) {
+            let numbers = std::mem::take(kept(waiting));
             if !numbers.is_empty() {
-                bucket.do_send(Persisted(std::mem::take(numbers)));
+                bucket.do_send(Persisted(numbers));
             }
         }
     }
@@ -206,7 +238,7 @@ impl Handler<Append> for Log {
         }
         self.urgent |= sync;
         if let Some(waiting) = self.waiting.get_mut(bucket) {
-            waiting.extend(numbers);
+            numbers.into_iter().for_each(|(id, number, sync)| waiting.add(id, number, sync));
         }
     }
 }
@@ -215,7 +247,7 @@ impl Handler<Wire> for Log {
     type Result = ();
 
     fn handle(&mut self, Wire(buckets): Wire, _: &mut Context<Self>) {
-        self.waiting = buckets.iter().map(|_| Vec::new()).collect();
+        self.waiting = vec![Waiting::default(); buckets.len()];
         self.buckets = buckets;
     }
 }
@@ -287,9 +319,9 @@ impl Link {
             return;
         }
         let mut records = Records::default();
-        let mut numbers: Vec<(PartitionId, u64)> = Vec::with_capacity(persists.len());
-        let mut sync = false;
+        let mut numbers: Vec<(PartitionId, u64, bool)> = Vec::with_capacity(persists.len());
         for (partition, persist) in persists.drain(..) {
+            let mut sync = false;
             if let Some(snapshot) = &persist.snapshot {
                 records.reset(partition, snapshot.meta.index);
                 sync = true;
@@ -304,10 +336,14 @@ impl Link {
             let relaxed = self.durability.get(partition.index()) == Some(&Durability::Interval);
             sync |= persist.entries.iter().any(|entry| !relaxed || must_sync(&entry.data));
             match numbers.last_mut() {
-                Some((last, number)) if *last == partition => *number = persist.number,
-                _ => numbers.push((partition, persist.number)),
+                Some((last, number, synced)) if *last == partition => {
+                    *number = persist.number;
+                    *synced |= sync;
+                }
+                _ => numbers.push((partition, persist.number, sync)),
             }
         }
+        let sync = numbers.iter().any(|(_, _, sync)| *sync);
         self.log.do_send(Append { bucket: self.bucket, records, numbers, sync });
     }
 
@@ -325,5 +361,25 @@ impl Link {
     /// Stops the node.
     pub fn stop(&self, why: &str) {
         (self.stop)(why);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_counts_before_what_its_partition_asked_for_earlier() {
+        let mut waiting = Waiting::default();
+        for (partition, number, sync) in
+            [(1, 1, false), (2, 1, true), (1, 2, false), (2, 2, false), (1, 3, true), (1, 4, false)]
+        {
+            waiting.add(PartitionId(partition), number, sync);
+        }
+        let of = |numbers: &[(PartitionId, u64)]| -> Vec<(u16, u64)> {
+            numbers.iter().map(|(partition, number)| (partition.0, *number)).collect()
+        };
+        assert_eq!(of(&waiting.written), [(1, 1), (1, 2)]);
+        assert_eq!(of(&waiting.synced), [(2, 1), (2, 2), (1, 3), (1, 4)]);
     }
 }

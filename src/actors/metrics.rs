@@ -1,18 +1,22 @@
 //! Metrics: asks every actor of the node once a second, and answers those who ask the node.
 
 use crate::actors::book::Book;
-use crate::actors::bucket::{self, Inform, Meet};
+use crate::actors::bucket::{self, Inform, Meet, Move, PartitionReport};
 use crate::actors::coordinator;
 use crate::actors::lock_manager::CountWaiting;
+use crate::actors::log::{self as disk, Log};
 use crate::actors::node::Birth;
-use crate::command::facts::{Calls, Facts, NodeFacts, TableFacts};
+use crate::command::facts::{
+    Calls, ClassFacts, Facts, LogFacts, NodeFacts, PartitionFacts, TableFacts,
+};
 use crate::command::spec;
-use crate::config::{Config, Node};
+use crate::config::{Class, Config, Node};
 use crate::engine::barrier::Standing;
 use crate::engine::slots::Ring;
-use crate::ids::{NodeId, PartitionId};
+use crate::ids::{NodeId, PartitionId, TableIndex};
 use crate::metrics::{Counters, LogCounts, Sample, Series, Snapshot, prometheus};
 use crate::net::http::{Ask, Health};
+use crate::storage::log::Usage;
 use actix::fut::{ActorFutureExt, WrapFuture};
 use actix::{
     Actor, Addr, AsyncContext, Context, Handler, Message, ResponseActFuture, ResponseFuture,
@@ -34,9 +38,9 @@ pub struct Metrics {
     own: Node,
     birth: Birth,
     book: Arc<Book>,
+    disk: Disk,
     connected: Arc<AtomicUsize>,
     refused: Arc<AtomicUsize>,
-    log: Arc<LogCounts>,
     latest: Snapshot,
     /// What clients see of it, and who cannot be reached.
     told: Shown,
@@ -65,6 +69,15 @@ impl Before {
     }
 }
 
+/// The node's log, as far as it has one.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    /// Who writes it.
+    pub log: Option<Addr<Log>>,
+    /// What that has counted.
+    pub counts: Arc<LogCounts>,
+}
+
 /// What a second brought.
 #[derive(Clone, Copy, Debug, Default)]
 struct Pace {
@@ -85,6 +98,11 @@ struct Shown {
     /// Clients that a pause holds back.
     blocked: u64,
     unreachable: BTreeSet<NodeId>,
+    /// The partitions held, by number.
+    partitions: Vec<PartitionReport>,
+    /// The latest changes of leaders, oldest first.
+    moves: Vec<Move>,
+    log: Option<Usage>,
 }
 
 /// Look at the node now, for a client that asks for figures.
@@ -114,9 +132,9 @@ impl Metrics {
         own: Node,
         birth: Birth,
         book: Arc<Book>,
+        disk: Disk,
         connected: Arc<AtomicUsize>,
         refused: Arc<AtomicUsize>,
-        log: Arc<LogCounts>,
     ) -> Metrics {
         let (latest, told, series) = (Snapshot::default(), Shown::default(), Series::default());
         let (before, pace) = (Before::default(), Pace::default());
@@ -125,9 +143,9 @@ impl Metrics {
             own,
             birth,
             book,
+            disk,
             connected,
             refused,
-            log,
             latest,
             told,
             peak: 0,
@@ -190,6 +208,19 @@ impl Metrics {
             errors_total: Some(counters.errors),
             tables: tables.collect(),
             cluster: self.cluster(&told.unreachable),
+            partitions: self.partitions(),
+            classes: self.classes(),
+            log: told.log.as_ref().map(|log| LogFacts {
+                segments: log.segments,
+                bytes: log.bytes,
+                syncs: log.syncs,
+                batches: log.batches,
+                appended: log.appended,
+            }),
+            led_and_held: (
+                told.partitions.iter().filter(|one| one.role == "leader").count(),
+                told.partitions.len(),
+            ),
             calls: told.calls.iter().map(|(name, calls)| (name.clone(), *calls)).collect(),
             transactions: (snapshot.commits, snapshot.aborts, snapshot.wounds),
             lock_waiting: snapshot.waiting,
@@ -203,10 +234,14 @@ impl Metrics {
         let slots = |node: NodeId| {
             let all = (0..self.config.partitions()).map(PartitionId);
             let led = all.filter(move |id| self.book.leader(*id) == node);
-            led.map(|partition| {
-                let slots = ring.slots_of(partition);
-                (*slots.start(), *slots.end())
-            })
+            let mut runs: Vec<(u16, u16)> = Vec::new();
+            for slots in led.map(|id| ring.slots_of(id)) {
+                match runs.last_mut() {
+                    Some((_, last)) if *last + 1 == *slots.start() => *last = *slots.end(),
+                    _ => runs.push((*slots.start(), *slots.end())),
+                }
+            }
+            runs
         };
         let facts = |node: &Node| NodeFacts {
             node: node.id.0,
@@ -215,12 +250,38 @@ impl Metrics {
             port: node.client,
             peer_port: node.peer,
             linked: !unreachable.contains(&node.id),
-            slots: slots(node.id).collect(),
+            slots: slots(node.id),
         };
         self.config.nodes().iter().map(facts).collect()
     }
 
-    fn status(&self, snapshot: &Snapshot, standing: &Standing) -> serde_json::Value {
+    fn partitions(&self) -> Vec<PartitionFacts> {
+        let ring = Ring::new(self.config.partitions());
+        let facts = |id: PartitionId| {
+            let (slots, leader) = (ring.slots_of(id), self.book.leader(id));
+            let others = self.book.replicas[id.index()].iter().filter(|node| **node != leader);
+            PartitionFacts {
+                slots: (*slots.start(), *slots.end()),
+                leader: leader.0,
+                followers: others.map(|node| node.0).collect(),
+            }
+        };
+        (0..self.config.partitions()).map(PartitionId).map(facts).collect()
+    }
+
+    fn classes(&self) -> Vec<ClassFacts> {
+        let facts = |(number, class): (usize, &Class)| ClassFacts {
+            tables: TableIndex::all()
+                .filter(|table| self.config.class_of_table(*table) == number)
+                .map(|table| table.index() as u8)
+                .collect(),
+            replicas: usize::from(class.replicas),
+            durability: class.durability.name(),
+        };
+        self.config.classes().iter().enumerate().map(facts).collect()
+    }
+
+    fn status(&self, snapshot: &Snapshot, told: &Shown, standing: &Standing) -> serde_json::Value {
         let waiting = match standing {
             Standing::Formed => Vec::new(),
             Standing::Waiting(nodes) => nodes.iter().map(|node| node.0).collect(),
@@ -247,6 +308,23 @@ impl Metrics {
             "waiting_for": waiting,
             "nodes": nodes.collect::<Vec<_>>(),
             "partitions": self.config.partitions(),
+            "tables": self.classes().iter().map(|class| json!({
+                "tables": class.tables,
+                "replicas": class.replicas,
+                "durability": class.durability,
+            })).collect::<Vec<_>>(),
+            "replicas": told.partitions,
+            "moves": told.moves,
+            "log": told.log.as_ref().map(|log| json!({
+                "segments": log.segments,
+                "bytes": log.bytes,
+                "written": log.written,
+                "syncs": log.syncs,
+                "batches": log.batches,
+                "appended": log.appended,
+                "copied": log.copied,
+            })),
+            "unreachable": told.unreachable.iter().map(|node| node.0).collect::<Vec<_>>(),
             "now": snapshot,
         })
     }
@@ -261,7 +339,7 @@ pub async fn answer(mut asks: mpsc::Receiver<Ask>, metrics: Addr<Metrics>) {
 
 type Looked = Option<(Snapshot, Shown, Standing)>;
 
-async fn look(book: Arc<Book>, connected: u64, refused: u64, log: Arc<LogCounts>) -> Looked {
+async fn look(book: Arc<Book>, disk: Disk, connected: u64, refused: u64) -> Looked {
     let mut told = Shown::default();
     let mut counters = Counters::default();
     let mut snapshot = Snapshot { connected, refused, ..Snapshot::default() };
@@ -279,6 +357,8 @@ async fn look(book: Arc<Book>, connected: u64, refused: u64, log: Arc<LogCounts>
         }
         told.blocked += tally.blocked;
         told.unreachable.extend(report.unreachable);
+        told.partitions.extend(report.partitions);
+        told.moves.extend(report.moves);
         snapshot.batches += report.core.batches;
         snapshot.operations += report.core.operations;
         snapshot.waits += report.core.waits;
@@ -292,10 +372,15 @@ async fn look(book: Arc<Book>, connected: u64, refused: u64, log: Arc<LogCounts>
             sum.1 += volatile as u64;
         }
     }
+    told.partitions.sort_unstable_by_key(|one| one.id);
+    told.moves.sort_by_key(|one| one.at_ms);
+    if let Some(log) = &disk.log {
+        told.log = log.send(disk::Observe).await.ok();
+    }
     snapshot.counters = counters;
-    snapshot.log_syncs = log.syncs.load(Ordering::Relaxed);
-    snapshot.log_batches = log.batches.load(Ordering::Relaxed);
-    snapshot.log_bytes = log.bytes.load(Ordering::Relaxed);
+    snapshot.log_syncs = disk.counts.syncs.load(Ordering::Relaxed);
+    snapshot.log_batches = disk.counts.batches.load(Ordering::Relaxed);
+    snapshot.log_bytes = disk.counts.bytes.load(Ordering::Relaxed);
     snapshot.waiting = book.locks.send(CountWaiting).await.ok()? as u64;
     let report = book.coordinator.send(coordinator::Observe).await.ok()?;
     snapshot.active = report.active as u64;
@@ -333,7 +418,7 @@ impl Handler<Look> for Metrics {
     fn handle(&mut self, _: Look, _: &mut Context<Self>) -> Self::Result {
         let connected = self.connected.load(Ordering::Relaxed) as u64;
         let refused = self.refused.load(Ordering::Relaxed) as u64;
-        Box::pin(look(self.book.clone(), connected, refused, self.log.clone()))
+        Box::pin(look(self.book.clone(), self.disk.clone(), connected, refused))
     }
 }
 
@@ -374,7 +459,7 @@ impl Handler<Asked> for Metrics {
         }
         let look = ctx.address().send(Look).into_actor(self);
         ctx.spawn(look.map(|looked, metrics, _| {
-            let Ok(Some((snapshot, _, standing))) = looked else { return };
+            let Ok(Some((snapshot, told, standing))) = looked else { return };
             match ask {
                 Ask::Health(answer) => {
                     let health = match standing {
@@ -386,7 +471,7 @@ impl Handler<Asked> for Metrics {
                     let _ = answer.send(health);
                 }
                 Ask::Status(answer) => {
-                    let _ = answer.send(metrics.status(&snapshot, &standing));
+                    let _ = answer.send(metrics.status(&snapshot, &told, &standing));
                 }
                 Ask::Metrics(answer) => {
                     let _ = answer.send(prometheus(&snapshot));

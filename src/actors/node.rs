@@ -226,14 +226,15 @@ pub async fn start(
         archive.clone(),
     );
     let refused = Arc::new(AtomicUsize::new(0));
+    let disk = metrics::Disk { log: log.clone(), counts: log_counts };
     let metrics = Metrics::new(
         config.clone(),
         own,
         birth,
         book.clone(),
+        disk,
         connected.clone(),
         refused.clone(),
-        log_counts,
     );
     // Mailboxes keep the order, so whatever a Peer brings finds every book in place.
     if let Some(log) = &log {

@@ -762,6 +762,8 @@ fn request(
             Plan::Node(run) => {
                 local.counters.borrow_mut().others += 1;
                 state.redraw = true;
+                // Rare and about the node's clock: a pause ends when it says.
+                client.active_at = (local.setup.clock)();
                 return match run(client, &local.facts(), words, &mut reply) {
                     Some(order) => Some(Next::Order(order)),
                     None => answered(local, Some(spec), own, order),

@@ -12,7 +12,7 @@ use std::time::Duration;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
 use serde::Serialize;
 
-use crate::net::load::requests::{KEYS_MAX, Kind, Mix, Workload};
+use crate::net::load::requests::{KEY_SIZE_MIN, KEYS_MAX, Kind, Mix, Workload};
 use crate::net::load::tally::Tally;
 use crate::net::load::{Load, LoadError, Outcome, Until};
 
@@ -40,9 +40,15 @@ struct Bench {
     /// Requests a connection sends in one write before it awaits their replies
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pipeline: u32,
+    /// Follow each write of requests by a WAIT for this many replicas, and await its reply too
+    #[arg(long, value_name = "REPLICAS", default_value_t = 0, hide_default_value = true)]
+    wait: u32,
     /// Keys to draw from, uniformly
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=KEYS_MAX))]
     keys: u64,
+    /// Bytes of a key
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(KEY_SIZE_MIN as i64..=65_536))]
+    key_size: u32,
     /// Bytes of a value
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(0..=1_048_576))]
     value_size: u32,
@@ -258,9 +264,11 @@ impl Bench {
             workload: Workload {
                 mix: self.mix.clone(),
                 keys: self.keys,
+                key_size: self.key_size as usize,
                 value_size: self.value_size as usize,
                 multi: usize::from(self.multi),
                 pipeline: self.pipeline,
+                wait: self.wait,
             },
             warmup: self.warmup,
             until: self.requests.map_or(Until::Elapsed(self.duration), Until::Requests),

@@ -4,7 +4,7 @@
 //! command from the arguments, or a line each from a terminal or a pipe. It differs on purpose in
 //! one thing: an error reply makes its exit status 1 without being asked to.
 
-mod link;
+pub(super) mod link;
 mod print;
 mod shell;
 

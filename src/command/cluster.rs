@@ -4,14 +4,18 @@
 //! `HELLO` do not speak of a cluster; but who asks is told the truth.
 
 use super::client::{Client, Then};
-use super::facts::{Facts, NodeFacts};
+use super::facts::{Facts, NodeFacts, PartitionFacts};
 use super::number::parse_int;
+use super::order::{Order, Question, Show};
 use super::reply::Reply;
-use super::spec::{Doc, Group, LOADING, NO_KEYS, READONLY, Run, STALE, Spec, Split, data};
+use super::spec::{
+    ADMIN, DANGEROUS, Doc, Group, LOADING, Merge, NO_KEYS, Over, READONLY, Run, STALE, Spec, Split,
+    data,
+};
 use super::words::Words;
 use super::{Call, NOT_AN_INTEGER};
 use crate::engine::slots::slot_of;
-use crate::ids::Slot;
+use crate::ids::{NodeId, PartitionId, Slot, TableIndex};
 use std::fmt::Write as _;
 
 const fn doc(since: &'static str, summary: &'static str, syntax: &'static str) -> Doc {
@@ -30,6 +34,8 @@ const CLUSTER: &[Spec] = &[
         doc: doc("3.0.0", "Counts the table's keys in a slot.", "slot") },
     Spec { name: "getkeysinslot", arity: 4, flags: READONLY | STALE, keys: NO_KEYS, run: data(92, get_keys, Split::Slot),
         doc: doc("3.0.0", "Names some of the table's keys in a slot.", "slot count") },
+    Spec { name: "image", arity: 2, flags: READONLY | ADMIN | DANGEROUS, keys: NO_KEYS, run: data(93, image, Split::Everywhere { merge: Merge::Array, locked: true, over: Over::AllTables }),
+        doc: doc("7.0.0", "Gives all keys of all tables as they are at one moment, for a backup: an image a partition.", "") },
     Spec { name: "help", arity: 2, flags: LOADING | STALE, keys: NO_KEYS, run: Run::Session(help),
         doc: doc("5.0.0", "Lists the subcommands.", "") },
     Spec { name: "info", arity: 2, flags: STALE | LOADING, keys: NO_KEYS, run: Run::Session(info),
@@ -42,6 +48,10 @@ const CLUSTER: &[Spec] = &[
         doc: doc("3.0.0", "Tells about the nodes, a line each.", "") },
     Spec { name: "shards", arity: 2, flags: STALE | LOADING, keys: NO_KEYS, run: Run::Session(shards),
         doc: doc("7.0.0", "Tells which node leads which slots, by node.", "") },
+    Spec { name: "snapshot", arity: 2, flags: ADMIN | DANGEROUS, keys: NO_KEYS, run: Run::Node(snapshot),
+        doc: doc("7.0.0", "Has the node make snapshots of the partitions it holds, and counts them.", "") },
+    Spec { name: "transfer", arity: 4, flags: ADMIN | DANGEROUS, keys: NO_KEYS, run: Run::Node(transfer),
+        doc: doc("7.0.0", "Has a partition led by a node, and tells whether this node handed it over.", "partition node") },
     Spec { name: "slots", arity: 2, flags: STALE | LOADING, keys: NO_KEYS, run: Run::Session(slots),
         doc: doc("3.0.0", "Tells which node leads which slots, by slot.", "") },
 ];
@@ -85,6 +95,81 @@ fn get_keys(call: &mut Call<'_>) {
     visit(call, slot, max, &mut |key| keys.push(key.to_vec()));
     call.reply.array(keys.len());
     keys.iter().for_each(|key| call.reply.bulk(key));
+}
+
+/// All keys of one partition, one record after the other: see [`ImageRecord`].
+fn image(call: &mut Call<'_>) {
+    let mut image = Vec::new();
+    for table in TableIndex::all() {
+        let mut cursor = 0;
+        loop {
+            cursor = call.tables.scan(table, cursor, STEP, &mut |item| {
+                let expires = item.expires().map_or(0, |at| at.0);
+                image.push(table.index() as u8);
+                image.extend_from_slice(&expires.to_le_bytes());
+                image.extend_from_slice(&(item.key().len() as u32).to_le_bytes());
+                image.extend_from_slice(&(item.value().len() as u32).to_le_bytes());
+                image.extend_from_slice(item.key());
+                image.extend_from_slice(item.value());
+            });
+            if cursor == 0 {
+                break;
+            }
+        }
+    }
+    call.reply.array(1);
+    call.reply.bulk(&image);
+}
+
+/// A record of an image: a key with its table, when it expires (Unix time in ms) and its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageRecord<'a> {
+    /// The table's index.
+    pub table: u8,
+    /// When it expires, if it does.
+    pub expires: Option<u64>,
+    /// The key.
+    pub key: &'a [u8],
+    /// Its value.
+    pub value: &'a [u8],
+}
+
+impl<'a> ImageRecord<'a> {
+    /// Takes the first record off an image; `None` where there is none that is whole.
+    pub fn take(image: &mut &'a [u8]) -> Option<ImageRecord<'a>> {
+        let (table, rest) = image.split_first()?;
+        let (expires, rest) = rest.split_first_chunk::<8>()?;
+        let (key, rest) = rest.split_first_chunk::<4>()?;
+        let (value, rest) = rest.split_first_chunk::<4>()?;
+        let (key, rest) = rest.split_at_checked(u32::from_le_bytes(*key) as usize)?;
+        let (value, rest) = rest.split_at_checked(u32::from_le_bytes(*value) as usize)?;
+        *image = rest;
+        let expires = Some(u64::from_le_bytes(*expires)).filter(|at| *at > 0);
+        Some(ImageRecord { table: *table, expires, key, value })
+    }
+}
+
+fn transfer(_: &Client, facts: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Option<Order> {
+    let number = |at| parse_int(words.get(at)).and_then(|number| u16::try_from(number).ok());
+    let (Some(partition), Some(node)) = (number(2), number(3)) else {
+        reply.error(NOT_AN_INTEGER);
+        return None;
+    };
+    if !facts.cluster.iter().any(|one| one.node == node) {
+        reply.error(&format!("ERR there is no node {node}"));
+        return None;
+    }
+    // Partitions of other tables' classes follow those of table 0.
+    let held = facts.partitions.get(usize::from(partition));
+    if held.is_some_and(|held| held.leader != node && !held.followers.contains(&node)) {
+        reply.error(&format!("ERR node {node} holds no copy of partition {partition}"));
+        return None;
+    }
+    Some(Order::Ask(Question::Lead(PartitionId(partition), NodeId(node)), Show::Sum))
+}
+
+fn snapshot(_: &Client, _: &Facts, _: Words<'_>, _: &mut Reply<'_>) -> Option<Order> {
+    Some(Order::Ask(Question::Snapshot, Show::Sum))
 }
 
 fn help(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
@@ -145,52 +230,86 @@ fn nodes(_: &mut Client, facts: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> 
     Then::Continue
 }
 
+/// Neighbouring runs of slots that the same nodes serve, as one.
+fn runs(facts: &Facts) -> Vec<PartitionFacts> {
+    let mut runs: Vec<PartitionFacts> = Vec::new();
+    for one in &facts.partitions {
+        match runs.last_mut() {
+            Some(last) if last.leader == one.leader && last.followers == one.followers => {
+                last.slots.1 = one.slots.1;
+            }
+            _ => runs.push(one.clone()),
+        }
+    }
+    runs
+}
+
+/// The nodes of a run, its leader first.
+fn holders<'a>(facts: &'a Facts, run: &PartitionFacts) -> Vec<&'a NodeFacts> {
+    let ids = std::iter::once(&run.leader).chain(&run.followers);
+    ids.filter_map(|id| facts.cluster.iter().find(|node| node.node == *id)).collect()
+}
+
 fn slots(_: &mut Client, facts: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
-    let of = |node| std::iter::repeat(node);
-    let mut runs: Vec<(&(u16, u16), &NodeFacts)> =
-        facts.cluster.iter().flat_map(|node| node.slots.iter().zip(of(node))).collect();
-    runs.sort_unstable_by_key(|(run, _)| **run);
+    let runs = runs(facts);
     reply.array(runs.len());
-    for ((first, last), node) in runs {
-        reply.array(3);
-        reply.int((*first).into());
-        reply.int((*last).into());
-        reply.array(4);
-        reply.bulk(node.host.as_bytes());
-        reply.int(node.port.into());
-        reply.bulk(node.name.as_bytes());
-        reply.array(0);
+    for run in &runs {
+        let nodes = holders(facts, run);
+        reply.array(2 + nodes.len());
+        reply.int(run.slots.0.into());
+        reply.int(run.slots.1.into());
+        for node in nodes {
+            reply.array(4);
+            reply.bulk(node.host.as_bytes());
+            reply.int(node.port.into());
+            reply.bulk(node.name.as_bytes());
+            reply.array(0);
+        }
     }
     Then::Continue
 }
 
+/// A shard is what the same nodes hold and the same of them leads: a node is in several.
 fn shards(_: &mut Client, facts: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
-    reply.array(facts.cluster.len());
-    for node in &facts.cluster {
+    let mut shards: Vec<(PartitionFacts, Vec<(u16, u16)>)> = Vec::new();
+    for run in runs(facts) {
+        let same = |shard: &&mut (PartitionFacts, Vec<_>)| {
+            shard.0.leader == run.leader && shard.0.followers == run.followers
+        };
+        match shards.iter_mut().find(same) {
+            Some((_, slots)) => slots.push(run.slots),
+            None => shards.push((run.clone(), vec![run.slots])),
+        }
+    }
+    reply.array(shards.len());
+    for (run, slots) in &shards {
         reply.map(2);
         reply.bulk(b"slots");
-        reply.array(node.slots.len() * 2);
-        for (first, last) in &node.slots {
+        reply.array(slots.len() * 2);
+        for (first, last) in slots {
             reply.int((*first).into());
             reply.int((*last).into());
         }
         reply.bulk(b"nodes");
-        reply.array(1);
-        reply.map(7);
-        reply.bulk(b"id");
-        reply.bulk(node.name.as_bytes());
-        reply.bulk(b"port");
-        reply.int(node.port.into());
-        reply.bulk(b"ip");
-        reply.bulk(node.host.as_bytes());
-        reply.bulk(b"endpoint");
-        reply.bulk(node.host.as_bytes());
-        reply.bulk(b"role");
-        reply.bulk(b"master");
-        reply.bulk(b"replication-offset");
-        reply.int(0);
-        reply.bulk(b"health");
-        reply.bulk(if node.linked { b"online" } else { b"fail" });
+        let nodes = holders(facts, run);
+        reply.array(nodes.len());
+        for node in nodes {
+            reply.map(7);
+            reply.bulk(b"id");
+            reply.bulk(node.name.as_bytes());
+            reply.bulk(b"port");
+            reply.int(node.port.into());
+            reply.bulk(b"ip");
+            reply.bulk(node.host.as_bytes());
+            reply.bulk(b"endpoint");
+            reply.bulk(node.host.as_bytes());
+            reply.bulk(b"role");
+            reply.bulk(if node.node == run.leader { b"master" } else { b"replica" });
+            reply.bulk(b"replication-offset");
+            reply.int(0);
+            reply.bulk(b"health");
+            reply.bulk(if node.linked { b"online" } else { b"fail" });
+        }
     }
     Then::Continue
 }

@@ -66,6 +66,14 @@ pub struct Facts {
     pub settings: Settings,
     /// The nodes, by number.
     pub cluster: Vec<NodeFacts>,
+    /// The partitions of table 0, by number.
+    pub partitions: Vec<PartitionFacts>,
+    /// What is promised to which tables: table 0's first.
+    pub classes: Vec<ClassFacts>,
+    /// The node's log, if it has one.
+    pub log: Option<LogFacts>,
+    /// Partitions of all tables that the node leads, and that it holds.
+    pub led_and_held: (usize, usize),
     /// What became of each command's requests, by its whole name.
     pub calls: Vec<(String, Calls)>,
     /// Error replies by their first word.
@@ -120,6 +128,59 @@ pub struct NodeFacts {
     pub linked: bool,
     /// Runs of slots that it leads: the first and the last of each.
     pub slots: Vec<(u16, u16)>,
+}
+
+/// Who serves a run of slots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartitionFacts {
+    /// The first slot and the last.
+    pub slots: (u16, u16),
+    /// The node that leads it, as far as is known.
+    pub leader: u16,
+    /// The other nodes that hold it.
+    pub followers: Vec<u16>,
+}
+
+/// What is promised to the tables of one storage class.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClassFacts {
+    /// The tables.
+    pub tables: Vec<u8>,
+    /// How many nodes hold each partition.
+    pub replicas: usize,
+    /// What an acknowledged write has survived: `sync`, `interval` or `none`.
+    pub durability: &'static str,
+}
+
+/// Numbers in order, neighbours as a run: `0-3, 7`.
+pub fn runs(numbers: impl IntoIterator<Item = u16>) -> String {
+    let mut runs: Vec<(u16, u16)> = Vec::new();
+    for number in numbers {
+        match runs.last_mut() {
+            Some((_, last)) if last.checked_add(1) == Some(number) => *last = number,
+            _ => runs.push((number, number)),
+        }
+    }
+    let show = |(first, last): &(u16, u16)| match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    };
+    runs.iter().map(show).collect::<Vec<_>>().join(", ")
+}
+
+/// What a node's log takes, and has done since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogFacts {
+    /// Its segments.
+    pub segments: usize,
+    /// Bytes of their files.
+    pub bytes: u64,
+    /// Syncs.
+    pub syncs: u64,
+    /// Batches written.
+    pub batches: u64,
+    /// Bytes written.
+    pub appended: u64,
 }
 
 /// A table's figures.

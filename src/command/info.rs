@@ -1,6 +1,6 @@
 //! `INFO`: a node's figures under Redis's section and field names.
 
-use super::facts::{Calls, Facts, REDIS_VERSION};
+use super::facts::{Calls, Facts, REDIS_VERSION, runs};
 use super::words::Words;
 use std::fmt::{Display, Write as _};
 
@@ -15,10 +15,11 @@ pub(super) fn report(facts: &Facts, asked: Words<'_>) -> String {
         asked.is_empty() && section != "Commandstats" || asked.from(0).any(names)
     };
     type Write = fn(&Facts, &mut Section);
-    let sections: [(&str, Write); 11] = [
+    let sections: [(&str, Write); 12] = [
         ("Server", server),
         ("Clients", clients),
         ("Memory", memory),
+        ("Persistence", persistence),
         ("Stats", stats),
         ("Replication", replication),
         ("CPU", cpu),
@@ -134,10 +135,41 @@ fn stats(facts: &Facts, section: &mut Section) {
     section.measured("total_error_replies", facts.errors_total);
 }
 
-fn replication(_: &Facts, section: &mut Section) {
+/// What is on disk. `aof_enabled` says that acknowledged writes of table 0 are.
+fn persistence(facts: &Facts, section: &mut Section) {
+    let durability = facts.classes.first().map_or("none", |class| class.durability);
+    section.field("loading", 0);
+    section.field("async_loading", 0);
+    section.field("rdb_bgsave_in_progress", 0);
+    section.field("aof_enabled", u8::from(durability != "none"));
+    section.field("aof_rewrite_in_progress", 0);
+    // A node whose disk refuses stops.
+    section.field("aof_last_write_status", "ok");
+    section.field("quorate_durability", durability);
+    if let Some(log) = &facts.log {
+        section.field("aof_current_size", log.bytes);
+        section.field("quorate_log_segments", log.segments);
+        section.field("quorate_log_bytes", log.bytes);
+        section.field("quorate_log_appended_bytes", log.appended);
+        section.field("quorate_log_batches", log.batches);
+        section.field("quorate_log_syncs", log.syncs);
+    }
+}
+
+fn replication(facts: &Facts, section: &mut Section) {
     // To clients the cluster is one server that takes writes.
     section.field("role", "master");
     section.field("connected_slaves", 0);
+    let Some(class) = facts.classes.first() else { return };
+    section.field("quorate_replicas", class.replicas);
+    section.field("quorate_partitions_led", facts.led_and_held.0);
+    section.field("quorate_partitions_held", facts.led_and_held.1);
+    for (number, class) in facts.classes.iter().enumerate() {
+        let tables = runs(class.tables.iter().map(|table| u16::from(*table))).replace(", ", " ");
+        let (replicas, durability) = (class.replicas, class.durability);
+        let text = format!("replicas={replicas},durability={durability},tables={tables}");
+        section.field(&format!("quorate_class{number}"), text);
+    }
 }
 
 fn cpu(facts: &Facts, section: &mut Section) {

@@ -10,7 +10,7 @@ use super::facts::Facts;
 use super::latency::{self, Slow, Spike};
 use super::reply::Reply;
 use super::words::{Phrase, Words};
-use crate::ids::Millis;
+use crate::ids::{Millis, NodeId, PartitionId};
 
 /// What a command asks of its node.
 #[derive(Clone, Debug)]
@@ -58,6 +58,10 @@ pub enum Question {
     ForgetCounts,
     /// Remove expired keys by themselves, or only when they are met.
     Expire(bool),
+    /// From now on this node is to lead the partition; whoever leads it hands over.
+    Lead(PartitionId, NodeId),
+    /// Make a snapshot of every partition held.
+    Snapshot,
 }
 
 /// What an arbiter tells.

@@ -384,21 +384,19 @@ impl<M: Machine> Transactions<M> {
                     let unknown = Ended::Unknown(Refusal::Unknown(primary));
                     self.give_up(sequence, unknown, effects);
                 }
-                Phase::Deciding { asked, .. } => {
-                    if asked.0 + REDECIDE_AFTER_MS <= now.0 {
-                        *asked = now;
-                        self.ask_decision(id, primary, effects);
-                    }
+                Phase::Deciding { asked, .. } if asked.0 + REDECIDE_AFTER_MS <= now.0 => {
+                    *asked = now;
+                    self.ask_decision(id, primary, effects);
                 }
+                Phase::Deciding { .. } => {}
                 Phase::Pausing { lacking, .. } if txn.until <= now => {
                     let refusal = Refusal::NoLeader(*lacking);
                     self.refuse(sequence, refusal, effects);
                 }
-                Phase::Pausing { until, .. } => {
-                    if *until <= now {
-                        self.attempt(sequence, now, effects);
-                    }
+                Phase::Pausing { until, .. } if *until <= now => {
+                    self.attempt(sequence, now, effects);
                 }
+                Phase::Pausing { .. } => {}
                 _ if txn.until <= now => self.refuse(sequence, Refusal::Locked, effects),
                 _ => {}
             }

@@ -271,7 +271,7 @@ fn info_tells_hits_errors_and_how_long_commands_take() {
     other.say(&format!("BITCOUNT {}", keys[3]));
     assert!(usec(&mut client, "bitcount") >= 500, "{}", usec(&mut client, "bitcount"));
     assert_eq!(client.say("DEBUG SLEEP 0.02"), "OK");
-    assert!((20_000..10_000_000).contains(&usec(&mut client, "debug|sleep")));
+    assert!((20_000..10_000_000).contains(&usec(&mut client, "debug")));
 
     // The process: at least the value above is in memory, and time was spent.
     assert!(figure(&mut client, "used_memory_rss") >= Some(40_000_000));
@@ -409,9 +409,11 @@ fn the_cluster_commands_tell_where_keys_are() {
         let slots = client.say("CLUSTER SLOTS");
         let slot: u64 = slot.parse().unwrap();
         let entry = slots.trim_matches(['[', ']']).split("]] [").find(|entry| {
-            let mut numbers = entry.split(' ').map(|word| word.trim_matches(['[', ']']));
-            let mut next = || numbers.next().unwrap().parse::<u64>().unwrap();
-            (next()..=next()).contains(&slot)
+            // What begins with two numbers begins an entry, with its leader; the rest follows.
+            let mut words = entry.split(' ').map(|word| word.trim_matches(['[', ']']));
+            let mut next = || words.next().and_then(|word| word.parse::<u64>().ok());
+            let (Some(first), Some(last)) = (next(), next()) else { return false };
+            (first..=last).contains(&slot)
         });
         assert!(entry.unwrap().contains(&format!(" {port} ")), "{slots}");
     }
@@ -447,7 +449,8 @@ fn small_commands_answer_as_redis_does() {
         ("CLIENT TRACKINGINFO", r#"["flags" ["off"] "redirect" -1 "prefixes" []]"#),
         ("CLIENT KILL ID 0", "-ERR client-id should be greater than 0"),
         ("CLIENT KILL USER nobody", "-ERR No such user 'nobody'"),
-        ("WAIT 0 0", "0"),
+        // One of its two followers has whatever was acknowledged.
+        ("WAIT 0 0", "1"),
         ("WAIT 1 -1", "-ERR timeout is negative"),
         ("FUNCTION FLUSH", "OK"),
         ("SCRIPT FLUSH SYNC", "OK"),

@@ -62,6 +62,7 @@ pub const DIFFERENCES: &[Difference] = &[
     row(&["object", "encoding"], Compare::Shape, HELD),
     row(&["object", "refcount"], Compare::Shape, HELD),
     row(&["time"], Compare::Shape, CLOCK),
+    row(&["wait"], Compare::Shape, "an acknowledged write is on followers already"),
     row(&["lastsave"], Compare::Shape, SELF),
     row(&["keys"], Compare::AnyOrder, ORDER),
     row(&["command", "info", END], Compare::Shape, "Redis has commands that Quorate has not"),

@@ -1,5 +1,6 @@
 //! Changes of leaders as a Bucket saw them: for the log, a line for many, and for `/status`.
 
+use crate::command::facts;
 use crate::engine::protocol::Term;
 use crate::ids::{Millis, NodeId, PartitionId};
 use serde::Serialize;
@@ -63,27 +64,15 @@ impl Moves {
     }
 }
 
+fn runs(set: &BTreeSet<PartitionId>) -> String {
+    facts::runs(set.iter().map(|id| id.0))
+}
+
 fn counted(set: &BTreeSet<PartitionId>) -> String {
     match set.len() {
         1 => "1 partition".into(),
         count => format!("{count} partitions"),
     }
-}
-
-/// `0-3, 7` for 0, 1, 2, 3 and 7.
-fn runs(set: &BTreeSet<PartitionId>) -> String {
-    let mut runs: Vec<(u16, u16)> = Vec::new();
-    for id in set {
-        match runs.last_mut() {
-            Some((_, last)) if *last + 1 == id.0 => *last = id.0,
-            _ => runs.push((id.0, id.0)),
-        }
-    }
-    let show = |(first, last): &(u16, u16)| match first == last {
-        true => first.to_string(),
-        false => format!("{first}-{last}"),
-    };
-    runs.iter().map(show).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

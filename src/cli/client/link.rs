@@ -11,7 +11,7 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why there is no reply.
 #[derive(Debug)]
-pub(super) enum LinkError {
+pub(in crate::cli) enum LinkError {
     /// Nobody listens there.
     Connect(String, io::Error),
     /// The server closed the connection. Whether the command took effect is not known.
@@ -43,7 +43,7 @@ fn bare(error: &io::Error) -> String {
 
 /// A connection that is there or not.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(in crate::cli) struct Link {
     host: String,
     port: u16,
     stream: Option<TcpStream>,
@@ -54,18 +54,18 @@ pub(super) struct Link {
 
 impl Link {
     /// A link to a server; nothing is connected yet.
-    pub(super) fn new(host: String, port: u16) -> Link {
+    pub(in crate::cli) fn new(host: String, port: u16) -> Link {
         Link { host, port, stream: None, input: Vec::new(), reader: ReplyReader::new() }
     }
 
     /// The server's address, as people write it.
-    pub(super) fn address(&self) -> String {
+    pub(in crate::cli) fn address(&self) -> String {
         let (host, port) = (&self.host, self.port);
         if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
     }
 
     /// Whether a connection is there that the server has not closed while nobody looked.
-    pub(super) fn is_alive(&mut self) -> bool {
+    pub(in crate::cli) fn is_alive(&mut self) -> bool {
         let Some(stream) = &self.stream else { return false };
         let mut byte = [0];
         // A peek that would have to wait says that all is well.
@@ -82,7 +82,7 @@ impl Link {
     }
 
     /// Connects, whatever was there before.
-    pub(super) fn connect(&mut self) -> Result<(), LinkError> {
+    pub(in crate::cli) fn connect(&mut self) -> Result<(), LinkError> {
         self.stream = None;
         self.input.clear();
         self.reader = ReplyReader::new();
@@ -93,7 +93,7 @@ impl Link {
     }
 
     /// Sends a command.
-    pub(super) fn send(&mut self, words: &[Vec<u8>]) -> Result<(), LinkError> {
+    pub(in crate::cli) fn send(&mut self, words: &[Vec<u8>]) -> Result<(), LinkError> {
         let mut request = Vec::new();
         encode_request(words, &mut request);
         let Some(stream) = &mut self.stream else { return Err(LinkError::Closed) };
@@ -102,7 +102,7 @@ impl Link {
     }
 
     /// Waits for the next reply, or news that nobody asked for.
-    pub(super) fn receive(&mut self) -> Result<Value, LinkError> {
+    pub(in crate::cli) fn receive(&mut self) -> Result<Value, LinkError> {
         loop {
             let whole = self.reader.next(&self.input);
             if let Some(length) = whole.map_err(|error| self.nonsense(error))? {

@@ -1,12 +1,14 @@
 //! Which transactions are over, and may not prepare any more.
 //!
 //! Attempts that ended here are remembered until their Coordinator says that everything below a
-//! sequence is over; of its earlier lives everything is over always.
+//! sequence is over; of its earlier lives everything is over always. How it went with the last ones
+//! of the life before is remembered even so: where a Coordinator and a primary without copies die
+//! together, another participant may still ask whoever has heard of the commit.
 
 use crate::engine::protocol::Verdict;
 use crate::ids::{Incarnation, NodeId, TxnId};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Transactions that may not prepare any more, by the node of their Coordinator.
 #[derive(Debug, Default)]
@@ -20,6 +22,18 @@ pub(super) struct Finished {
     pub(super) below: u64,
     /// Attempts at or above `below` that are over, and how they ended here.
     pub(super) ended: BTreeMap<(u64, u32), Verdict>,
+    /// The life before, and its attempts that were committed here.
+    pub(super) before: (Incarnation, BTreeSet<(u64, u32)>),
+}
+
+impl Finished {
+    /// Begins another life.
+    fn begin(&mut self, incarnation: Incarnation) {
+        let commits = self.ended.iter().filter(|(_, verdict)| **verdict == Verdict::Commit);
+        let commits = commits.map(|(attempt, _)| *attempt).collect();
+        let before = (self.incarnation, commits);
+        *self = Finished { incarnation, before, ..Finished::default() };
+    }
 }
 
 impl Ends {
@@ -36,17 +50,19 @@ impl Ends {
     /// How an attempt ended, as far as it is remembered.
     pub(super) fn ended(&self, txn: TxnId) -> Option<Verdict> {
         let finished = self.0.get(&txn.node)?;
-        if finished.incarnation != txn.incarnation {
-            return None;
+        let attempt = (txn.sequence, txn.attempt);
+        if finished.incarnation == txn.incarnation {
+            return finished.ended.get(&attempt).copied();
         }
-        finished.ended.get(&(txn.sequence, txn.attempt)).copied()
+        let (before, commits) = &finished.before;
+        (*before == txn.incarnation && commits.contains(&attempt)).then_some(Verdict::Commit)
     }
 
     /// Learns that a Coordinator has ended everything below a sequence.
     pub(super) fn done_below(&mut self, node: NodeId, incarnation: Incarnation, below: u64) {
         let finished = self.0.entry(node).or_default();
         if incarnation > finished.incarnation {
-            *finished = Finished { incarnation, ..Finished::default() };
+            finished.begin(incarnation);
         }
         if incarnation == finished.incarnation && below > finished.below {
             finished.below = below;
@@ -58,10 +74,20 @@ impl Ends {
     pub(super) fn finish(&mut self, txn: TxnId, verdict: Verdict) {
         let finished = self.0.entry(txn.node).or_default();
         if txn.incarnation > finished.incarnation {
-            *finished = Finished { incarnation: txn.incarnation, ..Finished::default() };
+            finished.begin(txn.incarnation);
         }
+        let attempt = (txn.sequence, txn.attempt);
         if txn.incarnation == finished.incarnation && txn.sequence >= finished.below {
-            finished.ended.insert((txn.sequence, txn.attempt), verdict);
+            finished.ended.insert(attempt, verdict);
+        }
+        let (before, commits) = &mut finished.before;
+        if txn.incarnation < finished.incarnation && verdict == Verdict::Commit {
+            if txn.incarnation > *before {
+                (*before, *commits) = (txn.incarnation, BTreeSet::new());
+            }
+            if txn.incarnation == *before {
+                commits.insert(attempt);
+            }
         }
     }
 }

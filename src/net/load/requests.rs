@@ -9,8 +9,14 @@ use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
-/// Digits in a key: with `key:` before them a key has 16 bytes, whatever its number.
+/// Digits in a key.
 const KEY_DIGITS: usize = 12;
+
+/// What every key begins with.
+const KEY_PREFIX: &[u8] = b"key:";
+
+/// Bytes of the shortest key: its beginning and its digits. A longer one begins with more of it.
+pub const KEY_SIZE_MIN: usize = KEY_PREFIX.len() + KEY_DIGITS;
 
 /// As many keys as there are digits for.
 pub const KEYS_MAX: u64 = 10u64.pow(KEY_DIGITS as u32);
@@ -110,12 +116,17 @@ pub struct Workload {
     pub mix: Mix,
     /// Keys are drawn uniformly from this many.
     pub keys: u64,
+    /// Bytes of every key, at least [`KEY_SIZE_MIN`].
+    pub key_size: usize,
     /// Bytes of every value written.
     pub value_size: usize,
     /// Keys in a multiput or multiget.
     pub multi: usize,
     /// Requests sent in one write, before any of their replies is awaited.
     pub pipeline: u32,
+    /// How many replicas each write is to be on before the next: a WAIT for them follows the
+    /// requests, in the same write, and is not counted as one. 0 asks for none.
+    pub wait: u32,
 }
 
 /// xorshift64*: one multiplication a draw, far cheaper than what a draw is used for, and the same
@@ -188,7 +199,9 @@ impl Template {
         let mut bytes = format!("*{words}\r\n${}\r\n{name}\r\n", name.len()).into_bytes();
         let mut digits = Vec::with_capacity(keys);
         for _ in 0..keys {
-            bytes.extend_from_slice(format!("${}\r\nkey:", "key:".len() + KEY_DIGITS).as_bytes());
+            bytes.extend_from_slice(format!("${}\r\n", workload.key_size).as_bytes());
+            let prefix = KEY_PREFIX.iter().cycle().take(workload.key_size - KEY_DIGITS);
+            bytes.extend(prefix);
             digits.push(bytes.len());
             bytes.extend_from_slice(&[b'0'; KEY_DIGITS]);
             bytes.extend_from_slice(b"\r\n");
@@ -209,6 +222,8 @@ pub struct Batch<'a> {
     pub bytes: &'a [u8],
     /// How many of each kind they are.
     pub kinds: ByKind<u32>,
+    /// How many replies they have: one each, and one of WAIT.
+    pub replies: u32,
 }
 
 /// An endless, or for a prefill a finite, supply of encoded requests.
@@ -221,7 +236,9 @@ pub struct Requests {
     pipeline: u32,
     /// How many digits of a key ever differ from 0, made even: digits are written in pairs.
     digits: usize,
-    /// The last batch; with a single kind it always holds a whole pipeline of requests.
+    /// What follows each batch, encoded: nothing, or WAIT.
+    trailer: Vec<u8>,
+    /// The last batch; with a single kind and no WAIT it always holds a whole pipeline of requests.
     bytes: Vec<u8>,
 }
 
@@ -239,19 +256,27 @@ impl Requests {
 
     fn new(workload: &Workload, keys: Keys, dice: Dice) -> Self {
         assert!((1..=KEYS_MAX).contains(&workload.keys), "a key has {KEY_DIGITS} digits");
+        assert!(workload.key_size >= KEY_SIZE_MIN, "a key has {KEY_SIZE_MIN} bytes at least");
         let mut weights = 0;
         let mut templates = Vec::new();
         for &(kind, weight) in &workload.mix.0 {
             weights += u64::from(weight);
             templates.push(Template::new(kind, weights, workload));
         }
+        let trailer = match workload.wait.to_string() {
+            _ if workload.wait == 0 => Vec::new(),
+            count => {
+                format!("*3\r\n$4\r\nWAIT\r\n${}\r\n{count}\r\n$1\r\n0\r\n", count.len()).into()
+            }
+        };
         let bytes = match templates.as_slice() {
-            [only] => only.bytes.repeat(workload.pipeline as usize),
+            [only] if trailer.is_empty() => only.bytes.repeat(workload.pipeline as usize),
             _ => Vec::new(),
         };
         let digits = (workload.keys - 1).checked_ilog10().map_or(1, |log| log as usize + 1);
         let digits = digits.next_multiple_of(2);
-        Self { templates, weights, keys, dice, pipeline: workload.pipeline, digits, bytes }
+        let pipeline = workload.pipeline;
+        Self { templates, weights, keys, dice, pipeline, digits, trailer, bytes }
     }
 
     /// The next batch, of at most `limit` requests; none once nothing is left to ask.
@@ -265,7 +290,7 @@ impl Requests {
         }
         let mut kinds = ByKind::default();
         let length = match self.templates.as_slice() {
-            [only] => {
+            [only] if self.trailer.is_empty() => {
                 // The bytes of the last batch are still there: only the digits are new.
                 kinds[only.kind as usize] = requests as u32;
                 let length = requests as usize * only.bytes.len();
@@ -288,10 +313,12 @@ impl Requests {
                     let request = &mut self.bytes[begin..];
                     patch(request, template, &mut self.keys, &mut self.dice, self.digits);
                 }
+                self.bytes.extend_from_slice(&self.trailer);
                 self.bytes.len()
             }
         };
-        Some(Batch { bytes: &self.bytes[..length], kinds })
+        let replies = requests as u32 + u32::from(!self.trailer.is_empty());
+        Some(Batch { bytes: &self.bytes[..length], kinds, replies })
     }
 }
 
@@ -328,7 +355,7 @@ mod tests {
 
     fn workload(mix: &str, keys: u64, pipeline: u32) -> Workload {
         let mix = mix.parse().expect("a valid mix");
-        Workload { mix, keys, value_size: 3, multi: 2, pipeline }
+        Workload { mix, keys, key_size: 16, value_size: 3, multi: 2, pipeline, wait: 0 }
     }
 
     fn text(requests: &mut Requests, limit: u64) -> Option<String> {
@@ -348,6 +375,20 @@ mod tests {
         let mset = format!("*5 $4 MSET {key} $3 vvv {key} $3 vvv ");
         assert_eq!(one_key("multiput"), Some(mset));
         assert_eq!(one_key("multiget"), Some(format!("*3 $4 MGET {key} {key} ")));
+    }
+
+    #[test]
+    fn longer_keys_and_a_wait_behind_the_batch() {
+        let workload = Workload { key_size: 21, wait: 10, ..workload("set", 1, 2) };
+        let mut requests = Requests::drawn(&workload, Dice::new(1, 0));
+        let set = "*3 $3 SET $21 key:key:k000000000000 $3 vvv ";
+        let wait = "*3 $4 WAIT $2 10 $1 0 ";
+        assert_eq!(text(&mut requests, 1), Some(format!("{set}{wait}")));
+        assert_eq!(text(&mut requests, 9), Some(format!("{set}{set}{wait}")));
+        assert_eq!(
+            requests.next_batch(9).map(|batch| (batch.kinds, batch.replies)),
+            Some(([0, 2, 0, 0], 3))
+        );
     }
 
     #[test]

@@ -32,9 +32,11 @@ fn sets(address: SocketAddr, clients: usize, until: Until) -> Load {
         workload: Workload {
             mix: requests::Mix::only(Kind::Set),
             keys: 1000,
+            key_size: 16,
             value_size: 8,
             multi: 1,
             pipeline: 4,
+            wait: 0,
         },
         warmup: Duration::ZERO,
         until,

@@ -176,9 +176,9 @@ impl<'a> Worker<'a> {
         let connection = &mut self.connections[index];
         self.busy += usize::from(connection.sent_at.replace(now).is_none());
         connection.kinds = batch.kinds;
-        connection.awaited = batch.kinds.iter().sum();
+        connection.awaited = batch.replies;
         if warm && let Some(left) = &mut self.left {
-            *left -= u64::from(connection.awaited);
+            *left -= u64::from(batch.kinds.iter().sum::<u32>());
         }
         let sent = write(&mut connection.socket, batch.bytes);
         let sent = sent.map_err(|error| connection.lost(error))?;
