@@ -251,8 +251,7 @@ impl Run {
                 if heard {
                     self.answer_clients(node);
                 }
-                let unsynced = self.world.unsynced.get(node).map_or(0, VecDeque::len);
-                self.world.crash(node, heard, if kept { unsynced } else { 0 });
+                self.world.crash(node, heard, Some(if kept { usize::MAX } else { 0 }));
                 if away {
                     for other in others(node) {
                         self.world.cut(node, other);
