@@ -109,6 +109,7 @@ const TEST_FILES: &[&str] = &[
     "src/engine/consensus/simulation.rs",
     "src/engine/script.rs",
     "src/engine/simulation.rs",
+    "src/engine/simulation/staged.rs",
     "src/engine/simulation/steps.rs",
     "src/storage/faulty.rs",
 ];

@@ -88,6 +88,15 @@ mod sabotage {
         static BROKEN: Cell<Option<Rule>> = const { Cell::new(None) };
     }
 
+    /// A broken rule may end in a panic: whoever runs next finds all rules in place.
+    struct Mended;
+
+    impl Drop for Mended {
+        fn drop(&mut self) {
+            BROKEN.set(None);
+        }
+    }
+
     /// Whether the rule is kept on this thread.
     pub fn kept(rule: Rule) -> bool {
         BROKEN.get() != Some(rule)
@@ -96,8 +105,9 @@ mod sabotage {
     /// Runs `test` with the rule broken.
     pub fn broken<T>(rule: Rule, test: impl FnOnce() -> T) -> T {
         BROKEN.set(Some(rule));
+        let mended = Mended;
         let result = test();
-        BROKEN.set(None);
+        drop(mended);
         result
     }
 }
