@@ -4,8 +4,15 @@
 //! They run as [`steps`](super::steps) does, round by round, with some links slower than others:
 //! what is *held* between two actors is delivered once it is *let go*.
 
+use super::clients::Outcome;
+use super::lists::{APPEND, APPEND_IF_EVEN, READ, READ_AND_APPEND};
+use super::network::Actor;
 use super::steps::{BYSTANDER, COORDINATOR, REST_MS, Run};
-use super::*;
+use super::world::{DATA, node_id};
+use crate::engine::batch::OpCode;
+use crate::engine::partition::Partition;
+use crate::ids::PartitionId;
+use std::collections::VecDeque;
 
 /// Long enough for all that takes no timeout.
 const SOON_MS: u64 = 1_000;

@@ -11,8 +11,15 @@
 //! through. And whenever a Coordinator dies, its locks are gone as soon as the participants have
 //! asked their primary, which they do [`RESOLVE_AFTER_MS`] later.
 
-use super::*;
-use crate::engine::partition::RESOLVE_AFTER_MS;
+use super::clients::Outcome;
+use super::lists::{APPEND, APPEND_REST_IF_EVEN, READ, WATCH, batch};
+use super::network::Actor;
+use super::world::{DATA, Kind, NODES, World, partition_of};
+use crate::engine::batch::OpCode;
+use crate::engine::partition::{Partition, RESOLVE_AFTER_MS};
+use crate::engine::rules::{Rule, broken};
+use crate::ids::PartitionId;
+use std::collections::VecDeque;
 
 /// Partitions 0, 1 and 2, led by the nodes of the same numbers.
 const PLACED: u16 = 3;
