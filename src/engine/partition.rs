@@ -298,11 +298,20 @@ impl<M: Machine> Partition<M> {
         if !self.marks.is_empty() && self.blocks(op) {
             return Took::Blocked(claims_of::<M>(std::iter::once(*op)));
         }
-        self.run(op, now, waiter, reply)
+        self.run(op, now, waiter, true, reply)
     }
 
+    /// Whether a read `may_overtake` what is filed already: not one that waited, since operations
+    /// that its client sent before it may have been filed in turns long past.
     #[inline]
-    fn run(&mut self, op: &Op<'_>, now: Now, waiter: Waiter, reply: &mut Vec<u8>) -> Took {
+    fn run(
+        &mut self,
+        op: &Op<'_>,
+        now: Now,
+        waiter: Waiter,
+        may_overtake: bool,
+        reply: &mut Vec<u8>,
+    ) -> Took {
         let reads = M::access(op.head.code) == Access::Read;
         let stamp = self.replica.stamp(now.wall);
         let Some(journal) = &mut self.journal else {
@@ -317,7 +326,7 @@ impl<M: Machine> Partition<M> {
             }
             return Took::Done;
         };
-        if reads && journal.may_read(now.mono, waiter) {
+        if reads && (may_overtake || journal.backlog() == 0) && journal.may_read(now.mono, waiter) {
             let start = reply.len();
             self.replica.read(op, stamp, reply);
             if self.replica.expired().is_none() {
@@ -420,7 +429,7 @@ impl<M: Machine> Partition<M> {
         let mut took = None;
         match queued.waiting {
             Waiting::Op => {
-                took = op.map(|(op, waiter)| self.run(op, now, waiter, reply));
+                took = op.map(|(op, waiter)| self.run(op, now, waiter, false, reply));
             }
             Waiting::Lock(lock) => {
                 self.tickets.remove(&lock.txn);
