@@ -6,6 +6,7 @@
 //! [`crate::engine::rules`].
 
 use crate::engine::batch::{Batch, Replies};
+use crate::engine::item::Origin;
 use crate::engine::machine::Access;
 use crate::ids::{Age, Incarnation, Millis, NodeId, PartitionId, TableIndex, TxnId};
 use serde::{Deserialize, Serialize};
@@ -48,6 +49,9 @@ pub struct Held {
     pub value: Vec<u8>,
     /// When it expires.
     pub expires: Option<Millis>,
+    /// How the value came to be.
+    #[serde(default)]
+    pub origin: Origin,
 }
 
 /// What one partition does for a transaction.

@@ -813,6 +813,7 @@ impl From<crate::engine::batch::Batch> for Share {
 mod tests {
     use super::*;
     use crate::engine::batch::{Batch, OpCode, OpHead};
+    use crate::engine::item::Origin;
     use crate::engine::protocol::{Claim, Held};
     use crate::engine::script::Args;
     use crate::engine::simulation::Lists;
@@ -919,7 +920,8 @@ mod tests {
                     let length: usize = args.key("length", 0)?;
                     for word in args.words() {
                         let partition = PartitionId(word.parse()?);
-                        let held = Held { value: b"tag0".repeat(length), expires: None };
+                        let value = b"tag0".repeat(length);
+                        let held = Held { value, expires: None, origin: Origin::Given };
                         let image = Image {
                             table: TableIndex::default(),
                             key: key(partition),
