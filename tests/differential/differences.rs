@@ -107,14 +107,6 @@ const IN_EXEC: &[Difference] = &[
 /// Walks through whole tables lock nothing.
 const LATER: &str = "served when the rest of the transaction is committed";
 
-/// What Quorate answers where it refuses what Redis carries out: from there on the two hold
-/// different data, so the comparison of a round ends.
-///
-/// A command over whole tables (`FLUSHALL`, `SWAPDB`) locks all partitions and runs where they lie,
-/// one whose result needs keys of several partitions (`RENAME`) is evaluated where the transaction
-/// began: `EXEC` cannot do both at one moment.
-pub const PARTINGS: &[&str] = &["cannot be executed together with a command whose result needs"];
-
 /// Commands whose result needs all of their keys together. If these lie in several partitions, the
 /// whole transaction is evaluated where it began, and a table is counted when it is committed.
 const GATHERING: &[&str] =
