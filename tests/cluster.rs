@@ -38,6 +38,8 @@ mod harness;
 mod load;
 #[path = "cluster/operations.rs"]
 mod operations;
+#[path = "cluster/peers.rs"]
+mod peers;
 #[path = "cluster/server.rs"]
 mod server;
 #[path = "cluster/transactions.rs"]
