@@ -627,15 +627,32 @@ impl Session {
     }
 
     /// Runs a command that goes from one partition to the other.
-    async fn walk(&mut self, walk: Walk) -> io::Result<()> {
+    async fn walk(&mut self, mut walk: Walk) -> io::Result<()> {
+        self.go_through(&mut walk).await?;
+        let pages = walk.take_pages();
         let mut out = std::mem::take(&mut self.out);
-        self.ask_in_turn(walk, &mut out).await?;
+        walk.finish(&mut Reply::new(&mut out, self.state.client.resp3));
+        self.admit(out.len() + pages.iter().map(Vec::len).sum::<usize>())?;
         self.out = out;
-        self.write_out().await
+        self.write_out().await?;
+        let mute = self.mute;
+        for page in pages.into_iter().filter(|_| !mute) {
+            self.write(&page).await?;
+            // A reader that keeps up must not keep this thread from everybody else.
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    }
+
+    /// Runs a command that goes from one partition to the other, inside an `EXEC`.
+    async fn ask_in_turn(&mut self, mut walk: Walk, out: &mut Vec<u8>) -> io::Result<()> {
+        self.go_through(&mut walk).await?;
+        walk.finish(&mut Reply::new(out, self.state.client.resp3));
+        Ok(())
     }
 
     /// Asks one partition after the other. Others are served between two steps.
-    async fn ask_in_turn(&mut self, mut walk: Walk, out: &mut Vec<u8>) -> io::Result<()> {
+    async fn go_through(&mut self, walk: &mut Walk) -> io::Result<()> {
         self.walks += 1;
         let seed =
             [self.local.facts().now.0, self.state.client.id, self.walks].map(u64::to_le_bytes);
@@ -649,15 +666,14 @@ impl Session {
             walk.take(self.shares[destination].replies.get(0));
             self.recycle();
         }
-        walk.finish(&mut Reply::new(out, self.state.client.resp3));
         Ok(())
     }
 
-    async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+    /// Whether a reply of so many bytes may be written.
+    fn admit(&self, bytes: usize) -> io::Result<()> {
         let max = self.local.setup.limits.output_buffer;
-        if bytes.len() > max {
-            let (id, address, bytes) =
-                (self.state.client.id, &self.state.client.address, bytes.len());
+        if bytes > max {
+            let (id, address) = (self.state.client.id, &self.state.client.address);
             log::warn!(
                 target: "session",
                 "closing client {id} at {address}: its replies take {bytes} bytes, where {max} are \
@@ -665,6 +681,11 @@ impl Session {
             );
             return Err(io::Error::other("its replies are too long"));
         }
+        Ok(())
+    }
+
+    async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.admit(bytes.len())?;
         self.local.counters.borrow_mut().bytes_out += bytes.len() as u64;
         let mut written = 0;
         while written < bytes.len() {
