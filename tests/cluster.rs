@@ -30,6 +30,8 @@ mod durability;
 mod failover;
 #[path = "cluster/faults.rs"]
 mod faults;
+#[path = "cluster/figures.rs"]
+mod figures;
 #[path = "cluster/formation.rs"]
 mod formation;
 #[path = "cluster/harness.rs"]
