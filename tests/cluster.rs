@@ -30,6 +30,8 @@ mod durability;
 mod failover;
 #[path = "cluster/faults.rs"]
 mod faults;
+#[path = "cluster/figures.rs"]
+mod figures;
 #[path = "cluster/formation.rs"]
 mod formation;
 #[path = "cluster/harness.rs"]
@@ -38,6 +40,8 @@ mod harness;
 mod load;
 #[path = "cluster/operations.rs"]
 mod operations;
+#[path = "cluster/peers.rs"]
+mod peers;
 #[path = "cluster/pipelines.rs"]
 mod pipelines;
 #[path = "cluster/server.rs"]

@@ -185,7 +185,8 @@ pub async fn start(
     let mut links = BTreeMap::new();
     for node in config.nodes().iter().filter(|node| node.id != id) {
         let address = peer::Address { host: node.host.clone(), port: node.peer };
-        links.insert(node.id, Peer::new(node.id, address, hello.clone()).start());
+        let queue_max = config.limits.peer_queue;
+        links.insert(node.id, Peer::new(node.id, address, hello.clone(), queue_max).start());
     }
     let locks = LockManager::default().start();
     let (tell_formed, formed) = oneshot::channel();
