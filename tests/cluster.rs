@@ -42,6 +42,8 @@ mod load;
 mod operations;
 #[path = "cluster/peers.rs"]
 mod peers;
+#[path = "cluster/pipelines.rs"]
+mod pipelines;
 #[path = "cluster/server.rs"]
 mod server;
 #[path = "cluster/transactions.rs"]

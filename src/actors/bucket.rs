@@ -145,15 +145,10 @@ impl Asker {
 #[rtype(result = "()")]
 pub struct Serve;
 
-/// A message of the commit protocol for one of the partitions.
+/// Messages of the commit protocol, each for one of the partitions, in the order sent.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct ForPartition {
-    /// Which.
-    pub to: PartitionId,
-    /// The message.
-    pub message: ToPartition,
-}
+pub struct ForPartitions(pub Vec<(PartitionId, ToPartition)>);
 
 /// Messages of partitions' groups, from their replicas on another node.
 #[derive(Message)]
@@ -482,12 +477,14 @@ impl Handler<Serve> for Bucket {
     }
 }
 
-impl Handler<ForPartition> for Bucket {
+impl Handler<ForPartitions> for Bucket {
     type Result = ();
 
-    fn handle(&mut self, message: ForPartition, _: &mut Context<Self>) {
+    fn handle(&mut self, ForPartitions(messages): ForPartitions, _: &mut Context<Self>) {
         let now = self.now();
-        self.core.handle(message.to, message.message, now, &mut self.out);
+        for (to, message) in messages {
+            self.core.handle(to, message, now, &mut self.out);
+        }
     }
 }
 
@@ -509,9 +506,9 @@ impl Handler<Persisted> for Bucket {
     type Result = ();
 
     fn handle(&mut self, persisted: Persisted, _: &mut Context<Self>) {
-        let Persisted { numbers, spare } = persisted;
-        if let (Some(log), Some(spare)) = (&mut self.log, spare) {
-            log.recycle(spare);
+        let Persisted { numbers, spares } = persisted;
+        if let Some(log) = &mut self.log {
+            log.recycle(spares);
         }
         for (partition, number) in numbers {
             self.core.persisted(partition, number);

@@ -85,9 +85,11 @@ impl Cursor {
         self.turn << CURSOR_BITS | self.place
     }
 
-    /// Reads a cursor as C's `strtoul` does.
+    /// Reads a cursor as C's `strtoul` does: up to a zero byte, and nothing at all is 0.
     fn parse(word: &[u8]) -> Option<Cursor> {
+        let word = word.split(|byte| *byte == 0).next().unwrap_or_default();
         let (negative, digits) = match word {
+            [b'-' | b'+'] => return None,
             [b'-', digits @ ..] => (true, digits),
             [b'+', digits @ ..] => (false, digits),
             digits => (false, digits),
@@ -446,7 +448,6 @@ mod tests {
         let steps = [
             (1, 5, &["a", "b", "$1"][..]),
             (1, 9, &["b", "c"]),
-            // An element's encoding may be the beginning of another's bytes, not of another's.
             (1, 0, &["a", "", "c", "ab", "d"]),
             (0, 3, &["a", "e"]),
             (0, 0, &["e", "f"]),
@@ -467,5 +468,20 @@ mod tests {
         reply.array(keys.len());
         keys.iter().for_each(|key| reply.bulk(key.as_bytes()));
         assert_eq!(out.escape_ascii().to_string(), expected.escape_ascii().to_string());
+    }
+
+    #[test]
+    fn cursors_are_read_as_redis_reads_them() {
+        let read = |word: &[u8]| Cursor::parse(word).map(Cursor::encode);
+        for (word, cursor) in [(&b"0"[..], 0), (b"17", 17), (b"+5", 5), (b"-0", 0), (b"", 0)] {
+            assert_eq!(read(word), Some(cursor), "{}", word.escape_ascii());
+        }
+        assert_eq!(read(b"-1"), Some(u64::MAX));
+        assert_eq!(read(b"\0rubbish"), Some(0));
+        assert_eq!(read(b"12\0rubbish"), Some(12));
+        for word in [&b"+"[..], b"-", b"+-5", b" 5", b"5 ", b"0x10", b"x", b"18446744073709551616"]
+        {
+            assert_eq!(read(word), None, "{}", word.escape_ascii());
+        }
     }
 }

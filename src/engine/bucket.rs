@@ -20,7 +20,7 @@ use crate::engine::machine::{Access, Machine};
 use crate::engine::partition::journal::{Fate, Turn, Waiter};
 use crate::engine::partition::snapshots::{FromArchive, ToArchive};
 use crate::engine::partition::{Effect, Neighbours, Partition, Took};
-use crate::engine::protocol::{Refusal, Term, Ticket, ToCoordinator, ToPartition};
+use crate::engine::protocol::{Claim, Refusal, Term, Ticket, ToCoordinator, ToPartition};
 use crate::engine::tables::{KeyHasher, Tables};
 use crate::ids::{Incarnation, Millis, NodeId, Now, PartitionId};
 use bytes::Bytes;
@@ -303,7 +303,6 @@ impl<M: Machine> Bucket<M> {
         }
         self.counts.batches += 1;
         let parked = self.parking.next();
-        let mut blocked = Vec::new();
         let mut holes = 0;
         for (index, op) in batch.iter().enumerate() {
             let id = op.head.partition;
@@ -320,7 +319,10 @@ impl<M: Machine> Bucket<M> {
                     match took {
                         Took::Done => {}
                         Took::Filed => holes += 1,
-                        Took::Blocked(claims) => blocked.push((waiter, id, claims)),
+                        Took::Blocked(claims) => {
+                            holes += 1;
+                            self.wait(waiter, id, claims, now, out);
+                        }
                         Took::Elsewhere => replies.misplaced.push(waiter.index),
                     }
                     if touched {
@@ -341,23 +343,32 @@ impl<M: Machine> Bucket<M> {
             replies.end();
         }
         self.counts.operations += replies.len() as u64;
-        holes += blocked.len();
         if holes == 0 {
             return Executed::Done(batch, replies);
         }
-        self.counts.waits += blocked.len() as u64;
         let places = vec![PROMPT; replies.len()];
         let waiting = Waiting { batch, replies, late: Vec::new(), places, holes };
         self.parking.put(parked, waiting);
-        for (waiter, id, claims) in blocked {
-            let ticket = Ticket(self.next());
-            let until = Millis(now.wall.0.saturating_add(self.lock_wait_ms));
-            self.tickets.insert(ticket, (waiter, id, until));
-            if let Some(Some(partition)) = self.partitions.get_mut(id.index()) {
-                partition.wait(ticket, claims, &mut out.effects);
-            }
-        }
         Executed::Parked(parked)
+    }
+
+    /// Has an operation wait at the lock manager. At once: what its batch asks of the same keys
+    /// next must find it waiting.
+    fn wait(
+        &mut self,
+        waiter: Waiter,
+        id: PartitionId,
+        claims: Vec<Claim>,
+        now: Now,
+        out: &mut Outbox,
+    ) {
+        self.counts.waits += 1;
+        let ticket = Ticket(self.next());
+        let until = Millis(now.wall.0.saturating_add(self.lock_wait_ms));
+        self.tickets.insert(ticket, (waiter, id, until));
+        if let Some(Some(partition)) = self.partitions.get_mut(id.index()) {
+            partition.wait(ticket, claims, &mut out.effects);
+        }
     }
 
     /// Starts the loads of what the batches will touch.
@@ -747,83 +758,4 @@ pub fn is_sound<M: Machine>(batch: &Batch) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::command::Redis;
-    use crate::engine::batch::{OpCode, OpHead};
-    use crate::ids::TableIndex;
-
-    const SET: OpCode = OpCode(16);
-    const GET: OpCode = OpCode(4);
-
-    fn bucket() -> (Bucket<Redis>, KeyHasher) {
-        let hasher = KeyHasher::new(7);
-        let node = NodeId(1);
-        let owned = [PartitionId(0), PartitionId(1)];
-        (Bucket::new(node, Incarnation(1), vec![node; 2], &owned, hasher, 0, 1000), hasher)
-    }
-
-    fn at(ms: u64) -> Now {
-        Now { wall: Millis(ms), mono: ms }
-    }
-
-    fn run(bucket: &mut Bucket<Redis>, hasher: KeyHasher, code: OpCode, words: &[&str], now: u64) {
-        let mut batch = Batch::new();
-        let head = OpHead {
-            code,
-            partition: PartitionId(words[0].len() as u16 % 2),
-            table: TableIndex::default(),
-            resp3: false,
-            hash: hasher.hash(words[0].as_bytes()),
-        };
-        batch.push(head, words.iter().map(|word| word.as_bytes()));
-        let executed = bucket.execute(batch, Replies::default(), at(now), &mut Outbox::default());
-        assert!(matches!(executed, Executed::Done(..)));
-    }
-
-    fn held(bucket: &Bucket<Redis>) -> usize {
-        let table = TableIndex::default();
-        bucket.partitions().map(|partition| partition.replica().tables().len(table)).sum()
-    }
-
-    #[test]
-    fn what_nobody_asks_for_expires_a_bounded_number_at_a_time() {
-        const KEYS: usize = 100_000;
-        let (mut bucket, hasher) = bucket();
-        for number in 0..KEYS {
-            let key = format!("key{number}");
-            run(&mut bucket, hasher, SET, &[&key, "value", "PX", "1000"], 5);
-            if number % 10 == 0 {
-                run(&mut bucket, hasher, SET, &[&format!("stays{number}"), "value"], 5);
-            }
-        }
-        let mut effects = Outbox::default();
-        bucket.tick(at(1004), &mut effects);
-        assert_eq!((held(&bucket), bucket.counts().expired), (KEYS + KEYS / 10, 0));
-        let mut ticks = 0;
-        let mut before = held(&bucket);
-        while bucket.counts().expired < KEYS as u64 {
-            bucket.tick(at(1005 + ticks), &mut effects);
-            let removed = before - held(&bucket);
-            assert!(removed > 0, "every tick comes nearer");
-            assert!(removed <= 2 * EXPIRE_STEPS_MAX * 1024, "and none does too much: {removed}");
-            before = held(&bucket);
-            ticks += 1;
-        }
-        assert!(ticks > 2, "the work was spread over {ticks} ticks");
-        assert_eq!(held(&bucket), KEYS / 10);
-    }
-
-    #[test]
-    fn what_is_met_late_is_counted_once() {
-        let (mut bucket, hasher) = bucket();
-        run(&mut bucket, hasher, SET, &["key", "value", "PX", "10"], 5);
-        run(&mut bucket, hasher, GET, &["key"], 20);
-        assert_eq!((held(&bucket), bucket.counts().expired), (0, 1));
-        run(&mut bucket, hasher, SET, &["key", "value", "PX", "10"], 30);
-        run(&mut bucket, hasher, SET, &["key", "other"], 50);
-        assert_eq!((held(&bucket), bucket.counts().expired), (1, 2));
-        bucket.tick(at(100), &mut Outbox::default());
-        assert_eq!((held(&bucket), bucket.counts().expired), (1, 2));
-    }
-}
+mod tests;

@@ -46,6 +46,10 @@ pub const RESOLVE_AFTER_MS: u64 = 3_000;
 /// How often a question or a decision that is not answered is repeated.
 pub const REPEAT_AFTER_MS: u64 = 300;
 
+/// For how many of a Coordinator's transactions a partition without copies remembers how each of
+/// them ended, whatever the Coordinator says: about a second of one that is busy.
+const LINGER: u64 = 1 << 12;
+
 /// Cells that a step of active expiry looks at. No more expired items than cells are found, so
 /// none is forgotten for lack of room.
 const EXPIRE_CELLS: usize = 1024;
@@ -159,6 +163,8 @@ struct Held {
     /// The term of unlogged locks; `None` once they are logged, or on their way to the log, as an
     /// intent.
     unlogged: Option<Term>,
+    /// When unlogged locks were set, or last asked about.
+    since: Millis,
 }
 
 /// A partition and what its leader knows.
@@ -197,6 +203,7 @@ impl<M: Machine> Partition<M> {
     ) -> Partition<M> {
         let mut replica = Replica::new(id, hasher);
         replica.watch_from(life);
+        replica.linger(LINGER);
         Partition::around(id, node, life, replica, None)
     }
 
@@ -298,11 +305,20 @@ impl<M: Machine> Partition<M> {
         if !self.marks.is_empty() && self.blocks(op) {
             return Took::Blocked(claims_of::<M>(std::iter::once(*op)));
         }
-        self.run(op, now, waiter, reply)
+        self.run(op, now, waiter, true, reply)
     }
 
+    /// Whether a read `may_overtake` what is filed already: not one that waited, since operations
+    /// that its client sent before it may have been filed in turns long past.
     #[inline]
-    fn run(&mut self, op: &Op<'_>, now: Now, waiter: Waiter, reply: &mut Vec<u8>) -> Took {
+    fn run(
+        &mut self,
+        op: &Op<'_>,
+        now: Now,
+        waiter: Waiter,
+        may_overtake: bool,
+        reply: &mut Vec<u8>,
+    ) -> Took {
         let reads = M::access(op.head.code) == Access::Read;
         let stamp = self.replica.stamp(now.wall);
         let Some(journal) = &mut self.journal else {
@@ -317,7 +333,7 @@ impl<M: Machine> Partition<M> {
             }
             return Took::Done;
         };
-        if reads && journal.may_read(now.mono, waiter) {
+        if reads && (may_overtake || journal.backlog() == 0) && journal.may_read(now.mono, waiter) {
             let start = reply.len();
             self.replica.read(op, stamp, reply);
             if self.replica.expired().is_none() {
@@ -420,7 +436,7 @@ impl<M: Machine> Partition<M> {
         let mut took = None;
         match queued.waiting {
             Waiting::Op => {
-                took = op.map(|(op, waiter)| self.run(op, now, waiter, reply));
+                took = op.map(|(op, waiter)| self.run(op, now, waiter, false, reply));
             }
             Waiting::Lock(lock) => {
                 self.tickets.remove(&lock.txn);
@@ -428,7 +444,7 @@ impl<M: Machine> Partition<M> {
             }
             Waiting::Prepare(prepare) => {
                 self.tickets.remove(&prepare.txn);
-                self.hold(prepare.txn, prepare.age, queued.claims, None);
+                self.hold(prepare.txn, prepare.age, queued.claims, None, now.wall);
                 self.prepare(prepare, now.wall, effects);
             }
         }
@@ -457,7 +473,7 @@ impl<M: Machine> Partition<M> {
             .collect();
         for (txn, age, claims) in locked {
             self.clock = self.clock.max(age.time);
-            self.hold(txn, age, claims, None);
+            self.hold(txn, age, claims, None, Millis(0));
         }
     }
 
@@ -524,11 +540,18 @@ impl<M: Machine> Partition<M> {
             && claims.iter().any(|claim| self.marks.conflicts(Some(txn), claim))
     }
 
-    fn hold(&mut self, txn: TxnId, age: Age, claims: Vec<Claim>, unlogged: Option<Term>) {
+    fn hold(
+        &mut self,
+        txn: TxnId,
+        age: Age,
+        claims: Vec<Claim>,
+        unlogged: Option<Term>,
+        since: Millis,
+    ) {
         for claim in &claims {
             self.marks.hold(claim, txn, age);
         }
-        let replaced = self.held.insert(txn, Held { claims, unlogged });
+        let replaced = self.held.insert(txn, Held { claims, unlogged, since });
         assert!(replaced.is_none(), "a transaction locks a partition once");
     }
 
