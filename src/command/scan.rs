@@ -463,7 +463,6 @@ mod tests {
         let steps = [
             (1, 5, &["a", "b", "$1"][..]),
             (1, 9, &["b", "c"]),
-            // An element's encoding may be the beginning of another's bytes, not of another's.
             (1, 0, &["a", "", "c", "ab", "d"]),
             (0, 3, &["a", "e"]),
             (0, 0, &["e", "f"]),

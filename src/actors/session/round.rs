@@ -254,6 +254,9 @@ impl Session {
             self.ask().await?;
             walk.take(self.gathered.shares[destination].replies.get(0));
             self.recycle();
+            // Tasks that keep waking each other are run dozens of times before anybody looks at
+            // the sockets; one that yields waits for that look.
+            tokio::task::yield_now().await;
         }
         Ok(())
     }
