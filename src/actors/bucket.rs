@@ -11,6 +11,7 @@ pub use self::report::PartitionReport;
 
 use self::moves::Moves;
 use crate::actors::book::Book;
+use crate::actors::failpoint::{Failpoint, Point};
 use crate::actors::local::{Feed, Local, Setup, Tally};
 use crate::actors::log::{Link, Persisted};
 use crate::actors::metrics::Metrics;
@@ -67,6 +68,7 @@ pub struct Bucket {
     counted: usize,
     local: Option<Rc<Local>>,
     moves: Moves,
+    failpoint: Failpoint,
 }
 
 /// Operations to be executed, from a Session here or elsewhere.
@@ -296,7 +298,12 @@ pub struct Report {
 
 impl Bucket {
     /// A Bucket around its core.
-    pub fn new(core: core::Bucket<Redis>, clock: fn() -> Millis, setup: Setup) -> Bucket {
+    pub fn new(
+        core: core::Bucket<Redis>,
+        clock: fn() -> Millis,
+        setup: Setup,
+        failpoint: Failpoint,
+    ) -> Bucket {
         Bucket {
             core,
             parked: Vec::new(),
@@ -309,6 +316,7 @@ impl Bucket {
             counted: 0,
             local: None,
             moves: Moves::default(),
+            failpoint,
         }
     }
 
@@ -367,6 +375,7 @@ impl Bucket {
                 book.peers.values().for_each(|peer| peer.do_send(Convey(leads.clone())));
             }
         }
+        self.failpoint.pass_all(&out.effects, Point::done_by_partition);
         book.carry(&mut out.effects);
         self.answer();
     }
@@ -486,6 +495,7 @@ impl Handler<ForPartition> for Bucket {
     type Result = ();
 
     fn handle(&mut self, message: ForPartition, _: &mut Context<Self>) {
+        self.failpoint.pass(|| Point::heard_by_partition(&message.message));
         let now = self.now();
         self.core.handle(message.to, message.message, now, &mut self.out);
     }

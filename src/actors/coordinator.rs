@@ -2,6 +2,7 @@
 
 use crate::actors::book::Book;
 use crate::actors::bucket;
+use crate::actors::failpoint::{Failpoint, Point};
 use crate::actors::log::{self as disk, Log};
 use crate::actors::peer::{self, Convey};
 use crate::engine::barrier::{self, Barrier, Hello, Standing};
@@ -42,6 +43,7 @@ pub struct Coordinator {
     rejoin: Option<Rejoin>,
     /// The replicas are about to be replaced.
     rejoining: bool,
+    failpoint: Failpoint,
 }
 
 /// Partitions that begin with nothing, in this generation, each for its Bucket.
@@ -112,6 +114,7 @@ impl Coordinator {
         formed: oneshot::Sender<()>,
         generation: u32,
         rejoin: Option<Rejoin>,
+        failpoint: Failpoint,
     ) -> Coordinator {
         Coordinator {
             barrier,
@@ -127,11 +130,13 @@ impl Coordinator {
             generation,
             rejoin,
             rejoining: false,
+            failpoint,
         }
     }
 
     fn carry(&mut self) {
         let Some(book) = &self.book else { return };
+        self.failpoint.pass_all(&self.effects, Point::begun_by_coordinator);
         for effect in self.effects.drain(..) {
             match effect {
                 txn::Effect::Partition(to, message) => book.tell_partition(to, message),
@@ -271,6 +276,7 @@ impl Handler<ForCoordinator> for Coordinator {
     type Result = ();
 
     fn handle(&mut self, message: ForCoordinator, _: &mut Context<Self>) {
+        self.failpoint.pass(|| Point::heard_by_coordinator(&message.0));
         let now = (self.clock)();
         self.transactions.handle(message.0, now, &mut self.effects);
         self.carry();

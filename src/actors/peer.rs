@@ -9,6 +9,7 @@ use crate::actors::archive;
 use crate::actors::book::Book;
 use crate::actors::bucket::{self, Answer, Execute, Failure};
 use crate::actors::coordinator;
+use crate::actors::failpoint::{Failpoint, Point};
 use crate::command::Redis;
 use crate::engine::barrier::Hello;
 use crate::engine::batch::{Batch, Replies};
@@ -91,6 +92,7 @@ pub struct Peer {
     closed_there: bool,
     /// What was logged since the link last stood: a node refused every second is told of once.
     complaints: BTreeSet<String>,
+    failpoint: Failpoint,
 }
 
 #[derive(Debug)]
@@ -167,7 +169,7 @@ struct Flush;
 
 impl Peer {
     /// The Peer of node `other`.
-    pub fn new(other: NodeId, address: Address, hello: Hello) -> Peer {
+    pub fn new(other: NodeId, address: Address, hello: Hello, failpoint: Failpoint) -> Peer {
         Peer {
             other,
             address,
@@ -188,6 +190,7 @@ impl Peer {
             life: None,
             closed_there: false,
             complaints: BTreeSet::new(),
+            failpoint,
         }
     }
 
@@ -329,6 +332,7 @@ impl Peer {
             log::error!(target: "peer", "cannot tell node {}: {error}", self.other);
             return false;
         }
+        self.failpoint.mark(|| Point::sent(packet));
         if stream.out.len() - stream.written > QUEUE_BYTES_MAX {
             self.go_down("it does not read", ctx);
         } else if !self.flushing {
@@ -359,6 +363,7 @@ impl Peer {
                 }
             }
         }
+        self.failpoint.strike();
     }
 
     fn unblock(&mut self, id: u64, ctx: &mut Context<Self>) {
