@@ -109,7 +109,15 @@ const TEST_FILES: &[&str] = &[
     "src/engine/consensus/simulation.rs",
     "src/engine/script.rs",
     "src/engine/simulation.rs",
+    "src/engine/simulation/clients.rs",
+    "src/engine/simulation/dice.rs",
+    "src/engine/simulation/judge.rs",
+    "src/engine/simulation/lists.rs",
+    "src/engine/simulation/network.rs",
+    "src/engine/simulation/staged.rs",
     "src/engine/simulation/steps.rs",
+    "src/engine/simulation/witnesses.rs",
+    "src/engine/simulation/world.rs",
     "src/storage/faulty.rs",
 ];
 

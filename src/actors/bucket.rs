@@ -519,9 +519,9 @@ impl Handler<Persisted> for Bucket {
     type Result = ();
 
     fn handle(&mut self, persisted: Persisted, _: &mut Context<Self>) {
-        let Persisted { numbers, spare } = persisted;
-        if let (Some(log), Some(spare)) = (&mut self.log, spare) {
-            log.recycle(spare);
+        let Persisted { numbers, spares } = persisted;
+        if let Some(log) = &mut self.log {
+            log.recycle(spares);
         }
         for (partition, number) in numbers {
             self.core.persisted(partition, number);

@@ -33,6 +33,9 @@ const COLLECT_EVERY: Duration = Duration::from_secs(2);
 /// Records that may wait in a mailbox, in messages: a Bucket has at most a few under way.
 const MAILBOX: usize = 1 << 16;
 
+/// Buffers for records that a Bucket keeps: while one is written, the next ones fill.
+const SPARES_MAX: usize = 4;
+
 /// Stops the node, for this reason.
 pub type Stop = fn(&str);
 
@@ -56,9 +59,9 @@ pub struct Log {
 /// What a Bucket's groups asked for, up to which number each, in order.
 #[derive(Clone, Debug, Default)]
 struct Waiting {
-    /// An empty buffer to give back, for the next records: allocated by one thread and freed by the
-    /// other, its pages would be cleared by the kernel again and again.
-    spare: Option<Records>,
+    /// Empty buffers to give back, for the next records: allocated by one thread and freed by the
+    /// other, their pages would be cleared by the kernel again and again.
+    spares: Vec<Records>,
     written: Vec<(PartitionId, u64)>,
     synced: Vec<(PartitionId, u64)>,
 }
@@ -99,8 +102,8 @@ pub struct Append {
 pub struct Persisted {
     /// Each partition once.
     pub numbers: Vec<(PartitionId, u64)>,
-    /// An empty buffer, for the next records.
-    pub spare: Option<Records>,
+    /// Empty buffers, for the next records.
+    pub spares: Vec<Records>,
 }
 
 /// The node's Buckets.
@@ -190,7 +193,8 @@ impl Log {
         for (bucket, waiting) in self.buckets.iter().zip(&mut self.waiting) {
             let numbers = std::mem::take(kept(waiting));
             if !numbers.is_empty() {
-                bucket.do_send(Persisted { numbers, spare: waiting.spare.take() });
+                let spares = std::mem::take(&mut waiting.spares);
+                bucket.do_send(Persisted { numbers, spares });
             }
         }
     }
@@ -263,7 +267,9 @@ impl Handler<Append> for Log {
         }
         self.urgent |= sync;
         if let Some(waiting) = self.waiting.get_mut(bucket) {
-            waiting.spare = Some(records);
+            if waiting.spares.len() < SPARES_MAX {
+                waiting.spares.push(records);
+            }
             numbers.into_iter().for_each(|(id, number, sync)| waiting.add(id, number, sync));
         }
     }
@@ -330,20 +336,21 @@ pub struct Link {
     bucket: usize,
     /// What an acknowledged write of each partition has survived.
     durability: Vec<Durability>,
-    /// An empty buffer that the log has given back.
-    spare: Records,
+    /// Empty buffers that the log has given back.
+    spares: Vec<Records>,
     stop: Stop,
 }
 
 impl Link {
     /// The way to `log` for the Bucket of this number.
     pub fn new(log: Addr<Log>, bucket: usize, durability: Vec<Durability>, stop: Stop) -> Link {
-        Link { log, bucket, durability, spare: Records::default(), stop }
+        Link { log, bucket, durability, spares: Vec::new(), stop }
     }
 
-    /// Keeps a buffer for the next records.
-    pub fn recycle(&mut self, spare: Records) {
-        self.spare = spare;
+    /// Keeps buffers for the next records.
+    pub fn recycle(&mut self, spares: Vec<Records>) {
+        let room = SPARES_MAX.saturating_sub(self.spares.len());
+        self.spares.extend(spares.into_iter().take(room));
     }
 
     /// Hands over what the groups must keep.
@@ -351,7 +358,7 @@ impl Link {
         if persists.is_empty() {
             return;
         }
-        let mut records = std::mem::take(&mut self.spare);
+        let mut records = self.spares.pop().unwrap_or_default();
         let mut numbers: Vec<(PartitionId, u64, bool)> = Vec::with_capacity(persists.len());
         for (partition, persist) in persists.drain(..) {
             let mut sync = false;

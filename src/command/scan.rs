@@ -83,9 +83,11 @@ impl Cursor {
         self.turn << CURSOR_BITS | self.place
     }
 
-    /// Reads a cursor as C's `strtoul` does.
+    /// Reads a cursor as C's `strtoul` does: up to a zero byte, and nothing at all is 0.
     fn parse(word: &[u8]) -> Option<Cursor> {
+        let word = word.split(|byte| *byte == 0).next().unwrap_or_default();
         let (negative, digits) = match word {
+            [b'-' | b'+'] => return None,
             [b'-', digits @ ..] => (true, digits),
             [b'+', digits @ ..] => (false, digits),
             digits => (false, digits),
@@ -377,3 +379,23 @@ fn drop_duplicates(found: &mut Vec<u8>, start: usize) -> usize {
 }
 
 const _: () = assert!(CURSOR_BITS == 48, "a partition's number fits above a table's cursor");
+
+#[cfg(test)]
+mod tests {
+    use super::Cursor;
+
+    #[test]
+    fn cursors_are_read_as_redis_reads_them() {
+        let read = |word: &[u8]| Cursor::parse(word).map(Cursor::encode);
+        for (word, cursor) in [(&b"0"[..], 0), (b"17", 17), (b"+5", 5), (b"-0", 0), (b"", 0)] {
+            assert_eq!(read(word), Some(cursor), "{}", word.escape_ascii());
+        }
+        assert_eq!(read(b"-1"), Some(u64::MAX));
+        assert_eq!(read(b"\0rubbish"), Some(0));
+        assert_eq!(read(b"12\0rubbish"), Some(12));
+        for word in [&b"+"[..], b"-", b"+-5", b" 5", b"5 ", b"0x10", b"x", b"18446744073709551616"]
+        {
+            assert_eq!(read(word), None, "{}", word.escape_ascii());
+        }
+    }
+}

@@ -1,4 +1,5 @@
-//! The rules of the commit protocol, and a switch to break each of them in tests.
+//! The rules of the commit protocol, and a switch to break a rule in tests: one of these, or of those
+//! of [a group](crate::engine::consensus).
 //!
 //! Every rule answers a schedule that breaks a simpler protocol. The simulator runs with each rule
 //! broken once and must find a violation: a rule whose absence nothing notices is not tested yet.
@@ -72,7 +73,7 @@ impl Rule {
 /// Whether the rule is kept: always, outside the tests that break it.
 #[cfg(not(test))]
 #[inline(always)]
-pub const fn kept(_rule: Rule) -> bool {
+pub const fn kept<R: Copy>(_rule: R) -> bool {
     true
 }
 
@@ -81,23 +82,34 @@ pub use sabotage::{broken, kept};
 
 #[cfg(test)]
 mod sabotage {
-    use super::Rule;
-    use std::cell::Cell;
+    use std::any::Any;
+    use std::cell::RefCell;
 
     thread_local! {
-        static BROKEN: Cell<Option<Rule>> = const { Cell::new(None) };
+        static BROKEN: RefCell<Option<Box<dyn Any>>> = const { RefCell::new(None) };
+    }
+
+    /// A broken rule may end in a panic: whoever runs next finds all rules in place.
+    struct Mended;
+
+    impl Drop for Mended {
+        fn drop(&mut self) {
+            BROKEN.set(None);
+        }
     }
 
     /// Whether the rule is kept on this thread.
-    pub fn kept(rule: Rule) -> bool {
-        BROKEN.get() != Some(rule)
+    pub fn kept<R: PartialEq + 'static>(rule: R) -> bool {
+        BROKEN.with_borrow(|broken| {
+            let broken = broken.as_ref().and_then(|broken| broken.downcast_ref::<R>());
+            broken != Some(&rule)
+        })
     }
 
     /// Runs `test` with the rule broken.
-    pub fn broken<T>(rule: Rule, test: impl FnOnce() -> T) -> T {
-        BROKEN.set(Some(rule));
-        let result = test();
-        BROKEN.set(None);
-        result
+    pub fn broken<R: 'static, T>(rule: R, test: impl FnOnce() -> T) -> T {
+        BROKEN.set(Some(Box::new(rule)));
+        let _mended = Mended;
+        test()
     }
 }

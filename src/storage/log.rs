@@ -17,7 +17,7 @@
 use super::directory::Identity;
 use super::disk::{Disk, File, RealDisk, failed, no_room};
 use super::index::{Index, Place};
-use super::record::{self, RECORD_HEADER, Records};
+use super::record::{self, Kind, RECORD_HEADER, Records};
 use super::recovery::{self, Recovered, Segment, corrupt};
 use super::segment::{self, BATCH_BYTES_MAX, BATCH_HEADER, Batch, END, FIRST_BATCH, Header};
 use crate::error::{Error, Result};
@@ -97,6 +97,9 @@ pub struct SegmentLog<D: Disk = RealDisk> {
     synced: u64,
     /// Segments below this one are not needed.
     oldest: u32,
+    /// Who keeps the oldest segment, as long as nothing more of it is covered: looking through it
+    /// again would come to the same.
+    held_by: Option<Vec<(PartitionId, usize)>>,
     index: Index,
     /// The bytes of the batch being written.
     frame: Vec<u8>,
@@ -125,6 +128,7 @@ impl<D: Disk> SegmentLog<D> {
             disk,
             dir: dir.to_owned(),
             oldest: first.copied().unwrap_or(1),
+            held_by: None,
             options,
             segments: reading.segments,
             current,
@@ -181,8 +185,13 @@ impl<D: Disk> SegmentLog<D> {
             if number == self.current || self.usage().bytes <= self.options.retain_bytes {
                 break;
             }
+            if let Some(holders) = &self.held_by {
+                collected.held_by.clone_from(holders);
+                break;
+            }
             let Some(records) = self.still_needed(number)? else {
                 collected.held_by = self.holders(number);
+                self.held_by = Some(collected.held_by.clone());
                 break;
             };
             // The batch goes first: it says that the segment is not needed, so that a segment that
@@ -287,6 +296,9 @@ impl<D: Disk> SegmentLog<D> {
             let Ok(record) = record else {
                 unreachable!("records are read as they were written");
             };
+            if matches!(record.kind, Kind::Covered | Kind::Reset) {
+                self.held_by = None;
+            }
             let offset = offset as u32 + (BATCH_HEADER + record.at) as u32;
             self.index.admit(&record, Place { segment: self.current, offset });
         }

@@ -1,8 +1,11 @@
-//! The rules that a group's safety hangs on beside raft's own, and a switch to break each in tests.
+//! The rules that a group's safety hangs on beside raft's own.
 //!
 //! A test runs with each rule broken once and must find a violation, the simulation or one that
-//! stages the case: a rule whose absence nothing notices is not tested yet. In a build that is not a
-//! test [`kept`] is the constant `true`.
+//! stages the case: a rule whose absence nothing notices is not tested yet.
+
+#[cfg(test)]
+pub use crate::engine::rules::broken;
+pub use crate::engine::rules::kept;
 
 /// A rule that can be broken on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,48 +28,4 @@ pub enum Rule {
     EntriesAreChained,
     /// A replica that forgot what is committed takes all changes of members but the last for it.
     MembersAreRecovered,
-}
-
-/// Whether the rule is kept: always, outside the tests that break it.
-#[cfg(not(test))]
-#[inline(always)]
-pub const fn kept(_rule: Rule) -> bool {
-    true
-}
-
-#[cfg(test)]
-pub use sabotage::{broken, kept};
-
-#[cfg(test)]
-mod sabotage {
-    use super::Rule;
-    use std::cell::Cell;
-
-    thread_local! {
-        static BROKEN: Cell<Option<Rule>> = const { Cell::new(None) };
-    }
-
-    /// A test with a broken rule is meant to panic: the next one finds all rules in place.
-    struct Mended;
-
-    impl Drop for Mended {
-        fn drop(&mut self) {
-            BROKEN.set(None);
-        }
-    }
-
-    /// Whether the rule is kept on this thread.
-    pub fn kept(rule: Rule) -> bool {
-        BROKEN.get() != Some(rule)
-    }
-
-    /// Runs `test` with the rule broken.
-    pub fn broken<T>(rule: Rule, test: impl FnOnce() -> T) -> T {
-        BROKEN.set(Some(rule));
-        BROKEN.set(Some(rule));
-        let mended = Mended;
-        let result = test();
-        drop(mended);
-        result
-    }
 }

@@ -1,0 +1,204 @@
+//! Schedules by a seed: what is delivered next, what breaks, who dies.
+
+use super::clients::Outcome;
+use super::lists::{APPEND, APPEND_IF_EVEN, APPEND_REST_IF_EVEN, READ, READ_AND_APPEND};
+use super::network::{Actor, to_clients};
+use super::world::{DATA, KEYS, Kind, NODES, PARTITIONS, World, partition_of};
+use std::collections::{BTreeSet, VecDeque};
+
+/// The most that dice delay a message: a link that is slower is taken for broken.
+const SLOW_MS: usize = 3_000;
+
+pub(super) struct Dice(pub(super) u64);
+
+impl Dice {
+    pub(super) fn roll(&mut self, sides: usize) -> usize {
+        // SplitMix64 (Steele, Lea and Flood 2014).
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % sides as u64) as usize
+    }
+
+    fn one_in(&mut self, sides: usize) -> bool {
+        self.roll(sides) == 0
+    }
+}
+
+impl World {
+    fn new(seed: u64, kind: Kind) -> World {
+        World::placed(seed, kind, PARTITIONS as u16)
+    }
+
+    /// Asks for so many requests, heals all links and looks at what has come of it.
+    fn run(&mut self, requests: usize) -> Result<(), String> {
+        while self.requests.len() < requests {
+            let open = self.requests.iter().filter(|r| r.outcome == Outcome::Open).count();
+            if open < 8 && self.dice.one_in(6) {
+                self.ask();
+            }
+            self.faults();
+            self.step();
+        }
+        for (one, other) in std::mem::take(&mut self.cut) {
+            self.cut.insert((one, other));
+            self.heal(one, other);
+        }
+        for _ in 0..60_000 {
+            self.step();
+            if self.is_at_rest() {
+                return self.check();
+            }
+        }
+        Err(self.unrest())
+    }
+
+    fn step(&mut self) {
+        self.step += 1;
+        // Groups talk much: their messages must not take longer than their leases last.
+        self.now += self.dice.roll(if self.kind.replicates() { 2 } else { 8 }) as u64;
+        let ready: Vec<(Actor, Actor)> = self
+            .queues
+            .iter()
+            .filter(|(pair, queue)| !queue.is_empty() && !self.is_slow(**pair))
+            .map(|(pair, _)| *pair)
+            .collect();
+        let unsynced = (0..DATA).any(|node| !self.unsynced[node].is_empty());
+        if unsynced && (ready.is_empty() || self.dice.one_in(4)) {
+            self.sync();
+            return;
+        }
+        if ready.is_empty() || self.dice.one_in(12) {
+            let node = self.dice.roll(NODES);
+            self.now += if self.kind.replicates() { 10 } else { 40 };
+            for node in 0..DATA {
+                self.with_bucket(node, |bucket, now, _| bucket.beat(now));
+            }
+            self.tick(node);
+            return;
+        }
+        let pair = ready[self.dice.roll(ready.len())];
+        if let Some(message) = self.queues.get_mut(&pair).and_then(VecDeque::pop_front) {
+            self.deliver(pair.1, message);
+        }
+    }
+
+    /// Some node's disk syncs all that was written to it.
+    fn sync(&mut self) {
+        let busy: Vec<usize> = (0..DATA).filter(|node| !self.unsynced[*node].is_empty()).collect();
+        let node = busy[self.dice.roll(busy.len())];
+        self.sync_at(node);
+    }
+
+    /// Breaks links, mends them, slows them down, kills nodes; mostly nothing.
+    fn faults(&mut self) {
+        if self.dice.one_in(60) {
+            let one = self.dice.roll(NODES);
+            let other = (one + 1 + self.dice.roll(NODES - 1)) % NODES;
+            self.cut(one, other);
+        }
+        if self.dice.one_in(10) {
+            let waiting: Vec<(usize, usize)> = self.unnoticed.iter().copied().collect();
+            if !waiting.is_empty() {
+                let (node, other) = waiting[self.dice.roll(waiting.len())];
+                self.notice(node, other);
+            }
+        }
+        if self.dice.one_in(30) {
+            let cut: Vec<(usize, usize)> = self.cut.iter().copied().collect();
+            if !cut.is_empty() {
+                let (one, other) = cut[self.dice.roll(cut.len())];
+                self.heal(one, other);
+            }
+        }
+        if self.dice.one_in(40) {
+            let used: Vec<(Actor, Actor)> = self.queues.keys().copied().collect();
+            if !used.is_empty() {
+                let pair = used[self.dice.roll(used.len())];
+                let until = self.now + self.dice.roll(SLOW_MS) as u64;
+                self.slow.insert(pair, until);
+            }
+        }
+        if self.dice.one_in(150) {
+            let node = match self.kind {
+                Kind::Single => DATA + self.dice.roll(2),
+                Kind::Lossy => self.dice.roll(DATA),
+                Kind::Replicated | Kind::Mixed => self.dice.roll(NODES),
+            };
+            self.kill(node);
+        }
+    }
+
+    fn kill(&mut self, node: usize) {
+        let late = self.dice.one_in(2) && !to_clients(&self.queues, node);
+        self.crash(node, late, None);
+    }
+
+    fn ask(&mut self) {
+        let count = [1, 2, 2, 3, 4][self.dice.roll(5)];
+        let mut keys = BTreeSet::new();
+        while keys.len() < count {
+            keys.insert(self.dice.roll(KEYS));
+        }
+        let mut keys: Vec<usize> = keys.into_iter().collect();
+        let turn = self.dice.roll(keys.len());
+        keys.rotate_left(turn);
+        let codes = [READ, APPEND, APPEND, READ_AND_APPEND, APPEND_IF_EVEN, APPEND_REST_IF_EVEN];
+        let alone = keys.iter().all(|key| partition_of(*key) == partition_of(keys[0]));
+        let code = match codes[self.dice.roll(codes.len())] {
+            READ_AND_APPEND if alone => READ,
+            APPEND_REST_IF_EVEN if keys.len() == 1 => READ,
+            code => code,
+        };
+        let node = self.dice.roll(NODES);
+        self.ask_for(&keys, code, node, &[]);
+    }
+}
+
+const SEEDS: u64 = 400;
+const REPLICATED_SEEDS: u64 = 100;
+
+/// The first so many, or others as `QUORATE_SEEDS=400..2000` says.
+fn seeds(count: u64) -> std::ops::Range<u64> {
+    let asked = std::env::var("QUORATE_SEEDS").ok().and_then(|seeds| {
+        let (from, to) = seeds.split_once("..")?;
+        Some(from.parse().ok()?..to.parse().ok()?)
+    });
+    asked.unwrap_or(0..count)
+}
+
+pub(super) fn hunt(seeds: std::ops::Range<u64>, kind: Kind) -> Result<(), (u64, String)> {
+    for seed in seeds {
+        World::new(seed, kind).run(60).map_err(|violation| (seed, violation))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn every_schedule_is_strictly_serialisable_and_comes_to_rest() {
+    if let Err((seed, violation)) = hunt(seeds(SEEDS), Kind::Single) {
+        panic!("seed {seed}: {violation}");
+    }
+}
+
+#[test]
+fn lost_partitions_leave_no_lock_and_no_half() {
+    if let Err((seed, violation)) = hunt(seeds(SEEDS), Kind::Lossy) {
+        panic!("seed {seed}: {violation}");
+    }
+}
+
+#[test]
+fn replicated_partitions_lose_nothing_whoever_dies() {
+    if let Err((seed, violation)) = hunt(seeds(REPLICATED_SEEDS), Kind::Replicated) {
+        panic!("seed {seed}: {violation}");
+    }
+}
+
+#[test]
+fn transactions_of_caches_and_replicated_partitions_are_whole_in_the_latter() {
+    if let Err((seed, violation)) = hunt(seeds(REPLICATED_SEEDS), Kind::Mixed) {
+        panic!("seed {seed}: {violation}");
+    }
+}

@@ -1,0 +1,140 @@
+//! Actors, messages, and the links between nodes, which are slow, break and come back.
+//!
+//! What one actor sends to another arrives in that order or, once their link breaks, not at all. Of
+//! what different actors send nothing is promised.
+
+use super::world::{PARTITIONS, World, node_id};
+use crate::engine::batch::{Batch, Replies};
+use crate::engine::protocol::{Ended, Term, Ticket, ToCoordinator, ToLocks, ToPartition, Work};
+use crate::ids::{Incarnation, NodeId, PartitionId};
+use bytes::Bytes;
+use std::collections::{BTreeMap, VecDeque};
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Actor {
+    Bucket(usize),
+    Locks(usize),
+    Coordinator(usize),
+    /// Who leads what, as a node was told. Leaders announce themselves on another stream than the
+    /// one on which they answer, so either may overtake the other.
+    Book(usize),
+    Client(usize),
+}
+
+impl Actor {
+    pub(super) fn node(self) -> Option<usize> {
+        match self {
+            Actor::Bucket(node)
+            | Actor::Locks(node)
+            | Actor::Coordinator(node)
+            | Actor::Book(node) => Some(node),
+            Actor::Client(_) => None,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) enum Message {
+    Raft(PartitionId, Bytes),
+    Leads(PartitionId, NodeId, Term),
+    Partition(PartitionId, ToPartition),
+    Coordinator(ToCoordinator),
+    Locks(ToLocks),
+    Grant(PartitionId, Ticket),
+    Execute(usize, Batch),
+    Begin(usize, Work),
+    Replied(usize, Replies),
+    Ended(usize, Ended),
+}
+
+pub(super) fn to_clients(
+    queues: &BTreeMap<(Actor, Actor), VecDeque<Message>>,
+    node: usize,
+) -> bool {
+    queues.keys().any(|(from, to)| from.node() == Some(node) && to.node().is_none())
+}
+
+impl World {
+    pub(super) fn send(&mut self, from: Actor, to: Actor, message: Message) {
+        if let (Some(one), Some(other)) = (from.node(), to.node())
+            && self.cut.contains(&(one.min(other), one.max(other)))
+        {
+            return;
+        }
+        self.queues.entry((from, to)).or_default().push_back(message);
+    }
+
+    pub(super) fn is_slow(&self, pair: (Actor, Actor)) -> bool {
+        self.slow.get(&pair).is_some_and(|until| self.now < *until)
+    }
+
+    pub(super) fn drop_between(&mut self, one: usize, other: usize) {
+        self.queues.retain(|(from, to), _| match (from.node(), to.node()) {
+            (Some(from), Some(to)) => {
+                (from.min(to), from.max(to)) != (one.min(other), one.max(other))
+            }
+            _ => true,
+        });
+    }
+
+    /// Delivers all that is under way from one node to another.
+    pub(super) fn flush_between(&mut self, from: usize, to: usize) {
+        let pairs: Vec<(Actor, Actor)> = self.queues.keys().copied().collect();
+        for pair in pairs {
+            if pair.0.node() != Some(from) || pair.1.node() != Some(to) {
+                continue;
+            }
+            while let Some(message) = self.queues.get_mut(&pair).and_then(VecDeque::pop_front) {
+                self.deliver(pair.1, message);
+            }
+        }
+    }
+
+    pub(super) fn cut(&mut self, one: usize, other: usize) {
+        if self.cut.insert((one.min(other), one.max(other))) {
+            self.drop_between(one, other);
+            self.unnoticed.extend([(one, other), (other, one)]);
+        }
+    }
+
+    /// A node notices that another one is out of reach: each in its own time.
+    pub(super) fn notice(&mut self, node: usize, other: usize) {
+        if self.unnoticed.remove(&(node, other)) {
+            self.node_down(node, other, None);
+        }
+    }
+
+    pub(super) fn heal(&mut self, one: usize, other: usize) {
+        if self.cut.remove(&(one.min(other), one.max(other))) {
+            // A new link stands on both sides once the old one is gone on both.
+            self.notice(one, other);
+            self.notice(other, one);
+            self.node_up(one, other);
+            self.node_up(other, one);
+        }
+    }
+
+    pub(super) fn node_up(&mut self, node: usize, other: usize) {
+        let life = Incarnation(self.lives[other]);
+        self.with_bucket(node, |bucket, _, out| bucket.node_up(node_id(other), life, out));
+        for partition in 0..PARTITIONS {
+            let (term, leader) = self.leaders[node][partition];
+            if leader == node {
+                let leads = Message::Leads(PartitionId(partition as u16), node_id(node), term);
+                self.send(Actor::Bucket(node), Actor::Book(other), leads);
+            }
+        }
+        let now = self.now().wall;
+        let mut effects = Vec::new();
+        self.coordinators[node].node_up(node_id(other), life, now, &mut effects);
+        self.txn_effects(node, effects);
+    }
+
+    pub(super) fn node_down(&mut self, node: usize, other: usize, ended: Option<Incarnation>) {
+        self.with_bucket(node, |bucket, _, out| bucket.node_down(node_id(other), ended, out));
+        let now = self.now().wall;
+        let mut effects = Vec::new();
+        self.coordinators[node].node_down(node_id(other), now, &mut effects);
+        self.txn_effects(node, effects);
+    }
+}

@@ -1,0 +1,203 @@
+//! Schedules written by hand: for each of some rules the one that a protocol without it does not
+//! survive, and that dice hardly ever throw.
+//!
+//! They run as [`steps`](super::steps) does, round by round, with some links slower than others:
+//! what is *held* between two actors is delivered once it is *let go*.
+
+use super::clients::Outcome;
+use super::lists::{APPEND, APPEND_IF_EVEN, READ, READ_AND_APPEND};
+use super::network::Actor;
+use super::steps::{BYSTANDER, COORDINATOR, REST_MS, Run};
+use super::world::{DATA, node_id};
+use crate::engine::batch::OpCode;
+use crate::engine::partition::Partition;
+use crate::ids::PartitionId;
+use std::collections::VecDeque;
+
+/// Long enough for all that takes no timeout.
+const SOON_MS: u64 = 1_000;
+
+/// Nobody asks for an outcome so soon.
+const MOMENT_MS: u64 = 200;
+
+/// The two keys of most schedules, each in the partition of its number.
+const BOTH: [usize; 2] = [0, 1];
+
+impl Run {
+    /// Takes steps until something holds.
+    fn until(&mut self, limit_ms: u64, holds: impl Fn(&Run) -> bool) -> Result<(), String> {
+        let until = self.world.now + limit_ms;
+        while !holds(self) {
+            if self.world.now > until {
+                return Err(format!("what was waited for did not come: {}", self.world.unrest()));
+            }
+            self.step();
+        }
+        Ok(())
+    }
+
+    fn pass_time(&mut self, ms: u64) {
+        let until = self.world.now + ms;
+        while self.world.now < until {
+            self.step();
+        }
+    }
+
+    fn hold(&mut self, from: Actor, to: Actor) {
+        self.world.slow.insert((from, to), u64::MAX);
+    }
+
+    /// Holds what a node is told of leaders.
+    fn hold_announcements(&mut self, to: usize) {
+        (0..DATA).for_each(|from| self.hold(Actor::Bucket(from), Actor::Book(to)));
+    }
+
+    fn let_go(&mut self) {
+        self.world.slow.clear();
+    }
+
+    /// A client asks a node; which request it is.
+    fn ask(&mut self, keys: &[usize], code: OpCode, node: usize) -> usize {
+        self.world.ask_for(keys, code, node, &[]);
+        self.world.requests.len() - 1
+    }
+
+    fn is_done(&self, request: usize) -> bool {
+        self.world.requests[request].outcome == Outcome::Done
+    }
+
+    /// Whether the transaction under way holds something in a partition, which is led at `node`.
+    fn is_locked(&self, node: usize, id: PartitionId) -> bool {
+        let bucket = self.world.buckets[node].as_ref();
+        bucket.and_then(|bucket| bucket.partition(id)).is_some_and(|one| !one.is_at_rest())
+    }
+
+    fn leads(&self, node: usize, id: PartitionId) -> bool {
+        let bucket = self.world.buckets[node].as_ref();
+        bucket.and_then(|bucket| bucket.partition(id)).is_some_and(Partition::is_led_here)
+    }
+
+    /// Leadership is handed to another node.
+    fn elect(&mut self, node: usize, id: PartitionId) -> Result<(), String> {
+        for other in 0..DATA {
+            self.world.with_bucket(other, |bucket, _, _| {
+                bucket.prefer(id, node_id(node));
+            });
+        }
+        self.until(SOON_MS, |run| run.leads(node, id))
+    }
+
+    /// All that is left to do is done, and looked at from outside.
+    fn ends_well(&mut self) -> Result<(), String> {
+        self.let_go();
+        self.settle(REST_MS)?;
+        self.world.check()
+    }
+}
+
+/// Two transactions wait for each other, and neither limit of a wait has to end that.
+pub(super) fn an_older_transaction_goes_first() -> Result<(), String> {
+    let mut run = Run::new()?;
+    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(1));
+    run.hold(Actor::Coordinator(BYSTANDER), Actor::Bucket(0));
+    let one = run.ask(&BOTH, APPEND, COORDINATOR);
+    let other = run.ask(&BOTH, APPEND, BYSTANDER);
+    run.until(SOON_MS, |run| run.is_locked(0, PartitionId(0)) && run.is_locked(1, PartitionId(1)))?;
+    run.let_go();
+    run.until(SOON_MS, |run| run.is_done(one) && run.is_done(other))?;
+    run.ends_well()
+}
+
+/// The locks of a transaction went with an office that its leader has lost and won again, and its
+/// Coordinator has heard of neither.
+pub(super) fn a_prepare_for_locks_of_an_earlier_term() -> Result<(), String> {
+    let id = PartitionId(1);
+    let mut run = Run::new()?;
+    let gathered = run.ask(&BOTH, APPEND_IF_EVEN, COORDINATOR);
+    run.until(SOON_MS, |run| run.is_locked(0, PartitionId(0)) && run.is_locked(1, id))?;
+    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(0));
+    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(1));
+    run.hold_announcements(COORDINATOR);
+    run.pass_time(MOMENT_MS);
+    run.elect(2, id)?;
+    run.elect(1, id)?;
+    let single = run.ask(&[1], APPEND, 1);
+    run.until(SOON_MS, |run| run.is_done(single))?;
+    run.world.slow.retain(|(from, _), _| *from != Actor::Coordinator(COORDINATOR));
+    run.until(SOON_MS, |run| run.is_done(gathered)).ok();
+    run.ends_well()
+}
+
+/// A transaction reads one key and writes another, and is still on its way to that one when somebody
+/// writes what it read. Whoever reads the second key after that write comes before and after it.
+pub(super) fn a_key_read_changes_before_the_rest_is_written() -> Result<(), String> {
+    let mut run = Run::new()?;
+    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(1));
+    run.ask(&BOTH, READ_AND_APPEND, COORDINATOR);
+    run.pass_time(MOMENT_MS);
+    run.ask(&BOTH[..1], APPEND, 0);
+    run.pass_time(MOMENT_MS);
+    let reading = run.ask(&BOTH[1..], READ, 1);
+    run.until(SOON_MS, |run| run.is_done(reading))?;
+    run.ends_well()
+}
+
+/// A read has one partition's locks, and is on its way to the other when the first gets another
+/// leader, who knows nothing of them.
+pub(super) fn a_read_over_a_change_of_leaders() -> Result<(), String> {
+    let mut run = Run::new()?;
+    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(1));
+    run.hold_announcements(COORDINATOR);
+    run.ask(&BOTH, READ, COORDINATOR);
+    run.pass_time(MOMENT_MS);
+    run.elect(2, PartitionId(0))?;
+    let writing = run.ask(&BOTH, APPEND, BYSTANDER);
+    run.until(SOON_MS, |run| run.is_done(writing))?;
+    run.world.slow.retain(|(from, _), _| *from != Actor::Coordinator(COORDINATOR));
+    run.pass_time(MOMENT_MS);
+    run.ends_well()
+}
+
+/// A participant has not heard of the commit. Its Coordinator has begun another transaction since,
+/// which tells the primary that those before are over.
+pub(super) fn a_participant_asks_after_the_next_transaction() -> Result<(), String> {
+    let id = PartitionId(2);
+    let mut run = Run::new()?;
+    let writing = run.ask(&[0, 1, 2], APPEND, COORDINATOR);
+    run.until(SOON_MS, |run| run.is_locked(2, id))?;
+    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(2));
+    // Its primary repeats the decision too, unless it has forgotten it.
+    run.hold(Actor::Bucket(0), Actor::Bucket(2));
+    run.until(SOON_MS, |run| run.is_done(writing))?;
+    let next = run.ask(&BOTH, APPEND, COORDINATOR);
+    run.until(SOON_MS, |run| run.is_done(next))?;
+    run.world.slow.remove(&(Actor::Bucket(0), Actor::Bucket(2)));
+    run.until(REST_MS, |run| !run.is_locked(2, id))?;
+    run.ends_well()
+}
+
+/// A participant has lost patience and asked the primary, which is asked to prepare only then.
+pub(super) fn a_prepare_comes_after_the_end() -> Result<(), String> {
+    let mut run = Run::new()?;
+    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(0));
+    run.ask(&BOTH, APPEND, COORDINATOR);
+    run.until(SOON_MS, |run| run.is_locked(1, PartitionId(1)))?;
+    run.until(REST_MS, |run| !run.is_locked(1, PartitionId(1)))?;
+    run.ends_well()
+}
+
+/// A leader that was paused does not know yet that there is another one.
+pub(super) fn a_deposed_leader_is_asked() -> Result<(), String> {
+    let mut run = Run::new()?;
+    run.pause(0);
+    run.until(REST_MS, |run| (1..DATA).any(|node| run.leads(node, PartitionId(0))))?;
+    run.pass_time(MOMENT_MS);
+    let writing = run.ask(&[0], APPEND, BYSTANDER);
+    run.until(SOON_MS, |run| run.is_done(writing))?;
+    let reading = run.ask(&[0], READ, 0);
+    let asked = (Actor::Client(reading), Actor::Bucket(0));
+    let execute = run.world.queues.get_mut(&asked).and_then(VecDeque::pop_front);
+    execute.into_iter().for_each(|execute| run.world.deliver(Actor::Bucket(0), execute));
+    run.resume();
+    run.ends_well()
+}

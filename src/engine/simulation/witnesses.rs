@@ -1,0 +1,80 @@
+//! Each rule of the protocol, broken: its witness has to notice.
+
+use super::dice::hunt;
+use super::world::Kind;
+use super::{staged, steps};
+use crate::engine::rules::{Rule, broken};
+
+/// What notices that a rule is broken. The engines' own assertions find violations too.
+enum Witness {
+    /// The dice, with one of these seeds.
+    Dice(Kind, std::ops::Range<u64>),
+    /// A transaction, struck at some step.
+    Struck(steps::Story),
+    /// A schedule written for it.
+    Staged(fn() -> Result<(), String>),
+}
+
+/// Every rule has a witness, so that a new one asks for its own.
+fn witness(rule: Rule) -> Witness {
+    use Witness::{Dice, Staged, Struck};
+    match rule {
+        Rule::MarksAreAuthoritative
+        | Rule::WoundThroughCoordinator
+        | Rule::DecisionIgnoresWounds
+        | Rule::UnloggedLocksGoWithCoordinator
+        | Rule::ReadsWaitOnIntents
+        | Rule::CommitNeedsIntent
+        | Rule::FirstDecisionStands
+        | Rule::PrimaryDrives
+        | Rule::OldIntentsAsk => Dice(Kind::Single, 0..100),
+        Rule::LeadersApplyFirst => Dice(Kind::Replicated, 0..400),
+        Rule::GrantsWaitForFiled => Struck(steps::OVERTAKEN),
+        Rule::OlderWounds => Staged(staged::an_older_transaction_goes_first),
+        Rule::PrepareCarriesGrant => Staged(staged::a_prepare_for_locks_of_an_earlier_term),
+        Rule::ReadKeysArePrepared => Staged(staged::a_key_read_changes_before_the_rest_is_written),
+        Rule::ReadsAreConfirmed => Staged(staged::a_read_over_a_change_of_leaders),
+        Rule::OutcomesAreRemembered => {
+            Staged(staged::a_participant_asks_after_the_next_transaction)
+        }
+        Rule::LatePreparesAreRefused => Staged(staged::a_prepare_comes_after_the_end),
+        Rule::ReadsNeedLease => Staged(staged::a_deposed_leader_is_asked),
+    }
+}
+
+impl Witness {
+    fn sees(&self) -> Result<(), String> {
+        match self {
+            Witness::Dice(kind, seeds) => hunt(seeds.clone(), *kind)
+                .map_err(|(seed, violation)| format!("{kind:?}, seed {seed}: {violation}")),
+            Witness::Struck(story) => steps::strike_everywhere(*story).map(|_| ()),
+            Witness::Staged(schedule) => schedule(),
+        }
+    }
+}
+
+#[test]
+fn every_rule_is_missed_when_it_is_broken() {
+    let mut unmissed = Vec::new();
+    for rule in Rule::ALL {
+        let witness = witness(rule);
+        let seen = std::panic::catch_unwind(|| broken(rule, || witness.sees()));
+        let seen = seen.unwrap_or_else(|_| Err("an assertion failed".into()));
+        match seen {
+            Ok(()) => unmissed.push(rule),
+            Err(violation) => println!("{rule:?}: {violation}"),
+        }
+    }
+    assert!(unmissed.is_empty(), "nothing noticed the absence of {unmissed:?}");
+}
+
+#[test]
+fn what_is_staged_ends_well_by_the_rules() {
+    for rule in Rule::ALL {
+        if let Witness::Staged(schedule) = witness(rule)
+            && let Err(violation) = schedule()
+        {
+            panic!("{rule:?}: {violation}");
+        }
+    }
+}
