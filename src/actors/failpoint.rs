@@ -263,25 +263,4 @@ mod tests {
     fn without_the_feature_nothing_is_kept() {
         assert_eq!(size_of::<Failpoint>(), 0);
     }
-
-    #[cfg(feature = "failpoints")]
-    #[test]
-    fn a_point_is_reached_at_its_turn_and_at_no_other() {
-        let mut failpoint = Failpoint::armed("log.synced:2", || std::process::abort()).unwrap();
-        let reached = |failpoint: &Failpoint| failpoint.armed.unwrap().reached;
-        failpoint.pass(|| Some(Point::LogWritten));
-        failpoint.pass(|| None);
-        failpoint.pass(|| Some(Point::LogSynced));
-        assert!(!reached(&failpoint));
-        failpoint.mark(|| Some(Point::LogSynced));
-        assert!(reached(&failpoint));
-    }
-
-    #[cfg(feature = "failpoints")]
-    #[test]
-    fn what_is_no_point_is_refused() {
-        for text in ["", "log", "log.synced:", "log.synced:0", "log.synced:x", "log.synced:1:2"] {
-            assert!(Failpoint::armed(text, || std::process::abort()).is_err(), "{text}");
-        }
-    }
 }

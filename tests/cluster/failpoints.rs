@@ -12,6 +12,7 @@
 
 use crate::harness::{Client, Cluster, PATIENCE, Protocol, eventually, partition_of, show};
 use crate::load::EXCUSES;
+use quorate::actors::failpoint::Point;
 use redis::{RedisResult, Value};
 use std::os::unix::process::ExitStatusExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -292,6 +293,8 @@ fn applied(cluster: &Cluster, node: u16) -> Option<Vec<[u64; 3]>> {
 /// A test for each point.
 macro_rules! at {
     ($($test:ident: $point:literal,)*) => {
+        const STRUCK_AT: &[&str] = &[$($point,)*];
+
         $(#[test]
         fn $test() {
             strike(&[(STRUCK, $point)], &HOMES, $point.starts_with("snapshot"));
@@ -326,5 +329,32 @@ at! {
 /// 1, with its decision unheard; then the primary, about to answer the participants that ask.
 #[test]
 fn before_the_primary_tells_in_place_of_a_dead_coordinator() {
-    strike(&[(1, "decided.heard:9"), (STRUCK, "outcome.begun")], &[[2, 2, 3]], false);
+    strike(&[(1, "decided.heard:9"), (STRUCK, LONE)], &[[2, 2, 3]], false);
+}
+
+/// The point of the test above.
+const LONE: &str = "outcome.begun";
+
+#[test]
+fn every_point_has_a_test() {
+    let name = |point: &&'static str| point.split(':').next().unwrap_or_default();
+    let mut tested: Vec<&str> = STRUCK_AT.iter().chain([&LONE]).map(name).collect();
+    let mut all: Vec<&str> = Point::ALL.iter().map(|point| point.name()).collect();
+    tested.sort_unstable();
+    all.sort_unstable();
+    assert_eq!(tested, all);
+}
+
+#[test]
+fn what_is_no_point_is_refused() {
+    for text in ["nowhere", "log.synced:", "log.synced:0", "log.synced:1:2", ""] {
+        let mut cluster = Cluster::new(3);
+        cluster.arm(STRUCK, text);
+        cluster.spawn(STRUCK);
+        let status = cluster.process(STRUCK).wait();
+        assert_eq!(status.code(), Some(2), "{text}: {status}");
+        let log = cluster.log(STRUCK);
+        assert!(log.contains(&format!("there is no failpoint '{text}'")), "{log}");
+        assert!(log.contains("prepare.logged"), "it says what there is: {log}");
+    }
 }
