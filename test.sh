@@ -39,7 +39,8 @@ if [[ $what != clients ]]; then
     cargo test --locked --test tidy --test fuzz_corpus
     step "a cluster of processes"
     cargo test --locked --test cluster
-    # The same tests of another binary: everything before and after is tested without points.
+    # With points in the binary, so this crate is built a second time; whatever is tested before and
+    # after is tested without them.
     step "nodes that die at each step of a commit, of the log and of a snapshot"
     cargo test --locked --features failpoints --test cluster -- failpoints::
     step "recorded histories under faults, judged by linearizability checkers"

@@ -15,6 +15,7 @@ pub mod log;
 pub mod metrics;
 pub mod node;
 pub mod peer;
+pub mod post;
 pub mod recovery;
 pub mod session;
 pub mod tray;

@@ -41,6 +41,8 @@ mod harness;
 mod load;
 #[path = "cluster/operations.rs"]
 mod operations;
+#[path = "cluster/pipelines.rs"]
+mod pipelines;
 #[path = "cluster/server.rs"]
 mod server;
 #[path = "cluster/transactions.rs"]

@@ -6,15 +6,15 @@
 //! partition that only ever moves to later terms, so it needs no lock and no message.
 
 use crate::actors::archive::{self, Archive};
-use crate::actors::bucket::{self, Bucket, Execute};
+use crate::actors::bucket::{Bucket, Execute};
 use crate::actors::coordinator::{self, Coordinator};
 use crate::actors::lock_manager::{self, LockManager};
-use crate::actors::peer::{Convey, Peer};
+use crate::actors::peer::Peer;
+use crate::actors::post::Post;
 use crate::engine::partition::Effect;
 use crate::engine::partition::snapshots::ToArchive;
-use crate::engine::protocol::{Term, ToCoordinator, ToLocks, ToPartition};
+use crate::engine::protocol::{Term, ToLocks};
 use crate::ids::{NodeId, PartitionId};
-use crate::net::packet::Packet;
 use actix::{Addr, Recipient};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -41,6 +41,8 @@ pub struct Book {
     pub archive: Option<Addr<Archive>>,
     /// Who leads each partition, as a [`Leadership`].
     leaders: Vec<AtomicU64>,
+    /// Counts the changes of leaders.
+    changes: AtomicU64,
     /// The destination of each other node, by its id.
     of_node: Vec<usize>,
     destinations: Vec<Recipient<Execute>>,
@@ -88,6 +90,7 @@ impl Book {
         Arc::new(Book {
             node,
             leaders: replicas.iter().map(first).collect(),
+            changes: AtomicU64::new(0),
             replicas,
             buckets,
             placed,
@@ -110,7 +113,18 @@ impl Book {
     pub fn learn(&self, partition: PartitionId, node: NodeId, term: Term) -> bool {
         let Some(leader) = self.leaders.get(partition.index()) else { return false };
         let news = Leadership::new(node, term).0;
-        leader.fetch_max(news, Ordering::Relaxed) < news
+        let is_news = leader.fetch_max(news, Ordering::Relaxed) < news;
+        if is_news {
+            // After the news itself: who sees the change finds the leader.
+            self.changes.fetch_add(1, Ordering::Release);
+        }
+        is_news
+    }
+
+    /// How often the leader of any partition has changed.
+    #[inline]
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
     }
 
     /// Whether a partition has copies, so that another leader will come if one is lost.
@@ -121,6 +135,11 @@ impl Book {
     /// How many destinations operations can have.
     pub fn destinations(&self) -> usize {
         self.destinations.len()
+    }
+
+    /// The destinations of all partitions' operations.
+    pub fn routes(&self) -> impl Iterator<Item = u16> {
+        (0..self.leaders.len()).map(|index| self.route(PartitionId(index as u16)) as u16)
     }
 
     /// The destination of a partition's operations, as an index.
@@ -140,41 +159,10 @@ impl Book {
         self.destinations[destination].do_send(execute);
     }
 
-    /// Tells a partition, wherever it is led.
-    pub fn tell_partition(&self, to: PartitionId, message: ToPartition) {
-        if to.index() >= self.leaders.len() {
-            return;
-        }
-        match self.leader(to) {
-            node if node == self.node => self.tell_here(to, message),
-            node => {
-                if let Some(peer) = self.peers.get(&node) {
-                    peer.do_send(Convey(Packet::Partition(to, message)));
-                }
-            }
-        }
-    }
-
-    /// Tells this node's replica of a partition: what was sent here goes no further.
-    pub fn tell_here(&self, to: PartitionId, message: ToPartition) {
-        if let Some(bucket) = self.placed.get(to.index()).copied().flatten() {
-            self.buckets[bucket].do_send(bucket::ForPartition { to, message });
-        }
-    }
-
     /// A node has said who leads a partition.
     pub fn hear_of_leader(&self, partition: PartitionId, node: NodeId, term: Term) {
         if self.learn(partition, node, term) {
             self.coordinator.do_send(coordinator::Led(partition, node, term));
-        }
-    }
-
-    /// Tells a node's Coordinator.
-    pub fn tell_coordinator(&self, to: NodeId, message: ToCoordinator) {
-        if to == self.node {
-            self.coordinator.do_send(coordinator::ForCoordinator(message));
-        } else if let Some(peer) = self.peers.get(&to) {
-            peer.do_send(Convey(Packet::Coordinator(message)));
         }
     }
 
@@ -190,14 +178,19 @@ impl Book {
         }
     }
 
-    /// Carries out what a partition wants done.
+    /// Carries out what partitions want done.
     pub fn carry(&self, effects: &mut Vec<Effect>) {
+        if effects.is_empty() {
+            return;
+        }
+        let mut post = Post::default();
         for effect in effects.drain(..) {
             match effect {
-                Effect::Coordinator(to, message) => self.tell_coordinator(to, message),
-                Effect::Partition(to, message) => self.tell_partition(to, message),
+                Effect::Coordinator(to, message) => post.to_coordinator(self, to, message),
+                Effect::Partition(to, message) => post.to_partition(self, to, message),
                 Effect::Locks(message) => self.tell_locks(message),
             }
         }
+        post.send(self);
     }
 }

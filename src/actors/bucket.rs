@@ -147,15 +147,10 @@ impl Asker {
 #[rtype(result = "()")]
 pub struct Serve;
 
-/// A message of the commit protocol for one of the partitions.
+/// Messages of the commit protocol, each for one of the partitions, in the order sent.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct ForPartition {
-    /// Which.
-    pub to: PartitionId,
-    /// The message.
-    pub message: ToPartition,
-}
+pub struct ForPartitions(pub Vec<(PartitionId, ToPartition)>);
 
 /// Messages of partitions' groups, from their replicas on another node.
 #[derive(Message)]
@@ -491,13 +486,15 @@ impl Handler<Serve> for Bucket {
     }
 }
 
-impl Handler<ForPartition> for Bucket {
+impl Handler<ForPartitions> for Bucket {
     type Result = ();
 
-    fn handle(&mut self, message: ForPartition, _: &mut Context<Self>) {
-        self.failpoint.pass(|| Point::heard_by_partition(&message.message));
+    fn handle(&mut self, ForPartitions(messages): ForPartitions, _: &mut Context<Self>) {
         let now = self.now();
-        self.core.handle(message.to, message.message, now, &mut self.out);
+        for (to, message) in messages {
+            self.failpoint.pass(|| Point::heard_by_partition(&message));
+            self.core.handle(to, message, now, &mut self.out);
+        }
     }
 }
 

@@ -5,16 +5,19 @@ use crate::actors::bucket;
 use crate::actors::failpoint::{Failpoint, Point};
 use crate::actors::log::{self as disk, Log};
 use crate::actors::peer::{self, Convey};
+use crate::actors::post::Post;
 use crate::engine::barrier::{self, Barrier, Hello, Standing};
 use crate::engine::partition::Partition;
 use crate::engine::protocol::{Ended, Term, ToCoordinator, Work};
 use crate::engine::txn::{self, ClientId, Transactions};
 use crate::ids::{Incarnation, Millis, NodeId, PartitionId};
 use crate::net::packet::Packet;
-use actix::fut::{ActorFutureExt, WrapFuture};
+use actix::fut::{ActorFuture, ActorFutureExt, WrapFuture};
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, MessageResult};
 use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -32,6 +35,7 @@ pub struct Coordinator {
     clients: BTreeMap<ClientId, oneshot::Sender<Ended>>,
     next_client: u64,
     effects: Vec<txn::Effect>,
+    post: Post,
     clock: fn() -> Millis,
     book: Option<Arc<Book>>,
     log: Option<Addr<Log>>,
@@ -54,15 +58,19 @@ pub type Rejoin = Box<dyn Fn(u32) -> Vec<(usize, Partition<crate::command::Redis
 #[rtype(result = "()")]
 pub struct Wire(pub Arc<Book>, pub Option<Addr<Log>>);
 
-/// A message of the commit protocol.
+/// Messages of the commit protocol, in the order sent.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct ForCoordinator(pub ToCoordinator);
+pub struct ForCoordinator(pub Vec<ToCoordinator>);
 
-/// A Session begins a transaction.
+/// A Session begins transactions.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Begin {
+pub struct Begin(pub Vec<Start>);
+
+/// A transaction to begin.
+#[derive(Debug)]
+pub struct Start {
     /// What is to be done.
     pub work: Work,
     /// Where the end is told.
@@ -122,6 +130,7 @@ impl Coordinator {
             clients: BTreeMap::new(),
             next_client: 0,
             effects: Vec::new(),
+            post: Post::default(),
             clock,
             book: None,
             log: None,
@@ -134,12 +143,17 @@ impl Coordinator {
         }
     }
 
-    fn carry(&mut self) {
+    /// Carries out what the transactions want done: once a turn of the mailbox, so that those that
+    /// came together stay together.
+    fn flush(&mut self) {
+        if self.effects.is_empty() {
+            return;
+        }
         let Some(book) = &self.book else { return };
         self.failpoint.pass_all(&self.effects, Point::begun_by_coordinator);
         for effect in self.effects.drain(..) {
             match effect {
-                txn::Effect::Partition(to, message) => book.tell_partition(to, message),
+                txn::Effect::Partition(to, message) => self.post.to_partition(book, to, message),
                 txn::Effect::Reply(client, ended) => {
                     if let Some(waiting) = self.clients.remove(&client) {
                         // A Session that is gone needs no answer.
@@ -148,6 +162,7 @@ impl Coordinator {
                 }
             }
         }
+        self.post.send(book);
     }
 
     fn carry_barrier(&mut self, effects: Vec<barrier::Effect>, ctx: &mut Context<Self>) {
@@ -235,6 +250,23 @@ impl Coordinator {
     }
 }
 
+/// Polled by the context once the mailbox is empty.
+struct Drained;
+
+impl ActorFuture<Coordinator> for Drained {
+    type Output = ();
+
+    fn poll(
+        self: Pin<&mut Self>,
+        coordinator: &mut Coordinator,
+        _: &mut Context<Coordinator>,
+        _: &mut std::task::Context<'_>,
+    ) -> Poll<()> {
+        coordinator.flush();
+        Poll::Pending
+    }
+}
+
 impl Actor for Coordinator {
     type Context = Context<Self>;
 
@@ -242,9 +274,10 @@ impl Actor for Coordinator {
         ctx.run_interval(TICK, |coordinator, _| {
             let now = (coordinator.clock)();
             coordinator.transactions.tick(now, &mut coordinator.effects);
-            coordinator.carry();
             coordinator.remind();
         });
+        // Last: what the interval brought is flushed with the rest.
+        ctx.spawn(Drained);
     }
 }
 
@@ -262,24 +295,26 @@ impl Handler<Wire> for Coordinator {
 impl Handler<Begin> for Coordinator {
     type Result = ();
 
-    fn handle(&mut self, begin: Begin, _: &mut Context<Self>) {
-        self.next_client += 1;
-        let client = ClientId(self.next_client);
-        self.clients.insert(client, begin.ended);
+    fn handle(&mut self, Begin(starts): Begin, _: &mut Context<Self>) {
         let now = (self.clock)();
-        self.transactions.begin(client, begin.work, now, &mut self.effects);
-        self.carry();
+        for Start { work, ended } in starts {
+            self.next_client += 1;
+            let client = ClientId(self.next_client);
+            self.clients.insert(client, ended);
+            self.transactions.begin(client, work, now, &mut self.effects);
+        }
     }
 }
 
 impl Handler<ForCoordinator> for Coordinator {
     type Result = ();
 
-    fn handle(&mut self, message: ForCoordinator, _: &mut Context<Self>) {
-        self.failpoint.pass(|| Point::heard_by_coordinator(&message.0));
+    fn handle(&mut self, ForCoordinator(messages): ForCoordinator, _: &mut Context<Self>) {
         let now = (self.clock)();
-        self.transactions.handle(message.0, now, &mut self.effects);
-        self.carry();
+        for message in messages {
+            self.failpoint.pass(|| Point::heard_by_coordinator(&message));
+            self.transactions.handle(message, now, &mut self.effects);
+        }
     }
 }
 
@@ -289,7 +324,6 @@ impl Handler<NodeUp> for Coordinator {
     fn handle(&mut self, NodeUp(hello): NodeUp, ctx: &mut Context<Self>) {
         let now = (self.clock)();
         self.transactions.node_up(hello.node, hello.life, now, &mut self.effects);
-        self.carry();
         if self.generation > 1
             && let Some(peer) = self.book.as_ref().and_then(|book| book.peers.get(&hello.node))
         {
@@ -307,7 +341,6 @@ impl Handler<NodeDown> for Coordinator {
     fn handle(&mut self, NodeDown(node): NodeDown, ctx: &mut Context<Self>) {
         let now = (self.clock)();
         self.transactions.node_down(node, now, &mut self.effects);
-        self.carry();
         self.barrier.lost(node);
         self.carry_barrier(Vec::new(), ctx);
     }
@@ -319,7 +352,6 @@ impl Handler<Led> for Coordinator {
     fn handle(&mut self, Led(partition, node, term): Led, _: &mut Context<Self>) {
         let now = (self.clock)();
         self.transactions.led(partition, node, term, now, &mut self.effects);
-        self.carry();
     }
 }
 

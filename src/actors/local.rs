@@ -19,7 +19,7 @@ use crate::engine::barrier::Standing;
 use crate::engine::batch::{Batch, OpCode, Replies};
 use crate::engine::slots::Atlas;
 use crate::engine::tables::KeyHasher;
-use crate::ids::Millis;
+use crate::ids::{Millis, PartitionId};
 use crate::metrics::Counters;
 use actix::Addr;
 use std::cell::{Cell, RefCell};
@@ -104,6 +104,14 @@ pub struct Local {
     thresholds: Cell<Thresholds>,
     /// Counts the changes of settings.
     changes: Cell<u64>,
+    routes: RefCell<Routes>,
+}
+
+/// Where each partition's operations go, as of a number of changes in the book.
+#[derive(Debug)]
+struct Routes {
+    changes: u64,
+    of: Vec<u16>,
 }
 
 /// What the Sessions of an arbiter counted.
@@ -214,6 +222,7 @@ impl Local {
         let missing = book.peers.keys().copied().collect();
         let settings = settings(&setup.limits);
         let thresholds = Thresholds::of(&settings, &setup.limits);
+        let routes = Routes { changes: book.changes(), of: book.routes().collect() };
         Rc::new(Local {
             book,
             setup,
@@ -240,7 +249,24 @@ impl Local {
             events: RefCell::default(),
             thresholds: Cell::new(thresholds),
             changes: Cell::new(1),
+            routes: RefCell::new(routes),
         })
+    }
+
+    /// Looks up in the book where operations go.
+    #[inline]
+    pub fn look_up_routes(&self) {
+        let changes = self.book.changes();
+        let mut routes = self.routes.borrow_mut();
+        if routes.changes != changes {
+            *routes = Routes { changes, of: self.book.routes().collect() };
+        }
+    }
+
+    /// The destination of a partition's operations, as it was when it was last looked up.
+    #[inline]
+    pub fn route(&self, partition: PartitionId) -> u16 {
+        self.routes.borrow().of[partition.index()]
     }
 
     /// Whether a destination is the Bucket of this arbiter.

@@ -2,6 +2,7 @@
 
 use crate::actors::book::Book;
 use crate::actors::bucket;
+use crate::actors::post::Post;
 use crate::engine::locks::{Effect, LockTable};
 use crate::engine::protocol::{ToCoordinator, ToLocks};
 use actix::{Actor, AsyncContext, Context, Handler, Message, MessageResult};
@@ -73,6 +74,7 @@ impl Handler<CountWaiting> for LockManager {
 impl LockManager {
     fn carry(&mut self) {
         let Some(book) = &self.book else { return };
+        let mut post = Post::default();
         for effect in self.effects.drain(..) {
             match effect {
                 Effect::Grant { partition, ticket } => {
@@ -81,9 +83,10 @@ impl LockManager {
                     }
                 }
                 Effect::Wound { txn } => {
-                    book.tell_coordinator(txn.node, ToCoordinator::Wound { txn });
+                    post.to_coordinator(book, txn.node, ToCoordinator::Wound { txn });
                 }
             }
         }
+        post.send(book);
     }
 }

@@ -10,6 +10,7 @@ use crate::actors::book::Book;
 use crate::actors::bucket::{self, Answer, Execute, Failure};
 use crate::actors::coordinator;
 use crate::actors::failpoint::{Failpoint, Point};
+use crate::actors::post::Post;
 use crate::command::Redis;
 use crate::engine::barrier::Hello;
 use crate::engine::batch::{Batch, Replies};
@@ -85,6 +86,8 @@ pub struct Peer {
     next_stream: u64,
     next_request: u64,
     pending: BTreeMap<u64, (Batch, Answer)>,
+    /// Received, and not passed on yet.
+    post: Post,
     flushing: bool,
     /// The life last seen, and whether its end was told.
     life: Option<(Incarnation, bool)>,
@@ -114,6 +117,11 @@ pub struct Wire(pub Arc<Book>);
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Convey(pub Packet);
+
+/// Send these packets, in this order.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct ConveyAll(pub Vec<Packet>);
 
 /// This node is formed: introductions say so from now on.
 #[derive(Message)]
@@ -186,6 +194,7 @@ impl Peer {
             next_stream: 0,
             next_request: 0,
             pending: BTreeMap::new(),
+            post: Post::default(),
             flushing: false,
             life: None,
             closed_there: false,
@@ -407,7 +416,7 @@ impl Peer {
                 }
             }
             // A message for a partition that is not here would come straight back.
-            Packet::Partition(to, message) => book.tell_here(to, message),
+            Packet::Partition(to, message) => self.post.to_partition_here(&book, to, message),
             Packet::Raft(messages) => self.on_raft(messages, &book),
             Packet::Leads(partition, node, term) => book.hear_of_leader(partition, node, term),
             Packet::Replica(generation) => {
@@ -420,7 +429,7 @@ impl Peer {
                     archive.do_send(archive::Carried(self.other, transfer));
                 }
             }
-            Packet::Coordinator(message) => book.tell_coordinator(book.node, message),
+            Packet::Coordinator(message) => self.post.to_coordinator(&book, book.node, message),
             Packet::Ready => {
                 let hello = self.guest.as_ref().or(self.met.as_ref());
                 if let Some(hello) = hello {
@@ -433,6 +442,13 @@ impl Peer {
             Packet::Pong(_) => {}
             Packet::Hello(_) => self.go_down("it introduced itself twice", ctx),
             Packet::Refused(why) => self.go_down(&why, ctx),
+        }
+    }
+
+    /// Passes on the messages of the commit protocol that were received.
+    fn deliver(&mut self) {
+        if let Some(book) = &self.book {
+            self.post.send(book);
         }
     }
 
@@ -691,6 +707,16 @@ impl Handler<Convey> for Peer {
     }
 }
 
+impl Handler<ConveyAll> for Peer {
+    type Result = ();
+
+    fn handle(&mut self, ConveyAll(packets): ConveyAll, ctx: &mut Context<Self>) {
+        for packet in &packets {
+            self.queue(packet, ctx);
+        }
+    }
+}
+
 impl Handler<Formed> for Peer {
     type Result = ();
 
@@ -795,11 +821,16 @@ impl Handler<Inbound> for Peer {
         for packet in packets {
             let known = [&self.dialled, &self.accepted];
             if !known.into_iter().flatten().any(|known| known.id == stream) {
-                return;
+                break;
             }
             self.heard = Instant::now();
+            // What goes to the same actors as these keeps its place among them.
+            if !matches!(packet, Packet::Partition(..) | Packet::Coordinator(_)) {
+                self.deliver();
+            }
             self.receive(stream, packet, ctx);
         }
+        self.deliver();
     }
 }
 

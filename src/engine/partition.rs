@@ -46,6 +46,10 @@ pub const RESOLVE_AFTER_MS: u64 = 3_000;
 /// How often a question or a decision that is not answered is repeated.
 pub const REPEAT_AFTER_MS: u64 = 300;
 
+/// For how many of a Coordinator's transactions a partition without copies remembers how each of
+/// them ended, whatever the Coordinator says: about a second of one that is busy.
+const LINGER: u64 = 1 << 12;
+
 /// Cells that a step of active expiry looks at. No more expired items than cells are found, so
 /// none is forgotten for lack of room.
 const EXPIRE_CELLS: usize = 1024;
@@ -159,6 +163,8 @@ struct Held {
     /// The term of unlogged locks; `None` once they are logged, or on their way to the log, as an
     /// intent.
     unlogged: Option<Term>,
+    /// When unlogged locks were set, or last asked about.
+    since: Millis,
 }
 
 /// A partition and what its leader knows.
@@ -197,6 +203,7 @@ impl<M: Machine> Partition<M> {
     ) -> Partition<M> {
         let mut replica = Replica::new(id, hasher);
         replica.watch_from(life);
+        replica.linger(LINGER);
         Partition::around(id, node, life, replica, None)
     }
 
@@ -437,7 +444,7 @@ impl<M: Machine> Partition<M> {
             }
             Waiting::Prepare(prepare) => {
                 self.tickets.remove(&prepare.txn);
-                self.hold(prepare.txn, prepare.age, queued.claims, None);
+                self.hold(prepare.txn, prepare.age, queued.claims, None, now.wall);
                 self.prepare(prepare, now.wall, effects);
             }
         }
@@ -466,7 +473,7 @@ impl<M: Machine> Partition<M> {
             .collect();
         for (txn, age, claims) in locked {
             self.clock = self.clock.max(age.time);
-            self.hold(txn, age, claims, None);
+            self.hold(txn, age, claims, None, Millis(0));
         }
     }
 
@@ -529,11 +536,18 @@ impl<M: Machine> Partition<M> {
             && claims.iter().any(|claim| self.marks.conflicts(Some(txn), claim))
     }
 
-    fn hold(&mut self, txn: TxnId, age: Age, claims: Vec<Claim>, unlogged: Option<Term>) {
+    fn hold(
+        &mut self,
+        txn: TxnId,
+        age: Age,
+        claims: Vec<Claim>,
+        unlogged: Option<Term>,
+        since: Millis,
+    ) {
         for claim in &claims {
             self.marks.hold(claim, txn, age);
         }
-        let replaced = self.held.insert(txn, Held { claims, unlogged });
+        let replaced = self.held.insert(txn, Held { claims, unlogged, since });
         assert!(replaced.is_none(), "a transaction locks a partition once");
     }
 

@@ -256,12 +256,17 @@ impl<M: Machine> Replica<M> {
 
     /// The latest life of a node that the log knows of.
     pub fn life_of(&self, node: NodeId) -> Option<Incarnation> {
-        self.finished.0.get(&node).map(|finished| finished.incarnation)
+        self.finished.of.get(&node).map(|finished| finished.incarnation)
     }
 
     /// How an attempt ended here, as far as it is remembered.
     pub fn ended(&self, txn: TxnId) -> Option<Verdict> {
         self.finished.ended(txn)
+    }
+
+    /// Has how attempts ended remembered for so many sequences more than their Coordinators ask.
+    pub fn linger(&mut self, sequences: u64) {
+        self.finished.linger(sequences);
     }
 
     /// Hears that a Coordinator has ended everything below a sequence. This is a leader's memory,

@@ -36,6 +36,8 @@ pub enum Rule {
     PrimaryDrives,
     /// A participant with an old intent asks the primary.
     OldIntentsAsk,
+    /// A participant with old locks that are not logged asks their Coordinator.
+    OldLocksAsk,
     /// Prepares of finished attempts and of older incarnations are refused.
     LatePreparesAreRefused,
     /// What a lock shows waits for everything that was filed on its keys before.
@@ -48,7 +50,7 @@ pub enum Rule {
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 18] = [
+    pub const ALL: [Rule; 19] = [
         Rule::MarksAreAuthoritative,
         Rule::WoundThroughCoordinator,
         Rule::OlderWounds,
@@ -63,6 +65,7 @@ impl Rule {
         Rule::OutcomesAreRemembered,
         Rule::PrimaryDrives,
         Rule::OldIntentsAsk,
+        Rule::OldLocksAsk,
         Rule::LatePreparesAreRefused,
         Rule::GrantsWaitForFiled,
         Rule::ReadsNeedLease,

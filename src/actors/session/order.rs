@@ -71,7 +71,7 @@ impl Session {
 
     /// Notes what became of the batches that were just answered, and how long each took.
     pub(super) fn note_batches(&mut self) {
-        for share in &mut self.shares {
+        for share in &mut self.gathered.shares {
             let Some(took) = share.took.take() else { continue };
             let batch = &share.batch;
             self.local.note_batch(took, batch, &share.replies);
@@ -94,14 +94,11 @@ impl Session {
         }
     }
 
-    /// Notes how long the command that waited for all before it took.
-    pub(super) fn note_said(&mut self, begun: Instant) {
-        let said = std::mem::take(&mut self.said);
-        let (took, client) = (begun.elapsed(), &self.state.client);
-        if let Some(spec) = client.last {
-            self.local.spend(spec, took);
-        }
-        self.local.note_round(took, client.last, client, || said);
+    /// Notes how long a command took that no Bucket has measured.
+    pub(super) fn note_said(&mut self, spec: &'static Spec, said: Vec<Vec<u8>>, begun: Instant) {
+        let took = begun.elapsed();
+        self.local.spend(spec, took);
+        self.local.note_round(took, Some(spec), &self.state.client, || said);
     }
 
     /// Serves a command about the whole node.

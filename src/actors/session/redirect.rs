@@ -4,6 +4,7 @@
 //! bounded by [`Limits::failover_wait`](crate::config::Limits). Operations on one partition go
 //! together and in order, as they came.
 
+use super::round::landed;
 use crate::actors::bucket::{Answer, Execute, Outcome};
 use crate::actors::local::Local;
 use crate::command::Redis;
@@ -78,11 +79,7 @@ fn take(
     late: &mut BTreeMap<u32, Vec<u8>>,
     open: &mut Vec<u32>,
 ) -> io::Result<()> {
-    let replies = match outcome {
-        Ok(Ok((_, replies))) => replies,
-        Ok(Err((batch, failure))) => super::failed(&batch, &failure),
-        Err(_) => return Err(io::Error::other("the node is stopping")),
-    };
+    let (_, replies) = landed(outcome)?;
     for (place, index) in indices.iter().enumerate() {
         let turned_away = replies.misplaced.binary_search(&(place as u32)).is_ok();
         if turned_away || place >= replies.len() {

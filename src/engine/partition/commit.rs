@@ -71,6 +71,10 @@ impl<M: Machine> Partition<M> {
                 self.on_known(txn, Some(from), knowledge, now, neighbours, effects);
             }
             ToPartition::CoordinatorKnows { txn, knowledge } => {
+                let unlogged = self.held.get(&txn).is_some_and(|held| held.unlogged.is_some());
+                if unlogged && knowledge != Knowledge::Undecided {
+                    self.release(txn, effects);
+                }
                 self.on_known(txn, None, knowledge, now, neighbours, effects);
             }
             ToPartition::Applied { txn, from } => {
@@ -124,6 +128,7 @@ impl<M: Machine> Partition<M> {
     /// Repeats what is not answered: questions of old intents, decisions not confirmed.
     pub fn tick(&mut self, now: Millis, neighbours: &Neighbours, effects: &mut Vec<Effect>) {
         self.replica.forget_watches(now);
+        self.ask_for_forgotten(now, effects);
         let settled = self.replica.intents().is_empty() && self.replica.outcomes().is_empty();
         if settled || !self.is_led_here() {
             return;
@@ -173,6 +178,20 @@ impl<M: Machine> Partition<M> {
         }
     }
 
+    /// Asks after locks that nobody has made an intent of for long. A lock that was late may be
+    /// taken by a leader who will never hear that its attempt is over: that was told to the one
+    /// before.
+    fn ask_for_forgotten(&mut self, now: Millis, effects: &mut Vec<Effect>) {
+        for (txn, held) in &mut self.held {
+            let old = now.0 >= held.since.0.saturating_add(RESOLVE_AFTER_MS);
+            if held.unlogged.is_some() && old && kept(Rule::OldLocksAsk) {
+                held.since = now;
+                let ask = ToCoordinator::Inquire { txn: *txn, asker: self.id };
+                effects.push(Effect::Coordinator(txn.node, ask));
+            }
+        }
+    }
+
     fn on_lock(&mut self, lock: Lock, ticket: Ticket, now: Millis, effects: &mut Vec<Effect>) {
         let txn = lock.txn;
         self.clock = self.clock.max(lock.age.time);
@@ -198,7 +217,7 @@ impl<M: Machine> Partition<M> {
         now: Millis,
         effects: &mut Vec<Effect>,
     ) {
-        self.hold(lock.txn, lock.age, claims, Some(self.term));
+        self.hold(lock.txn, lock.age, claims, Some(self.term), now);
         self.when_applied(Deferred::Grant, lock, now, effects);
     }
 
@@ -346,7 +365,7 @@ impl<M: Machine> Partition<M> {
             self.queue(ticket, prepare.age, Some(txn), claims, Waiting::Prepare(prepare), effects);
             return;
         }
-        self.hold(txn, prepare.age, claims, None);
+        self.hold(txn, prepare.age, claims, None, now);
         self.prepare(prepare, now, effects);
     }
 

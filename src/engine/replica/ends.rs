@@ -12,7 +12,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Transactions that may not prepare any more, by the node of their Coordinator.
 #[derive(Debug, Default)]
-pub(super) struct Ends(pub(super) BTreeMap<NodeId, Finished>);
+pub(super) struct Ends {
+    pub(super) of: BTreeMap<NodeId, Finished>,
+    /// How many sequences longer attempts that are over are remembered, for participants whose
+    /// primary and Coordinator die together: the log of a replicated primary remembers better.
+    linger: u64,
+}
 
 /// A Coordinator's transactions that may not prepare any more.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -20,7 +25,7 @@ pub(super) struct Finished {
     pub(super) incarnation: Incarnation,
     /// Every sequence below is over.
     pub(super) below: u64,
-    /// Attempts at or above `below` that are over, and how they ended here.
+    /// Attempts at or above `below`, or lingering there, that are over, and how they ended here.
     pub(super) ended: BTreeMap<(u64, u32), Verdict>,
     /// The life before, and its attempts that were committed here.
     pub(super) before: (Incarnation, BTreeSet<(u64, u32)>),
@@ -37,9 +42,14 @@ impl Finished {
 }
 
 impl Ends {
+    /// Remembers so many sequences longer from now on.
+    pub(super) fn linger(&mut self, sequences: u64) {
+        self.linger = sequences;
+    }
+
     /// Whether this attempt may not prepare any more.
     pub(super) fn is_over(&self, txn: TxnId) -> bool {
-        self.0.get(&txn.node).is_some_and(|finished| {
+        self.of.get(&txn.node).is_some_and(|finished| {
             txn.incarnation < finished.incarnation
                 || txn.incarnation == finished.incarnation
                     && (txn.sequence < finished.below
@@ -49,7 +59,7 @@ impl Ends {
 
     /// How an attempt ended, as far as it is remembered.
     pub(super) fn ended(&self, txn: TxnId) -> Option<Verdict> {
-        let finished = self.0.get(&txn.node)?;
+        let finished = self.of.get(&txn.node)?;
         let attempt = (txn.sequence, txn.attempt);
         if finished.incarnation == txn.incarnation {
             return finished.ended.get(&attempt).copied();
@@ -60,24 +70,26 @@ impl Ends {
 
     /// Learns that a Coordinator has ended everything below a sequence.
     pub(super) fn done_below(&mut self, node: NodeId, incarnation: Incarnation, below: u64) {
-        let finished = self.0.entry(node).or_default();
+        let finished = self.of.entry(node).or_default();
         if incarnation > finished.incarnation {
             finished.begin(incarnation);
         }
         if incarnation == finished.incarnation && below > finished.below {
             finished.below = below;
-            finished.ended = finished.ended.split_off(&(below, 0));
+            let forgotten = below.saturating_sub(self.linger);
+            finished.ended = finished.ended.split_off(&(forgotten, 0));
         }
     }
 
     /// Learns how an attempt has ended.
     pub(super) fn finish(&mut self, txn: TxnId, verdict: Verdict) {
-        let finished = self.0.entry(txn.node).or_default();
+        let finished = self.of.entry(txn.node).or_default();
         if txn.incarnation > finished.incarnation {
             finished.begin(txn.incarnation);
         }
         let attempt = (txn.sequence, txn.attempt);
-        if txn.incarnation == finished.incarnation && txn.sequence >= finished.below {
+        let remembered = finished.below.saturating_sub(self.linger);
+        if txn.incarnation == finished.incarnation && txn.sequence >= remembered {
             finished.ended.insert(attempt, verdict);
         }
         let (before, commits) = &mut finished.before;

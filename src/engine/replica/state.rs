@@ -18,7 +18,7 @@ impl<M: Machine> Replica<M> {
         snapshot::put_head(out, &Head { partition: self.id, stamp: self.stamp, items });
         self.intents.iter().for_each(|intent| snapshot::put_intent(out, &intent));
         self.outcomes.iter().for_each(|outcome| snapshot::put_outcome(out, &outcome));
-        self.finished.0.iter().for_each(|ends| snapshot::put_ends(out, &ends));
+        self.finished.of.iter().for_each(|ends| snapshot::put_ends(out, &ends));
         self.tables.begin_snapshot();
         self.snapshot = Some(items.iter().sum());
     }
@@ -76,7 +76,7 @@ impl<M: Machine> Replica<M> {
 
     pub(in crate::engine) fn restore_ends(&mut self, content: &[u8]) -> Result<(), String> {
         let (node, ends): (NodeId, Finished) = snapshot::read_value(content)?;
-        match self.finished.0.insert(node, ends) {
+        match self.finished.of.insert(node, ends) {
             None => Ok(()),
             Some(_) => Err(format!("the ends of node {node} twice")),
         }
@@ -116,7 +116,7 @@ impl<M: Machine> Replica<M> {
         for (txn, Outcome { unconfirmed, since }) in &self.outcomes {
             show(format!("outcome {txn} {unconfirmed:?} {since:?}").as_bytes());
         }
-        for (node, Finished { incarnation, below, ended, before }) in &self.finished.0 {
+        for (node, Finished { incarnation, below, ended, before }) in &self.finished.of {
             show(format!("ends {node} {incarnation:?} {below} {ended:?} {before:?}").as_bytes());
         }
         let mut line = Vec::new();

@@ -85,7 +85,7 @@ enum Rival {
 
 const PLAIN: Story = Story { code: APPEND, at: COORDINATOR, watched: false, rival: Rival::None };
 
-const GATHERED: Story = Story { code: APPEND_REST_IF_EVEN, ..PLAIN };
+pub(super) const GATHERED: Story = Story { code: APPEND_REST_IF_EVEN, ..PLAIN };
 const READING: Story = Story { code: READ, rival: Rival::Transaction, ..PLAIN };
 const WATCHED: Story = Story { watched: true, ..PLAIN };
 pub(super) const OVERTAKEN: Story = Story { rival: Rival::Append, ..WATCHED };

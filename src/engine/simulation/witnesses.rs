@@ -22,12 +22,13 @@ fn witness(rule: Rule) -> Witness {
         Rule::MarksAreAuthoritative
         | Rule::WoundThroughCoordinator
         | Rule::DecisionIgnoresWounds
-        | Rule::UnloggedLocksGoWithCoordinator
         | Rule::ReadsWaitOnIntents
         | Rule::CommitNeedsIntent
         | Rule::FirstDecisionStands
         | Rule::PrimaryDrives
         | Rule::OldIntentsAsk => Dice(Kind::Single, 0..100),
+        Rule::UnloggedLocksGoWithCoordinator => Struck(steps::GATHERED),
+        Rule::OldLocksAsk => Dice(Kind::Replicated, 137..138),
         Rule::LeadersApplyFirst => Dice(Kind::Replicated, 0..400),
         Rule::GrantsWaitForFiled => Struck(steps::OVERTAKEN),
         Rule::OlderWounds => Staged(staged::an_older_transaction_goes_first),

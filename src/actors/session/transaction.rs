@@ -1,0 +1,253 @@
+//! `MULTI`, `EXEC` and `WATCH`, and what a transaction's end is to its client.
+
+use super::round::unknown;
+use super::{Next, Session, State, order, place};
+use crate::actors::coordinator::{Begin, Start};
+use crate::actors::local::Local;
+use crate::command::plan::{self, Layout, Plan};
+use crate::command::reply::Reply;
+use crate::command::spec::{Control, NO_MULTI, Run, Spec};
+use crate::command::transaction::{Exec, Queue, Script, Step, read_versions};
+use crate::command::words::Words;
+use crate::command::{Redis, refusal_text};
+use crate::engine::batch::Replies;
+use crate::engine::machine::Machine;
+use crate::engine::protocol::{Ended, Refusal, Watched, Work};
+use std::io;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+impl Session {
+    /// Has the Coordinator run a transaction.
+    pub(super) async fn coordinate(&mut self, work: Work) -> io::Result<Ended> {
+        self.local.counters.borrow_mut().transactions += 1;
+        let (told, ended) = oneshot::channel();
+        self.local.book.coordinator.do_send(Begin(vec![Start { work, ended: told }]));
+        ended.await.map_err(|_| io::Error::other("the node is stopping"))
+    }
+
+    /// Runs a command over several partitions.
+    pub(super) async fn spread(&mut self, work: Work, layout: Layout) -> io::Result<()> {
+        let ended = self.coordinate(work).await?;
+        let resp3 = self.state.client.resp3;
+        conclude(ended, &mut Reply::new(&mut self.out, resp3), |replies, reply| {
+            layout.merge(&replies, reply);
+        });
+        self.write_out().await
+    }
+
+    /// Executes a transaction.
+    pub(super) async fn exec(&mut self, work: Work, script: Script) -> io::Result<()> {
+        self.state.redraw = true;
+        let ended = match work.shares.is_empty() {
+            true => Ended::Done(Vec::new()),
+            false => self.coordinate(work).await?,
+        };
+        let mut out = std::mem::take(&mut self.out);
+        if let Ended::Done(replies) = ended {
+            Reply::new(&mut out, self.state.client.resp3).array(script.steps.len());
+            for step in &script.steps {
+                step.merge(&replies, &mut Reply::new(&mut out, self.state.client.resp3));
+                if let Step::Later(spec, phrase) = step {
+                    self.serve_later(spec, phrase.words(), &mut out).await?;
+                }
+            }
+        } else {
+            conclude_exec(ended, &mut Reply::new(&mut out, self.state.client.resp3), |_, _| {});
+        }
+        self.out = out;
+        self.write_out().await
+    }
+
+    /// Serves a command of a transaction that has no part in its work.
+    pub(super) async fn serve_later(
+        &mut self,
+        spec: &'static Spec,
+        words: Words<'_>,
+        out: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        let local = self.local.clone();
+        let client = &mut self.state.client;
+        let place = place(client, &local);
+        let mut reply = Reply::new(out, client.resp3);
+        match plan::plan(spec, words, &place) {
+            Plan::Session(run) => {
+                run(client, &local.facts(), words, &mut reply);
+            }
+            Plan::Node(run) => {
+                let order = run(client, &local.facts(), words, &mut reply);
+                if let Some(order) = order {
+                    return self.carry_out(order, out).await;
+                }
+            }
+            Plan::One(head) => {
+                let destination = local.book.route(head.partition);
+                self.gathered.shares[destination].batch.push(head, words.from(1));
+                self.ask().await?;
+                out.extend_from_slice(self.gathered.shares[destination].replies.get(0));
+                self.recycle();
+            }
+            Plan::Each { batches, layout } => return self.ask_each(batches, layout, out).await,
+            Plan::Walk(walk) => return self.ask_in_turn(walk, out).await,
+            Plan::Refused(error) => reply.error(&error),
+            // What locks is part of the work.
+            Plan::Spread { .. } => reply.error("ERR syntax error"),
+        }
+        Ok(())
+    }
+
+    /// Asks for the versions of keys and remembers them for the next `EXEC`.
+    pub(super) async fn watch(&mut self, keys: Vec<Vec<u8>>, plan: Plan) -> io::Result<()> {
+        let mut told = Vec::new();
+        match plan {
+            Plan::One(head) => {
+                // Another node may lead by the time it is answered.
+                let destination = self.local.book.route(head.partition);
+                let keys = keys.iter().map(Vec::as_slice);
+                self.gathered.shares[destination].batch.push(head, keys);
+                self.ask().await?;
+                told.extend_from_slice(self.gathered.shares[destination].replies.get(0));
+            }
+            Plan::Spread { work, layout } => {
+                let ended = self.coordinate(work).await?;
+                conclude(ended, &mut Reply::new(&mut told, false), |replies, reply| {
+                    layout.merge(&replies, reply);
+                });
+            }
+            _ => {}
+        }
+        match read_versions(&told).filter(|versions| versions.len() == keys.len()) {
+            Some(versions) => {
+                let table = self.state.client.table;
+                let atlas = &self.local.setup.atlas;
+                for (key, version) in keys.into_iter().zip(versions) {
+                    let partition = atlas.partition_of_key(table, &key);
+                    self.state.watched.push((partition, Watched { table, key, version }));
+                }
+                Reply::new(&mut self.out, false).ok();
+            }
+            None => self.out.append(&mut told),
+        }
+        self.write_out().await
+    }
+}
+
+/// Whether a command is queued between `MULTI` and `EXEC` rather than served at once.
+pub(super) fn waits_for_exec(spec: &Spec) -> bool {
+    let now = matches!(spec.run, Run::Control(_)) && !spec.run_is_unwatch();
+    !now && !spec.ends_all()
+}
+
+/// Queues a command, or says why not.
+pub(super) fn enqueue(
+    spec: &'static Spec,
+    words: Words<'_>,
+    state: &mut State,
+    local: &Local,
+    reply: &mut Reply<'_>,
+) {
+    let Some(queue) = &mut state.queue else { return };
+    let key_max = local.setup.limits.key;
+    let mut keys = spec.keys.positions(words.len()).map(|at| words.get(at).len());
+    let queued = if spec.flags & NO_MULTI != 0 {
+        Err("ERR Command not allowed inside a transaction".to_owned())
+    } else if order::grows_when_full(spec, words, state.client.table, local) {
+        Err(refusal_text(&Refusal::Full))
+    } else if keys.any(|length| length > key_max) {
+        Err(format!("ERR key is longer than {key_max} bytes"))
+    } else {
+        queue.push(spec, words, local.setup.limits.transaction)
+    };
+    match queued {
+        Ok(()) => reply.simple("QUEUED"),
+        Err(error) => {
+            queue.spoil();
+            reply.error(&error);
+        }
+    }
+}
+
+/// Begins or ends the connection's transaction. Returns what has to wait for earlier replies; what
+/// is answered at once is answered.
+pub(super) fn control_transaction(
+    control: Control,
+    spec: &Spec,
+    words: Words<'_>,
+    state: &mut State,
+    local: &Local,
+    reply: &mut Reply<'_>,
+) -> Option<Next> {
+    let place = place(&state.client, local);
+    match control {
+        Control::Multi if state.queue.is_some() => reply.error("ERR MULTI calls can not be nested"),
+        Control::Multi => {
+            state.queue = Some(Queue::default());
+            reply.ok();
+        }
+        Control::Discard if state.queue.is_none() => reply.error("ERR DISCARD without MULTI"),
+        Control::Discard => {
+            state.queue = None;
+            state.watched.clear();
+            reply.ok();
+        }
+        Control::Unwatch => {
+            state.watched.clear();
+            reply.ok();
+        }
+        Control::Watch(_) if state.queue.is_some() => {
+            reply.error("ERR WATCH inside MULTI is not allowed");
+        }
+        Control::Watch(_) => match plan::plan(spec, words, &place) {
+            Plan::Refused(error) => reply.error(&error),
+            plan => return Some(Next::Watch(words.from(1).map(<[u8]>::to_vec).collect(), plan)),
+        },
+        Control::Exec => {
+            let Some(queue) = state.queue.take() else {
+                reply.error("ERR EXEC without MULTI");
+                return None;
+            };
+            let watched = std::mem::take(&mut state.watched);
+            state.client.micros = local.micros(Instant::now());
+            match queue.plan(&state.client, &local.facts(), &watched, &place) {
+                Exec::Work(work, script) => return Some(Next::Exec(work, script)),
+                Exec::Refused(error) => reply.error(&error),
+            }
+        }
+    }
+    None
+}
+
+/// Tells the client how its transaction ended.
+pub(super) fn conclude(
+    ended: Ended,
+    reply: &mut Reply<'_>,
+    done: impl FnOnce(Vec<Replies>, &mut Reply<'_>),
+) {
+    match ended {
+        Ended::Done(replies) => done(replies, reply),
+        Ended::Changed => reply.nil_array(),
+        Ended::Refused(refusal) => {
+            let mut out = Vec::new();
+            Redis::refuse(&refusal, &mut out);
+            reply.raw(&out);
+        }
+        Ended::Unknown(_) => {
+            let mut out = Vec::new();
+            unknown(None, &mut out);
+            reply.raw(&out);
+        }
+    }
+}
+
+/// The same for `EXEC`.
+pub(super) fn conclude_exec(
+    ended: Ended,
+    reply: &mut Reply<'_>,
+    done: impl FnOnce(Vec<Replies>, &mut Reply<'_>),
+) {
+    if ended == Ended::Refused(Refusal::Full) {
+        let reason = refusal_text(&Refusal::Full);
+        return reply.error(&format!("EXECABORT Transaction discarded because of: {reason}"));
+    }
+    conclude(ended, reply, done);
+}
