@@ -33,6 +33,8 @@ mod failover;
 mod failpoints;
 #[path = "cluster/faults.rs"]
 mod faults;
+#[path = "cluster/figures.rs"]
+mod figures;
 #[path = "cluster/formation.rs"]
 mod formation;
 #[path = "cluster/harness.rs"]
@@ -41,6 +43,8 @@ mod harness;
 mod load;
 #[path = "cluster/operations.rs"]
 mod operations;
+#[path = "cluster/peers.rs"]
+mod peers;
 #[path = "cluster/pipelines.rs"]
 mod pipelines;
 #[path = "cluster/server.rs"]

@@ -48,7 +48,7 @@ const MET_IN: &[(&str, &[&str])] = &[
     ("crc32fast", &["src/storage", "src/command", "src/engine/snapshot", "src/cli/admin"]),
     ("fern", &["src/logging"]),
     ("foldhash", &["src/engine"]),
-    ("hashbrown", &["src/engine"]),
+    ("hashbrown", &["src/engine", "src/command/scan"]),
     ("futures", &["src/actors", "src/net"]),
     ("hdrhistogram", &["src/metrics", "src/net/load", "src/cli/bench"]),
     ("hyper", &["src/net/http"]),

@@ -188,7 +188,8 @@ pub async fn start(
     let mut links = BTreeMap::new();
     for node in config.nodes().iter().filter(|node| node.id != id) {
         let address = peer::Address { host: node.host.clone(), port: node.peer };
-        let peer = Peer::new(node.id, address, hello.clone(), birth.failpoint);
+        let queue_max = config.limits.peer_queue;
+        let peer = Peer::new(node.id, address, hello.clone(), queue_max, birth.failpoint);
         links.insert(node.id, peer.start());
     }
     let locks = LockManager::default().start();

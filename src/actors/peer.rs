@@ -54,8 +54,11 @@ const CLOSED_THERE: &str = "it closed the stream";
 /// Bytes of an introduction at most: whoever dials is a stranger until then.
 const HELLO_BYTES_MAX: usize = 64 << 10;
 
-/// Bytes that may wait for a node that does not read before it is taken for lost.
-const QUEUE_BYTES_MAX: usize = 1 << 30;
+/// Bytes of a buffer that a stream keeps when all of it is written.
+const BUFFER_BYTES_KEPT: usize = 1 << 20;
+
+/// Complaints remembered so that they are not repeated: strangers may think up any number.
+const COMPLAINTS_MAX: usize = 64;
 
 /// Where a node listens for its peers.
 #[derive(Clone, Debug)]
@@ -73,6 +76,8 @@ pub struct Peer {
     address: Address,
     /// How this node introduces itself.
     hello: Hello,
+    /// Bytes that may wait for a node that does not read before it is taken for lost.
+    queue_max: usize,
     book: Option<Arc<Book>>,
     dialled: Option<Stream>,
     accepted: Option<Stream>,
@@ -106,6 +111,8 @@ struct Stream {
     written: usize,
     /// The socket is full and will say when it is not.
     blocked: bool,
+    /// Who is at its other end.
+    from: String,
 }
 
 /// The address book is ready: dial.
@@ -168,6 +175,8 @@ struct Inbound {
 struct Closed {
     stream: u64,
     why: String,
+    /// What came on it was no stream of packets.
+    garbled: bool,
 }
 
 /// Write what was queued since the mailbox was last empty.
@@ -177,11 +186,18 @@ struct Flush;
 
 impl Peer {
     /// The Peer of node `other`.
-    pub fn new(other: NodeId, address: Address, hello: Hello, failpoint: Failpoint) -> Peer {
+    pub fn new(
+        other: NodeId,
+        address: Address,
+        hello: Hello,
+        queue_max: usize,
+        failpoint: Failpoint,
+    ) -> Peer {
         Peer {
             other,
             address,
             hello,
+            queue_max,
             book: None,
             dialled: None,
             accepted: None,
@@ -204,9 +220,26 @@ impl Peer {
     }
 
     fn complain(&mut self, complaint: String) {
+        if self.complaints.len() >= COMPLAINTS_MAX {
+            self.complaints.clear();
+        }
         if self.complaints.insert(complaint.clone()) {
             log::warn!(target: "peer", "{complaint}");
         }
+    }
+
+    /// Ends the link because of what came on one of its streams. Nobody is lost by it before the
+    /// link stood, but the reason is told all the same.
+    fn cut_off(&mut self, stream: u64, why: &str, ctx: &mut Context<Self>) {
+        let from = [&self.dialled, &self.accepted]
+            .into_iter()
+            .flatten()
+            .find(|known| known.id == stream)
+            .map(|known| known.from.clone());
+        if let Some(from) = from.filter(|_| !self.up) {
+            self.complain(format!("cut off {from}, for node {}: {why}", self.other));
+        }
+        self.go_down(why, ctx);
     }
 
     fn dial(&mut self, ctx: &mut Context<Self>) {
@@ -264,6 +297,10 @@ impl Peer {
                 let pause = self.backoff.as_millis();
                 log::debug!(target: "peer", "node {}: {error}, retrying in {pause} ms", self.other);
             }
+            DialError::Garbled(why) => {
+                let Address { host, port } = &self.address;
+                self.complain(format!("cut off {host}:{port}, for node {}: {why}", self.other));
+            }
             DialError::Refused(why) => {
                 self.complain(format!("node {} refuses this node: {why}", self.other));
             }
@@ -279,9 +316,10 @@ impl Peer {
     fn open(&mut self, stream: TcpStream, rest: Vec<u8>, ctx: &mut Context<Self>) -> Stream {
         self.next_stream += 1;
         let id = self.next_stream;
+        let from = name_of(&stream);
         let (reader, writer) = stream.into_split();
         actix_rt::spawn(read(reader, rest, id, ctx.address()));
-        Stream { id, writer: Rc::new(writer), out: Vec::new(), written: 0, blocked: false }
+        Stream { id, writer: Rc::new(writer), out: Vec::new(), written: 0, blocked: false, from }
     }
 
     /// The link stands once both streams do, to one and the same life of the other node.
@@ -337,13 +375,19 @@ impl Peer {
             matches!(packet, Packet::Executed { .. } | Packet::Coordinator(_) | Packet::Pong(_));
         let stream = if answer { &mut self.accepted } else { &mut self.dialled };
         let Some(stream) = stream else { return true };
+        // A single packet may always wait, however long it is.
+        let waiting = stream.out.len() - stream.written;
         if let Err(error) = frame::push(packet, &mut stream.out) {
             log::error!(target: "peer", "cannot tell node {}: {error}", self.other);
             return false;
         }
         self.failpoint.mark(|| Point::sent(packet));
-        if stream.out.len() - stream.written > QUEUE_BYTES_MAX {
-            self.go_down("it does not read", ctx);
+        if waiting > self.queue_max {
+            let (id, max) = (stream.id, self.queue_max);
+            let why = format!(
+                "it does not read: {waiting} bytes wait for it, where limits.peer_queue is {max}"
+            );
+            self.cut_off(id, &why, ctx);
         } else if !self.flushing {
             self.flushing = true;
             ctx.address().do_send(Flush);
@@ -363,12 +407,12 @@ impl Peer {
                     let writable = async move { writer.writable().await }.into_actor(self);
                     ctx.spawn(writable.map(move |result, peer, ctx| match result {
                         Ok(()) => peer.unblock(id, ctx),
-                        Err(error) => peer.on_closed(id, &error.to_string(), ctx),
+                        Err(error) => peer.on_closed(id, &error.to_string(), false, ctx),
                     }));
                 }
                 Err(error) => {
                     let id = stream.id;
-                    self.on_closed(id, &error.to_string(), ctx);
+                    self.on_closed(id, &error.to_string(), false, ctx);
                 }
             }
         }
@@ -382,10 +426,12 @@ impl Peer {
         self.flush(ctx);
     }
 
-    fn on_closed(&mut self, id: u64, why: &str, ctx: &mut Context<Self>) {
+    fn on_closed(&mut self, id: u64, why: &str, garbled: bool, ctx: &mut Context<Self>) {
         let of = |stream: &Option<Stream>| stream.as_ref().is_some_and(|stream| stream.id == id);
-        if of(&self.dialled) || of(&self.accepted) {
-            self.go_down(why, ctx);
+        match of(&self.dialled) || of(&self.accepted) {
+            true if garbled => self.cut_off(id, why, ctx),
+            true => self.go_down(why, ctx),
+            false => {}
         }
     }
 
@@ -409,7 +455,7 @@ impl Peer {
                 if let Some((batch, answer)) = self.pending.remove(&id) {
                     if replies.len() > batch.len() || replies.is_empty() && !batch.is_empty() {
                         fail(answer, batch, Failure::Unknown(self.other));
-                        self.go_down("it answers what was not asked", ctx);
+                        self.cut_off(stream, "it answers what was not asked", ctx);
                         return;
                     }
                     give(answer, batch, replies);
@@ -440,8 +486,8 @@ impl Peer {
                 self.queue(&Packet::Pong(number), ctx);
             }
             Packet::Pong(_) => {}
-            Packet::Hello(_) => self.go_down("it introduced itself twice", ctx),
-            Packet::Refused(why) => self.go_down(&why, ctx),
+            Packet::Hello(_) => self.cut_off(stream, "it introduced itself twice", ctx),
+            Packet::Refused(why) => self.cut_off(stream, &why, ctx),
         }
     }
 
@@ -494,7 +540,7 @@ impl Peer {
         ctx: &mut Context<Self>,
     ) {
         if !is_sound::<Redis>(&batch) {
-            self.go_down("it sent operations that do not exist", ctx);
+            self.cut_off(stream, "it sent operations that do not exist", ctx);
             return;
         }
         let placed = |head: crate::engine::batch::OpHead| {
@@ -565,24 +611,39 @@ fn fail(answer: Answer, batch: Batch, failure: Failure) {
 }
 
 impl Stream {
+    /// Gives up the room of what is written, once that is most of it: a stream that is never
+    /// quite empty must not keep all that it has ever carried.
+    fn give_up_written(&mut self) {
+        if self.written > self.out.len() / 2 {
+            self.out.drain(..self.written);
+            self.written = 0;
+        }
+    }
+
     /// Writes what is queued; tells whether all of it is gone.
     fn write(&mut self) -> io::Result<bool> {
         while self.written < self.out.len() {
             match self.writer.try_write(&self.out[self.written..]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(bytes) => self.written += bytes,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.give_up_written();
+                    return Ok(false);
+                }
                 Err(error) => return Err(error),
             }
         }
         self.out.clear();
         self.written = 0;
+        self.out.shrink_to(BUFFER_BYTES_KEPT);
         Ok(true)
     }
 }
 
 enum DialError {
     Io(io::Error),
+    /// What answers is no node.
+    Garbled(String),
     Refused(String),
 }
 
@@ -600,11 +661,14 @@ async fn introduce(
     let handshake = async {
         let mut stream = dial(&address.host, address.port).await?;
         greet(&mut stream, &Packet::Hello(hello)).await?;
-        let (packet, rest) = listen_to(&mut stream).await?;
+        let (packet, rest) = listen_to(&mut stream).await.map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidData => DialError::Garbled(error.to_string()),
+            _ => DialError::Io(error),
+        })?;
         match packet {
             Packet::Hello(hello) => Ok((stream, hello, rest)),
             Packet::Refused(why) => Err(DialError::Refused(why)),
-            _ => Err(DialError::Refused("it does not introduce itself".into())),
+            _ => Err(DialError::Garbled("it does not introduce itself".into())),
         }
     };
     match timeout(HANDSHAKE_MAX, handshake).await {
@@ -627,12 +691,12 @@ async fn listen_to(stream: &mut TcpStream) -> io::Result<(Packet, Vec<u8>)> {
         if stream.read_buf(&mut buffer).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let garbled = |error: frame::FrameError| io::Error::other(error.to_string());
+        let garbled = |error: &str| io::Error::new(io::ErrorKind::InvalidData, error);
         if frame::missing(&buffer) > HELLO_BYTES_MAX {
-            return Err(io::Error::other("its introduction is too long"));
+            return Err(garbled("its introduction is too long"));
         }
         // One frame at a time: what follows the introduction is not for here.
-        let whole = frame::first(&mut buffer).map_err(garbled)?;
+        let whole = frame::first(&mut buffer).map_err(|error| garbled(&error.to_string()))?;
         packets.extend(whole);
         if let Some(packet) = packets.pop() {
             return Ok((packet, buffer));
@@ -660,9 +724,15 @@ pub async fn receive(mut stream: TcpStream, from: String, book: Arc<Book>) {
     }
 }
 
+/// Who is at the other end of a stream.
+fn name_of(stream: &TcpStream) -> String {
+    stream.peer_addr().map_or_else(|_| "a stream that has ended".into(), |from| from.to_string())
+}
+
 /// Reads a stream to its end and passes its packets on, one message a read. Waiting for the Peer
 /// to take them pushes back on the sender.
 async fn read(mut reader: OwnedReadHalf, mut buffer: Vec<u8>, stream: u64, peer: Addr<Peer>) {
+    let mut garbled = false;
     let why = loop {
         let mut packets = Vec::new();
         let taken = frame::take(&mut buffer, &mut packets);
@@ -670,6 +740,7 @@ async fn read(mut reader: OwnedReadHalf, mut buffer: Vec<u8>, stream: u64, peer:
             return;
         }
         if let Err(error) = taken {
+            garbled = true;
             break error.to_string();
         }
         buffer.reserve(frame::missing(&buffer).clamp(16 << 10, 1 << 20));
@@ -679,7 +750,7 @@ async fn read(mut reader: OwnedReadHalf, mut buffer: Vec<u8>, stream: u64, peer:
             Err(error) => break error.to_string(),
         }
     };
-    peer.do_send(Closed { stream, why });
+    peer.do_send(Closed { stream, why, garbled });
 }
 
 impl Actor for Peer {
@@ -781,7 +852,9 @@ impl Handler<Introduced> for Peer {
             false => Ok(()),
         });
         if let Err(why) = judged {
-            self.complain(format!("refused node {}: {why}", self.other));
+            let from = stream.peer_addr().map(|from| format!(" at {}", from.ip()));
+            let from = from.unwrap_or_default();
+            self.complain(format!("refused node {}{from}: {why}", self.other));
             actix_rt::spawn(async move {
                 // It may have gone already.
                 let _ = greet(&mut stream, &Packet::Refused(why)).await;
@@ -838,7 +911,7 @@ impl Handler<Closed> for Peer {
     type Result = ();
 
     fn handle(&mut self, closed: Closed, ctx: &mut Context<Self>) {
-        self.on_closed(closed.stream, &closed.why, ctx);
+        self.on_closed(closed.stream, &closed.why, closed.garbled, ctx);
     }
 }
 

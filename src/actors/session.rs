@@ -334,11 +334,11 @@ impl Session {
         }
     }
 
-    async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+    /// Whether a reply of so many bytes may be written.
+    fn admit(&self, bytes: usize) -> io::Result<()> {
         let max = self.local.setup.limits.output_buffer;
-        if bytes.len() > max {
-            let (id, address, bytes) =
-                (self.state.client.id, &self.state.client.address, bytes.len());
+        if bytes > max {
+            let (id, address) = (self.state.client.id, &self.state.client.address);
             log::warn!(
                 target: "session",
                 "closing client {id} at {address}: its replies take {bytes} bytes, where {max} are \
@@ -346,6 +346,11 @@ impl Session {
             );
             return Err(io::Error::other("its replies are too long"));
         }
+        Ok(())
+    }
+
+    async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.admit(bytes.len())?;
         self.local.counters.borrow_mut().bytes_out += bytes.len() as u64;
         let mut written = 0;
         while written < bytes.len() {

@@ -37,6 +37,8 @@ pub(super) const COMMANDS: &[Spec] = &[
         doc: doc("2.6.0", "Tells the node's clock.", "") },
     Spec { name: "wait", arity: 3, flags: NOSCRIPT | CONNECTION, keys: NO_KEYS, run: Run::Session(wait),
         doc: doc("3.0.0", "Tells how many followers hold the writes acknowledged so far at least.", "numreplicas timeout") },
+    Spec { name: "waitaof", arity: 4, flags: NOSCRIPT | CONNECTION, keys: NO_KEYS, run: Run::Session(wait_aof),
+        doc: doc("7.2.0", "Tells on how many disks the writes acknowledged so far are at least: the leader's or another's, and more.", "numlocal numreplicas timeout") },
 ];
 
 #[rustfmt::skip]
@@ -86,13 +88,49 @@ fn time(client: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> 
 /// An acknowledged write is on a majority already, its leader among them: waiting adds nothing that
 /// anybody could be told of, so the answer comes at once.
 fn wait(_: &mut Client, facts: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
-    match (parse_int(words.get(1)), parse_int(words.get(2))) {
+    match (parse_int(words.get(1)), timeout(words.get(2))) {
         (None, _) => reply.error(NOT_AN_INTEGER),
-        (_, None) => reply.error("ERR timeout is not an integer or out of range"),
-        (_, Some(..0)) => reply.error("ERR timeout is negative"),
-        (Some(_), Some(_)) => {
+        (_, Err(error)) => reply.error(error),
+        (Some(_), Ok(())) => {
             let sure = facts.classes.iter().map(|class| class.replicas / 2).min();
             reply.count(sure.unwrap_or_default());
+        }
+    }
+    Then::Continue
+}
+
+fn timeout(word: &[u8]) -> Result<(), &'static str> {
+    match parse_int(word) {
+        None => Err("ERR timeout is not an integer or out of range"),
+        Some(..0) => Err("ERR timeout is negative"),
+        Some(0..) => Ok(()),
+    }
+}
+
+/// What is synced before it is acknowledged is on the disks of a majority: on one, and on half of
+/// the others. Of anything else nobody can be sure at any one moment.
+fn wait_aof(_: &mut Client, facts: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
+    let logged = facts.classes.first().is_some_and(|class| class.durability != "none");
+    let asked = [parse_int(words.get(1)), parse_int(words.get(2))];
+    match (asked, timeout(words.get(3))) {
+        ([None, _], _) => reply.error(NOT_AN_INTEGER),
+        ([Some(local), _], _) if !(0..=1).contains(&local) => {
+            reply.error("ERR value is out of range, value must between 0 and 1");
+        }
+        ([_, None], _) => reply.error(NOT_AN_INTEGER),
+        ([_, Some(..0)], _) => reply.error("ERR value is out of range, must be positive"),
+        (_, Err(error)) => reply.error(error),
+        ([Some(1), _], _) if !logged => reply
+            .error("ERR WAITAOF cannot be used when numlocal is set but appendonly is disabled."),
+        (_, Ok(())) => {
+            let synced = facts.classes.iter().map(|class| match class.durability {
+                "sync" => (1, class.replicas / 2),
+                _ => (0, 0),
+            });
+            let (local, others) = synced.min().unwrap_or_default();
+            reply.array(2);
+            reply.int(local);
+            reply.count(others);
         }
     }
     Then::Continue

@@ -3,7 +3,7 @@
 use super::number::parse_int;
 use super::spec::{DENYOOM, Doc, FAST, Group, KEY, Keys, READONLY, Spec, Split, WRITE, data};
 use super::{Call, NOT_AN_INTEGER, SYNTAX, VALUE_BYTES_MAX};
-use crate::engine::tables::Expires;
+use crate::engine::tables::{Expires, Origin};
 
 const fn doc(
     since: &'static str,
@@ -247,7 +247,10 @@ fn bitop(call: &mut Call<'_>) {
     let hash = call.tables.hasher().hash(destination);
     match result.is_empty() {
         true => drop(call.tables.remove(call.table, hash, destination)),
-        false => call.tables.put(call.table, hash, destination, &result, Expires::Never),
+        false => {
+            call.tables.put(call.table, hash, destination, &result, Expires::Never);
+            call.tables.set_origin(call.table, hash, destination, Origin::Edited);
+        }
     }
     call.reply.count(result.len());
 }

@@ -7,6 +7,7 @@ use super::number::parse_int;
 use super::reply::Reply;
 use super::spec::{Doc, Group, Keys, LOADING, NO_KEYS, READONLY, Run, STALE, Spec, Split, data};
 use super::words::Words;
+use crate::engine::tables::Origin;
 
 const fn doc(since: &'static str, summary: &'static str, syntax: &'static str) -> Doc {
     Doc { group: Group::Generic, since, complexity: "O(1)", summary, syntax }
@@ -38,14 +39,15 @@ const OBJECT: &[Spec] = &[
 /// The longest string that Redis puts into one allocation with its header.
 const EMBEDDED_BYTES_MAX: usize = 44;
 
-/// Redis's names for its ways to hold a string, by what the string looks like.
+/// Redis's names for its ways to hold a string, by what the string looks like and how it was made.
 fn encoding(call: &mut Call<'_>) {
     let Some(item) = call.tables.peek(call.table, call.hash, call.args.get(1)) else {
         return call.reply.nil();
     };
-    let name: &[u8] = match item.value() {
-        value if parse_int(value).is_some() => b"int",
-        value if value.len() <= EMBEDDED_BYTES_MAX => b"embstr",
+    let name: &[u8] = match (item.origin(), item.value()) {
+        (Origin::Edited, _) => b"raw",
+        (Origin::Given, value) if parse_int(value).is_some() => b"int",
+        (_, value) if value.len() <= EMBEDDED_BYTES_MAX => b"embstr",
         _ => b"raw",
     };
     call.reply.bulk(name);
@@ -56,7 +58,7 @@ const SHARED_INTEGERS: i64 = 10_000;
 
 fn refcount(call: &mut Call<'_>) {
     match call.tables.peek(call.table, call.hash, call.args.get(1)) {
-        Some(item) => match parse_int(item.value()) {
+        Some(item) => match parse_int(item.value()).filter(|_| item.origin() == Origin::Given) {
             Some(0..SHARED_INTEGERS) => call.reply.int(i32::MAX.into()),
             _ => call.reply.int(1),
         },

@@ -145,7 +145,9 @@ pub fn plan(spec: &Spec, words: Words<'_>, place: &Place<'_>) -> Plan {
             return Plan::One(place.head_without_keys(data, partition));
         }
         Split::Walk => {
-            return Plan::Walk(Walk::new(data.code, words, place.table, place.partitions()));
+            let partitions = place.partitions();
+            let walk = Walk::new(data.code, words, place.table, partitions, place.hasher);
+            return Plan::Walk(walk);
         }
         Split::Slot => {
             return match parse_int(words.get(2)) {

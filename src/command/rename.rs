@@ -8,7 +8,7 @@ use super::spec::{
 use super::words::Words;
 use super::{Call, NOT_AN_INTEGER, SYNTAX};
 use crate::engine::batch::Args;
-use crate::engine::tables::Expires;
+use crate::engine::tables::{Expires, Origin};
 use crate::ids::TableIndex;
 
 const fn doc(
@@ -55,9 +55,13 @@ impl Call<'_> {
     fn copy_item(&mut self, from: (TableIndex, &[u8]), to: (TableIndex, &[u8])) -> bool {
         let hasher = self.tables.hasher();
         let Some(item) = self.tables.get(from.0, hasher.hash(from.1), from.1) else { return false };
-        let (value, expires) = (item.value().to_vec(), item.expires());
+        let (value, expires, origin) = (item.value().to_vec(), item.expires(), item.origin());
         let expires = expires.map_or(Expires::Never, Expires::At);
-        self.tables.put(to.0, hasher.hash(to.1), to.1, &value, expires);
+        let hash = hasher.hash(to.1);
+        self.tables.put(to.0, hash, to.1, &value, expires);
+        if origin != Origin::Given {
+            self.tables.set_origin(to.0, hash, to.1, origin);
+        }
         true
     }
 

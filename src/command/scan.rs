@@ -19,7 +19,9 @@ use super::{Call, NOT_AN_INTEGER, SYNTAX};
 use crate::engine::batch::{Batch, OpCode, OpHead};
 use crate::engine::slots::Partitions;
 use crate::engine::table::CURSOR_BITS;
+use crate::engine::tables::KeyHasher;
 use crate::ids::{PartitionId, TableIndex};
+use hashbrown::HashTable;
 
 const fn doc(
     since: &'static str,
@@ -215,12 +217,13 @@ enum Errand {
     Keys {
         pattern: Vec<u8>,
         next: Option<Cursor>,
-        /// The encoded keys found so far, end to end.
-        found: Vec<u8>,
+        /// The encoded keys found so far, a page a step: in one piece they would be copied whenever
+        /// it grows, and at the end.
+        pages: Vec<Vec<u8>>,
         count: usize,
-        /// Where the keys of the partition under way begin, and how many steps it took so far.
-        partition: usize,
-        steps: usize,
+        /// The first page of the partition under way, and what is known of its keys.
+        first: usize,
+        met: Met,
         failed: Option<Vec<u8>>,
     },
     /// `RANDOMKEY`: partitions from a random one on.
@@ -234,16 +237,17 @@ impl Walk {
         words: Words<'_>,
         table: TableIndex,
         partitions: Partitions,
+        hasher: KeyHasher,
     ) -> Walk {
         let errand = match code.0 {
             RANDOMKEY => Errand::Random { dice: 0, asked: 0, answer: None },
             _ => Errand::Keys {
                 pattern: words.get(1).to_vec(),
                 next: Some(Cursor::of(partitions.last(), 0)),
-                found: Vec::new(),
+                pages: Vec::new(),
                 count: 0,
-                partition: 0,
-                steps: 0,
+                first: 0,
+                met: Met::new(hasher),
                 failed: None,
             },
         };
@@ -297,7 +301,7 @@ impl Walk {
                     *answer = Some(reply.to_vec());
                 }
             }
-            Errand::Keys { next, found, count, partition, steps, failed, .. } => {
+            Errand::Keys { next, pages, count, first, met, failed, .. } => {
                 let Some((cursor, more, elements)) = page(reply) else {
                     *next = None;
                     *failed = Some(match reply {
@@ -306,32 +310,43 @@ impl Walk {
                     });
                     return;
                 };
-                found.extend_from_slice(elements);
-                *count += more;
-                *steps += 1;
                 let turn = next.map_or(0, |cursor| cursor.turn);
                 // A cursor only ever goes down: whatever a peer answers, the walk ends.
-                let first = u64::from(self.partitions.first().0);
-                *next = Some(cursor).filter(|next| next.turn > first && next.turn <= turn);
-                if cursor.turn != turn {
-                    if *steps > 1 {
-                        *count -= drop_duplicates(found, *partition);
-                    }
-                    (*partition, *steps) = (found.len(), 0);
+                let last = u64::from(self.partitions.first().0);
+                *next = Some(cursor).filter(|next| next.turn > last && next.turn <= turn);
+                let goes_on = cursor.turn == turn;
+                if goes_on || pages.len() > *first {
+                    *count += met.add_page(pages, elements);
+                } else {
+                    pages.push(elements.to_vec());
+                    *count += more;
+                }
+                if !goes_on {
+                    *first = pages.len();
+                    met.clear();
                 }
             }
         }
     }
 
-    /// Answers the request.
+    /// Takes out what follows the reply of [`Walk::finish`], in pages that may be written one by
+    /// one.
+    pub fn take_pages(&mut self) -> Vec<Vec<u8>> {
+        match &mut self.errand {
+            Errand::Keys { pages, failed: None, .. } => std::mem::take(pages),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Answers the request, but for pages that were taken out.
     pub fn finish(self, reply: &mut Reply<'_>) {
         match self.errand {
             Errand::Random { answer: Some(answer), .. } => reply.raw(&answer),
             Errand::Random { answer: None, .. } => reply.nil(),
             Errand::Keys { failed: Some(failed), .. } => reply.raw(&failed),
-            Errand::Keys { found, count, .. } => {
+            Errand::Keys { pages, count, .. } => {
                 reply.array(count);
-                reply.raw(&found);
+                pages.iter().for_each(|page| reply.raw(page));
             }
         }
     }
@@ -355,34 +370,61 @@ fn bulk(reply: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((value, reply.get(end + 4 + length..)?))
 }
 
-/// A scan of several steps may meet a key twice when the table grew in between. Drops the second
-/// of each from `start` on; returns how many.
-fn drop_duplicates(found: &mut Vec<u8>, start: usize) -> usize {
-    let mut keys = Vec::new();
-    let mut rest = &found[start..];
-    while let Some((key, behind)) = bulk(rest) {
-        keys.push(key);
-        rest = behind;
+/// How many parts [`Met`] has: each is moved by itself when it grows, so that no step takes long.
+const PARTS: usize = 64;
+
+/// The keys of the partition that a walk is in. A scan of several steps may meet a key twice when
+/// the table grows in between; all are compared as they come, for sorting them at the end would
+/// hold up whoever else is served here.
+#[derive(Debug)]
+struct Met {
+    hasher: KeyHasher,
+    /// By hash: the page and the place in it.
+    parts: Vec<HashTable<(u64, u32, u32)>>,
+}
+
+impl Met {
+    fn new(hasher: KeyHasher) -> Met {
+        Met { hasher, parts: Vec::new() }
     }
-    let before = keys.len();
-    keys.sort_unstable();
-    keys.dedup();
-    let dropped = before - keys.len();
-    if dropped > 0 {
-        let mut kept = Vec::with_capacity(found.len() - start);
-        let mut reply = Reply::new(&mut kept, false);
-        keys.iter().for_each(|key| reply.bulk(key));
-        found.truncate(start);
-        found.extend_from_slice(&kept);
+
+    fn clear(&mut self) {
+        self.parts.iter_mut().for_each(HashTable::clear);
     }
-    dropped
+
+    /// Adds those of a step's keys that were not met before, as a page; returns how many.
+    fn add_page(&mut self, pages: &mut Vec<Vec<u8>>, elements: &[u8]) -> usize {
+        self.parts.resize_with(PARTS, HashTable::new);
+        let (mut page, mut count, number) = (Vec::with_capacity(elements.len()), 0, pages.len());
+        let mut rest = elements;
+        while let Some((key, behind)) = bulk(rest) {
+            let element = &rest[..rest.len() - behind.len()];
+            rest = behind;
+            let hash = self.hasher.hash(key);
+            let part = &mut self.parts[(hash >> 32) as usize % PARTS];
+            let same = |(other, page_of, at): &(u64, u32, u32)| {
+                let held = pages.get(*page_of as usize).unwrap_or(&page);
+                *other == hash && held[*at as usize..].starts_with(element)
+            };
+            if part.find(hash, same).is_none() {
+                let entry = (hash, number as u32, page.len() as u32);
+                part.insert_unique(hash, entry, |(hash, ..)| *hash);
+                page.extend_from_slice(element);
+                count += 1;
+            }
+        }
+        pages.push(page);
+        count
+    }
 }
 
 const _: () = assert!(CURSOR_BITS == 48, "a partition's number fits above a table's cursor");
 
 #[cfg(test)]
 mod tests {
-    use super::Cursor;
+    use super::*;
+    use crate::command::words::Phrase;
+    use crate::engine::slots::{Atlas, Ring};
 
     #[test]
     fn cursors_are_read_as_redis_reads_them() {
@@ -397,5 +439,50 @@ mod tests {
         {
             assert_eq!(read(word), None, "{}", word.escape_ascii());
         }
+    }
+
+    /// The reply to a step that found these keys.
+    fn found(next: Cursor, keys: &[&str]) -> Vec<u8> {
+        let mut out = Vec::new();
+        let mut reply = Reply::new(&mut out, false);
+        reply.array(2);
+        reply.bulk(next.encode().to_string().as_bytes());
+        reply.array(keys.len());
+        keys.iter().for_each(|key| reply.bulk(key.as_bytes()));
+        out
+    }
+
+    #[test]
+    fn a_key_that_several_steps_meet_is_named_once() {
+        let atlas = Atlas::new(Ring::new(2), |_| 0);
+        let table = TableIndex::default();
+        let partitions = atlas.partitions_of(table);
+        let phrase: Phrase = ["keys", "*"].iter().collect();
+        let hasher = KeyHasher::new(3);
+        let mut walk = Walk::new(OpCode(KEYS), phrase.words(), table, partitions, hasher);
+        let steps = [
+            (1, 5, &["a", "b", "$1"][..]),
+            (1, 9, &["b", "c"]),
+            // An element's encoding may be the beginning of another's bytes, not of another's.
+            (1, 0, &["a", "", "c", "ab", "d"]),
+            (0, 3, &["a", "e"]),
+            (0, 0, &["e", "f"]),
+        ];
+        for (partition, place, keys) in steps {
+            let mut batch = Batch::new();
+            assert_eq!(walk.step(&mut batch), Some(PartitionId(partition)));
+            walk.take(&found(Cursor::after(PartitionId(partition), place), keys));
+        }
+        assert_eq!(walk.step(&mut Batch::new()), None);
+        let pages = walk.take_pages();
+        let mut out = Vec::new();
+        walk.finish(&mut Reply::new(&mut out, false));
+        pages.iter().for_each(|page| out.extend_from_slice(page));
+        let mut expected = Vec::new();
+        let mut reply = Reply::new(&mut expected, false);
+        let keys = ["a", "b", "$1", "c", "", "ab", "d", "a", "e", "f"];
+        reply.array(keys.len());
+        keys.iter().for_each(|key| reply.bulk(key.as_bytes()));
+        assert_eq!(out.escape_ascii().to_string(), expected.escape_ascii().to_string());
     }
 }

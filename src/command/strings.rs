@@ -6,7 +6,7 @@ use super::spec::{
     DENYOOM, Doc, FAST, Group, KEY, KEYS, Merge, PAIRS, READONLY, Spec, Split, WRITE, data,
 };
 use super::{Call, NOT_AN_INTEGER, SYNTAX, VALUE_BYTES_MAX};
-use crate::engine::tables::{Expires, ItemRef};
+use crate::engine::tables::{Expires, ItemRef, Origin};
 use crate::ids::Millis;
 
 const fn doc(
@@ -417,6 +417,7 @@ fn incrbyfloat(call: &mut Call<'_>) {
     };
     let text = after.text();
     call.put(text.as_bytes(), Expires::Keep);
+    call.tables.set_origin(call.table, call.hash, call.args.get(0), Origin::Float);
     call.reply.bulk(text.as_bytes());
 }
 

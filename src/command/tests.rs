@@ -387,6 +387,58 @@ fn idle_time_passes_until_a_key_is_used() {
 }
 
 #[test]
+fn an_encoding_tells_how_a_value_was_made() {
+    // Copies and renames within a partition and between two go different ways.
+    for partitions in [1, 64] {
+        let mut cluster = Cluster::new(partitions);
+        let mut expect = |line: &str, encoding: &str| {
+            let key = line.split(' ').nth(if line.starts_with("bitop") { 2 } else { 1 });
+            let reply = reply_of(&mut cluster, line);
+            assert!(!reply.starts_with('-'), "{line}: {reply}");
+            let told = reply_of(&mut cluster, &format!("object encoding {}", key.unwrap()));
+            assert!(told.contains(encoding), "{line} of {partitions}: {told}");
+        };
+        expect("set a 1", "int");
+        expect("append a 2", "raw");
+        expect("pexpire a 100000", "raw");
+        expect("persist a", "raw");
+        expect("incr a", "int");
+        expect("append fresh 12", "int");
+        expect("append new abc", "embstr");
+        expect("setrange a 0 7", "raw");
+        expect("set a 1", "int");
+        expect("setbit a 1 1", "raw");
+        expect("set a 1 KEEPTTL", "int");
+        expect("bitfield a GET u8 0", "int");
+        expect("bitfield a SET u8 0 49", "raw");
+        for to in ["b", "c", "d", "e", "f"] {
+            reply_of(&mut cluster, &format!("copy a {to}"));
+            let copy = reply_of(&mut cluster, &format!("object encoding {to}"));
+            assert_eq!(copy, "$3\r\nraw\r\n", "{to} of {partitions}");
+            reply_of(&mut cluster, &format!("rename {to} {to}2"));
+            let renamed = reply_of(&mut cluster, &format!("object encoding {to}2"));
+            assert_eq!(renamed, "$3\r\nraw\r\n", "{to} of {partitions}");
+        }
+        assert_eq!(reply_of(&mut cluster, "object refcount b2"), ":1\r\n");
+        assert_eq!(reply_of(&mut cluster, "move a 3"), ":1\r\n");
+        reply_of(&mut cluster, "select 3");
+        assert_eq!(reply_of(&mut cluster, "object encoding a"), "$3\r\nraw\r\n");
+        let mut expect = |line: &str, key: &str, encoding: &str| {
+            reply_of(&mut cluster, line);
+            let told = reply_of(&mut cluster, &format!("object encoding {key}"));
+            assert!(told.contains(encoding), "{line} of {partitions}: {told}");
+        };
+        expect("getset a 1", "a", "int");
+        expect("bitop or z a", "z", "raw");
+        // A float is never taken for an integer, whatever it reads as.
+        expect("incrbyfloat a 1", "a", "embstr");
+        expect("copy a g", "g", "embstr");
+        expect("incr a", "a", "int");
+        expect("mset a 1 g 2", "g", "int");
+    }
+}
+
+#[test]
 fn session() {
     script("session");
 }

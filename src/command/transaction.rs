@@ -7,6 +7,8 @@
 //!   shares, in the order they were queued.
 //! - If the result of any needs keys of several partitions (RENAME, say), the whole transaction is
 //!   gathered: all keys are locked and read, and its commands evaluated in order in one place.
+//!   Commands on whole tables (FLUSHALL, SWAPDB) beside it are evaluated there for the keys that
+//!   the transaction names, and run where the other keys lie.
 //! - `DBSIZE` counts what the transaction sees: each partition's keys as they are found, corrected
 //!   by those that the transaction's own commands have made or removed by then ([`Census`]).
 //! - Commands about the connection, the node or a walk through a table are served when the rest is
@@ -30,6 +32,7 @@ use super::{Call, Redis};
 use crate::engine::batch::{Batch, OpCode, OpHead, Replies};
 use crate::engine::machine::{Access, Machine, Scope};
 use crate::engine::protocol::{Claim, Granule, Mode, Share, Watched, Work};
+use crate::engine::slots::Atlas;
 use crate::ids::{PartitionId, TableIndex};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -168,7 +171,7 @@ impl Queue {
             }
             draft.add(spec, phrase, &place);
         }
-        draft.finish(watched)
+        draft.finish(watched, place.atlas)
     }
 }
 
@@ -182,8 +185,8 @@ struct Draft {
     steps: Vec<Drafted>,
     writes: bool,
     gathers: bool,
-    /// A command that locks whole partitions.
-    whole: Option<&'static str>,
+    /// The operations on whole partitions among them, once more.
+    whole: BTreeMap<PartitionId, Batch>,
     touched: Touched,
 }
 
@@ -245,7 +248,7 @@ impl Draft {
         }
         self.writes |= spec.access() == Access::Write;
         if spec.scope() == Scope::Partition {
-            self.whole = Some(spec.name);
+            self.take_whole(&planned, words);
             self.touched.touch_tables(spec, words, place.table);
         }
         let first = words.get(spec.keys.first as usize);
@@ -308,6 +311,40 @@ impl Draft {
         Drafted::Census { plus, minus, late: (spec, phrase) }
     }
 
+    /// Notes an operation on whole partitions.
+    fn take_whole(&mut self, planned: &Plan, words: Words<'_>) {
+        match planned {
+            Plan::One(head) => {
+                self.whole.entry(head.partition).or_default().push(*head, words.from(1));
+            }
+            Plan::Spread { work, .. } => {
+                for (id, share) in &work.shares {
+                    let batch = self.whole.entry(*id).or_default();
+                    share.batch.iter().for_each(|op| batch.push_op(&op));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// What each partition claims and does for a transaction that is gathered.
+    fn gathered(&mut self, atlas: &Atlas) -> BTreeMap<PartitionId, Share> {
+        let mut shares: BTreeMap<PartitionId, Share> = BTreeMap::new();
+        for (id, mut claims) in std::mem::take(&mut self.claims) {
+            if self.touched.swapped {
+                // Where tables change places, the key of another one may come here.
+                claims = claims.iter().flat_map(|claim| in_all_tables(claim, atlas)).collect();
+            }
+            claims.sort_unstable();
+            claims.dedup();
+            shares.insert(id, Share { claims, ..Share::default() });
+        }
+        for (id, batch) in std::mem::take(&mut self.whole) {
+            shares.entry(id).or_default().batch = batch;
+        }
+        shares
+    }
+
     /// Adds one command's batches to the shares.
     fn take(&mut self, batches: Vec<(PartitionId, Batch)>, layout: Layout) -> Drafted {
         let mut places = Vec::with_capacity(batches.len());
@@ -323,23 +360,11 @@ impl Draft {
         Drafted::Data(layout.merge, layout.pieces.iter().map(place).collect())
     }
 
-    fn finish(mut self, watched: &[(PartitionId, Watched)]) -> Exec {
-        if let Some(name) = self.whole.filter(|_| self.gathers) {
-            let name = name.to_uppercase();
-            return Exec::Refused(format!(
-                "ERR {name} cannot be executed together with a command whose result needs keys of \
-                 several partitions"
-            ));
-        }
+    fn finish(mut self, watched: &[(PartitionId, Watched)], atlas: &Atlas) -> Exec {
         let counts = self.steps.iter().any(|step| matches!(step, Drafted::Census { .. }));
         let mut before = BTreeMap::new();
         if self.gathers {
-            self.shares.clear();
-            for (id, mut claims) in std::mem::take(&mut self.claims) {
-                claims.sort_unstable();
-                claims.dedup();
-                self.shares.insert(id, Share { claims, ..Share::default() });
-            }
+            self.shares = self.gathered(atlas);
         } else if counts {
             for (id, mut batch) in std::mem::take(&mut self.touched.before) {
                 let share = self.shares.entry(id).or_default();
@@ -385,6 +410,14 @@ impl Draft {
         let work = Work { mode, shares: self.shares.into_iter().collect(), script: evaluated };
         Exec::Work(work, Script { steps })
     }
+}
+
+/// The claimed key of every table that lies where its own does, to be written.
+fn in_all_tables(claim: &Claim, atlas: &Atlas) -> Vec<Claim> {
+    let Granule::Key(own, key) = &claim.granule else { return Vec::new() };
+    let tables = TableIndex::all().filter(|table| atlas.lie_together(*own, *table));
+    let claim = |table| Claim { granule: Granule::Key(table, key.clone()), access: Access::Write };
+    tables.map(claim).collect()
 }
 
 /// Whether a key exists, as an operation without its argument.

@@ -28,6 +28,9 @@ pub struct Limits {
     pub connections: usize,
     /// How long a connection may be quiet: 0 s, which is for ever.
     pub idle: Duration,
+    /// Bytes that may wait for another node that does not read, beside one message, before it is
+    /// taken for lost: 1 GiB.
+    pub peer_queue: usize,
     /// How long a client may leave its replies unread: 300 s.
     pub unread: Duration,
     /// How long a request waits for keys that a transaction holds: 5 s.
@@ -50,6 +53,7 @@ impl Default for Limits {
             transaction: 512 << 20,
             memory: 0,
             connections: 10_000,
+            peer_queue: 1 << 30,
             idle: Duration::ZERO,
             unread: Duration::from_secs(300),
             lock_wait: Duration::from_secs(5),

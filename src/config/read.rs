@@ -320,6 +320,7 @@ fn limits(field: Field<'_>) -> Result<Limits, Fault> {
         "transaction",
         "memory",
         "connections",
+        "peer_queue",
         "idle",
         "unread",
         "lock_wait",
@@ -363,6 +364,10 @@ fn limits(field: Field<'_>) -> Result<Limits, Fault> {
     }
     if let Some(field) = section.get("connections") {
         limits.connections = field.number(1..=1_000_000)?;
+    }
+    if let Some(field) = section.get("peer_queue") {
+        // What followers are sent ahead of their answers must fit by far.
+        limits.peer_queue = field.bytes(16 << 20..=1 << 40)?;
     }
     if let Some(field) = section.get("lock_wait") {
         limits.lock_wait = field.duration(Duration::from_millis(1)..=Duration::from_secs(3600))?;

@@ -21,6 +21,7 @@
 //! the bytes behind it.
 
 use crate::ids::Millis;
+use serde::{Deserialize, Serialize};
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error, realloc};
 use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
@@ -44,6 +45,9 @@ const EXPIRY: usize = size_of::<u64>();
 const KEY_LEN: u32 = KEY_BYTES_MAX as u32;
 /// Flag: the item has an expiry.
 const VOLATILE: u32 = 1 << 24;
+/// Flags: the value's [`Origin`].
+const ORIGIN: u32 = 3 << ORIGIN_SHIFT;
+const ORIGIN_SHIFT: u32 = 25;
 
 const _: () = assert!(size_of::<Option<Item>>() == size_of::<usize>());
 
@@ -62,25 +66,53 @@ fn class(len: usize) -> usize {
     len.next_multiple_of(octave / steps)
 }
 
-/// What an item's header says: everything about the shape of its allocation.
+/// How a value came to be. Redis keeps strings in different ways according to it and tells which
+/// (`OBJECT ENCODING`); here it is kept for the sake of that answer only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Origin {
+    /// Given as a whole: what it looks like is all there is to tell.
+    #[default]
+    Given,
+    /// Formatted from a float: not looked at for an integer, even if it reads as one.
+    Float,
+    /// Changed in place, or made by a command on bits: it has room to grow.
+    Edited,
+}
+
+impl Origin {
+    /// The origin as two bits.
+    #[inline]
+    pub(super) fn bits(self) -> u8 {
+        self as u8
+    }
+
+    /// The origin of two bits, if they are those of one.
+    #[inline]
+    pub(super) fn from_bits(bits: u8) -> Option<Origin> {
+        [Origin::Given, Origin::Float, Origin::Edited].get(usize::from(bits)).copied()
+    }
+}
+
+/// What an item's header says: the shape of its allocation, and the value's origin.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Shape {
     key: usize,
     value: usize,
     volatile: bool,
+    origin: Origin,
 }
 
 impl Shape {
     fn new(key: &[u8], value: usize, volatile: bool) -> Shape {
         assert!(key.len() <= KEY_BYTES_MAX, "a key of {} bytes", key.len());
         assert!(value <= VALUE_BYTES_MAX, "a value of {value} bytes");
-        Shape { key: key.len(), value, volatile }
+        Shape { key: key.len(), value, volatile, origin: Origin::Given }
     }
 
     #[inline]
-    fn with_value(self, value: usize) -> Shape {
+    fn with_value(self, value: usize, origin: Origin) -> Shape {
         assert!(value <= VALUE_BYTES_MAX, "a value of {value} bytes");
-        Shape { value, ..self }
+        Shape { value, origin, ..self }
     }
 
     #[inline]
@@ -110,6 +142,12 @@ impl Shape {
     }
 }
 
+/// The origin that a header's first word tells.
+#[inline]
+fn origin_of(first: u32) -> Origin {
+    Origin::from_bits(((first & ORIGIN) >> ORIGIN_SHIFT) as u8).unwrap_or_default()
+}
+
 /// A borrowed item.
 #[derive(Clone, Copy)]
 pub struct ItemRef<'a> {
@@ -137,6 +175,7 @@ impl<'a> ItemRef<'a> {
             key: (first & KEY_LEN) as usize,
             value: value as usize,
             volatile: first & VOLATILE != 0,
+            origin: origin_of(first),
         }
     }
 
@@ -164,6 +203,12 @@ impl<'a> ItemRef<'a> {
         }
         // SAFETY: the header says that an expiry lies there; it is not aligned.
         Some(Millis(unsafe { self.raw.add(BODY).cast::<u64>().read_unaligned() }))
+    }
+
+    /// How the value came to be.
+    #[inline]
+    pub fn origin(&self) -> Origin {
+        self.shape().origin
     }
 
     /// The second in which the item was last used.
@@ -202,10 +247,11 @@ impl Item {
         item
     }
 
-    /// An item whose value is `len` zeros.
+    /// An item whose value is `len` zeros, to be edited.
     pub fn zeroed(key: &[u8], len: usize, expires: Option<Millis>) -> Item {
         let mut item = Item::unfilled(key, len, expires);
         item.zero(0);
+        item.set_origin(Origin::Edited);
         item
     }
 
@@ -276,11 +322,12 @@ impl Item {
         unsafe { raw.add(CLOCK).cast::<u32>().write(second) }
     }
 
-    /// Replaces value and expiry.
+    /// Replaces value and expiry; the value is given as a whole.
     #[inline]
     pub fn set(&mut self, value: &[u8], expires: Option<Millis>) {
         let old = self.as_ref().shape();
-        let new = Shape { volatile: expires.is_some(), ..old.with_value(value.len()) };
+        let new =
+            Shape { volatile: expires.is_some(), ..old.with_value(value.len(), Origin::Given) };
         if old.volatile != new.volatile || old.bytes() != new.bytes() {
             // A new allocation rather than a longer one, which would copy the old value.
             let item = Item::new(self.as_ref().key(), value, expires);
@@ -297,7 +344,7 @@ impl Item {
     /// Appends to the value and returns its new length.
     pub fn append(&mut self, suffix: &[u8]) -> usize {
         let old = self.as_ref().shape();
-        let new = old.with_value(old.value + suffix.len());
+        let new = old.with_value(old.value + suffix.len(), Origin::Edited);
         self.reallocate(old, new);
         self.write_shape(new);
         self.fill(old.value, suffix);
@@ -307,7 +354,7 @@ impl Item {
     /// Cuts the value to `len` bytes or extends it with zeros.
     pub fn resize(&mut self, len: usize) {
         let old = self.as_ref().shape();
-        let new = old.with_value(len);
+        let new = old.with_value(len, Origin::Edited);
         self.reallocate(old, new);
         self.write_shape(new);
         if len > old.value {
@@ -344,6 +391,13 @@ impl Item {
         }
     }
 
+    /// Says how the value came to be, if it was not given as a whole.
+    #[inline]
+    pub fn set_origin(&mut self, origin: Origin) {
+        let shape = Shape { origin, ..self.as_ref().shape() };
+        self.write_shape(shape);
+    }
+
     /// Gives the allocation the size of another shape, keeping its bytes up to the lesser size.
     /// The header is still that of `old`.
     fn reallocate(&mut self, old: Shape, new: Shape) {
@@ -361,7 +415,8 @@ impl Item {
     /// Writes lengths and flags. The caller has made the allocation fit.
     #[inline]
     fn write_shape(&mut self, shape: Shape) {
-        let flags = if shape.volatile { VOLATILE } else { 0 };
+        let volatile = if shape.volatile { VOLATILE } else { 0 };
+        let flags = volatile | u32::from(shape.origin.bits()) << ORIGIN_SHIFT;
         // SAFETY: the allocation begins with two aligned words, and it is ours alone.
         unsafe {
             self.raw.cast::<u32>().write(shape.key as u32 | flags);
@@ -491,6 +546,27 @@ mod tests {
         assert_eq!((empty.as_ref().key(), empty.as_ref().value()), (&b""[..], &b""[..]));
         let zeros = Item::zeroed(b"k", 1000, None);
         assert_eq!(zeros.as_ref().value(), [0; 1000]);
+    }
+
+    #[test]
+    fn a_value_tells_how_it_came_to_be() {
+        let mut item = Item::new(b"key", b"1", None);
+        assert_eq!(item.as_ref().origin(), Origin::Given);
+        item.append(b"");
+        assert_eq!(item.as_ref().origin(), Origin::Edited);
+        for expires in [Some(Millis(7)), None] {
+            item.set_expires(expires);
+            assert_eq!(item.as_ref().origin(), Origin::Edited);
+        }
+        for value in [&b"2"[..], &[b'v'; 100]] {
+            item.set_origin(Origin::Float);
+            assert_eq!(item.as_ref().origin(), Origin::Float);
+            item.set(value, None);
+            assert_eq!((item.as_ref().origin(), item.as_ref().value()), (Origin::Given, value));
+        }
+        item.resize(3);
+        assert_eq!(item.as_ref().origin(), Origin::Edited);
+        assert_eq!(Item::zeroed(b"key", 1, None).as_ref().origin(), Origin::Edited);
     }
 
     #[test]

@@ -507,7 +507,11 @@ impl<M: Machine> Partition<M> {
             ToPartition::Prepare(Prepare { txn, work: Prepared::Share(share), .. }) => {
                 grows(share).then_some(*txn)
             }
-            ToPartition::Prepare(Prepare { txn, work: Prepared::Images(images), .. }) => {
+            ToPartition::Prepare(Prepare {
+                txn,
+                work: Prepared::Images(images) | Prepared::Whole(_, images),
+                ..
+            }) => {
                 let bytes = |images: &[Image]| -> usize {
                     let held = images.iter().filter_map(|image| image.held.as_ref());
                     held.map(|held| held.value.len()).sum()

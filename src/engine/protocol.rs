@@ -6,6 +6,7 @@
 //! [`crate::engine::rules`].
 
 use crate::engine::batch::{Batch, Replies};
+use crate::engine::item::Origin;
 use crate::engine::machine::Access;
 use crate::ids::{Age, Incarnation, Millis, NodeId, PartitionId, TableIndex, TxnId};
 use serde::{Deserialize, Serialize};
@@ -48,12 +49,16 @@ pub struct Held {
     pub value: Vec<u8>,
     /// When it expires.
     pub expires: Option<Millis>,
+    /// How the value came to be.
+    #[serde(default)]
+    pub origin: Origin,
 }
 
 /// What one partition does for a transaction.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Share {
-    /// Operations whose keys all lie in the partition.
+    /// Operations whose keys all lie in the partition. Of a [`Mode::Gather`] only those on the
+    /// whole of it: the script has them too, for the keys that it names.
     pub batch: Batch,
     /// Keys claimed beyond those of the operations (all keys of a [`Mode::Gather`]).
     pub claims: Vec<Claim>,
@@ -263,6 +268,9 @@ pub enum Prepared {
     Share(Share),
     /// The outcome of a script that the Coordinator evaluated: the keys it changed.
     Images(Vec<Image>),
+    /// The same of a script that also changed whole partitions: first these operations, which do
+    /// what it did to the keys that it does not name, then the keys that it names and changed.
+    Whole(Batch, Vec<Image>),
 }
 
 /// A transaction's outcome.

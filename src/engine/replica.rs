@@ -467,6 +467,11 @@ impl<M: Machine> Replica<M> {
             Prepared::Images(images) => {
                 (images.iter().cloned().map(Write::Image).collect(), Replies::default())
             }
+            Prepared::Whole(batch, images) => {
+                let whole = Write::Run(Box::new(batch.clone()));
+                let images = images.iter().cloned().map(Write::Image);
+                (std::iter::once(whole).chain(images).collect(), Replies::default())
+            }
         };
         let intent = Intent {
             age: prepare.age,
@@ -592,6 +597,7 @@ fn knows_work<M: Machine>(work: &Prepared) -> bool {
     match work {
         Prepared::Share(share) => share.batch.heads().all(|head| M::knows(head.code)),
         Prepared::Images(_) => true,
+        Prepared::Whole(batch, _) => batch.heads().all(|head| M::knows(head.code)),
     }
 }
 

@@ -19,7 +19,7 @@
 //! networks, and lies about for long. What is damaged is an error that names the byte at which its
 //! block begins.
 
-use crate::engine::item::{ItemRef, KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::engine::item::{ItemRef, KEY_BYTES_MAX, Origin, VALUE_BYTES_MAX};
 use crate::engine::machine::Machine;
 use crate::engine::record::Damaged;
 use crate::engine::replica::Replica;
@@ -40,7 +40,7 @@ const ITEMS_BYTES: usize = 1 << 20;
 const BLOCK_BYTES_MAX: usize = 1 << 31;
 /// Bytes of an item before its expiry and key.
 const ITEM_BYTES: usize = 12;
-/// The flag of an item that expires.
+/// The flag of an item that expires; the two above are its [`Origin`].
 const EXPIRES: u8 = 1;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -154,7 +154,7 @@ impl<'a> ItemsWriter<'a> {
             self.start = begin_block(self.out, Kind::Items);
             self.out.push(self.table.into());
         }
-        let flags = if expires.is_some() { EXPIRES } else { 0 };
+        let flags = u8::from(expires.is_some()) | item.origin().bits() << 1;
         let mut head = [0; ITEM_BYTES];
         head[0..4].copy_from_slice(&(key.len() as u32).to_le_bytes());
         head[3] = flags;
@@ -183,6 +183,7 @@ struct Stored<'a> {
     key: &'a [u8],
     value: &'a [u8],
     expires: Option<Millis>,
+    origin: Origin,
     used: u32,
 }
 
@@ -192,13 +193,13 @@ impl<'a> Stored<'a> {
     fn read(bytes: &'a [u8]) -> Option<(Stored<'a>, &'a [u8])> {
         let (&[k0, k1, k2, flags, v0, v1, v2, v3, u0, u1, u2, u3], rest) =
             bytes.split_first_chunk::<ITEM_BYTES>()?;
-        let (expires, rest) = match flags {
+        let origin = Origin::from_bits(flags >> 1)?;
+        let (expires, rest) = match flags & EXPIRES {
             0 => (None, rest),
-            EXPIRES => {
+            _ => {
                 let (expires, rest) = rest.split_first_chunk()?;
                 (Some(Millis(u64::from_le_bytes(*expires))), rest)
             }
-            _ => return None,
         };
         let (key, rest) = rest.split_at_checked(u32::from_le_bytes([k0, k1, k2, 0]) as usize)?;
         let (value, rest) = rest.split_at_checked(u32::from_le_bytes([v0, v1, v2, v3]) as usize)?;
@@ -206,7 +207,7 @@ impl<'a> Stored<'a> {
             return None;
         }
         let used = u32::from_le_bytes([u0, u1, u2, u3]);
-        Some((Stored { key, value, expires, used }, rest))
+        Some((Stored { key, value, expires, origin, used }, rest))
     }
 }
 
@@ -395,8 +396,8 @@ impl<M: Machine> Restorer<M> {
             let Some((item, rest)) = Stored::read(items) else {
                 return Err("an item without sense".into());
             };
-            let Stored { key, value, expires, used } = item;
-            if !tables.restore(table, key, value, expires, used) {
+            let Stored { key, value, expires, origin, used } = item;
+            if !tables.restore(table, key, value, (expires, origin), used) {
                 return Err("an item that was there before".into());
             }
             self.restored[table.index()] += 1;

@@ -12,7 +12,7 @@
 //! An item expires *at* its expiry: it is there at the millisecond before.
 
 use crate::engine::item::Item;
-pub use crate::engine::item::ItemRef;
+pub use crate::engine::item::{ItemRef, Origin};
 use crate::engine::machine::Access;
 use crate::engine::protocol::{Held, Image};
 use crate::engine::table::{Place, Table};
@@ -288,6 +288,13 @@ impl Tables {
         items.use_at(place, second);
     }
 
+    /// Says how the key's value came to be, where it was not given as a whole.
+    pub fn set_origin(&mut self, table: TableIndex, hash: u64, key: &[u8], origin: Origin) {
+        if let Some((items, place)) = self.live_mut(table, hash, key) {
+            items.edit(place, |item| item.set_origin(origin));
+        }
+    }
+
     /// Appends to the key's value, made if absent; keeps the expiry; returns the new length.
     pub fn append(&mut self, table: TableIndex, hash: u64, key: &[u8], suffix: &[u8]) -> usize {
         self.touch(table, key);
@@ -420,7 +427,7 @@ impl Tables {
         table: TableIndex,
         key: &[u8],
         value: &[u8],
-        expires: Option<Millis>,
+        (expires, origin): (Option<Millis>, Origin),
         used: u32,
     ) -> bool {
         let hasher = self.hasher;
@@ -429,7 +436,9 @@ impl Tables {
         if items.find(hash, key).is_some() {
             return false;
         }
-        let place = items.insert(hash, Item::new(key, value, expires), |key| hasher.hash(key));
+        let mut item = Item::new(key, value, expires);
+        item.set_origin(origin);
+        let place = items.insert(hash, item, |key| hasher.hash(key));
         items.use_at(place, used);
         true
     }
@@ -472,9 +481,11 @@ impl Tables {
     /// The key's state as of [`Tables::begin`].
     pub fn image(&mut self, table: TableIndex, key: &[u8]) -> Image {
         let hash = self.hasher.hash(key);
-        let held = self
-            .peek(table, hash, key)
-            .map(|item| Held { value: item.value().to_vec(), expires: item.expires() });
+        let held = self.peek(table, hash, key).map(|item| Held {
+            value: item.value().to_vec(),
+            expires: item.expires(),
+            origin: item.origin(),
+        });
         Image { table, key: key.to_vec(), held }
     }
 
@@ -487,12 +498,17 @@ impl Tables {
         let found = self.table(table).and_then(|items| items.find(hash, &key));
         match (held, found, &mut self.tables[table.index()]) {
             (Some(held), Some(place), Some(items)) => {
-                items.edit(place, |item| item.set(&held.value, held.expires));
+                items.edit(place, |item| {
+                    item.set(&held.value, held.expires);
+                    item.set_origin(held.origin);
+                });
                 items.use_at(place, self.second);
             }
             (None, Some(place), Some(items)) => drop(items.remove(place)),
             (Some(held), _, _) => {
-                self.insert(table, hash, Item::new(&key, &held.value, held.expires));
+                let mut item = Item::new(&key, &held.value, held.expires);
+                item.set_origin(held.origin);
+                self.insert(table, hash, item);
             }
             (None, _, _) => {}
         }

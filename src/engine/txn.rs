@@ -12,8 +12,8 @@
 //! sent to the primary the attempt can no longer be taken back, and if the primary is lost then,
 //! the client is told that the outcome is unknown.
 
-use crate::engine::batch::Replies;
-use crate::engine::machine::{Access, Machine};
+use crate::engine::batch::{Op, Replies};
+use crate::engine::machine::{Access, Machine, Scope};
 use crate::engine::partition::share_claims;
 use crate::engine::protocol::{
     Decide, Ended, Granule, Image, Knowledge, Lock, Mode, Prepare, Prepared, Refusal, Share, Term,
@@ -610,15 +610,20 @@ impl<M: Machine> Transactions<M> {
             replies.end();
         }
         scratch.begin(now, Access::Write);
+        let mut bare = bare::<M>(scratch.hasher(), &txn.work, &grants, now);
         let mut outcome: BTreeMap<PartitionId, Vec<Image>> = BTreeMap::new();
         let mut changed = false;
         for (partition, share) in &txn.work.shares {
             let images = outcome.entry(*partition).or_default();
+            changed |= !share.batch.is_empty();
             for claim in share_claims::<M>(share) {
                 let Granule::Key(table, key) = &claim.granule else { continue };
                 // A key that gets the value that it had is written all the same.
                 let version = scratch.watches_mut().version(*table, key);
-                let written = version.as_ref() != versions.get(&(*table, key));
+                let mut written = version.as_ref() != versions.get(&(*table, key));
+                if let Some(bare) = &mut bare {
+                    written |= bare.image(*table, key) != scratch.image(*table, key);
+                }
                 if claim.access == Access::Write && written {
                     images.push(scratch.image(*table, key));
                 }
@@ -632,11 +637,16 @@ impl<M: Machine> Transactions<M> {
         let waiting = grants.keys().copied().collect();
         let replies = BTreeMap::from([(txn.primary, replies)]);
         txn.phase = Phase::Preparing { waiting, replies };
-        let work = outcome.into_iter().map(|(partition, images)| {
-            let term = grants.get(&partition).map(|grant| grant.term);
-            (partition, term, Prepared::Images(images))
+        let shares = txn.work.shares.iter().map(|(partition, share)| {
+            let images = outcome.remove(partition).unwrap_or_default();
+            let term = grants.get(partition).map(|grant| grant.term);
+            match share.batch.is_empty() {
+                true => (*partition, term, Prepared::Images(images)),
+                false => (*partition, term, Prepared::Whole(share.batch.clone(), images)),
+            }
         });
-        self.prepare(id.sequence, work, effects);
+        let work: Vec<_> = shares.collect();
+        self.prepare(id.sequence, work.into_iter(), effects);
     }
 
     fn on_voted(
@@ -802,6 +812,29 @@ impl<M: Machine> Transactions<M> {
     }
 }
 
+/// What operations on whole partitions make of the keys that a script names, if it has any: what
+/// the script itself leaves of them comes on top.
+fn bare<M: Machine>(
+    hasher: KeyHasher,
+    work: &Work,
+    grants: &BTreeMap<PartitionId, Grant>,
+    now: Millis,
+) -> Option<Tables> {
+    let whole = |op: &Op<'_>| M::scope(op.head.code) == Scope::Partition;
+    if !work.script.iter().any(|op| whole(&op)) {
+        return None;
+    }
+    let mut bare = Tables::new(hasher);
+    bare.begin(now, Access::Write);
+    for image in grants.values().flat_map(|grant| &grant.images) {
+        bare.install(image.clone());
+    }
+    for op in work.script.iter().filter(whole) {
+        M::run(&op, &mut bare, now, &mut Vec::new());
+    }
+    Some(bare)
+}
+
 /// A share of operations only.
 impl From<crate::engine::batch::Batch> for Share {
     fn from(batch: crate::engine::batch::Batch) -> Share {
@@ -813,6 +846,7 @@ impl From<crate::engine::batch::Batch> for Share {
 mod tests {
     use super::*;
     use crate::engine::batch::{Batch, OpCode, OpHead};
+    use crate::engine::item::Origin;
     use crate::engine::protocol::{Claim, Held};
     use crate::engine::script::Args;
     use crate::engine::simulation::Lists;
@@ -861,6 +895,9 @@ mod tests {
                 let work = match &prepare.work {
                     Prepared::Share(_) => "its share".to_owned(),
                     Prepared::Images(images) => format!("{} images", images.len()),
+                    Prepared::Whole(batch, images) => {
+                        format!("{} operations, {} images", batch.len(), images.len())
+                    }
                 };
                 let Prepare { txn, primary, age, .. } = prepare;
                 let age = age.time;
@@ -919,7 +956,8 @@ mod tests {
                     let length: usize = args.key("length", 0)?;
                     for word in args.words() {
                         let partition = PartitionId(word.parse()?);
-                        let held = Held { value: b"tag0".repeat(length), expires: None };
+                        let value = b"tag0".repeat(length);
+                        let held = Held { value, expires: None, origin: Origin::Given };
                         let image = Image {
                             table: TableIndex::default(),
                             key: key(partition),

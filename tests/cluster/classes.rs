@@ -109,6 +109,8 @@ fn keys_move_between_classes_or_it_is_said_why_not() {
     assert_eq!(interval.say("SWAPDB 2 3"), "OK");
     assert_eq!(interval.say("DBSIZE"), "0");
     assert_eq!(on(&cluster, 1, 3).say(&format!("GET {key}")), "\"1\"");
+    // Whoever wrote to a table that is not synced cannot be sure of any disk.
+    assert_eq!(client.say("WAITAOF 0 1 0"), "[0 0]");
     let refused = client.say("SWAPDB 0 2");
     assert!(refused.starts_with("-ERR") && refused.contains("storage classes"), "{refused}");
     // A transaction may touch all of them, and watch one while it changes another.

@@ -96,6 +96,15 @@ fn clients_are_told_of_leaders_followers_and_what_is_in_force() {
     assert!(info.contains("aof_enabled:1") && info.contains("quorate_durability:sync"), "{info}");
     assert_eq!(client.say("WAIT 1 0"), "1");
     assert_eq!(client.say("WAIT 2 100"), "1");
+    assert_eq!(client.say("WAITAOF 1 1 0"), "[1 1]");
+    for (words, error) in [
+        ("x 0 0", "ERR value is not an integer or out of range"),
+        ("2 0 0", "ERR value is out of range, value must between 0 and 1"),
+        ("0 -1 0", "ERR value is out of range, must be positive"),
+        ("0 0 -1", "ERR timeout is negative"),
+    ] {
+        assert_eq!(client.say(&format!("WAITAOF {words}")), format!("-{error}"));
+    }
 
     let slots = client.say("CLUSTER SLOTS");
     for node in cluster.ids() {

@@ -182,6 +182,75 @@ fn exec_counts_what_it_has_done_and_serves_the_rest_in_place() {
     expect(&mut stream, &format!("+OK\r\n{queued}*10\r\n{counts}{rest}{all}"));
 }
 
+/// Commands on whole tables beside one whose result needs keys of several nodes: each sees what
+/// those before it have done, and keys that nobody names share the tables' fate.
+#[test]
+fn exec_flushes_and_swaps_tables_between_commands_that_gather() {
+    let cluster = Cluster::start();
+    let keys = cluster.keys_everywhere("whole", 2);
+    let [a, b, c, d, ..] = &keys[..] else { panic!("keys of all nodes") };
+    let mut client = cluster.connect(2);
+    let set_up = |client: &mut Client| {
+        client.say("FLUSHALL");
+        client.say("SELECT 2");
+        client.mset_all(&[b, d], "two").unwrap();
+        client.say("SELECT 0");
+        client.mset_all(&[a, c], "zero").unwrap();
+        client.mset_all(&["bystander:1", "bystander:2", "bystander:3"], "here").unwrap();
+    };
+    set_up(&mut client);
+    let renamed = format!("RENAME {a} {b}");
+    let after = [
+        renamed.clone(),
+        "FLUSHDB".into(),
+        format!("EXISTS {b} {c}"),
+        format!("SET {c} fresh"),
+        format!("COPY {c} {d}"),
+    ];
+    assert_eq!(multi(&mut client, &after), "[OK OK 0 OK 1]");
+    assert_eq!(client.say("DBSIZE"), "2");
+    assert_eq!(client.say(&format!("GET {d}")), "\"fresh\"");
+    client.say("SELECT 2");
+    assert_eq!(client.say(&format!("GET {d}")), "\"two\"", "FLUSHDB empties one table");
+    client.say("SELECT 0");
+
+    set_up(&mut client);
+    let swapped = [
+        renamed.clone(),
+        "SWAPDB 0 2".into(),
+        format!("GET {b}"),
+        format!("RENAME {d} {a}"),
+        "SWAPDB 2 5".into(),
+        format!("SET {c} last"),
+    ];
+    assert_eq!(multi(&mut client, &swapped), "[OK OK \"two\" OK OK OK]");
+    let mut held = |table: u8| {
+        client.say(&format!("SELECT {table}"));
+        let count = client.say("DBSIZE");
+        let [a, b, c, d] = [a, b, c, d].map(|key| client.say(&format!("GET {key}")));
+        format!("{count}: {a} {b} {c} {d}")
+    };
+    assert_eq!(held(0), "3: \"two\" \"two\" \"last\" nil");
+    assert_eq!(held(2), "0: nil nil nil nil");
+    assert_eq!(held(5), "5: nil \"zero\" \"zero\" nil");
+
+    set_up(&mut client);
+    let reply = multi(&mut client, &["FLUSHALL".into(), renamed, format!("SET {a} 1")]);
+    assert!(reply.contains("no such key"), "{reply}");
+    for node in cluster.ids() {
+        assert_eq!(cluster.connect(node).say("DBSIZE"), "1");
+    }
+    // A watched key that was only named has not changed; one that was flushed has.
+    let (mut watcher, mut other) = (cluster.connect(1), cluster.connect(3));
+    for (key, seen) in [(b, "[nil]"), (a, "nil")] {
+        watcher.say(&format!("WATCH {key}"));
+        let named = multi(&mut other, &["FLUSHDB".into(), format!("RENAMENX {b} {c}")]);
+        assert!(named.contains("no such key"), "{named}");
+        assert_eq!(multi(&mut watcher, &[format!("GET {b}")]), seen);
+        other.say(&format!("SET {a} 1"));
+    }
+}
+
 /// Transfers by WATCH, MULTI and EXEC, with retries, from all nodes: money is neither made nor
 /// lost, and whoever looks sees all of it.
 #[test]

@@ -212,19 +212,36 @@ impl Session {
     }
 
     /// Runs a command that goes from one partition to the other.
-    pub(super) async fn walk(&mut self, walk: Walk) -> io::Result<()> {
+    pub(super) async fn walk(&mut self, mut walk: Walk) -> io::Result<()> {
+        self.go_through(&mut walk).await?;
+        let pages = walk.take_pages();
         let mut out = std::mem::take(&mut self.out);
-        self.ask_in_turn(walk, &mut out).await?;
+        walk.finish(&mut Reply::new(&mut out, self.state.client.resp3));
+        self.admit(out.len() + pages.iter().map(Vec::len).sum::<usize>())?;
         self.out = out;
-        self.write_out().await
+        self.write_out().await?;
+        let mute = self.mute;
+        for page in pages.into_iter().filter(|_| !mute) {
+            self.write(&page).await?;
+            // A reader that keeps up must not keep this thread from everybody else.
+            tokio::task::yield_now().await;
+        }
+        Ok(())
     }
 
-    /// Asks one partition after the other. Others are served between two steps.
+    /// Runs a command that goes from one partition to the other, inside an `EXEC`.
     pub(super) async fn ask_in_turn(
         &mut self,
         mut walk: Walk,
         out: &mut Vec<u8>,
     ) -> io::Result<()> {
+        self.go_through(&mut walk).await?;
+        walk.finish(&mut Reply::new(out, self.state.client.resp3));
+        Ok(())
+    }
+
+    /// Asks one partition after the other. Others are served between two steps.
+    async fn go_through(&mut self, walk: &mut Walk) -> io::Result<()> {
         self.walks += 1;
         let seed =
             [self.local.facts().now.0, self.state.client.id, self.walks].map(u64::to_le_bytes);
@@ -238,7 +255,6 @@ impl Session {
             walk.take(self.gathered.shares[destination].replies.get(0));
             self.recycle();
         }
-        walk.finish(&mut Reply::new(out, self.state.client.resp3));
         Ok(())
     }
 }

@@ -56,7 +56,7 @@ fn mistakes_are_named_with_their_place_and_what_would_be_right() {
         ),
         (
             with("limits: { zzz: 1GiB }"),
-            "c.yaml:5:11: limits.zzz: unknown field; known here: key, value, arguments, inline, query_buffer, output_buffer, pipeline, transaction, memory, connections, idle, unread, lock_wait, failover_wait",
+            "c.yaml:5:11: limits.zzz: unknown field; known here: key, value, arguments, inline, query_buffer, output_buffer, pipeline, transaction, memory, connections, peer_queue, idle, unread, lock_wait, failover_wait",
         ),
         (
             with("limits:\n  conections: 3"),
@@ -218,6 +218,10 @@ fn mistakes_are_named_with_their_place_and_what_would_be_right() {
         (
             with("limits: { failover_wait: 2h }"),
             "c.yaml:5:26: limits.failover_wait: 7200000 ms is out of range; it may be 0 to 3600000 ms",
+        ),
+        (
+            with("limits:\n  peer_queue: 1MiB"),
+            "c.yaml:6:15: limits.peer_queue: 1048576 bytes are out of range; it may be 16777216 to 1099511627776 bytes",
         ),
         (with("data: [ a ]"), "c.yaml:5:7: data: expected text, found a list"),
         (with("data: \"\""), "c.yaml:5:7: data: \"\" is no path; name a folder, such as ./data"),
@@ -403,6 +407,7 @@ limits:
   transaction: 2KiB
   memory: 3GiB
   connections: 8
+  peer_queue: 16MiB
   idle: 1m
   unread: 1500
   lock_wait: 2m
@@ -429,6 +434,7 @@ limits:
         transaction: 2 << 10,
         memory: 3 << 30,
         connections: 8,
+        peer_queue: 16 << 20,
         idle: Duration::from_secs(60),
         unread: Duration::from_millis(1500),
         lock_wait: Duration::from_secs(120),

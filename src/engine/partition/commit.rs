@@ -356,7 +356,7 @@ impl<M: Machine> Partition<M> {
         let claims = match &prepare.work {
             Prepared::Share(share) => share_claims::<M>(share),
             // Images come after a lock only.
-            Prepared::Images(_) => {
+            Prepared::Images(_) | Prepared::Whole(..) => {
                 self.vote(txn, None, effects);
                 return;
             }

@@ -58,6 +58,8 @@ impl Model {
     }
 }
 
+const EMPTY: Held = Held { value: Vec::new(), expires: None, origin: Origin::Given };
+
 fn expired(held: &Held, now: Millis) -> bool {
     held.expires.is_some_and(|moment| moment <= now)
 }
@@ -86,7 +88,11 @@ fn run(steps: &[(u8, Step)], seed: u64) {
                 let found = tables.get(table, hash(&at), &at.1);
                 let held = found.map(|item| {
                     assert_eq!(item.key(), at.1);
-                    Held { value: item.value().to_vec(), expires: item.expires() }
+                    Held {
+                        value: item.value().to_vec(),
+                        expires: item.expires(),
+                        origin: item.origin(),
+                    }
                 });
                 assert_eq!(held.as_ref(), model.live(&at).map(|held| &*held));
             }
@@ -103,22 +109,22 @@ fn run(steps: &[(u8, Step)], seed: u64) {
                     }
                 };
                 tables.put(table, hash(&at), &at.1, &value, how);
-                model.items.insert(at, Held { value, expires });
+                model.items.insert(at, Held { value, expires, origin: Origin::Given });
             }
             Step::Append { key, len } if model.writes => {
                 let at = at(key);
                 let suffix = bytes(number, *len);
-                model.live(&at);
-                let held =
-                    model.items.entry(at.clone()).or_insert(Held { value: vec![], expires: None });
+                let origin = model.live(&at).map_or(Origin::Given, |_| Origin::Edited);
+                let held = model.items.entry(at.clone()).or_insert(EMPTY);
+                held.origin = origin;
                 held.value.extend_from_slice(&suffix);
                 assert_eq!(tables.append(table, hash(&at), &at.1, &suffix), held.value.len());
             }
             Step::Write { key, len } if model.writes => {
                 let at = at(key);
                 model.live(&at);
-                let held =
-                    model.items.entry(at.clone()).or_insert(Held { value: vec![], expires: None });
+                let held = model.items.entry(at.clone()).or_insert(EMPTY);
+                held.origin = Origin::Edited;
                 held.value.resize(*len, 0);
                 let value = tables.value_mut(table, hash(&at), &at.1, *len);
                 assert_eq!(value, held.value);
@@ -173,6 +179,7 @@ fn run(steps: &[(u8, Step)], seed: u64) {
                 let held = held.map(|(len, ms)| Held {
                     value: bytes(number, len),
                     expires: ms.map(|ms| Millis(model.now.0 + ms)),
+                    origin: [Origin::Given, Origin::Float, Origin::Edited][len % 3],
                 });
                 tables.install(Image { table, key: at.1.clone(), held: held.clone() });
                 match held {
@@ -485,7 +492,11 @@ impl goldenscript::Runner for Runner {
                 let key = pos(&mut args)?.as_bytes().to_vec();
                 let expires = expires.map(moment).transpose()?;
                 let value = args.next_pos();
-                let held = value.map(|value| Held { value: value.as_bytes().to_vec(), expires });
+                let held = value.map(|value| Held {
+                    value: value.as_bytes().to_vec(),
+                    expires,
+                    origin: Origin::Given,
+                });
                 tables.install(Image { table, key, held });
             }
             "sweep" => {

@@ -301,6 +301,10 @@ impl Requests {
             let endless = buf.len() - self.at > limits.line_bytes;
             return if endless { Err(ProtocolError::InlineLine) } else { Ok(false) };
         };
+        // However it came: what is served must not depend on how the stream was cut into reads.
+        if from + found - self.at > limits.line_bytes {
+            return Err(ProtocolError::InlineLine);
+        }
         let line = &buf[self.at..from + found];
         self.at = from + found + 1;
         self.start = self.at;
