@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All tests: unit and property tests, the commit protocol with each of its rules broken on purpose,
-# a cluster of real processes, and redis-py against it.
+# a cluster of real processes, the same dying at each step of a commit, and redis-py against it.
 #
 #   ./test.sh              everything
 #   ./test.sh rust         without Python: unit, simulated and cluster tests
@@ -39,6 +39,10 @@ if [[ $what != clients ]]; then
     cargo test --locked --test tidy --test fuzz_corpus
     step "a cluster of processes"
     cargo test --locked --test cluster
+    # With points in the binary, so this crate is built a second time; whatever is tested before and
+    # after is tested without them.
+    step "nodes that die at each step of a commit, of the log and of a snapshot"
+    cargo test --locked --features failpoints --test cluster -- failpoints::
     step "recorded histories under faults, judged by linearizability checkers"
     cargo test --locked --test history
     step "20,000 commands side by side with redis-server"

@@ -8,6 +8,7 @@ pub mod archive;
 pub mod book;
 pub mod bucket;
 pub mod coordinator;
+pub mod failpoint;
 pub mod local;
 pub mod lock_manager;
 pub mod log;

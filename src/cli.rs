@@ -6,6 +6,7 @@
 mod admin;
 pub mod bench;
 mod client;
+mod failpoint;
 mod local;
 mod node;
 mod run;

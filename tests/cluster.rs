@@ -28,6 +28,9 @@ mod count;
 mod durability;
 #[path = "cluster/failover.rs"]
 mod failover;
+#[cfg(feature = "failpoints")]
+#[path = "cluster/failpoints.rs"]
+mod failpoints;
 #[path = "cluster/faults.rs"]
 mod faults;
 #[path = "cluster/figures.rs"]
@@ -50,3 +53,9 @@ mod server;
 mod transactions;
 #[path = "cluster/wire.rs"]
 mod wire;
+
+/// Stands in the list of tests for those that are not there.
+#[cfg(not(feature = "failpoints"))]
+#[test]
+#[ignore = "compiled with --features failpoints only"]
+fn failpoints() {}

@@ -8,6 +8,7 @@ mod transfer;
 
 use crate::actors::book::Book;
 use crate::actors::bucket::{self, Bucket};
+use crate::actors::failpoint::{Failpoint, Point};
 use crate::actors::log::Stop;
 use crate::command::Redis;
 use crate::engine::partition::snapshots::{FromArchive, ToArchive};
@@ -35,6 +36,7 @@ pub struct Archive {
     /// Whose turn it is.
     turn: Option<Turn>,
     transfers: Transfers,
+    failpoint: Failpoint,
 }
 
 /// A snapshot that is being made.
@@ -61,9 +63,14 @@ const TICK: Duration = Duration::from_secs(1);
 
 impl Archive {
     /// An archive of these snapshots.
-    pub fn new(snapshots: Snapshots, hasher: KeyHasher, stop: Stop) -> Archive {
+    pub fn new(
+        snapshots: Snapshots,
+        hasher: KeyHasher,
+        stop: Stop,
+        failpoint: Failpoint,
+    ) -> Archive {
         let (due, transfers) = (VecDeque::new(), Transfers::default());
-        Archive { snapshots, hasher, stop, book: None, due, turn: None, transfers }
+        Archive { snapshots, hasher, stop, book: None, due, turn: None, transfers, failpoint }
     }
 
     fn tell(&self, partition: PartitionId, news: FromArchive<Redis>) {
@@ -122,8 +129,13 @@ impl Archive {
         let Some(Turn { writer: Some(writer), begun, index, .. }) = self.turn.take() else {
             return self.next_turn();
         };
-        match writer.finish() {
+        let named = writer.seal().and_then(|sealed| {
+            self.failpoint.pass(|| Some(Point::SnapshotWritten));
+            sealed.name()
+        });
+        match named {
             Ok(snapshot) => {
+                self.failpoint.pass(|| Some(Point::SnapshotNamed));
                 self.tell(partition, FromArchive::Durable { bytes: snapshot.bytes });
                 self.remove_older(partition, index);
                 let (bytes, ms) = (snapshot.bytes, begun.elapsed().as_millis());

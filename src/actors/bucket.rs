@@ -11,6 +11,7 @@ pub use self::report::PartitionReport;
 
 use self::moves::Moves;
 use crate::actors::book::Book;
+use crate::actors::failpoint::{Failpoint, Point};
 use crate::actors::local::{Feed, Local, Setup, Tally};
 use crate::actors::log::{Link, Persisted};
 use crate::actors::metrics::Metrics;
@@ -67,6 +68,7 @@ pub struct Bucket {
     counted: usize,
     local: Option<Rc<Local>>,
     moves: Moves,
+    failpoint: Failpoint,
 }
 
 /// Operations to be executed, from a Session here or elsewhere.
@@ -291,7 +293,12 @@ pub struct Report {
 
 impl Bucket {
     /// A Bucket around its core.
-    pub fn new(core: core::Bucket<Redis>, clock: fn() -> Millis, setup: Setup) -> Bucket {
+    pub fn new(
+        core: core::Bucket<Redis>,
+        clock: fn() -> Millis,
+        setup: Setup,
+        failpoint: Failpoint,
+    ) -> Bucket {
         Bucket {
             core,
             parked: Vec::new(),
@@ -304,6 +311,7 @@ impl Bucket {
             counted: 0,
             local: None,
             moves: Moves::default(),
+            failpoint,
         }
     }
 
@@ -362,6 +370,7 @@ impl Bucket {
                 book.peers.values().for_each(|peer| peer.do_send(Convey(leads.clone())));
             }
         }
+        self.failpoint.pass_all(&out.effects, Point::done_by_partition);
         book.carry(&mut out.effects);
         self.answer();
     }
@@ -483,6 +492,7 @@ impl Handler<ForPartitions> for Bucket {
     fn handle(&mut self, ForPartitions(messages): ForPartitions, _: &mut Context<Self>) {
         let now = self.now();
         for (to, message) in messages {
+            self.failpoint.pass(|| Point::heard_by_partition(&message));
             self.core.handle(to, message, now, &mut self.out);
         }
     }

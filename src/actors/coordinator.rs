@@ -2,6 +2,7 @@
 
 use crate::actors::book::Book;
 use crate::actors::bucket;
+use crate::actors::failpoint::{Failpoint, Point};
 use crate::actors::log::{self as disk, Log};
 use crate::actors::peer::{self, Convey};
 use crate::actors::post::Post;
@@ -46,6 +47,7 @@ pub struct Coordinator {
     rejoin: Option<Rejoin>,
     /// The replicas are about to be replaced.
     rejoining: bool,
+    failpoint: Failpoint,
 }
 
 /// Partitions that begin with nothing, in this generation, each for its Bucket.
@@ -120,6 +122,7 @@ impl Coordinator {
         formed: oneshot::Sender<()>,
         generation: u32,
         rejoin: Option<Rejoin>,
+        failpoint: Failpoint,
     ) -> Coordinator {
         Coordinator {
             barrier,
@@ -136,6 +139,7 @@ impl Coordinator {
             generation,
             rejoin,
             rejoining: false,
+            failpoint,
         }
     }
 
@@ -146,6 +150,7 @@ impl Coordinator {
             return;
         }
         let Some(book) = &self.book else { return };
+        self.failpoint.pass_all(&self.effects, Point::begun_by_coordinator);
         for effect in self.effects.drain(..) {
             match effect {
                 txn::Effect::Partition(to, message) => self.post.to_partition(book, to, message),
@@ -307,6 +312,7 @@ impl Handler<ForCoordinator> for Coordinator {
     fn handle(&mut self, ForCoordinator(messages): ForCoordinator, _: &mut Context<Self>) {
         let now = (self.clock)();
         for message in messages {
+            self.failpoint.pass(|| Point::heard_by_coordinator(&message));
             self.transactions.handle(message, now, &mut self.effects);
         }
     }

@@ -9,6 +9,7 @@
 //! nothing after it will be.
 
 use crate::actors::bucket::{self, Bucket};
+use crate::actors::failpoint::{Failpoint, Point};
 use crate::config::Durability;
 use crate::engine::consensus::Persist;
 use crate::engine::record::must_sync;
@@ -52,6 +53,7 @@ pub struct Log {
     bytes_max: u64,
     counts: Arc<LogCounts>,
     stop: Stop,
+    failpoint: Failpoint,
 }
 
 /// What a Bucket's groups asked for, up to which number each, in order.
@@ -138,11 +140,23 @@ impl Log {
         bytes_max: u64,
         counts: Arc<LogCounts>,
         stop: Stop,
+        failpoint: Failpoint,
     ) -> Log {
         let (buckets, waiting) = (Vec::new(), Vec::new());
         let records = Records::default();
         let urgent = false;
-        Log { log, directory, buckets, records, waiting, urgent, bytes_max, counts, stop }
+        Log {
+            log,
+            directory,
+            buckets,
+            records,
+            waiting,
+            urgent,
+            bytes_max,
+            counts,
+            stop,
+            failpoint,
+        }
     }
 
     /// Tells what was counted.
@@ -163,10 +177,12 @@ impl Log {
         }
         self.records.clear();
         self.tell(|waiting| &mut waiting.written);
-        if std::mem::take(&mut self.urgent)
-            && let Err(error) = self.log.sync()
-        {
-            return (self.stop)(&error.to_string());
+        if std::mem::take(&mut self.urgent) {
+            self.failpoint.pass(|| Some(Point::LogWritten));
+            if let Err(error) = self.log.sync() {
+                return (self.stop)(&error.to_string());
+            }
+            self.failpoint.pass(|| Some(Point::LogSynced));
         }
         self.count();
         self.tell(|waiting| &mut waiting.synced);

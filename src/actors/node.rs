@@ -4,6 +4,7 @@ use crate::actors::archive::{self, Archive};
 use crate::actors::book::Book;
 use crate::actors::bucket::{self, Bucket};
 use crate::actors::coordinator::{self, Coordinator};
+use crate::actors::failpoint::Failpoint;
 use crate::actors::local::Setup;
 use crate::actors::lock_manager::{self, LockManager};
 use crate::actors::log::{self as disk, Log, Stop};
@@ -74,6 +75,8 @@ pub struct Birth {
     pub boot: fn() -> String,
     /// Stops the process because the node cannot go on, for a reason.
     pub stop: Stop,
+    /// Where a test has it die.
+    pub failpoint: Failpoint,
 }
 
 /// A node that runs.
@@ -175,7 +178,7 @@ pub async fn start(
         Some(found) => {
             found.tell();
             let counts = log_counts.clone();
-            let (log, archive) = start_disk(found, &config, hasher, counts, birth.stop, &placement);
+            let (log, archive) = start_disk(found, &config, hasher, counts, birth, &placement);
             (Some(log), Some(archive))
         }
         None => (None, None),
@@ -186,7 +189,8 @@ pub async fn start(
     for node in config.nodes().iter().filter(|node| node.id != id) {
         let address = peer::Address { host: node.host.clone(), port: node.peer };
         let queue_max = config.limits.peer_queue;
-        links.insert(node.id, Peer::new(node.id, address, hello.clone(), queue_max).start());
+        let peer = Peer::new(node.id, address, hello.clone(), queue_max, birth.failpoint);
+        links.insert(node.id, peer.start());
     }
     let locks = LockManager::default().start();
     let (tell_formed, formed) = oneshot::channel();
@@ -212,9 +216,16 @@ pub async fn start(
         };
         Box::new(rejoin) as coordinator::Rejoin
     });
-    let coordinator =
-        Coordinator::new(barrier, transactions, birth.clock, tell_formed, generation, rejoin)
-            .start();
+    let coordinator = Coordinator::new(
+        barrier,
+        transactions,
+        birth.clock,
+        tell_formed,
+        generation,
+        rejoin,
+        birth.failpoint,
+    );
+    let coordinator = coordinator.start();
 
     let book = Book::new(
         id,
@@ -304,7 +315,8 @@ fn start_buckets(
 ) -> Vec<Addr<Bucket>> {
     let start = |(index, core)| {
         let setup = setup.clone();
-        let bucket = move |_: &mut Context<Bucket>| Bucket::new(core, birth.clock, setup);
+        let bucket =
+            move |_: &mut Context<Bucket>| Bucket::new(core, birth.clock, setup, birth.failpoint);
         match placement {
             Placement::On { buckets, .. } if index > 0 => {
                 Bucket::start_in_arbiter(&buckets[index], bucket)
@@ -321,13 +333,16 @@ fn start_disk(
     config: &Config,
     hasher: KeyHasher,
     counts: Arc<LogCounts>,
-    stop: Stop,
+    birth: Birth,
     placement: &Placement,
 ) -> (Addr<Log>, Addr<Archive>) {
     let Found { directory, log, snapshots, .. } = found;
     let log_bytes_max = config.replication.snapshot_after + config.replication.retain;
-    let log = move |_: &mut Context<Log>| Log::new(log, directory, log_bytes_max, counts, stop);
-    let archive = move |_: &mut Context<Archive>| Archive::new(snapshots, hasher, stop);
+    let Birth { stop, failpoint, .. } = birth;
+    let log = move |_: &mut Context<Log>| {
+        Log::new(log, directory, log_bytes_max, counts, stop, failpoint)
+    };
+    let archive = move |_: &mut Context<Archive>| Archive::new(snapshots, hasher, stop, failpoint);
     match placement {
         Placement::On { log: log_on, archive: archive_on, .. } => {
             (Log::start_in_arbiter(log_on, log), Archive::start_in_arbiter(archive_on, archive))

@@ -9,6 +9,7 @@ use crate::actors::archive;
 use crate::actors::book::Book;
 use crate::actors::bucket::{self, Answer, Execute, Failure};
 use crate::actors::coordinator;
+use crate::actors::failpoint::{Failpoint, Point};
 use crate::actors::post::Post;
 use crate::command::Redis;
 use crate::engine::barrier::Hello;
@@ -99,6 +100,7 @@ pub struct Peer {
     closed_there: bool,
     /// What was logged since the link last stood: a node refused every second is told of once.
     complaints: BTreeSet<String>,
+    failpoint: Failpoint,
 }
 
 #[derive(Debug)]
@@ -184,7 +186,13 @@ struct Flush;
 
 impl Peer {
     /// The Peer of node `other`.
-    pub fn new(other: NodeId, address: Address, hello: Hello, queue_max: usize) -> Peer {
+    pub fn new(
+        other: NodeId,
+        address: Address,
+        hello: Hello,
+        queue_max: usize,
+        failpoint: Failpoint,
+    ) -> Peer {
         Peer {
             other,
             address,
@@ -207,6 +215,7 @@ impl Peer {
             life: None,
             closed_there: false,
             complaints: BTreeSet::new(),
+            failpoint,
         }
     }
 
@@ -372,6 +381,7 @@ impl Peer {
             log::error!(target: "peer", "cannot tell node {}: {error}", self.other);
             return false;
         }
+        self.failpoint.mark(|| Point::sent(packet));
         if waiting > self.queue_max {
             let (id, max) = (stream.id, self.queue_max);
             let why = format!(
@@ -406,6 +416,7 @@ impl Peer {
                 }
             }
         }
+        self.failpoint.strike();
     }
 
     fn unblock(&mut self, id: u64, ctx: &mut Context<Self>) {

@@ -1,5 +1,6 @@
 //! Runs nodes until they are told to stop: the one place that makes arbiters.
 
+use super::failpoint;
 use crate::actors::node::{Birth, Node, Placement, start};
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -119,6 +120,7 @@ async fn launch(
         started,
         boot,
         stop: give_up,
+        failpoint: failpoint::armed()?,
     };
     let (tell_begun, begun) = oneshot::channel();
     let (stop, told_to_stop) = oneshot::channel();

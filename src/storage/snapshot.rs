@@ -206,6 +206,11 @@ impl<D: Disk> Aside<D> {
 
     fn put_in_place(mut self) -> Result<Snapshot> {
         self.sync()?;
+        self.name()
+    }
+
+    /// Gives a synced file its name.
+    fn name(self) -> Result<Snapshot> {
         self.disk.rename(&self.path, &self.place).map_err(failed("name", &self.place))?;
         self.disk.sync_dir(&self.dir).map_err(failed("sync", &self.dir))?;
         Ok(self.snapshot)
@@ -244,7 +249,12 @@ impl<D: Disk> SnapshotWriter<D> {
     }
 
     /// Makes it a snapshot that survives a power cut.
-    pub fn finish(mut self) -> Result<Snapshot> {
+    pub fn finish(self) -> Result<Snapshot> {
+        self.seal()?.name()
+    }
+
+    /// Writes the end and syncs the file: what is left to do is to name it.
+    pub fn seal(mut self) -> Result<Sealed<D>> {
         let whole = self.aside.crc.clone().finalize();
         let mut footer = [0; FOOTER];
         footer[8..16].copy_from_slice(&self.chunks.to_le_bytes());
@@ -253,12 +263,23 @@ impl<D: Disk> SnapshotWriter<D> {
         let crc = crc32fast::hash(&footer[8..]);
         footer[4..8].copy_from_slice(&crc.to_le_bytes());
         self.aside.append(&footer)?;
-        self.aside.put_in_place()
+        self.aside.sync()?;
+        Ok(Sealed(self.aside))
     }
 
     /// Gives it up.
     pub fn abandon(self) -> Result<()> {
         self.aside.abandon()
+    }
+}
+
+/// A snapshot that is whole and durable and has no name yet: what a crash leaves of it is removed.
+pub struct Sealed<D: Disk = RealDisk>(Aside<D>);
+
+impl<D: Disk> Sealed<D> {
+    /// Makes it a snapshot that survives a power cut.
+    pub fn name(self) -> Result<Snapshot> {
+        self.0.name()
     }
 }
 

@@ -4,6 +4,7 @@
 //! there or a deadline passes ([`eventually`]).
 
 use redis::{ConnectionLike, RedisResult, Value};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -117,10 +118,16 @@ pub struct Process {
 impl Process {
     /// Starts the binary; its output is appended to `log`.
     pub fn start(args: &[&str], log: &Path) -> Process {
+        Process::start_armed(args, log, None)
+    }
+
+    /// The same, of a binary that is to die at this point, if it has such points.
+    fn start_armed(args: &[&str], log: &Path, failpoint: Option<String>) -> Process {
         let out = File::options().create(true).append(true).open(log).expect("a log file");
         let err = out.try_clone().expect("a second handle of the log file");
         let child = Command::new(binary())
             .args(args)
+            .envs(failpoint.map(|point| ("QUORATE_FAILPOINT", point)))
             .stdin(Stdio::null())
             .stdout(out)
             .stderr(err)
@@ -218,6 +225,8 @@ pub struct Cluster {
     ports: Vec<Ports>,
     processes: Vec<Option<Process>>,
     network: Option<Network>,
+    /// Where nodes die that are started from now on: each once.
+    armed: BTreeMap<u16, String>,
 }
 
 impl Cluster {
@@ -277,6 +286,7 @@ impl Cluster {
             processes: ports.iter().map(|_| None).collect(),
             ports,
             network: None,
+            armed: BTreeMap::new(),
         };
         let text = cluster.yaml(&cluster.name, PARTITIONS);
         cluster.write("cluster.yaml", &text);
@@ -359,7 +369,13 @@ impl Cluster {
         let file = file.to_str().expect("a path in UTF-8");
         let args = ["--role", "node", "--id", &id.to_string(), "--config", file];
         let log = self.folder.path().join(format!("node-{id}.log"));
-        *slot = Some(Process::start(&args, &log));
+        *slot = Some(Process::start_armed(&args, &log, self.armed.remove(&id)));
+    }
+
+    /// Has a node die at a point in the life that begins next.
+    #[cfg(feature = "failpoints")]
+    pub fn arm(&mut self, id: u16, point: &str) {
+        self.armed.insert(id, point.to_owned());
     }
 
     /// A running node.
@@ -534,14 +550,19 @@ impl Client {
 
     /// Sends all commands in one write and shows their replies as text.
     pub fn pipeline(&mut self, lines: &[String]) -> Vec<String> {
+        let replies = self.try_pipeline(lines).expect("a pipeline is answered");
+        replies.iter().map(show).collect()
+    }
+
+    /// The same for a connection that may break.
+    pub fn try_pipeline(&mut self, lines: &[String]) -> RedisResult<Vec<RedisResult<Value>>> {
         let mut bytes = Vec::new();
         for line in lines {
             let words: Vec<&str> = line.split_whitespace().collect();
             bytes.extend(command(&words).get_packed_command());
         }
-        let replies = self.connection.req_packed_commands(&bytes, 0, lines.len());
-        let replies = replies.expect("a pipeline is answered");
-        replies.into_iter().map(|value| show(&value.extract_error())).collect()
+        let replies = self.connection.req_packed_commands(&bytes, 0, lines.len())?;
+        Ok(replies.into_iter().map(Value::extract_error).collect())
     }
 
     /// The values of several keys, `None` for those absent.
