@@ -78,6 +78,10 @@ use std::collections::VecDeque;
 /// The longest message that is stepped.
 pub const MESSAGE_BYTES_MAX: usize = 1 << 30;
 
+/// A follower keeps so many times the bytes of entries that a leader does: it does not know what
+/// the other followers lack, and may lead them next.
+const FOLLOWERS_RETAIN: u64 = 4;
+
 /// The longest proposal: with its message around it, it still fits.
 pub const PROPOSAL_BYTES_MAX: usize = MESSAGE_BYTES_MAX / 2;
 
@@ -498,7 +502,25 @@ impl Group {
             let Some((_, members)) = self.members_ahead.pop_front() else { break };
             self.members = members;
         }
+        self.let_go();
         self.settle();
+    }
+
+    /// Lets go of entries that nobody is going to ask this replica for: all others of a leader's
+    /// group have them, and whoever comes to lead later has kept the newest for those that lag a
+    /// little. They stay on disk until a snapshot holds them.
+    fn let_go(&mut self) {
+        let leads = self.raw.raft.state == StateRole::Leader;
+        let retain = if leads { self.retain_bytes } else { self.retain_bytes * FOLLOWERS_RETAIN };
+        if self.raw.store().bytes() <= retain {
+            return;
+        }
+        let mut to = self.applied_index();
+        if leads {
+            let matched = self.raw.raft.prs().iter().map(|(_, progress)| progress.matched);
+            to = to.min(matched.min().unwrap_or(0));
+        }
+        self.keep(to, retain);
     }
 
     /// Its part.
@@ -610,8 +632,13 @@ impl Group {
     /// Entries up to `to` are in a durable snapshot. The newest of them stay in memory, up to the
     /// bytes that the setup says.
     pub fn compact(&mut self, to: u64) {
-        let to = to.min(self.applied_index());
-        let retain = self.retain_bytes;
+        self.keep(to.min(self.applied_index()), self.retain_bytes);
+    }
+
+    /// Lets go of the oldest entries up to `to`, but for the newest that weigh `retain` bytes. The
+    /// raft crate still looks at what is not persisted here.
+    fn keep(&mut self, to: u64, retain: u64) {
+        let to = to.min(self.raw.raft.raft_log.persisted);
         self.raw.mut_store().compact(to, retain);
     }
 

@@ -76,9 +76,8 @@ impl Cluster {
             is_damaged: false,
         };
         for node in 1..=nodes {
-            let mut setup = Setup::new(replica_id(node), (1..=nodes).map(replica_id).collect(), 7);
-            setup.retain_bytes = 0;
-            cluster.add(node, setup);
+            let voters = (1..=nodes).map(replica_id).collect();
+            cluster.add(node, Setup::new(replica_id(node), voters, 7));
         }
         cluster
     }
@@ -564,6 +563,7 @@ fn behind() -> Cluster {
     write(&mut cluster, 1, b"b");
     let meta = cluster[1].snapshot_meta().unwrap();
     assert!(cluster[1].log_bytes() > 0);
+    cluster[1].retain_bytes = 0;
     cluster[1].compact(meta.index);
     assert_eq!(cluster[1].log_bytes(), 0);
     cluster.heal();
@@ -573,6 +573,34 @@ fn behind() -> Cluster {
     cluster.run(300);
     assert_eq!(cluster.snapshots.len(), 1);
     cluster
+}
+
+#[test]
+fn what_everybody_has_leaves_memory() {
+    let mut cluster = Cluster::led(3);
+    (1..=3).for_each(|node| cluster[node].retain_bytes = 256);
+    let write_some = |cluster: &mut Cluster| {
+        (0..100).for_each(|_| drop(write(cluster, 1, &[7; 64])));
+        cluster.run(100);
+    };
+    write_some(&mut cluster);
+    assert!(cluster[1].log_bytes() <= 256 && cluster[2].log_bytes() <= 4 * 256);
+    assert!(cluster[2].log_bytes() > 256, "followers keep more");
+    // A leader keeps what somebody lacks, for as long as no snapshot holds it.
+    cluster.isolate(3);
+    write_some(&mut cluster);
+    assert!(cluster[1].log_bytes() > 100 * 64);
+    cluster.heal();
+    cluster.run(500);
+    assert!(cluster.wants_snapshot.is_empty() && cluster.snapshots.is_empty());
+    assert_eq!(cluster.data(3), cluster.data(1));
+    write_some(&mut cluster);
+    assert!(cluster[1].log_bytes() <= 256);
+    // Nor is anything lost to a restart.
+    (1..=3).for_each(|node| cluster.restart(node));
+    assert!(cluster.run_until(3_000, |c| c.leader().is_some()));
+    let leader = cluster.leader().unwrap();
+    assert_eq!(cluster.data(leader).len(), 300);
 }
 
 #[test]
