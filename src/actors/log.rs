@@ -359,6 +359,14 @@ impl Link {
             return;
         }
         let mut records = self.spares.pop().unwrap_or_default();
+        records.reserve(
+            persists
+                .iter()
+                .flat_map(|(_, persist)| &persist.entries)
+                .fold((0, 0), |(count, bytes), entry| {
+                    (count + 1, bytes + entry.head.len() + entry.data.len())
+                }),
+        );
         let mut numbers: Vec<(PartitionId, u64, bool)> = Vec::with_capacity(persists.len());
         for (partition, persist) in persists.drain(..) {
             let mut sync = false;

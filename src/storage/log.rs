@@ -177,7 +177,7 @@ impl<D: Disk> SegmentLog<D> {
     }
 
     /// Drops old segments that nothing needs, down to [`Options::retain_bytes`]. Records that still
-    /// count are copied forward if they are few (a quarter of a segment at most).
+    /// count are copied forward if they are few (a sixteenth of a segment at most).
     pub fn collect(&mut self) -> Result<Collected> {
         self.usable()?;
         let mut collected = Collected::default();
@@ -378,7 +378,7 @@ impl<D: Disk> SegmentLog<D> {
     fn still_needed(&self, number: u32) -> Result<Option<Records>> {
         let mut needed: Vec<(Place, PartitionId)> =
             self.index.needed_in(number).map(|(group, place)| (place, group)).collect();
-        let bytes_max = (self.options.segment_bytes / 4) as usize;
+        let bytes_max = (self.options.segment_bytes / 16) as usize;
         if needed.len() * RECORD_HEADER > bytes_max {
             return Ok(None);
         }

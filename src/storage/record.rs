@@ -94,6 +94,11 @@ impl Records {
         self.count += other.count;
     }
 
+    /// Makes room at once for so many records with so many bytes of payload in all.
+    pub fn reserve(&mut self, (count, bytes): (usize, usize)) {
+        self.bytes.reserve(count * RECORD_HEADER + bytes);
+    }
+
     /// Whether there is no record.
     pub fn is_empty(&self) -> bool {
         self.count == 0
