@@ -20,8 +20,8 @@ pub struct Replication {
     /// Bytes that a node's log grows by until snapshots are made and the log behind them is
     /// collected: 256 MiB.
     pub snapshot_after: u64,
-    /// Bytes of log that stay behind a snapshot, so that a follower which was away for a moment
-    /// catches up by log: 16 MiB.
+    /// Bytes of log that stay in memory though every replica has them (followers keep four times
+    /// that), so that one which was away for a moment catches up by log: 16 MiB.
     pub retain: u64,
 }
 
