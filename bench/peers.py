@@ -147,10 +147,11 @@ class Fleet:
         return server
 
     def quorate(self):
-        """One node with one arbiter."""
+        """One node with one arbiter, which keeps nothing on disk: no more does the peer."""
         base = self.free_base()
         server = Server("quorate", base + 1)
         command = [self.options.quorate, "--role", "local", "--nodes", "1", "--port", str(base)]
+        command += ["--replicas", "1", "--durability", "none"]
         log = self.start(server, [*command, "--arbiters", "1"], f"quorate-{base}")
         wait_ready(server, server.port, log)
         return server
