@@ -125,6 +125,12 @@ impl Neighbours {
         self.lives.get(&node).is_some_and(|life| *life > incarnation)
             || self.ended.contains(&(node, incarnation))
     }
+
+    /// Whether a partition's decisions of that life of its node went with it.
+    fn has_lost(&self, primary: PartitionId, primary_life: Incarnation) -> bool {
+        primary_life != Incarnation::OUTLIVED
+            && self.home(primary).is_some_and(|home| self.is_over(home, primary_life))
+    }
 }
 
 /// What became of a single operation.

@@ -38,6 +38,11 @@ pub enum Rule {
     OldIntentsAsk,
     /// A participant with old locks that are not logged asks their Coordinator.
     OldLocksAsk,
+    /// A participant without copies remembers how an attempt ended for others who may ask, when its
+    /// Coordinator does not any more.
+    CommitsAreRemembered,
+    /// Whoever says that it does not know an outcome either has heard the last of those who do.
+    UndecidedIsLast,
     /// Prepares of finished attempts and of older incarnations are refused.
     LatePreparesAreRefused,
     /// What a lock shows waits for everything that was filed on its keys before.
@@ -50,7 +55,7 @@ pub enum Rule {
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 19] = [
+    pub const ALL: [Rule; 21] = [
         Rule::MarksAreAuthoritative,
         Rule::WoundThroughCoordinator,
         Rule::OlderWounds,
@@ -66,6 +71,8 @@ impl Rule {
         Rule::PrimaryDrives,
         Rule::OldIntentsAsk,
         Rule::OldLocksAsk,
+        Rule::CommitsAreRemembered,
+        Rule::UndecidedIsLast,
         Rule::LatePreparesAreRefused,
         Rule::GrantsWaitForFiled,
         Rule::ReadsNeedLease,

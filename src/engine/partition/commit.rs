@@ -66,7 +66,9 @@ impl<M: Machine> Partition<M> {
                     self.inquire(txn, neighbours, effects);
                 }
             }
-            ToPartition::Inquire { txn, asker } => self.on_inquire(txn, asker, now, effects),
+            ToPartition::Inquire { txn, asker } => {
+                self.on_inquire(txn, asker, now, neighbours, effects);
+            }
             ToPartition::Knows { txn, from, knowledge } => {
                 self.on_known(txn, Some(from), knowledge, now, neighbours, effects);
             }
@@ -163,12 +165,9 @@ impl<M: Machine> Partition<M> {
         }
         for (txn, primary, primary_life) in ask {
             self.repeated.insert(txn, now);
-            let home = neighbours.home(primary);
-            let gone = primary_life != Incarnation::OUTLIVED
-                && home.is_some_and(|home| neighbours.is_over(home, primary_life));
             if primary == self.id {
                 self.end(txn, Verdict::Abort, now, effects);
-            } else if gone {
+            } else if neighbours.has_lost(primary, primary_life) {
                 self.inquire(txn, neighbours, effects);
                 self.conclude(txn, now, neighbours, effects);
             } else {
@@ -490,17 +489,22 @@ impl<M: Machine> Partition<M> {
     }
 
     /// Tells what this participant knows of an outcome. Whoever asks counts on the answer, so a
-    /// share that is not prepared yet is refused from now on.
+    /// share that is not prepared yet is refused from now on, and to know of no outcome is said
+    /// only once none will come any more. Until then the question is repeated.
     fn on_inquire(
         &mut self,
         txn: TxnId,
         asker: PartitionId,
         now: Millis,
+        neighbours: &Neighbours,
         effects: &mut Vec<Effect>,
     ) {
         let knowledge = if self.replica.outcomes().contains_key(&txn) {
             Knowledge::Committed
         } else if self.replica.intents().contains_key(&txn) {
+            if !self.has_heard_the_last(txn, neighbours, effects) {
+                return;
+            }
             Knowledge::Undecided
         } else {
             match self.replica.ended(txn) {

@@ -1,12 +1,16 @@
 //! The search for an outcome whose primary lost its memory: only partitions without copies can.
 //!
 //! The participants ask each other and the Coordinator (cooperative termination, Bernstein,
-//! Hadzilacos and Goodman 1987, section 7.4). Whoever answers counts on it: a share that is not
-//! prepared yet is refused from then on.
+//! Hadzilacos and Goodman 1987, section 7.4). Whoever asks counts on the answers: a share that is
+//! not prepared yet is refused from then on. And that a participant is as undecided as the asker
+//! counts only if nobody can tell it of a commit any more. It says so once it knows for itself that
+//! the primary is gone, and that the Coordinator is too or has nothing to tell: what they had sent
+//! before may be on its way for as long as that.
 
 use super::{Effect, Neighbours, Partition};
 use crate::engine::machine::Machine;
 use crate::engine::protocol::{Knowledge, ToCoordinator, ToPartition, Verdict};
+use crate::engine::rules::{Rule, kept};
 use crate::ids::{Millis, PartitionId, TxnId};
 use std::collections::BTreeMap;
 
@@ -17,7 +21,40 @@ pub(super) struct Inquiry {
     coordinator: Option<Knowledge>,
 }
 
+impl Inquiry {
+    /// Whether the Coordinator has said that it will not tell anybody of a commit.
+    fn is_dismissed(&self) -> bool {
+        self.coordinator.is_some_and(|told| told != Knowledge::Undecided)
+    }
+}
+
 impl<M: Machine> Partition<M> {
+    /// Whether nobody will tell of an outcome any more that is not known here. Asks the Coordinator
+    /// if that is all that is lacking.
+    pub(super) fn has_heard_the_last(
+        &mut self,
+        txn: TxnId,
+        neighbours: &Neighbours,
+        effects: &mut Vec<Effect>,
+    ) -> bool {
+        if !kept(Rule::UndecidedIsLast) {
+            return true;
+        }
+        let Some(intent) = self.replica.intents().get(&txn) else { return true };
+        if !neighbours.has_lost(intent.primary, intent.primary_life) {
+            return false;
+        }
+        match self.inquiries.get(&txn) {
+            Some(inquiry) if inquiry.is_dismissed() => true,
+            _ if neighbours.is_over(txn.node, txn.incarnation) => true,
+            Some(_) => false,
+            None => {
+                self.inquire(txn, neighbours, effects);
+                false
+            }
+        }
+    }
+
     pub(super) fn on_known(
         &mut self,
         txn: TxnId,
@@ -51,7 +88,7 @@ impl<M: Machine> Partition<M> {
                 effects.push(Effect::Partition(participant, ask));
             }
         }
-        if inquiry.coordinator.is_none() && !neighbours.is_over(txn.node, txn.incarnation) {
+        if !inquiry.is_dismissed() && !neighbours.is_over(txn.node, txn.incarnation) {
             let ask = ToCoordinator::Inquire { txn, asker: self.id };
             effects.push(Effect::Coordinator(txn.node, ask));
         }
@@ -70,8 +107,7 @@ impl<M: Machine> Partition<M> {
         let Some(intent) = self.replica.intents().get(&txn) else { return };
         let committed = inquiry.coordinator == Some(Knowledge::Committed)
             || inquiry.answers.values().any(|answer| *answer == Knowledge::Committed);
-        let coordinator = inquiry.coordinator.is_some_and(|told| told != Knowledge::Undecided)
-            || neighbours.is_over(txn.node, txn.incarnation);
+        let coordinator = inquiry.is_dismissed() || neighbours.is_over(txn.node, txn.incarnation);
         let answered = intent.participants.iter().all(|participant| {
             *participant == self.id
                 || *participant == intent.primary

@@ -437,10 +437,13 @@ impl<M: Machine> Partition<M> {
         if journal.leads {
             return;
         }
-        for flight in &mut journal.flights {
-            if flight.since.saturating_add(UNKNOWN_AFTER_MS) <= mono {
-                lose(std::mem::take(&mut flight.afters), Fate::Unknown, turn);
-            }
+        // Its group may have nothing to say for long, and never anything at the entry's place.
+        while let Some(flight) = journal.flights.front()
+            && flight.since.saturating_add(UNKNOWN_AFTER_MS) <= mono
+            && let Some(flight) = journal.flights.pop_front()
+        {
+            journal.settled += flight.afters.len() as u64;
+            lose(flight.afters, Fate::Unknown, turn);
         }
     }
 }

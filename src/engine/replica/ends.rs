@@ -1,14 +1,19 @@
 //! Which transactions are over, and may not prepare any more.
 //!
 //! Attempts that ended here are remembered until their Coordinator says that everything below a
-//! sequence is over; of its earlier lives everything is over always. How it went with the last ones
-//! of the life before is remembered even so: where a Coordinator and a primary without copies die
-//! together, another participant may still ask whoever has heard of the commit.
+//! sequence is over; of its earlier lives everything is over always. What was committed of those
+//! is remembered even so, and where there are no copies what ended just below that sequence too:
+//! where a Coordinator and a primary die together, another participant may still ask whoever has
+//! heard of the commit, and by then the Coordinator may have gone on, or begun several lives.
 
 use crate::engine::protocol::Verdict;
+use crate::engine::rules::{Rule, kept};
 use crate::ids::{Incarnation, NodeId, TxnId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Commits remembered of all earlier lives of a Coordinator: the latest.
+const EARLIER_MAX: usize = 1 << 12;
 
 /// Transactions that may not prepare any more, by the node of their Coordinator.
 #[derive(Debug, Default)]
@@ -27,17 +32,27 @@ pub(super) struct Finished {
     pub(super) below: u64,
     /// Attempts at or above `below`, or lingering there, that are over, and how they ended here.
     pub(super) ended: BTreeMap<(u64, u32), Verdict>,
-    /// The life before, and its attempts that were committed here.
-    pub(super) before: (Incarnation, BTreeSet<(u64, u32)>),
+    /// Attempts of earlier lives that were committed here, [`EARLIER_MAX`] at most.
+    pub(super) earlier: BTreeSet<(Incarnation, u64, u32)>,
 }
 
 impl Finished {
     /// Begins another life.
     fn begin(&mut self, incarnation: Incarnation) {
-        let commits = self.ended.iter().filter(|(_, verdict)| **verdict == Verdict::Commit);
-        let commits = commits.map(|(attempt, _)| *attempt).collect();
-        let before = (self.incarnation, commits);
-        *self = Finished { incarnation, before, ..Finished::default() };
+        for ((sequence, attempt), verdict) in std::mem::take(&mut self.ended) {
+            if verdict == Verdict::Commit {
+                self.remember((self.incarnation, sequence, attempt));
+            }
+        }
+        (self.incarnation, self.below) = (incarnation, 0);
+    }
+
+    /// Remembers a commit of an earlier life.
+    fn remember(&mut self, commit: (Incarnation, u64, u32)) {
+        self.earlier.insert(commit);
+        if self.earlier.len() > EARLIER_MAX {
+            self.earlier.pop_first();
+        }
     }
 }
 
@@ -45,6 +60,10 @@ impl Ends {
     /// Remembers so many sequences longer from now on.
     pub(super) fn linger(&mut self, sequences: u64) {
         self.linger = sequences;
+    }
+
+    fn lingers(&self) -> u64 {
+        if kept(Rule::CommitsAreRemembered) { self.linger } else { 0 }
     }
 
     /// Whether this attempt may not prepare any more.
@@ -64,42 +83,38 @@ impl Ends {
         if finished.incarnation == txn.incarnation {
             return finished.ended.get(&attempt).copied();
         }
-        let (before, commits) = &finished.before;
-        (*before == txn.incarnation && commits.contains(&attempt)).then_some(Verdict::Commit)
+        let commit = (txn.incarnation, txn.sequence, txn.attempt);
+        finished.earlier.contains(&commit).then_some(Verdict::Commit)
     }
 
     /// Learns that a Coordinator has ended everything below a sequence.
     pub(super) fn done_below(&mut self, node: NodeId, incarnation: Incarnation, below: u64) {
+        let linger = self.lingers();
         let finished = self.of.entry(node).or_default();
         if incarnation > finished.incarnation {
             finished.begin(incarnation);
         }
         if incarnation == finished.incarnation && below > finished.below {
             finished.below = below;
-            let forgotten = below.saturating_sub(self.linger);
+            let forgotten = below.saturating_sub(linger);
             finished.ended = finished.ended.split_off(&(forgotten, 0));
         }
     }
 
     /// Learns how an attempt has ended.
     pub(super) fn finish(&mut self, txn: TxnId, verdict: Verdict) {
+        let linger = self.lingers();
         let finished = self.of.entry(txn.node).or_default();
         if txn.incarnation > finished.incarnation {
             finished.begin(txn.incarnation);
         }
         let attempt = (txn.sequence, txn.attempt);
-        let remembered = finished.below.saturating_sub(self.linger);
+        let remembered = finished.below.saturating_sub(linger);
         if txn.incarnation == finished.incarnation && txn.sequence >= remembered {
             finished.ended.insert(attempt, verdict);
         }
-        let (before, commits) = &mut finished.before;
         if txn.incarnation < finished.incarnation && verdict == Verdict::Commit {
-            if txn.incarnation > *before {
-                (*before, *commits) = (txn.incarnation, BTreeSet::new());
-            }
-            if txn.incarnation == *before {
-                commits.insert(attempt);
-            }
+            finished.remember((txn.incarnation, txn.sequence, txn.attempt));
         }
     }
 }

@@ -116,8 +116,8 @@ impl<M: Machine> Replica<M> {
         for (txn, Outcome { unconfirmed, since }) in &self.outcomes {
             show(format!("outcome {txn} {unconfirmed:?} {since:?}").as_bytes());
         }
-        for (node, Finished { incarnation, below, ended, before }) in &self.finished.of {
-            show(format!("ends {node} {incarnation:?} {below} {ended:?} {before:?}").as_bytes());
+        for (node, Finished { incarnation, below, ended, earlier }) in &self.finished.of {
+            show(format!("ends {node} {incarnation:?} {below} {ended:?} {earlier:?}").as_bytes());
         }
         let mut line = Vec::new();
         for table in TableIndex::all() {

@@ -8,11 +8,14 @@ use super::clients::Outcome;
 use super::lists::{APPEND, APPEND_IF_EVEN, READ, READ_AND_APPEND};
 use super::network::Actor;
 use super::steps::{BYSTANDER, COORDINATOR, REST_MS, Run};
-use super::world::{DATA, node_id};
+use super::world::{DATA, Kind, node_id};
 use crate::engine::batch::OpCode;
-use crate::engine::partition::Partition;
+use crate::engine::partition::{Partition, RESOLVE_AFTER_MS};
 use crate::ids::PartitionId;
 use std::collections::VecDeque;
+
+/// One in each partition.
+const ALL: [usize; 3] = [0, 1, 2];
 
 /// Long enough for all that takes no timeout.
 const SOON_MS: u64 = 1_000;
@@ -200,4 +203,72 @@ pub(super) fn a_deposed_leader_is_asked() -> Result<(), String> {
     execute.into_iter().for_each(|execute| run.world.deliver(Actor::Bucket(0), execute));
     run.resume();
     run.ends_well()
+}
+
+/// A commit has reached one of two participants without copies, and its Coordinator has gone on to
+/// the next transaction. Then the Coordinator dies, and the primary with it.
+pub(super) fn a_commit_is_asked_for_after_the_next_transaction() -> Result<(), String> {
+    let mut run = Run::of(Kind::Lossy)?;
+    let writing = run.ask(&ALL, APPEND, COORDINATOR);
+    run.until(SOON_MS, |run| run.is_locked(1, PartitionId(1)) && run.is_locked(2, PartitionId(2)))?;
+    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(1));
+    run.hold(Actor::Bucket(0), Actor::Bucket(1));
+    run.until(SOON_MS, |run| run.is_done(writing) && !run.is_locked(2, PartitionId(2)))?;
+    let next = run.ask(&[0, 2], APPEND, COORDINATOR);
+    run.until(SOON_MS, |run| run.is_done(next))?;
+    run.world.crash(0, false, None);
+    run.world.crash(COORDINATOR, false, None);
+    run.ends_well()
+}
+
+/// The primary of two participants without copies is dead, and one has said that it knows of no
+/// outcome, when the Coordinator's last word comes: to the other.
+pub(super) fn a_commit_comes_after_the_question() -> Result<(), String> {
+    let mut run = Run::of(Kind::Lossy)?;
+    let writing = run.ask(&ALL, APPEND, COORDINATOR);
+    run.until(SOON_MS, |run| run.is_locked(1, PartitionId(1)) && run.is_locked(2, PartitionId(2)))?;
+    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(1));
+    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(2));
+    run.until(SOON_MS, |run| run.is_done(writing))?;
+    run.world.crash(0, false, None);
+    run.pass_time(2 * RESOLVE_AFTER_MS);
+    // Of what it had sent, only one of them gets anything.
+    run.world.queues.remove(&(Actor::Coordinator(COORDINATOR), Actor::Bucket(1)));
+    run.world.crash(COORDINATOR, true, None);
+    run.ends_well()
+}
+
+#[test]
+fn a_commit_is_asked_for_after_several_lives() {
+    let mut run = Run::of(Kind::Lossy).unwrap();
+    let writing = run.ask(&ALL, APPEND, 0);
+    let locked = |run: &Run| run.is_locked(1, PartitionId(1)) && run.is_locked(2, PartitionId(2));
+    run.until(SOON_MS, locked).unwrap();
+    run.hold(Actor::Coordinator(0), Actor::Bucket(1));
+    run.hold(Actor::Bucket(0), Actor::Bucket(1));
+    run.until(SOON_MS, |run| run.is_done(writing) && !run.is_locked(2, PartitionId(2))).unwrap();
+    for _ in 0..3 {
+        run.world.crash(0, false, None);
+    }
+    run.ends_well().unwrap();
+}
+
+#[test]
+fn a_log_that_is_never_as_long_again_is_given_up() {
+    let id = PartitionId(0);
+    let mut run = Run::new().unwrap();
+    run.elect(2, id).unwrap();
+    // Nobody gives it back to the one whose log is too long.
+    for node in 0..2 {
+        run.world.with_bucket(node, |bucket, _, _| {
+            bucket.prefer(id, node_id(node));
+        });
+    }
+    (0..2).for_each(|node| run.hold(Actor::Bucket(2), Actor::Bucket(node)));
+    for _ in 0..4 {
+        run.ask(&[0], APPEND, 2);
+        run.pass_time(MOMENT_MS / 4);
+    }
+    run.until(REST_MS, |run| (0..2).any(|node| run.leads(node, id))).unwrap();
+    run.ends_well().unwrap();
 }

@@ -116,7 +116,11 @@ pub(super) struct Run {
 impl Run {
     /// A cluster at rest, in which some transactions have been.
     pub(super) fn new() -> Result<Run, String> {
-        let world = World::placed(1, Kind::Replicated, PLACED);
+        Run::of(Kind::Replicated)
+    }
+
+    pub(super) fn of(kind: Kind) -> Result<Run, String> {
+        let world = World::placed(1, kind, PLACED);
         let mut run = Run {
             next_beat: world.now,
             world,
@@ -160,7 +164,9 @@ impl Run {
 
     /// Takes the next step, and whatever time brings before it.
     pub(super) fn step(&mut self) {
-        loop {
+        let until = self.world.now + SILENCE_MS;
+        // Where there are no groups, nobody may have anything to say.
+        while self.world.now < until {
             if self.world.now >= self.next_beat {
                 self.beat();
                 continue;

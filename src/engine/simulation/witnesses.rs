@@ -38,6 +38,10 @@ fn witness(rule: Rule) -> Witness {
         Rule::OutcomesAreRemembered => {
             Staged(staged::a_participant_asks_after_the_next_transaction)
         }
+        Rule::CommitsAreRemembered => {
+            Staged(staged::a_commit_is_asked_for_after_the_next_transaction)
+        }
+        Rule::UndecidedIsLast => Staged(staged::a_commit_comes_after_the_question),
         Rule::LatePreparesAreRefused => Staged(staged::a_prepare_comes_after_the_end),
         Rule::ReadsNeedLease => Staged(staged::a_deposed_leader_is_asked),
     }
