@@ -431,7 +431,8 @@ def mset(options, report):
 
 
 def etcd(options, report):
-    report.title("SET at 1,000 connections / PUT on three members of etcd, at their leader")
+    report.title("SET at 1,000 connections, leaders on the node asked and spread / PUT on three members "
+                 "of etcd, at their leader")
     driver = Path(__file__).resolve().parent / "etcd/target/release/etcd-load"
     for needed in ("etcd", "etcdctl", driver):
         if shutil.which(str(needed)) is None:
@@ -440,7 +441,9 @@ def etcd(options, report):
     for case, key_size, value_size in [("16 B and 64 B", 16, 64),
                                        ("256 B and 1,024 B", 256, 1024)]:
         with DurableFleet(options) as fleet:
-            ours, theirs = fleet.quorate_cluster("cluster"), fleet.etcd()
+            on_one = fleet.quorate_cluster("leaders on one", partitions=1)
+            spread = fleet.quorate_cluster("leaders spread")
+            theirs = fleet.etcd()
             ask = Ask(1000, 1, key_size=key_size, value_size=value_size)
 
             def put(seed):
@@ -448,8 +451,12 @@ def etcd(options, report):
                          options.keys, key_size, value_size, int(options.seconds * 1000), seed]
                 return measured(options, theirs, [str(driver), *map(str, words)])
 
-            runs = in_turn(options, lambda seed: load(options, ours, ask, seed), put)
-            report.runs("etcd", case, *runs)
+            def ours(server):
+                return lambda seed: load(options, server, ask, seed)
+
+            one, wide, etcd = in_turn(options, ours(on_one), ours(spread), put)
+            report.runs("etcd", case, one, etcd)
+            report.runs("etcd", f"{case}, spread", wide, etcd)
 
 
 def restart(options, report):

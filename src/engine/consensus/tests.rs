@@ -580,7 +580,9 @@ fn what_everybody_has_leaves_memory() {
     let mut cluster = Cluster::led(3);
     (1..=3).for_each(|node| cluster[node].retain_bytes = 256);
     let write_some = |cluster: &mut Cluster| {
-        (0..100).for_each(|_| drop(write(cluster, 1, &[7; 64])));
+        for _ in 0..100 {
+            write(cluster, 1, &[7; 64]);
+        }
         cluster.run(100);
     };
     write_some(&mut cluster);
