@@ -625,10 +625,15 @@ impl<M: Machine> Bucket<M> {
                 let orders = self.orders.drain(..);
                 out.archive.extend(orders.map(|order| (PartitionId(index as u16), order)));
             }
-            self.touch(PartitionId(index as u16));
         }
         self.drift_back(now);
         self.expire(now.wall);
+        // Not all of them: a thousand partitions at rest would have ten thousand turns a second.
+        for index in 0..self.partitions.len() {
+            if self.partitions[index].as_ref().is_some_and(Partition::wants_turn) {
+                self.touch(PartitionId(index as u16));
+            }
+        }
         let late = |(ticket, (_, _, until)): (&Ticket, &(Waiter, PartitionId, Millis))| {
             (*until <= now.wall).then_some(*ticket)
         };
