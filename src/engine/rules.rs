@@ -43,6 +43,8 @@ pub enum Rule {
     CommitsAreRemembered,
     /// Whoever says that it does not know an outcome either has heard the last of those who do.
     UndecidedIsLast,
+    /// Once a participant is lost, those who did not know an outcome are asked again.
+    LossesReopenInquiries,
     /// Prepares of finished attempts and of older incarnations are refused.
     LatePreparesAreRefused,
     /// What a lock shows waits for everything that was filed on its keys before.
@@ -55,7 +57,7 @@ pub enum Rule {
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 21] = [
+    pub const ALL: [Rule; 22] = [
         Rule::MarksAreAuthoritative,
         Rule::WoundThroughCoordinator,
         Rule::OlderWounds,
@@ -73,6 +75,7 @@ impl Rule {
         Rule::OldLocksAsk,
         Rule::CommitsAreRemembered,
         Rule::UndecidedIsLast,
+        Rule::LossesReopenInquiries,
         Rule::LatePreparesAreRefused,
         Rule::GrantsWaitForFiled,
         Rule::ReadsNeedLease,

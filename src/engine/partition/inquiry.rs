@@ -10,18 +10,36 @@
 use super::{Effect, Neighbours, Partition};
 use crate::engine::machine::Machine;
 use crate::engine::protocol::{Knowledge, ToCoordinator, ToPartition, Verdict};
+use crate::engine::replica::Intent;
 use crate::engine::rules::{Rule, kept};
-use crate::ids::{Millis, PartitionId, TxnId};
+use crate::ids::{Incarnation, Millis, PartitionId, TxnId};
 use std::collections::BTreeMap;
 
 /// The answers so far.
 #[derive(Debug, Default)]
 pub(super) struct Inquiry {
     answers: BTreeMap<PartitionId, Knowledge>,
+    /// The lives of the participants' nodes as of these answers, and whether they are over.
+    lives: Vec<(Incarnation, bool)>,
     coordinator: Option<Knowledge>,
 }
 
 impl Inquiry {
+    /// A participant that is lost may have told another one of a commit just before: who was
+    /// undecided until then is asked again.
+    fn refresh(&mut self, intent: &Intent, neighbours: &Neighbours) {
+        let life = |participant: &PartitionId| {
+            let home = neighbours.home(*participant)?;
+            let life = neighbours.lives.get(&home).copied().unwrap_or_default();
+            Some((life, neighbours.is_over(home, life)))
+        };
+        let lives = intent.participants.iter().map(|one| life(one).unwrap_or_default()).collect();
+        if self.lives != lives && kept(Rule::LossesReopenInquiries) {
+            self.answers.retain(|_, answer| *answer != Knowledge::Undecided);
+            self.lives = lives;
+        }
+    }
+
     /// Whether the Coordinator has said that it will not tell anybody of a commit.
     fn is_dismissed(&self) -> bool {
         self.coordinator.is_some_and(|told| told != Knowledge::Undecided)
@@ -81,6 +99,7 @@ impl<M: Machine> Partition<M> {
     ) {
         let Some(intent) = self.replica.intents().get(&txn) else { return };
         let inquiry = self.inquiries.entry(txn).or_default();
+        inquiry.refresh(intent, neighbours);
         for &participant in &intent.participants {
             let asked = participant != self.id && participant != intent.primary;
             if asked && !inquiry.answers.contains_key(&participant) {
@@ -103,8 +122,9 @@ impl<M: Machine> Partition<M> {
         neighbours: &Neighbours,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(inquiry) = self.inquiries.get(&txn) else { return };
+        let Some(inquiry) = self.inquiries.get_mut(&txn) else { return };
         let Some(intent) = self.replica.intents().get(&txn) else { return };
+        inquiry.refresh(intent, neighbours);
         let committed = inquiry.coordinator == Some(Knowledge::Committed)
             || inquiry.answers.values().any(|answer| *answer == Knowledge::Committed);
         let coordinator = inquiry.is_dismissed() || neighbours.is_over(txn.node, txn.incarnation);

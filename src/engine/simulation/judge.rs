@@ -88,12 +88,14 @@ impl World {
         self.kind.is_replicated(id) || !self.lost.contains(&(id.index() % DATA))
     }
 
-    /// Whether the decision on a request was in nobody's memory but that of a node that was lost:
-    /// without copies, a node that decided a commit it coordinated itself and died before it told
-    /// anybody takes the decision with it.
+    /// Whether the decision on a request may have been in nobody's memory but that of nodes that were
+    /// lost: without copies only its primary and its Coordinator know it until they have told
+    /// another participant, be they one node or two that are lost before that.
     fn may_be_taken_along(&self, request: &Request) -> bool {
-        let mut ids = request.keys.iter().map(|key| partition_of(*key));
-        self.lost.contains(&request.node) && !ids.any(|id| self.kind.is_replicated(id))
+        let ids = || request.keys.iter().map(|key| partition_of(*key));
+        self.lives[request.node] > 1
+            && ids().any(|id| self.lost.contains(&(id.index() % DATA)))
+            && !ids().any(|id| self.kind.is_replicated(id))
     }
 
     /// Every append is in all of its lists or in none, as its client was told.
