@@ -329,15 +329,20 @@ impl Bucket {
         Now { wall: (self.clock)(), mono: self.epoch.elapsed().as_millis() as u64 }
     }
 
-    /// Counts the tables' bytes into those of the node, and compares the sum with the limit.
+    /// Counts the tables' bytes into those of the node.
     fn measure(&mut self) {
         let bytes = self.core.bytes();
         let all = &self.setup.table_bytes;
         all.fetch_add(bytes, Ordering::Relaxed);
         all.fetch_sub(self.counted, Ordering::Relaxed);
         self.counted = bytes;
+    }
+
+    /// Looks at the clock, and whether the node has room: its other Buckets may have filled it.
+    fn look(&mut self) -> Now {
         let full = self.local.as_ref().is_some_and(|local| local.is_full());
         self.core.refuse_growth(full);
+        self.now()
     }
 
     /// Gives the partitions their turn and carries out what they want done: once a turn of the
@@ -447,7 +452,7 @@ impl Handler<Execute> for Bucket {
 
     fn handle(&mut self, execute: Execute, _: &mut Context<Self>) {
         let Execute { batch, replies, answer } = execute;
-        let now = self.now();
+        let now = self.look();
         match self.core.execute(batch, replies, now, &mut self.out) {
             Executed::Done(batch, replies) => answer.give(batch, replies),
             Executed::Parked(parked) => {
@@ -462,7 +467,7 @@ impl Handler<Serve> for Bucket {
 
     fn handle(&mut self, _: Serve, _: &mut Context<Self>) {
         let Some(local) = self.local.clone() else { return };
-        let now = self.now();
+        let now = self.look();
         local.look_at(now.wall);
         let mut tray = local.tray.swap(std::mem::take(&mut self.tray));
         // Longer batches overlap their own misses.
@@ -490,7 +495,7 @@ impl Handler<ForPartitions> for Bucket {
     type Result = ();
 
     fn handle(&mut self, ForPartitions(messages): ForPartitions, _: &mut Context<Self>) {
-        let now = self.now();
+        let now = self.look();
         for (to, message) in messages {
             self.failpoint.pass(|| Point::heard_by_partition(&message));
             self.core.handle(to, message, now, &mut self.out);
