@@ -450,11 +450,14 @@ impl Local {
         match question {
             Question::Clients => {
                 let clients = self.clients.borrow();
-                Told::Clients(clients.values().map(|entry| entry.card.borrow().clone()).collect())
+                let living = clients.values().filter(|entry| !entry.signal.is_killed());
+                Told::Clients(living.map(|entry| entry.card.borrow().clone()).collect())
             }
             Question::Kill(selection) => {
+                // Whom a command before this one killed is gone, though the Session may not know yet.
                 let clients = self.clients.borrow();
-                let meant = clients.values().filter(|entry| selection.takes(&entry.card.borrow()));
+                let living = clients.values().filter(|entry| !entry.signal.is_killed());
+                let meant = living.filter(|entry| selection.takes(&entry.card.borrow()));
                 Told::Count(meant.map(|entry| entry.signal.kill()).count() as u64)
             }
             Question::Pause { until, writes_only } => {
