@@ -7,6 +7,7 @@ pub mod barrier;
 pub mod batch;
 pub mod bucket;
 pub mod consensus;
+pub mod doubt;
 pub mod item;
 pub mod locks;
 pub mod machine;

@@ -14,6 +14,8 @@
 mod atomicity;
 #[path = "cluster/binary.rs"]
 mod binary;
+#[path = "cluster/boots.rs"]
+mod boots;
 #[path = "cluster/catchup.rs"]
 mod catchup;
 #[path = "cluster/classes.rs"]

@@ -11,6 +11,7 @@ pub use self::report::PartitionReport;
 
 use self::moves::Moves;
 use crate::actors::book::Book;
+use crate::actors::coordinator;
 use crate::actors::failpoint::{Failpoint, Point};
 use crate::actors::local::{Feed, Local, Setup, Tally};
 use crate::actors::log::{Link, Persisted};
@@ -24,6 +25,7 @@ use crate::command::order::{Question, Told};
 use crate::engine::barrier::{Hello, Standing};
 use crate::engine::batch::{Batch, Replies};
 use crate::engine::bucket::{self as core, Executed, Outbox, Parked};
+use crate::engine::consensus;
 use crate::engine::partition::Partition;
 use crate::engine::partition::snapshots::FromArchive;
 use crate::engine::protocol::{Refusal, Ticket, ToPartition};
@@ -177,15 +179,20 @@ pub struct Granted {
 #[rtype(result = "()")]
 pub struct Archived(pub PartitionId, pub FromArchive<Redis>);
 
-/// A node's replicas are of this generation.
+/// A node's replicas of these partitions are of these generations.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Reborn(pub NodeId, pub u32);
+pub struct Reborn(pub NodeId, pub Vec<(PartitionId, u32)>);
 
 /// These take the place of the partitions as they were found: this node begins with nothing.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Rejoin(pub Vec<Partition<Redis>>);
+
+/// The doubt about these partitions is settled: with a setup, the replica goes on as that one.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Settle(pub Vec<(PartitionId, Option<consensus::Setup>)>);
 
 /// Have a snapshot made of this partition, if it is here.
 #[derive(Clone, Copy, Message)]
@@ -367,6 +374,9 @@ impl Bucket {
             book.tell_archive(partition, order);
         }
         carry_raft(&book, &mut out.raft);
+        if !out.sound.is_empty() {
+            book.coordinator.do_send(coordinator::Sound(std::mem::take(&mut out.sound)));
+        }
         for (partition, node, term) in out.leaders.drain(..) {
             book.hear_of_leader(partition, node, term);
             self.moves.note(book.node, partition, node, term, now.wall);
@@ -543,8 +553,8 @@ impl Handler<Archived> for Bucket {
 impl Handler<Reborn> for Bucket {
     type Result = ();
 
-    fn handle(&mut self, Reborn(node, generation): Reborn, _: &mut Context<Self>) {
-        self.core.reborn(node, generation);
+    fn handle(&mut self, Reborn(node, generations): Reborn, _: &mut Context<Self>) {
+        self.core.reborn(node, &generations);
     }
 }
 
@@ -553,6 +563,18 @@ impl Handler<Rejoin> for Bucket {
 
     fn handle(&mut self, Rejoin(partitions): Rejoin, _: &mut Context<Self>) {
         partitions.into_iter().for_each(|partition| self.core.place(partition));
+    }
+}
+
+impl Handler<Settle> for Bucket {
+    type Result = ();
+
+    fn handle(&mut self, Settle(settled): Settle, _: &mut Context<Self>) {
+        for (partition, setup) in settled {
+            if let Err(why) = self.core.settle(partition, setup.as_ref()) {
+                self.out.fatal = Some(why);
+            }
+        }
     }
 }
 

@@ -1,13 +1,17 @@
 //! The Coordinator: the startup barrier, and the transactions begun on this node.
 
+mod replicas;
+
+pub use self::replicas::{Kept, Makers, Replicas};
+
+use self::replicas::Decided;
 use crate::actors::book::Book;
 use crate::actors::bucket;
 use crate::actors::failpoint::{Failpoint, Point};
 use crate::actors::log::{self as disk, Log};
-use crate::actors::peer::{self, Convey};
+use crate::actors::peer::Convey;
 use crate::actors::post::Post;
 use crate::engine::barrier::{self, Barrier, Hello, Standing};
-use crate::engine::partition::Partition;
 use crate::engine::protocol::{Ended, Term, ToCoordinator, Work};
 use crate::engine::txn::{self, ClientId, Transactions};
 use crate::ids::{Incarnation, Millis, NodeId, PartitionId};
@@ -41,17 +45,11 @@ pub struct Coordinator {
     log: Option<Addr<Log>>,
     reminded: Instant,
     formed: Option<oneshot::Sender<()>>,
-    /// The generation of this node's replicas.
-    generation: u32,
-    /// There if the node began with an empty disk.
-    rejoin: Option<Rejoin>,
-    /// The replicas are about to be replaced.
-    rejoining: bool,
+    replicas: Replicas,
+    /// What the barrier decided is being written down.
+    joining: bool,
     failpoint: Failpoint,
 }
-
-/// Partitions that begin with nothing, in this generation, each for its Bucket.
-pub type Rejoin = Box<dyn Fn(u32) -> Vec<(usize, Partition<crate::command::Redis>)>>;
 
 /// The address book is ready: the barrier may begin.
 #[derive(Message)]
@@ -97,6 +95,16 @@ pub struct NodeReady(pub NodeId, pub Incarnation);
 #[rtype(result = "()")]
 pub struct Led(pub PartitionId, pub NodeId, pub Term);
 
+/// A node can vouch for its replicas of these partitions, as it could not before.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Vouched(pub NodeId, pub Vec<PartitionId>);
+
+/// This node can vouch for its replicas of these partitions, as it could not before.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Sound(pub Vec<PartitionId>);
+
 /// What the Coordinator is doing.
 #[derive(Message)]
 #[rtype(result = "Report")]
@@ -120,8 +128,7 @@ impl Coordinator {
         transactions: Transactions<crate::command::Redis>,
         clock: fn() -> Millis,
         formed: oneshot::Sender<()>,
-        generation: u32,
-        rejoin: Option<Rejoin>,
+        replicas: Replicas,
         failpoint: Failpoint,
     ) -> Coordinator {
         Coordinator {
@@ -136,9 +143,8 @@ impl Coordinator {
             log: None,
             reminded: Instant::now(),
             formed: Some(formed),
-            generation,
-            rejoin,
-            rejoining: false,
+            replicas,
+            joining: false,
             failpoint,
         }
     }
@@ -172,20 +178,11 @@ impl Coordinator {
                 barrier::Effect::SayReady => {
                     book.peers.values().for_each(|peer| peer.do_send(Convey(Packet::Ready)));
                 }
-                barrier::Effect::Form => {
-                    log::info!(target: "barrier", "all nodes are ready, serving");
-                    self.serve();
-                }
-                barrier::Effect::Join => match (self.rejoin.take(), self.log.clone()) {
-                    (Some(rejoin), Some(log)) => self.begin_anew(rejoin, &log, ctx),
-                    _ => {
-                        log::info!(target: "barrier", "the cluster is formed, serving");
-                        self.serve();
-                    }
-                },
+                barrier::Effect::Form => self.form(ctx),
+                barrier::Effect::Join => self.begin_anew(ctx),
             }
         }
-        if self.rejoining {
+        if self.joining {
             return;
         }
         let standing = self.barrier.standing();
@@ -194,14 +191,34 @@ impl Coordinator {
         }
     }
 
-    /// The disk is empty and the cluster is not: what this node promised is lost, so its replicas
-    /// come under another name.
-    fn begin_anew(&mut self, rejoin: Rejoin, log: &Addr<Log>, ctx: &mut Context<Self>) {
-        self.rejoining = true;
-        let raise = log.send(disk::Raise).into_actor(self);
-        ctx.spawn(raise.map(move |generation, coordinator, ctx| {
-            // A Log that is gone has stopped the node.
-            let (Ok(generation), Some(book)) = (generation, coordinator.book.clone()) else {
+    /// All nodes are there for the first time.
+    fn form(&mut self, ctx: &mut Context<Self>) {
+        let Some(log) = self.log.clone() else {
+            log::info!(target: "barrier", "all nodes are ready, serving");
+            return self.serve();
+        };
+        self.joining = true;
+        let marked = log.send(disk::Formed).into_actor(self);
+        ctx.spawn(marked.map(|marked, coordinator, ctx| {
+            // A Log that cannot write has stopped the node.
+            if marked.unwrap_or(false) {
+                log::info!(target: "barrier", "all nodes are ready, serving");
+                coordinator.join(ctx);
+            }
+        }));
+    }
+
+    /// The cluster was formed without this node as it is now: what it promised is lost, so its
+    /// replicas come under another name.
+    fn begin_anew(&mut self, ctx: &mut Context<Self>) {
+        let Some(log) = self.log.clone() else {
+            log::info!(target: "barrier", "the cluster is formed, serving");
+            return self.serve();
+        };
+        self.joining = true;
+        let begun = log.send(disk::BeginAnew((self.clock)().0 / 1000)).into_actor(self);
+        ctx.spawn(begun.map(|generation, coordinator, ctx| {
+            let (Ok(Some(generation)), Some(book)) = (generation, coordinator.book.clone()) else {
                 return;
             };
             log::warn!(
@@ -209,33 +226,60 @@ impl Coordinator {
                 "the cluster was formed before and the data directory is new: rejoining with \
                  replicas of generation {generation}"
             );
-            coordinator.generation = generation;
-            let mut all: BTreeMap<usize, Vec<_>> = BTreeMap::new();
-            for (bucket, partition) in rejoin(generation) {
-                all.entry(bucket).or_default().push(partition);
-            }
-            for (bucket, partitions) in all {
-                book.buckets[bucket].do_send(bucket::Rejoin(partitions));
-            }
-            let reborn = Packet::Replica(generation);
-            book.peers.values().for_each(|peer| peer.do_send(Convey(reborn.clone())));
-            coordinator.rejoining = false;
-            coordinator.serve();
-            coordinator.carry_barrier(Vec::new(), ctx);
+            coordinator.replicas.begin_anew(generation, &book);
+            coordinator.join(ctx);
         }));
+    }
+
+    fn join(&mut self, ctx: &mut Context<Self>) {
+        self.joining = false;
+        self.serve();
+        self.carry_barrier(Vec::new(), ctx);
     }
 
     /// The cluster is formed, for good.
     fn serve(&mut self) {
         let Some(book) = &self.book else { return };
-        book.peers.values().for_each(|peer| peer.do_send(peer::Formed));
-        if let Some(log) = &self.log {
-            log.do_send(disk::Formed);
-        }
+        self.replicas.restate(book);
         if let Some(formed) = self.formed.take() {
             // Who starts the node may have stopped waiting.
             let _ = formed.send(());
         }
+    }
+
+    /// Decides what can be decided about replicas in doubt.
+    fn settle(&mut self, ctx: &mut Context<Self>) {
+        let Some(Decided { renewed, trusted }) = self.replicas.decide() else { return };
+        let Some(log) = &self.log else { return };
+        let second = (self.clock)().0 / 1000;
+        let settle = disk::Settle { renewed, trusted: trusted.clone(), second };
+        let settled = log.send(settle).into_actor(self);
+        ctx.spawn(settled.map(move |renewed, coordinator, _| {
+            let (Ok(Some(renewed)), Some(book)) = (renewed, coordinator.book.clone()) else {
+                return;
+            };
+            let counted = |count| match count {
+                1 => "1 partition".to_owned(),
+                count => format!("{count} partitions"),
+            };
+            if !renewed.is_empty() {
+                log::warn!(
+                    target: "barrier",
+                    "rejoining {} with new replicas: other nodes have what was acknowledged and \
+                     may not have been synced here",
+                    counted(renewed.len())
+                );
+            }
+            if !trusted.is_empty() {
+                log::error!(
+                    target: "barrier",
+                    "{} had a majority of replicas on machines that went down: what was \
+                     acknowledged less than a second before may be lost",
+                    counted(trusted.len())
+                );
+            }
+            coordinator.replicas.settle(&renewed, &trusted, &book);
+        }));
     }
 
     fn remind(&mut self) {
@@ -288,6 +332,10 @@ impl Handler<Wire> for Coordinator {
         (self.book, self.log) = (Some(wire.0), wire.1);
         let mut effects = Vec::new();
         self.barrier.start(&mut effects);
+        if self.barrier.standing() == Standing::Formed && effects.is_empty() {
+            // It was before this process.
+            self.serve();
+        }
         self.carry_barrier(effects, ctx);
     }
 }
@@ -324,14 +372,13 @@ impl Handler<NodeUp> for Coordinator {
     fn handle(&mut self, NodeUp(hello): NodeUp, ctx: &mut Context<Self>) {
         let now = (self.clock)();
         self.transactions.node_up(hello.node, hello.life, now, &mut self.effects);
-        if self.generation > 1
-            && let Some(peer) = self.book.as_ref().and_then(|book| book.peers.get(&hello.node))
-        {
-            peer.do_send(Convey(Packet::Replica(self.generation)));
+        if let Some(book) = &self.book {
+            self.replicas.met(&hello, book);
         }
         let mut effects = Vec::new();
         self.barrier.met(&hello, &mut effects);
         self.carry_barrier(effects, ctx);
+        self.settle(ctx);
     }
 }
 
@@ -342,7 +389,27 @@ impl Handler<NodeDown> for Coordinator {
         let now = (self.clock)();
         self.transactions.node_down(node, now, &mut self.effects);
         self.barrier.lost(node);
+        self.replicas.lost(node);
         self.carry_barrier(Vec::new(), ctx);
+    }
+}
+
+impl Handler<Vouched> for Coordinator {
+    type Result = ();
+
+    fn handle(&mut self, Vouched(node, partitions): Vouched, ctx: &mut Context<Self>) {
+        self.replicas.vouches(node, &partitions);
+        self.settle(ctx);
+    }
+}
+
+impl Handler<Sound> for Coordinator {
+    type Result = ();
+
+    fn handle(&mut self, Sound(partitions): Sound, _: &mut Context<Self>) {
+        if let Some(book) = &self.book {
+            self.replicas.sound(&partitions, book);
+        }
     }
 }
 

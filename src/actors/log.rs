@@ -111,15 +111,31 @@ pub struct Persisted {
 #[rtype(result = "()")]
 pub struct Wire(pub Vec<Addr<Bucket>>);
 
-/// The cluster is formed: from now on a majority starts without waiting for everybody.
+/// The cluster is formed: from now on a majority starts without waiting for everybody. The answer
+/// comes once that is durable, for who acknowledges anything before would be taken for a new node;
+/// no: the node has to stop.
 #[derive(Message)]
-#[rtype(result = "()")]
+#[rtype(result = "bool")]
 pub struct Formed;
 
-/// What the node acknowledged is lost: its replicas are of the next generation, the answer.
+/// The cluster was formed before, and what this node acknowledged is lost: its replicas are of the
+/// generation that is the answer; none: the node has to stop. The second is that of the wall clock.
 #[derive(Message)]
-#[rtype(result = "u32")]
-pub struct Raise;
+#[rtype(result = "Option<u32>")]
+pub struct BeginAnew(pub u64);
+
+/// The doubt about these partitions is settled. The answer are the generations of those that are
+/// renewed; none: the node has to stop.
+#[derive(Message)]
+#[rtype(result = "Option<Vec<(PartitionId, u32)>>")]
+pub struct Settle {
+    /// The node comes back as another replica of these.
+    pub renewed: Vec<PartitionId>,
+    /// It goes on as the replica that it was of these.
+    pub trusted: Vec<PartitionId>,
+    /// The wall clock's.
+    pub second: u64,
+}
 
 /// Write everything, and note that the node stops cleanly.
 #[derive(Message)]
@@ -285,28 +301,32 @@ impl Handler<Wire> for Log {
 }
 
 impl Handler<Formed> for Log {
-    type Result = ();
+    type Result = bool;
 
-    fn handle(&mut self, _: Formed, _: &mut Context<Self>) {
-        if !self.directory.is_formed()
-            && let Err(error) = self.directory.mark_formed()
-        {
-            (self.stop)(&error.to_string());
-        }
+    fn handle(&mut self, _: Formed, _: &mut Context<Self>) -> bool {
+        let marked = self.directory.mark_formed();
+        marked.map_err(|error| (self.stop)(&error.to_string())).is_ok()
     }
 }
 
-impl Handler<Raise> for Log {
-    type Result = u32;
+impl Handler<BeginAnew> for Log {
+    type Result = MessageResult<BeginAnew>;
 
-    fn handle(&mut self, _: Raise, _: &mut Context<Self>) -> u32 {
-        match self.directory.raise_replica() {
-            Ok(generation) => generation as u32,
-            Err(error) => {
-                (self.stop)(&error.to_string());
-                self.directory.replica() as u32
-            }
-        }
+    fn handle(&mut self, BeginAnew(second): BeginAnew, _: &mut Context<Self>) -> Self::Result {
+        let generation = self.directory.begin_anew(second);
+        MessageResult(generation.map_err(|error| (self.stop)(&error.to_string())).ok())
+    }
+}
+
+impl Handler<Settle> for Log {
+    type Result = MessageResult<Settle>;
+
+    fn handle(&mut self, settle: Settle, _: &mut Context<Self>) -> Self::Result {
+        let Settle { renewed, trusted, second } = settle;
+        let settled = self.directory.settle(&renewed, &trusted, second);
+        let settled = settled.map_err(|error| (self.stop)(&error.to_string())).ok();
+        let generation = |id| (id, self.directory.replica_of(id));
+        MessageResult(settled.map(|()| renewed.into_iter().map(generation).collect()))
     }
 }
 

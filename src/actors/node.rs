@@ -3,7 +3,7 @@
 use crate::actors::archive::{self, Archive};
 use crate::actors::book::Book;
 use crate::actors::bucket::{self, Bucket};
-use crate::actors::coordinator::{self, Coordinator};
+use crate::actors::coordinator::{self, Coordinator, Makers, Replicas};
 use crate::actors::failpoint::Failpoint;
 use crate::actors::local::Setup;
 use crate::actors::lock_manager::{self, LockManager};
@@ -25,7 +25,7 @@ use crate::net::http;
 use crate::net::listen::{TcpListener, listen};
 use actix::{Actor, Addr, Context};
 use actix_rt::ArbiterHandle;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -118,14 +118,6 @@ pub async fn start(
         false => None,
     };
     let hasher = KeyHasher::new(config.hash_seed());
-    let hello = Hello {
-        version: PROTOCOL_VERSION,
-        cluster: config.cluster().to_owned(),
-        node: id,
-        life: birth.life,
-        digest: config.digest(),
-        formed: found.as_ref().is_some_and(|found| found.directory.is_formed()),
-    };
     let connected = Arc::new(AtomicUsize::new(0));
     let setup = Setup {
         atlas: Atlas::new(Ring::new(config.partitions()), |table| config.class_of_table(table)),
@@ -138,13 +130,13 @@ pub async fn start(
         table_bytes: Arc::default(),
     };
 
-    // A disk that holds nothing may be one that was lost. Whoever has no peers need not ask.
-    let is_new = found.as_ref().is_some_and(|found| found.directory.is_new());
-    let is_new = is_new && config.nodes().len() > 1;
-    let generation = found.as_ref().map_or(1, Found::generation);
+    // A disk that knows of no cluster may be in place of one that did. Whoever has no peers need not
+    // ask.
+    let formed = found.as_ref().is_some_and(|found| found.directory.is_formed());
+    let sleeps = found.is_some() && !formed && config.nodes().len() > 1;
     let arbiters = placement.arbiters();
     let placed = place(&replicas, id, arbiters);
-    let mut cores = Vec::new();
+    let (mut cores, mut kept_here) = (Vec::new(), Vec::new());
     for arbiter in 0..arbiters {
         let here = partitions().filter(|id| placed[id.index()] == Some(arbiter));
         let (logged, plain): (Vec<_>, Vec<_>) =
@@ -162,16 +154,30 @@ pub async fn start(
             lock_wait,
         );
         for partition in logged {
-            if let Some(found) = &mut found {
-                core.place(found.partition(&config, partition, id, birth.life, hasher)?);
+            let Some(found) = &mut found else { continue };
+            core.place(found.partition(&config, partition, id, birth.life, hasher)?);
+            let kept = found.kept(&config, partition, arbiter, id);
+            if kept.doubted {
+                core.doubt(partition);
             }
+            kept_here.push(kept);
         }
-        if is_new {
+        if sleeps {
             core.sleep();
         }
         core.snapshot_after(recovery::share(&config, id, config.replication.snapshot_after));
         cores.push(core);
     }
+    let unsound: BTreeSet<PartitionId> = cores.iter().flat_map(core::Bucket::unsound).collect();
+    let hello = Hello {
+        version: PROTOCOL_VERSION,
+        cluster: config.cluster().to_owned(),
+        node: id,
+        life: birth.life,
+        digest: config.digest(),
+        formed,
+        unsound: unsound.iter().copied().collect(),
+    };
     let buckets = start_buckets(cores, birth, &setup, &placement);
     let log_counts = Arc::new(LogCounts::default());
     let (log, archive) = match found {
@@ -198,31 +204,14 @@ pub async fn start(
     let mut transactions = Transactions::new(id, birth.life, homes, hasher, lock_wait);
     partitions().for_each(|id| transactions.keep(id, strength(config.class_of(id))));
     let barrier = Barrier::new(hello, others);
-    let rejoin: Option<coordinator::Rejoin> = is_new.then(|| {
-        let (config, placed, durability) = (config.clone(), placed.clone(), durability.clone());
-        let id_of_node = id;
-        let newborn = move |id: PartitionId, generation| {
-            let partition =
-                recovery::newborn(&config, id, id_of_node, generation, birth.life, hasher);
-            partition.map_err(|error| (birth.stop)(&error.to_string())).ok()
-        };
-        let groups = (0..durability.len() as u16).map(PartitionId);
-        let kept = groups.filter(|id| is_logged(durability[id.index()]));
-        let kept: Vec<_> =
-            kept.filter_map(|id| Some((id, placed.get(id.index()).copied()??))).collect();
-        let rejoin = move |generation| {
-            let reborn = |&(id, bucket)| Some((bucket, newborn(id, generation)?));
-            kept.iter().filter_map(reborn).collect()
-        };
-        Box::new(rejoin) as coordinator::Rejoin
-    });
+    let replicas_here =
+        Replicas::new(kept_here, unsound, makers(config.clone(), id, birth, hasher));
     let coordinator = Coordinator::new(
         barrier,
         transactions,
         birth.clock,
         tell_formed,
-        generation,
-        rejoin,
+        replicas_here,
         birth.failpoint,
     );
     let coordinator = coordinator.start();
@@ -280,6 +269,20 @@ impl Placement {
             Placement::Here => 1,
             Placement::On { buckets, .. } => buckets.len(),
         }
+    }
+}
+
+/// Makes replicas of other generations of a node's partitions.
+fn makers(config: Arc<Config>, node: NodeId, birth: Birth, hasher: KeyHasher) -> Makers {
+    let setting = config.clone();
+    Makers {
+        newborn: Box::new(move |id, generation| {
+            let partition = recovery::newborn(&config, id, node, generation, birth.life, hasher);
+            partition.map_err(|error| (birth.stop)(&error.to_string())).ok()
+        }),
+        setup: Box::new(move |id, generation| {
+            recovery::setup(&setting, id, node, generation, birth.life, hasher)
+        }),
     }
 }
 

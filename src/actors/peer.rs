@@ -130,10 +130,11 @@ pub struct Convey(pub Packet);
 #[rtype(result = "()")]
 pub struct ConveyAll(pub Vec<Packet>);
 
-/// This node is formed: introductions say so from now on.
+/// This node is formed and cannot vouch for its replicas of these partitions: introductions say so
+/// from now on.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Formed;
+pub struct Restate(pub Vec<PartitionId>);
 
 /// A Bucket answers what the other node asked.
 #[derive(Message)]
@@ -328,8 +329,7 @@ impl Peer {
         if self.up || met.life != guest.life {
             return;
         }
-        // Either introduction may be the older one.
-        let hello = Hello { formed: met.formed || guest.formed, ..met.clone() };
+        let hello = met.latest(guest);
         self.up = true;
         self.life = Some((hello.life, false));
         self.complaints.clear();
@@ -465,10 +465,13 @@ impl Peer {
             Packet::Partition(to, message) => self.post.to_partition_here(&book, to, message),
             Packet::Raft(messages) => self.on_raft(messages, &book),
             Packet::Leads(partition, node, term) => book.hear_of_leader(partition, node, term),
-            Packet::Replica(generation) => {
+            Packet::Replicas(generations) => {
                 for bucket in &book.buckets {
-                    bucket.do_send(bucket::Reborn(self.other, generation));
+                    bucket.do_send(bucket::Reborn(self.other, generations.clone()));
                 }
+            }
+            Packet::Vouch(partitions) => {
+                book.coordinator.do_send(coordinator::Vouched(self.other, partitions));
             }
             Packet::Transfer(transfer) => {
                 if let Some(archive) = &book.archive {
@@ -788,11 +791,12 @@ impl Handler<ConveyAll> for Peer {
     }
 }
 
-impl Handler<Formed> for Peer {
+impl Handler<Restate> for Peer {
     type Result = ();
 
-    fn handle(&mut self, _: Formed, _: &mut Context<Self>) {
+    fn handle(&mut self, Restate(unsound): Restate, _: &mut Context<Self>) {
         self.hello.formed = true;
+        self.hello.unsound = unsound;
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a node finds on its disk when it starts, and the partitions made of it.
 
+use crate::actors::coordinator::Kept;
 use crate::command::Redis;
 use crate::config::{Config, Durability};
 use crate::engine::consensus::{
@@ -68,7 +69,7 @@ pub fn open(config: &Config, node: NodeId, boot: &str) -> Result<Found> {
     };
     let (mut log, found) = SegmentLog::open(RealDisk, &directory.log_dir(), options)?;
     match_up(&latest, &found.groups, &mut log, &directory.snapshots_dir())?;
-    directory.mark_running(boot)?;
+    directory.mark_running(boot, unsynced(config, node))?;
     Ok(Found {
         directory,
         log,
@@ -149,7 +150,8 @@ impl Found {
         };
         let (snapshot, replica) = restored.unzip();
         let replica = replica.unwrap_or_else(|| Replica::new(id, hasher));
-        let setup = setup(config, id, node, self.generation(), life, hasher);
+        let generation = self.directory.replica_of(id);
+        let setup = setup(config, id, node, generation, life, hasher);
         let recovered = RecoveredGroup {
             state: log.state.map(Into::into),
             snapshot: snapshot.clone(),
@@ -166,13 +168,30 @@ impl Found {
         Ok(partition)
     }
 
-    /// The generation of the node's replicas.
-    pub fn generation(&self) -> u32 {
-        self.directory.replica() as u32
+    /// What the disk says of the replica of a partition that `bucket` has on `node`.
+    pub fn kept(&self, config: &Config, id: PartitionId, bucket: usize, node: NodeId) -> Kept {
+        let mut others = config.replicas_of(id);
+        others.retain(|other| *other != node);
+        Kept {
+            id,
+            bucket,
+            generation: self.directory.replica_of(id),
+            doubted: self.directory.doubted().contains(&id) && !others.is_empty(),
+            others,
+        }
     }
 
     /// Says what was found, once all partitions are made of it.
     pub fn tell(&self) {
+        let doubted = self.directory.doubted().len();
+        if doubted > 0 {
+            log::warn!(
+                target: "log",
+                "the machine went down while this node ran: {doubted} partitions whose writes are \
+                 not synced before they are acknowledged keep silent here until enough other nodes \
+                 are there"
+            );
+        }
         let torn = self.torn.as_ref().map(|torn| format!(", {torn}")).unwrap_or_default();
         let Found { items, records, partitions, .. } = self;
         if *items > 0 || *records > 0 || self.torn.is_some() {
@@ -207,7 +226,17 @@ pub fn newborn(
     Ok(Partition::replicated(id, node, life, Replica::new(id, hasher), group))
 }
 
-fn setup(
+/// The partitions in which the node acknowledges to others what it has not synced.
+fn unsynced(config: &Config, node: NodeId) -> impl Iterator<Item = PartitionId> {
+    (0..config.groups()).map(PartitionId).filter(move |id| {
+        let replicas = config.replicas_of(*id);
+        let relaxed = config.class_of(*id).durability == Durability::Interval;
+        relaxed && replicas.len() > 1 && replicas.contains(&node)
+    })
+}
+
+/// What a partition's replica on a node is born with, in this generation.
+pub fn setup(
     config: &Config,
     id: PartitionId,
     node: NodeId,

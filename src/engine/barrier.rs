@@ -5,7 +5,7 @@
 //! Formation happens once. A node that meets a formed one is admitted at once, whoever else is
 //! missing: a running cluster is never held up by a barrier.
 
-use crate::ids::{Incarnation, NodeId};
+use crate::ids::{Incarnation, NodeId, PartitionId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,9 +27,22 @@ pub struct Hello {
     pub digest: u64,
     /// Whether it is formed.
     pub formed: bool,
+    /// The partitions whose replica there cannot vouch for what it acknowledged: it is in doubt, or
+    /// it still learns. Where the node is not formed, none of them can.
+    pub unsound: Vec<PartitionId>,
 }
 
 impl Hello {
+    /// What two introductions of the same life say together: either may be the older one. In a life
+    /// a node is formed once, and what cannot vouch becomes less from then on.
+    pub fn latest(&self, other: &Hello) -> Hello {
+        let mut latest = if self.formed { self.clone() } else { other.clone() };
+        if self.formed == other.formed {
+            latest.unsound.retain(|id| other.unsound.contains(id) && self.unsound.contains(id));
+        }
+        latest
+    }
+
     /// Judges another node's introduction, as the node that this one is of.
     ///
     /// # Errors
@@ -177,6 +190,7 @@ mod tests {
             life: Incarnation(life),
             digest: 0xabc,
             formed,
+            unsound: Vec::new(),
         }
     }
 

@@ -14,17 +14,16 @@ pub use self::leadership::DRIFT_AFTER_MS;
 
 use self::leadership::Wishes;
 use crate::engine::batch::{Batch, Op, OpHead, Replies};
-use crate::engine::consensus::Persist;
-use crate::engine::consensus::ReplicaId;
+use crate::engine::consensus::{Persist, ReplicaId, Setup};
 use crate::engine::machine::{Access, Machine};
-use crate::engine::partition::journal::{Fate, Turn, Waiter};
+use crate::engine::partition::journal::{Fate, Journal, Turn, Waiter};
 use crate::engine::partition::snapshots::{FromArchive, ToArchive};
 use crate::engine::partition::{Effect, Neighbours, Partition, Took};
 use crate::engine::protocol::{Claim, Refusal, Term, Ticket, ToCoordinator, ToPartition};
 use crate::engine::tables::{KeyHasher, Tables};
 use crate::ids::{Incarnation, Millis, NodeId, Now, PartitionId};
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Replies of one batch stop growing past this: the rest is executed when it is asked for again.
 pub const REPLY_BYTES_MAX: usize = 1 << 20;
@@ -76,6 +75,8 @@ pub struct Outbox {
     pub archive: Vec<(PartitionId, ToArchive)>,
     /// Durable snapshots hold everything up to these entries: the log need not.
     pub covered: Vec<(PartitionId, u64)>,
+    /// Partitions whose replica here can vouch for what it acknowledged from now on.
+    pub sound: Vec<PartitionId>,
     /// Why the node has to stop: what its log holds cannot be read.
     pub fatal: Option<String>,
 }
@@ -178,7 +179,11 @@ pub struct Bucket<M> {
     snapshot_after: u64,
     orders: Vec<ToArchive>,
     /// The generation of each other node's replicas, where it said one.
-    generations: BTreeMap<NodeId, u32>,
+    generations: BTreeMap<(PartitionId, NodeId), u32>,
+    /// Partitions that take no part before it is settled what their replica is worth.
+    doubted: BTreeSet<PartitionId>,
+    /// Partitions whose replica is in doubt or does not vote yet.
+    unsound: BTreeSet<PartitionId>,
     /// What the groups were told while they take no part.
     asleep: Option<Vec<(PartitionId, Bytes)>>,
 }
@@ -217,6 +222,8 @@ impl<M: Machine> Bucket<M> {
             snapshot_after: u64::MAX,
             orders: Vec::new(),
             generations: BTreeMap::new(),
+            doubted: BTreeSet::new(),
+            unsound: BTreeSet::new(),
             asleep: None,
         }
     }
@@ -224,8 +231,42 @@ impl<M: Machine> Bucket<M> {
     /// Places a replicated partition here.
     pub fn place(&mut self, partition: Partition<M>) {
         let id = partition.id();
+        if !votes(&partition) {
+            self.unsound.insert(id);
+        }
         self.partitions[id.index()] = Some(partition);
         self.touch(id);
+    }
+
+    /// The replica of a partition may have lost what it acknowledged. It takes no part before
+    /// [`Bucket::settle`].
+    pub fn doubt(&mut self, id: PartitionId) {
+        self.doubted.insert(id);
+        self.unsound.insert(id);
+    }
+
+    /// Partitions whose replica here cannot vouch for what it acknowledged: it is in doubt or still
+    /// learns. [`Outbox::sound`] says what becomes of them.
+    pub fn unsound(&self) -> impl Iterator<Item = PartitionId> {
+        self.unsound.iter().copied()
+    }
+
+    /// The doubt about a partition's replica is settled: it goes on as the replica of `setup`, or as
+    /// itself.
+    ///
+    /// # Errors
+    /// In words, if the replica cannot go on.
+    pub fn settle(&mut self, id: PartitionId, setup: Option<&Setup>) -> Result<(), String> {
+        let known = self.partitions.get_mut(id.index()).and_then(Option::as_mut);
+        let Some(journal) = known.and_then(Partition::journal_mut) else { return Ok(()) };
+        if self.doubted.contains(&id)
+            && let Some(setup) = setup
+        {
+            journal.group_mut().rename(setup)?;
+        }
+        self.doubted.remove(&id);
+        self.touch(id);
+        Ok(())
     }
 
     /// The partitions owned.
@@ -418,6 +459,9 @@ impl<M: Machine> Bucket<M> {
             }
             return Ok(());
         }
+        if self.doubted.contains(&to) {
+            return Ok(());
+        }
         let Some(Some(partition)) = self.partitions.get_mut(to.index()) else { return Ok(()) };
         let Some(journal) = partition.journal_mut() else { return Ok(()) };
         journal.group_mut().step(message, now.mono)?;
@@ -538,9 +582,9 @@ impl<M: Machine> Bucket<M> {
 
     /// Passes on what a turn brought.
     fn finish(&mut self, id: PartitionId, turn: &mut Turn, out: &mut Outbox) {
-        turn.messages.retain(|message| self.lives(message.to));
+        turn.messages.retain(|message| self.lives(id, message.to));
         turn.orders.retain(|order| match order {
-            ToArchive::Send(outgoing) => self.lives(outgoing.to),
+            ToArchive::Send(outgoing) => self.lives(id, outgoing.to),
             _ => true,
         });
         out.raft
@@ -604,6 +648,9 @@ impl<M: Machine> Bucket<M> {
         }
         self.succeed(now);
         for index in 0..self.partitions.len() {
+            if self.doubted.contains(&PartitionId(index as u16)) {
+                continue;
+            }
             let Some(partition) = &mut self.partitions[index] else { continue };
             let Some(journal) = partition.journal_mut() else { continue };
             journal.group_mut().tick(now.mono);
@@ -619,13 +666,17 @@ impl<M: Machine> Bucket<M> {
         for index in 0..self.partitions.len() {
             let Some(partition) = &mut self.partitions[index] else { continue };
             partition.tick(now.wall, &self.neighbours, &mut out.effects);
-            partition.renew_members(&self.generations);
+            let id = partition.id();
+            let of_it = (id, NodeId(0))..=(id, NodeId(u16::MAX));
+            let generations = self.generations.range(of_it);
+            partition.renew_members(generations.map(|((_, node), number)| (*node, *number)));
             if partition.snapshot_is_due(self.snapshot_after, now.mono) {
                 partition.ask_for_snapshot(&mut self.orders);
                 let orders = self.orders.drain(..);
                 out.archive.extend(orders.map(|order| (PartitionId(index as u16), order)));
             }
         }
+        self.vouch(out);
         self.drift_back(now);
         self.expire(now.wall);
         // Not all of them: a thousand partitions at rest would have ten thousand turns a second.
@@ -711,6 +762,9 @@ impl<M: Machine> Bucket<M> {
         }
         for index in 0..self.partitions.len() {
             let Some(partition) = &mut self.partitions[index] else { continue };
+            if self.doubted.contains(&partition.id()) {
+                continue;
+            }
             let first = self.neighbours.homes.get(index) == Some(&partition.node());
             if let Some(journal) = partition.journal_mut()
                 && (first && journal.group().term() == 0
@@ -728,15 +782,28 @@ impl<M: Machine> Bucket<M> {
         self.asleep = Some(Vec::new());
     }
 
-    /// A node tells the generation of its replicas: earlier ones have lost what they promised.
-    pub fn reborn(&mut self, node: NodeId, generation: u32) {
-        let known = self.generations.entry(node).or_insert(generation);
-        *known = generation.max(*known);
+    /// A node tells the generations of its replicas: earlier ones have lost what they promised.
+    pub fn reborn(&mut self, node: NodeId, generations: &[(PartitionId, u32)]) {
+        for &(partition, generation) in generations {
+            let known = self.generations.entry((partition, node)).or_insert(generation);
+            *known = generation.max(*known);
+        }
     }
 
-    /// Whether a replica may still be there.
-    fn lives(&self, id: ReplicaId) -> bool {
-        self.generations.get(&id.node()).is_none_or(|generation| id.generation() >= *generation)
+    /// Whether a replica of a partition may still be there.
+    fn lives(&self, partition: PartitionId, id: ReplicaId) -> bool {
+        let known = self.generations.get(&(partition, id.node()));
+        known.is_none_or(|generation| id.generation() >= *generation)
+    }
+
+    /// Tells of the replicas that have come to vote.
+    fn vouch(&mut self, out: &mut Outbox) {
+        let (partitions, doubted) = (&self.partitions, &self.doubted);
+        let vouches = |id: &PartitionId| {
+            let partition = partitions.get(id.index()).and_then(Option::as_ref);
+            !doubted.contains(id) && partition.is_some_and(votes)
+        };
+        out.sound.extend(self.unsound.extract_if(.., vouches));
     }
 
     /// Whether nothing waits and nothing is locked.
@@ -755,6 +822,12 @@ impl<M: Machine> Bucket<M> {
     pub fn life(&self) -> Incarnation {
         self.life
     }
+}
+
+/// Whether the replica of a partition here is one of those without which nothing is decided.
+fn votes<M: Machine>(partition: &Partition<M>) -> bool {
+    let group = partition.journal().map(Journal::group);
+    group.is_none_or(|group| group.members().votes(group.id()))
 }
 
 /// Whether an operation of a peer may be given to a Bucket at all.

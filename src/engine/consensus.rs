@@ -221,6 +221,25 @@ impl Group {
         Ok(group)
     }
 
+    /// Goes on under the id of `setup`, with the log as it is. For a replica that may have lost the
+    /// end of its log and has said nothing since: what it acknowledged binds its old name, and the
+    /// new one, a stranger to the group, is bound by nothing. What is left of the log are entries
+    /// that the group appended, so the leader finds the place up to which they agree as it does for
+    /// any follower.
+    ///
+    /// Fails where raft would not begin with what is there; nothing has changed then.
+    pub fn rename(&mut self, setup: &Setup) -> Result<(), String> {
+        assert!(self.held.is_empty() && self.released.is_empty(), "a replica that spoke is bound");
+        let log = self.raw.store().clone();
+        self.raw = RawNode::new(&setup.config(self.applied_index()), log, &bridge::logger())
+            .map_err(|e| format!("replica {}: {e}", setup.id))?;
+        self.id = setup.id;
+        self.timeouts = setup.timeouts();
+        self.standing = (self.raw.raft.term, self.raw.raft.state);
+        self.settle();
+        Ok(())
+    }
+
     /// Lets time pass. However late it is called, it is one tick at most.
     pub fn tick(&mut self, mono: u64) {
         self.pass(mono);
@@ -289,7 +308,10 @@ impl Group {
             last_index: self.raw.raft.raft_log.last_index(),
             leads: self.raw.raft.state == StateRole::Leader,
         };
-        let message = wire::read(message, &receiver)?;
+        let Some(message) = wire::read(message, &receiver)? else { return Ok(()) };
+        if message.msg_type == MessageType::MsgAppend && message.term >= receiver.term {
+            self.check_history(&message)?;
+        }
         match message.msg_type {
             // A vote that the leader asked for itself breaks no promise.
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote
@@ -312,6 +334,25 @@ impl Group {
             // An answer of one who has left.
             Ok(()) | Err(raft::Error::StepPeerNotFound) => Ok(()),
             Err(e) => Err(format!("a message of replica {from}: {e}")),
+        }
+    }
+
+    /// Refuses a leader whose log contradicts what is committed here: the raft crate would take its
+    /// entries for known ones and acknowledge them. It comes to that only after a majority has lost
+    /// the end of its log at once, as it may where nothing is synced before it is acknowledged.
+    fn check_history(&self, append: &Message) -> Result<(), String> {
+        let before = (append.index, append.log_term);
+        let entries = append.entries.iter().map(|entry| (entry.index, entry.term));
+        let known = self.commit_index();
+        let differs = |(index, term): &(u64, u64)| {
+            *index <= known && self.raw.store().term_at(*index).is_some_and(|ours| ours != *term)
+        };
+        match std::iter::once(before).chain(entries).find(differs) {
+            None => Ok(()),
+            Some((index, _)) => Err(format!(
+                "its group has lost entry {index}, which is committed here: stop this node, move \
+                 its data directory away and start it, so that it begins anew from the others"
+            )),
         }
     }
 

@@ -111,6 +111,7 @@ mod tests {
             node: NodeId(2),
             life: Incarnation(7),
             digest: 9,
+            unsound: Vec::new(),
             formed: false,
         };
         vec![Packet::Hello(hello), Packet::Ready, Packet::Ping(3)]

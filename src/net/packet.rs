@@ -42,8 +42,12 @@ pub enum Packet {
     Leads(PartitionId, NodeId, Term),
     /// A word about a snapshot that is streamed.
     Transfer(Transfer),
-    /// The node's replicas are of this generation: those of earlier ones have lost their disk.
-    Replica(u32),
+    /// The node's replicas of these partitions are of these generations: those of earlier ones have
+    /// lost what they acknowledged.
+    Replicas(Vec<(PartitionId, u32)>),
+    /// The node's replicas of these partitions can vouch for what they acknowledged, as they could
+    /// not before.
+    Vouch(Vec<PartitionId>),
     /// Are you there? Sent regularly.
     Ping(u64),
     /// The answer, with the same number.

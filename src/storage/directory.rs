@@ -6,14 +6,17 @@
 //!
 //! It also remembers what must outlive the process and is no part of the log:
 //! - that the cluster was **formed**, so that a restart waits for a majority and not for everybody;
-//! - which **replica** this is: raised by the node when it must rejoin as a new member, because
-//!   what it acknowledged may be lost;
+//! - which **replica** of each partition this is: another one when the node must rejoin as a new
+//!   member, because what it acknowledged may be lost;
+//! - the partitions in **doubt**: their log may lack what was acknowledged, and until that is
+//!   settled the node takes no part in them;
 //! - the **boot** of the machine it last ran in and whether it **stopped** cleanly: a process that
 //!   dies leaves its unsynced writes to the kernel, a machine that goes down takes them along.
 
 use super::disk::{Disk, File, RealDisk, failed, no_room};
 use crate::error::{Corrupt, Error, Result};
-use crate::ids::NodeId;
+use crate::ids::{NodeId, PartitionId};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -38,8 +41,6 @@ pub struct Directory<D: Disk = RealDisk> {
     disk: D,
     path: PathBuf,
     is_new: bool,
-    /// As it was when the directory was opened.
-    found: Record,
     /// As it is in the file.
     record: Record,
     _lock: D::Lock,
@@ -49,7 +50,10 @@ pub struct Directory<D: Disk = RealDisk> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Record {
     owner: Identity,
-    replica: u64,
+    replica: u32,
+    /// The partitions whose replica is a later one.
+    renewed: BTreeMap<PartitionId, u32>,
+    doubted: BTreeSet<PartitionId>,
     formed: bool,
     boot: Option<String>,
     clean: bool,
@@ -77,21 +81,22 @@ impl<D: Disk> Directory<D> {
         })?;
         let names = disk.list(path).map_err(failed("list", path))?;
         let is_new = !names.iter().any(|name| name == IDENTITY);
-        let new = Record { owner, replica: 1, formed: false, boot: None, clean: true };
+        let new = Record {
+            owner,
+            replica: 1,
+            renewed: BTreeMap::new(),
+            doubted: BTreeSet::new(),
+            formed: false,
+            boot: None,
+            clean: true,
+        };
         let record = if is_new { new.clone() } else { read(&disk, path)? };
         if record.owner != new.owner {
             let (found, wanted) = (record.owner, new.owner);
             let problem = format!("data directory {shown} belongs to {found}, not to {wanted}");
             return Err(Error::Directory(problem));
         }
-        let directory = Directory {
-            disk,
-            path: path.to_owned(),
-            is_new,
-            found: record.clone(),
-            record,
-            _lock: lock,
-        };
+        let directory = Directory { disk, path: path.to_owned(), is_new, record, _lock: lock };
         for dir in [directory.log_dir(), directory.snapshots_dir()] {
             if is_new && has_files(&directory.disk, &dir) {
                 let problem =
@@ -137,33 +142,64 @@ impl<D: Disk> Directory<D> {
         self.change(|record| record.formed = true)
     }
 
-    /// Which replica of its partitions the node is, from 1.
-    pub fn replica(&self) -> u64 {
-        self.record.replica
+    /// Which replica of a partition the node is, from 1.
+    pub fn replica_of(&self, partition: PartitionId) -> u32 {
+        let renewed = self.record.renewed.get(&partition).copied();
+        self.record.replica.max(renewed.unwrap_or_default())
     }
 
-    /// What the node acknowledged may be lost: it goes on as the next replica, whose number this
-    /// answers.
-    pub fn raise_replica(&mut self) -> Result<u64> {
-        self.change(|record| record.replica += 1)?;
+    /// All that the node acknowledged is lost, in a cluster that is formed: it goes on as another
+    /// replica of each partition, whose number this answers. `second` is the time in seconds: a
+    /// directory that is lost again does not know the number that the one before it chose.
+    pub fn begin_anew(&mut self, second: u64) -> Result<u32> {
+        self.change(|record| {
+            let last = record.renewed.values().copied().fold(record.replica, u32::max);
+            record.replica = later(last, second);
+            record.renewed.clear();
+            record.doubted.clear();
+            record.formed = true;
+        })?;
         Ok(self.record.replica)
     }
 
-    /// The machine's boot when the node last ran, if it ever did: as it was found.
-    pub fn last_boot(&self) -> Option<&str> {
-        self.found.boot.as_deref()
+    /// The partitions whose log may lack what was acknowledged.
+    pub fn doubted(&self) -> &BTreeSet<PartitionId> {
+        &self.record.doubted
     }
 
-    /// Whether the node last stopped by [`Directory::mark_clean`], or never ran: as it was found.
-    pub fn was_clean(&self) -> bool {
-        self.found.clean
+    /// The doubt about these partitions is settled: the node goes on as another replica of those in
+    /// `renewed`, and as the one that it was of those in `trusted`. `second` as for
+    /// [`Directory::begin_anew`].
+    pub fn settle(
+        &mut self,
+        renewed: &[PartitionId],
+        trusted: &[PartitionId],
+        second: u64,
+    ) -> Result<()> {
+        let mut next = self.record.clone();
+        for &partition in renewed {
+            next.renewed.insert(partition, later(self.replica_of(partition), second));
+        }
+        let settled: BTreeSet<PartitionId> = renewed.iter().chain(trusted).copied().collect();
+        next.doubted.retain(|partition| !settled.contains(partition));
+        self.change(|record| *record = next)
     }
 
-    /// The node runs, in this boot of the machine.
-    pub fn mark_running(&mut self, boot: &str) -> Result<()> {
+    /// The node runs, in this boot of the machine. If it ran when the machine went down, the
+    /// partitions of which it acknowledged what was `unsynced` are in doubt from now on.
+    pub fn mark_running(
+        &mut self,
+        boot: &str,
+        unsynced: impl IntoIterator<Item = PartitionId>,
+    ) -> Result<()> {
         let boot: String = boot.chars().filter(|c| !c.is_control()).collect();
+        let boot = boot.trim().to_owned();
         self.change(|record| {
-            record.boot = Some(boot.trim().to_owned());
+            let went_down = record.boot.as_ref().is_some_and(|last| *last != boot);
+            if went_down && !record.clean && record.formed {
+                record.doubted.extend(unsynced);
+            }
+            record.boot = Some(boot);
             record.clean = false;
         })
     }
@@ -196,13 +232,18 @@ impl<D: Disk> Directory<D> {
     }
 }
 
+/// A replica's number that was never given before: the second it is given in, or the next.
+fn later(last: u32, second: u64) -> u32 {
+    u32::try_from(second).unwrap_or(u32::MAX).max(last.saturating_add(1))
+}
+
 fn has_files<D: Disk>(disk: &D, dir: &Path) -> bool {
     disk.list(dir).is_ok_and(|names| !names.is_empty())
 }
 
 fn read<D: Disk>(disk: &D, dir: &Path) -> Result<Record> {
     let path = dir.join(IDENTITY);
-    let bytes = disk.open(&path).and_then(|file| file.read_range(0, 1 << 16));
+    let bytes = disk.open(&path).and_then(|file| file.read_range(0, 1 << 20));
     let bytes = bytes.map_err(failed("read", &path))?;
     let damaged = |problem: &str| {
         Error::Corrupt(Corrupt { file: path.clone(), offset: 0, problem: problem.to_owned() })
@@ -221,13 +262,15 @@ fn read<D: Disk>(disk: &D, dir: &Path) -> Result<Record> {
 
 impl Record {
     fn text(&self) -> String {
-        let Record { owner: Identity { cluster, node }, replica, formed, boot, clean } = self;
+        let Record { owner: Identity { cluster, node }, replica, formed, boot, clean, .. } = self;
         let boot = boot.as_deref().unwrap_or("none");
         let formed = if *formed { "yes" } else { "no" };
         let stopped = if *clean { "cleanly" } else { "not yet" };
         let text = format!(
             "{HEAD}format: {FORMAT}\ncluster: {cluster}\nnode: {node}\nreplica: {replica}\n\
-             formed: {formed}\nboot: {boot}\nstopped: {stopped}\n"
+             {}{}formed: {formed}\nboot: {boot}\nstopped: {stopped}\n",
+            line("renewed", self.renewed.iter().map(|(id, number)| format!("{id}={number}"))),
+            line("doubted", self.doubted.iter().map(PartitionId::to_string)),
         );
         let crc = crc32fast::hash(text.as_bytes());
         format!("{text}crc: {crc:08x}\n")
@@ -241,6 +284,11 @@ impl Record {
                 node: NodeId(word("node")?.parse().ok()?),
             },
             replica: word("replica")?.parse().ok()?,
+            renewed: list(word("renewed"), |word| {
+                let (id, number) = word.split_once('=')?;
+                Some((PartitionId(id.parse().ok()?), number.parse().ok()?))
+            })?,
+            doubted: list(word("doubted"), |id| Some(PartitionId(id.parse().ok()?)))?,
             formed: word("formed")? == "yes",
             boot: word("boot").filter(|boot| *boot != "none").map(str::to_owned),
             clean: word("stopped")? == "cleanly",
@@ -248,6 +296,16 @@ impl Record {
         // Whatever was not understood would be lost by the next write.
         (record.text() == text).then_some(record)
     }
+}
+
+/// A line of the identity that is there only if it says something.
+fn line(name: &str, words: impl Iterator<Item = String>) -> String {
+    let words: Vec<String> = words.collect();
+    if words.is_empty() { String::new() } else { format!("{name}: {}\n", words.join(" ")) }
+}
+
+fn list<T, C: FromIterator<T>>(words: Option<&str>, read: fn(&str) -> Option<T>) -> Option<C> {
+    words.unwrap_or_default().split_whitespace().map(read).collect()
 }
 
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {

@@ -68,6 +68,24 @@ fn the_local_role_takes_a_number_of_nodes() {
     assert!(is_free(base + 2), "there is no second node");
 }
 
+/// A cluster that was formed before says that it serves, as a new one does.
+#[test]
+fn the_local_role_says_that_it_is_ready_each_time() {
+    let folder = TempDir::new().unwrap();
+    let (base, data) = (free_base(), folder.path().join("data"));
+    let data = data.to_str().expect("a path in UTF-8");
+    let args = ["--role", "local", "--port", &base.to_string(), "--data", data];
+    for log in ["first.log", "second.log"] {
+        let log = folder.path().join(log);
+        let mut process = Process::start(&args, &log);
+        eventually(&format!("{log:?} says so"), PATIENCE, || {
+            fs::read_to_string(&log).ok()?.contains("3 nodes ready").then_some(())
+        });
+        process.signal("TERM");
+        assert_eq!(process.wait().code(), Some(0));
+    }
+}
+
 /// As under `quorate | head -1`: the banner finds nobody who reads it.
 #[test]
 fn the_local_role_serves_though_nobody_reads_its_banner() {

@@ -65,12 +65,14 @@ pub fn read_entry(index: u64, payload: &Bytes) -> Result<(Entry, u64), String> {
 }
 
 /// A snapshot to give to followers whose next entries are gone.
+#[derive(Clone)]
 struct Offer {
     meta: SnapshotMeta,
     token: Bytes,
 }
 
 /// A group's log in memory: what the raft crate reads.
+#[derive(Clone)]
 pub struct Log {
     state: HardState,
     /// The configuration to start from; later ones live in the raft crate.

@@ -682,6 +682,73 @@ fn a_member_learns_votes_and_leaves() {
     assert_eq!((cluster.leader(), cluster[1].term()), (Some(1), term));
 }
 
+/// A machine went down and took the end of a log along, acknowledged entries among it.
+#[test]
+fn who_lost_the_end_of_its_log_comes_back_under_another_name() {
+    let mut cluster = Cluster::led(3);
+    write(&mut cluster, 1, b"a");
+    cluster.isolate(3);
+    write(&mut cluster, 1, b"b");
+    let lost = cluster.replica(2).entries.pop().unwrap();
+    cluster.restart(2);
+    assert_eq!(cluster[2].last_index() + 1, lost.0, "b is acknowledged by what forgot it");
+
+    let renamed = ReplicaId::new(NodeId(2), 5);
+    let setup = Setup { id: renamed, ..cluster.replica(2).setup.clone() };
+    cluster[2].rename(&setup).unwrap();
+    cluster.replica(2).setup = setup;
+    assert_eq!(cluster[2].id(), renamed);
+    // Alone with who missed the end, it elects nobody: the acknowledged entry is at 1 only.
+    cluster.heal();
+    cluster.isolate(1);
+    let term = cluster[3].term();
+    cluster.run(5_000);
+    assert_eq!((cluster.leader(), cluster[2].term(), cluster[3].term()), (None, term, term));
+
+    cluster.heal();
+    cluster.run(3_000);
+    let leader = cluster.leader().unwrap();
+    assert_ne!(leader, 2);
+    for change in [
+        MemberChange::AddLearner(renamed),
+        MemberChange::Promote(renamed),
+        MemberChange::Remove(replica_id(2)),
+    ] {
+        assert!(cluster[leader].change(change).is_some(), "{change:?}");
+        cluster.run(300);
+    }
+    assert_eq!(cluster.data(2), [b"a", b"b"]);
+    let members = Members::of([replica_id(1), renamed, replica_id(3)]);
+    assert_eq!((cluster[leader].members(), cluster[2].members()), (&members, &members));
+    // It votes and acknowledges like any other.
+    cluster.isolate(leader);
+    cluster.run(5_000);
+    let next = [1, 3].into_iter().find(|node| *node != leader).unwrap();
+    assert!([2, next].iter().any(|node| cluster[*node].is_serving()));
+}
+
+/// A majority lost the end of its log at once, and went on without what this replica committed.
+#[test]
+fn a_history_that_contradicts_what_is_committed_is_refused() {
+    let mut cluster = Cluster::led(3);
+    write(&mut cluster, 1, b"a");
+    write(&mut cluster, 1, b"b");
+    cluster.run(300);
+    let (term, end) = (cluster[2].term(), cluster[2].commit_index());
+    let mut append = message(MessageType::MsgAppend, 1, 2, term + 1);
+    (append.index, append.log_term) = (end - 1, term);
+    let entry = Entry { index: end, term: term + 1, ..Entry::default() };
+    append.mut_entries().push(entry);
+    let why = step(&mut cluster, 2, &append).unwrap_err();
+    assert!(why.contains(&format!("lost entry {end}")), "{why}");
+    let mut probe = message(MessageType::MsgAppend, 1, 2, term + 1);
+    (probe.index, probe.log_term) = (end, term + 1);
+    assert!(step(&mut cluster, 2, &probe).unwrap_err().contains("lost entry"));
+    // What is known is not in the way.
+    probe.log_term = term;
+    assert_eq!(step(&mut cluster, 2, &probe), Ok(()));
+}
+
 #[test]
 fn who_leads_while_removed_steps_down() {
     let mut cluster = Cluster::led(3);

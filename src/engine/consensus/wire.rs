@@ -20,14 +20,19 @@ pub struct Receiver {
     pub leads: bool,
 }
 
-/// The message in `bytes`, if this receiver can step it.
-pub fn read(bytes: &[u8], receiver: &Receiver) -> Result<Message, String> {
+/// The message in `bytes`, if this receiver can step it; none if it is meant for a replica that this
+/// one took the place of, of which its sender has not heard yet.
+pub fn read(bytes: &[u8], receiver: &Receiver) -> Result<Option<Message>, String> {
     let message = Message::parse_from_bytes(bytes)
         .map_err(|e| format!("a message of {} bytes is none of raft's: {e}", bytes.len()))?;
+    let to = ReplicaId(message.to);
+    if to.node() == receiver.id.node() && to < receiver.id {
+        return Ok(None);
+    }
     check(&message, receiver).map_err(|why| {
         format!("{:?} of replica {}: {why}", message.msg_type, ReplicaId(message.from))
     })?;
-    Ok(message)
+    Ok(Some(message))
 }
 
 fn check(message: &Message, receiver: &Receiver) -> Result<(), String> {

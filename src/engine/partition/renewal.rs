@@ -1,4 +1,4 @@
-//! Replicas that lost their disk are replaced by those that their node begins with instead.
+//! Replicas that lost what they promised are replaced by those that their node comes back with.
 //!
 //! What acknowledged an entry or a vote and forgot it must not be asked again under the same name.
 //! Its node comes back with a *generation* raised, and whoever leads a partition sees to the rest,
@@ -10,19 +10,18 @@ use super::Partition;
 use crate::engine::consensus::{Group, MemberChange, ReplicaId};
 use crate::engine::machine::Machine;
 use crate::ids::NodeId;
-use std::collections::BTreeMap;
 
 /// A learner that is so many entries behind at most has caught up.
 const CAUGHT_UP_ENTRIES: u64 = 256;
 
 impl<M: Machine> Partition<M> {
     /// Takes the next step towards a group of the replicas that there are, if this node leads.
-    pub fn renew_members(&mut self, generations: &BTreeMap<NodeId, u32>) {
+    pub fn renew_members(&mut self, mut generations: impl Iterator<Item = (NodeId, u32)>) {
         let id = self.id;
         let Some(journal) = self.journal.as_mut().filter(|journal| journal.leads()) else { return };
         let group = journal.group_mut();
-        let next = generations.iter().find_map(|(node, generation)| {
-            next_change(group, *node, ReplicaId::new(*node, *generation))
+        let next = generations.find_map(|(node, generation)| {
+            next_change(group, node, ReplicaId::new(node, generation))
         });
         let Some(change) = next else { return };
         // One at a time: what cannot be changed now is tried again.

@@ -21,34 +21,64 @@ fn refusal<D: Disk>(outcome: Result<Directory<D>>) -> String {
 fn what_it_is_told_it_remembers() {
     let disk = FaultyDisk::new(1);
     let mut directory = open(&disk).expect("a new directory");
-    assert!(directory.is_new() && !directory.is_formed() && directory.was_clean());
-    assert_eq!((directory.last_boot(), directory.replica()), (None, 1));
-    directory.mark_running("boot-1\n").expect("marked");
+    assert!(directory.is_new() && !directory.is_formed());
+    assert_eq!(directory.replica_of(PartitionId(3)), 1);
+    directory.mark_running("boot-1\n", []).expect("marked");
     directory.mark_formed().expect("marked");
-    assert!(directory.was_clean(), "as it was found");
     drop(directory);
 
     disk.cut_power();
     let mut directory = open(&disk).expect("the directory");
-    assert!(!directory.is_new() && directory.is_formed() && !directory.was_clean());
-    assert_eq!(directory.last_boot(), Some("boot-1"));
-    assert_eq!(directory.raise_replica().expect("raised"), 2);
-    directory.mark_running("boot-2").expect("marked");
+    assert!(!directory.is_new() && directory.is_formed());
+    assert_eq!(directory.begin_anew(1_700_000_000).expect("anew"), 1_700_000_000);
+    directory.mark_running("boot-2", []).expect("marked");
     directory.mark_clean().expect("marked");
     drop(directory);
 
     disk.cut_power();
     let directory = open(&disk).expect("the directory");
-    assert!(directory.is_formed() && directory.was_clean());
-    assert_eq!((directory.last_boot(), directory.replica()), (Some("boot-2"), 2));
+    assert!(directory.is_formed());
+    assert_eq!(directory.replica_of(PartitionId(3)), 1_700_000_000);
     let text = disk.bytes_of(&Path::new(DIR).join("identity")).expect("an identity");
     let text = String::from_utf8(text).expect("readable");
     let (fields, _) = text.split_once("crc: ").expect("a checksum");
     assert_eq!(
         fields,
         "# Whose data this directory holds. Kept by the node; do not edit.\nformat: 1\n\
-         cluster: shop\nnode: 2\nreplica: 2\nformed: yes\nboot: boot-2\nstopped: cleanly\n"
+         cluster: shop\nnode: 2\nreplica: 1700000000\nformed: yes\nboot: boot-2\nstopped: cleanly\n"
     );
+}
+
+#[test]
+fn what_was_not_synced_is_doubted_once_the_machine_went_down() {
+    let disk = FaultyDisk::new(1);
+    let unsynced = [PartitionId(4), PartitionId(9)];
+    let run = |boot: &str, then: &dyn Fn(&mut Directory<FaultyDisk>) -> Result<()>| {
+        let mut directory = open(&disk).expect("the directory");
+        directory.mark_running(boot, unsynced).expect("marked");
+        let doubted: Vec<u16> = directory.doubted().iter().map(|id| id.0).collect();
+        then(&mut directory).expect("changed");
+        (doubted, unsynced.map(|id| directory.replica_of(id)))
+    };
+    let nothing = |_: &mut Directory<FaultyDisk>| Ok(());
+    run("boot-1", &nothing);
+    // Before the cluster was formed nothing was said.
+    assert_eq!(run("boot-2", &Directory::mark_formed).0, Vec::<u16>::new());
+    // The process alone died.
+    assert_eq!(run("boot-2", &Directory::mark_clean).0, Vec::<u16>::new());
+    // It had stopped before.
+    assert_eq!(run("boot-3", &nothing).0, Vec::<u16>::new());
+    assert_eq!(run("boot-4", &nothing).0, [4, 9]);
+    // Nobody has settled it.
+    let [renewed, trusted] = unsynced.map(|id| [id]);
+    assert_eq!(run("boot-4", &|one| one.settle(&renewed, &[], 100)), (vec![4, 9], [100, 1]));
+    assert_eq!(run("boot-4", &|one| one.settle(&[], &trusted, 100)), (vec![9], [100, 1]));
+    // A clock that stands still gives no number twice.
+    assert_eq!(run("boot-4", &|one| one.settle(&renewed, &[], 100)), (vec![], [101, 1]));
+    // All is lost: the next number is later than any that was given.
+    let anew = |one: &mut Directory<FaultyDisk>| one.begin_anew(50).map(drop);
+    assert_eq!(run("boot-5", &anew), (vec![4, 9], [102, 102]));
+    assert_eq!(run("boot-5", &nothing), (vec![], [102, 102]));
 }
 
 #[test]
@@ -121,13 +151,12 @@ fn a_power_cut_at_any_step_leaves_the_old_or_the_new() {
             drop(open(&disk).expect("a directory"));
             disk.fuse(steps);
             let marked = open(&disk).and_then(|mut directory| {
-                directory.mark_running("boot-1")?;
+                directory.mark_running("boot-1", [PartitionId(1)])?;
                 directory.mark_formed()
             });
             disk.cut_power();
             let directory = open(&disk).expect("a whole identity");
             assert!(directory.is_formed() || marked.is_err(), "seed {seed}, {steps} steps");
-            assert!(directory.last_boot().is_some() || !directory.is_formed());
         }
         for steps in 0..8 {
             let disk = FaultyDisk::new(seed);

@@ -1,0 +1,164 @@
+//! The machine goes down under a node: what was acknowledged before it was synced may be gone from
+//! there, and the node has to know it.
+//!
+//! A process cannot take its machine along. So the folder of a node that was killed is put back to
+//! what it was at a moment before, as if nothing after that had reached the disk, and says that it
+//! was used in another boot of the machine.
+
+use crate::harness::{Client, Cluster, PARTITIONS, PATIENCE, eventually};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Table 0 is synced; table 2 acknowledges first.
+const TABLES: &str =
+    "limits: { failover_wait: 300ms }\ntables:\n  - { index: 2, durability: interval }\n";
+
+/// The keys written.
+const KEYS: usize = 120;
+
+fn on_table(cluster: &Cluster, id: u16, table: u8) -> Client {
+    let mut client = cluster.connect(id);
+    assert_eq!(client.say(&format!("SELECT {table}")), "OK");
+    client
+}
+
+/// Waits until every partition of the table answers the node's questions.
+fn wait_led(cluster: &Cluster, id: u16, table: u8) {
+    let mut client = on_table(cluster, id, table);
+    eventually("every partition is led", PATIENCE, || client.say("DBSIZE").parse::<u64>().ok());
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a folder");
+    for entry in fs::read_dir(from).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let target = to.join(path.file_name().expect("a name"));
+        match path.is_dir() {
+            true => copy(&path, &target),
+            false => assert!(fs::copy(&path, &target).is_ok(), "{path:?}"),
+        }
+    }
+}
+
+/// A copy of a node's folder as it is now.
+fn remember(cluster: &Cluster, id: u16) -> PathBuf {
+    let aside = cluster.data(id).with_extension("then");
+    copy(&cluster.data(id), &aside);
+    aside
+}
+
+/// The node, which does not run, was last used in another boot of the machine.
+fn reboot(cluster: &Cluster, id: u16) {
+    let file = cluster.data(id).join("identity");
+    let text = fs::read_to_string(&file).expect("an identity");
+    let lines = text.lines().filter(|line| !line.starts_with("crc: "));
+    let lines = lines.map(|line| match line.starts_with("boot: ") {
+        true => "boot: another\n".to_owned(),
+        false => format!("{line}\n"),
+    });
+    let text: String = lines.collect();
+    let crc = crc32fast::hash(text.as_bytes());
+    fs::write(&file, format!("{text}crc: {crc:08x}\n")).expect("written");
+}
+
+#[track_caller]
+fn check(client: &mut Client, value: &str) {
+    for key in 0..KEYS {
+        assert_eq!(client.say(&format!("GET key:{key}")), format!("\"{value}\""), "key:{key}");
+    }
+}
+
+#[track_caller]
+fn write(client: &mut Client, value: &str) {
+    for key in 0..KEYS {
+        assert_eq!(client.say(&format!("SET key:{key} {value}")), "OK", "key:{key}");
+    }
+}
+
+#[test]
+fn what_a_machine_took_along_is_learned_again() {
+    let mut cluster = Cluster::start_with(TABLES);
+    cluster.ids().for_each(|id| wait_led(&cluster, id, 2));
+    write(&mut on_table(&cluster, 2, 2), "old");
+    cluster.kill(3);
+    wait_led(&cluster, 2, 2);
+    wait_led(&cluster, 2, 0);
+    let then = remember(&cluster, 1);
+    // Nodes 1 and 2 acknowledge it, and then 1 forgets it.
+    write(&mut on_table(&cluster, 2, 2), "new");
+    cluster.kill(1);
+    cluster.kill(2);
+    fs::remove_dir_all(cluster.data(1)).expect("the folder");
+    fs::rename(then, cluster.data(1)).expect("the folder of before");
+    reboot(&cluster, 1);
+
+    cluster.spawn(1);
+    cluster.spawn(3);
+    [1, 3].into_iter().for_each(|id| cluster.wait_ready(id));
+    cluster.wait_log(1, &["the machine went down", &format!("{PARTITIONS} partitions")]);
+    // They are two of three, and still no majority for what one of them may have forgotten.
+    wait_led(&cluster, 3, 0);
+    assert_eq!(cluster.connect(3).say("SET synced 1"), "OK");
+    let refused = on_table(&cluster, 3, 2).say("GET key:1");
+    assert!(refused.starts_with("-CLUSTERDOWN"), "{refused}");
+
+    cluster.spawn(2);
+    cluster.wait_log(1, &[&format!("rejoining {PARTITIONS} partitions with new replicas")]);
+    cluster.ids().for_each(|id| wait_led(&cluster, id, 2));
+    cluster.ids().for_each(|id| check(&mut on_table(&cluster, id, 2), "new"));
+    eventually("every group has replaced the replica", PATIENCE, || {
+        let voted = |line: &&str| {
+            line.contains("replicas 1.")
+                && line.contains(", 2.1, 3.1 vote")
+                && !line.contains("1.1,")
+        };
+        let replaced = |id| cluster.log(id).lines().filter(voted).count();
+        cluster.ids().all(|id| replaced(id) >= usize::from(PARTITIONS)).then_some(())
+    });
+    // From now on it counts: with either of the others, and after a restart.
+    cluster.kill(2);
+    wait_led(&cluster, 3, 2);
+    write(&mut on_table(&cluster, 3, 2), "newer");
+    cluster.kill(1);
+    cluster.kill(3);
+    [1, 2].into_iter().for_each(|id| cluster.spawn(id));
+    [1, 2].into_iter().for_each(|id| cluster.wait_ready(id));
+    wait_led(&cluster, 2, 2);
+    check(&mut on_table(&cluster, 2, 2), "newer");
+}
+
+#[test]
+fn a_cluster_whose_machines_all_went_down_goes_on() {
+    let mut cluster = Cluster::start_with(TABLES);
+    cluster.ids().for_each(|id| wait_led(&cluster, id, 2));
+    write(&mut on_table(&cluster, 2, 2), "old");
+    cluster.ids().for_each(|id| cluster.kill(id));
+    cluster.ids().for_each(|id| reboot(&cluster, id));
+    cluster.start_all();
+    cluster.ids().for_each(|id| wait_led(&cluster, id, 2));
+    cluster.ids().for_each(|id| check(&mut on_table(&cluster, id, 2), "old"));
+    cluster.wait_log(1, &["a majority of replicas on machines that went down"]);
+    // That is settled: a machine that goes down alone from now on is one of three.
+    cluster.kill(2);
+    reboot(&cluster, 2);
+    write(&mut on_table(&cluster, 3, 2), "new");
+    cluster.spawn(2);
+    cluster.wait_log(2, &[&format!("rejoining {PARTITIONS} partitions with new replicas")]);
+    wait_led(&cluster, 2, 2);
+    check(&mut on_table(&cluster, 2, 2), "new");
+}
+
+/// A node that lost its disk is killed before it has met anybody, and has a folder by then.
+#[test]
+fn a_lost_disk_is_remembered_until_the_node_has_rejoined() {
+    let mut cluster = Cluster::start_with(TABLES);
+    write(&mut cluster.connect(1), "old");
+    cluster.ids().for_each(|id| cluster.kill(id));
+    fs::remove_dir_all(cluster.data(3)).expect("the disk is lost");
+    cluster.spawn(3);
+    cluster.wait_log(3, &["waiting for nodes 1, 2"]);
+    cluster.kill(3);
+    cluster.start_all();
+    cluster.wait_log(3, &["rejoining with replicas of generation"]);
+    cluster.ids().for_each(|id| check(&mut cluster.connect(id), "old"));
+}
