@@ -69,6 +69,8 @@ pub struct Config {
     pub limits: Limits,
     /// What is logged.
     pub log_level: LevelFilter,
+    /// The file that says so; none where there is none.
+    pub file: Option<PathBuf>,
 }
 
 /// One node's entry.
@@ -132,7 +134,10 @@ impl Config {
     pub fn load(path: &Path) -> Result<Config> {
         let text = std::fs::read_to_string(path)
             .map_err(|cause| Error::Config(format!("cannot read {}: {cause}", path.display())))?;
-        Config::parse(&path.display().to_string(), &text)
+        let config = Config::parse(&path.display().to_string(), &text)?;
+        // Redis tells the whole path.
+        let file = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        Ok(Config { file: Some(file), ..config })
     }
 
     /// Reads a file's text; `source` is what messages call it.
@@ -177,6 +182,7 @@ impl Config {
             arbiters: 1,
             limits: Limits::default(),
             log_level: LevelFilter::Info,
+            file: None,
         })
     }
 

@@ -188,6 +188,12 @@ impl Metrics {
             os: std::env::consts::OS.to_owned() + " " + std::env::consts::ARCH,
             process_id: std::process::id(),
             port: self.own.client,
+            config_file: self
+                .config
+                .file
+                .as_ref()
+                .map(|file| file.display().to_string())
+                .unwrap_or_default(),
             clients_connected: snapshot.connected,
             memory_tables: snapshot.table_bytes,
             memory_peak: snapshot.table_bytes.max(self.peak),

@@ -28,7 +28,7 @@ pub struct Facts {
     pub process_id: u32,
     /// The port clients connect to.
     pub port: u16,
-    /// The configuration file, if there is one.
+    /// The whole path of the configuration file; empty if there is none.
     pub config_file: String,
     /// Clients connected now.
     pub clients_connected: u64,

@@ -97,8 +97,7 @@ fn server(facts: &Facts, section: &mut Section) {
     section.field("server_time_usec", facts.now.0.saturating_mul(1000));
     section.field("uptime_in_seconds", uptime);
     section.field("uptime_in_days", uptime / 86_400);
-    let file = Some(&facts.config_file).filter(|file| !file.is_empty());
-    section.measured("config_file", file);
+    section.field("config_file", &facts.config_file);
 }
 
 fn clients(facts: &Facts, section: &mut Section) {

@@ -106,6 +106,7 @@ pub(super) fn config(text: &str) -> Result<Config, Fault> {
         arbiters,
         limits,
         log_level,
+        file: None,
     })
 }
 

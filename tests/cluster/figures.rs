@@ -38,6 +38,8 @@ fn info_tells_which_node_it_is_and_for_how_long() {
         assert_eq!(of_nodes(name), [value; 3], "{name}");
     }
     assert!(of_nodes("os").iter().all(|os| os.ends_with(std::env::consts::ARCH)));
+    let file = |path: &String| path.starts_with('/') && path.ends_with("/cluster.yaml");
+    assert!(of_nodes("config_file").iter().all(file));
     let ids = of_nodes("process_id");
     assert!(ids[0] != ids[1] && ids[1] != ids[2] && ids[2] != ids[0], "{ids:?}");
     let names = of_nodes("run_id");
