@@ -103,6 +103,19 @@ impl Machine for Redis {
         (data.run)(&mut Call { args: op.args, table, hash, partition, now, tables, reply });
     }
 
+    fn foretell(op: &Op<'_>, reply: &mut Vec<u8>) -> bool {
+        let Some((spec, _)) = spec::by_code(op.head.code) else { return false };
+        let is_ok = match spec.name {
+            "mset" => true,
+            "set" => op.args.len() == 2,
+            _ => false,
+        };
+        if is_ok {
+            Reply::new(reply, op.head.resp3).ok();
+        }
+        is_ok
+    }
+
     fn refuse(refusal: &Refusal, reply: &mut Vec<u8>) {
         Reply::new(reply, false).error(&refusal_text(refusal));
     }

@@ -58,6 +58,12 @@ pub trait Machine: 'static {
     /// error. Expired items are as good as absent ([`Tables::get`] hides them).
     fn run(op: &Op<'_>, tables: &mut Tables, now: Millis, reply: &mut Vec<u8>);
 
+    /// Appends the operation's reply if it is the same whatever the tables hold; else nothing, and
+    /// false.
+    fn foretell(_: &Op<'_>, _: &mut Vec<u8>) -> bool {
+        false
+    }
+
     /// Appends the error that tells a client why its operation was not served.
     fn refuse(refusal: &Refusal, reply: &mut Vec<u8>);
 }

@@ -151,8 +151,8 @@ pub enum Took {
 enum Waiting {
     /// A single operation; the Bucket holds it.
     Op,
-    Lock(Lock),
-    Prepare(Prepare),
+    Lock(Box<Lock>),
+    Prepare(Box<Prepare>),
 }
 
 /// A request at the lock manager.
@@ -510,14 +510,11 @@ impl<M: Machine> Partition<M> {
         let grows = |share: &Share| share.batch.heads().any(|head| M::grows(head.code));
         match message {
             ToPartition::Lock(lock) => grows(&lock.share).then_some(lock.txn),
-            ToPartition::Prepare(Prepare { txn, work: Prepared::Share(share), .. }) => {
-                grows(share).then_some(*txn)
-            }
-            ToPartition::Prepare(Prepare {
-                txn,
-                work: Prepared::Images(images) | Prepared::Whole(_, images),
-                ..
-            }) => {
+            ToPartition::Prepare(prepare) => {
+                let images = match &prepare.work {
+                    Prepared::Share(share) => return grows(share).then_some(prepare.txn),
+                    Prepared::Images(images) | Prepared::Whole(_, images) => images,
+                };
                 let bytes = |images: &[Image]| -> usize {
                     let held = images.iter().filter_map(|image| image.held.as_ref());
                     held.map(|held| held.value.len()).sum()
@@ -529,7 +526,7 @@ impl<M: Machine> Partition<M> {
                 let claims: Vec<Claim> = images.iter().map(claim).collect();
                 let stamp = self.replica.stamp(now);
                 let before = self.replica.images(&claims, stamp);
-                (bytes(images) > bytes(&before)).then_some(*txn)
+                (bytes(images) > bytes(&before)).then_some(prepare.txn)
             }
             _ => None,
         }

@@ -149,9 +149,9 @@ pub struct Term(pub u64);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToPartition {
     /// Lock the share's keys, evaluate its reads, answer [`ToCoordinator::Granted`].
-    Lock(Lock),
+    Lock(Box<Lock>),
     /// Lock what is not locked yet, log the intent, answer [`ToCoordinator::Voted`].
-    Prepare(Prepare),
+    Prepare(Box<Prepare>),
     /// The transaction's outcome (to the primary: the decision itself).
     Decide(Decide),
     /// Are these unlogged locks still held? They are given up either way; answered with

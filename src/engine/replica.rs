@@ -15,10 +15,10 @@ mod ends;
 mod locked;
 mod state;
 
-use crate::engine::batch::{Laid, Layout, Op, Replies};
+use crate::engine::batch::{Batch, Laid, Layout, Op, OpHead, Replies};
 use crate::engine::machine::{Access, Machine, Scope};
 use crate::engine::protocol::{
-    Claim, Granule, Image, Prepare, Prepared, Refusal, Share, Verdict, Watched,
+    Claim, Granule, Image, Prepare, Prepared, Refusal, Verdict, Watched,
 };
 use crate::engine::record::{Damaged, Entry, Section};
 use crate::engine::rules::{Rule, kept};
@@ -39,7 +39,7 @@ pub enum Mutation<'a> {
     /// An item whose time has come is removed.
     Expire(TableIndex, &'a [u8]),
     /// A transaction's share becomes an intent.
-    Prepare(&'a Prepare, Vec<Claim>),
+    Prepare(Box<Prepare>, Vec<Claim>),
     /// A transaction ends here.
     Decide(TxnId, Verdict),
     /// A participant has applied a commit that was decided here.
@@ -105,14 +105,16 @@ pub struct Intent {
     /// When it was prepared.
     pub since: Millis,
     writes: Vec<Write>,
-    replies: Replies,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Write {
     Image(Image),
     /// An operation on the whole partition, run at the commit: its outcome is not a few keys.
-    Run(Box<crate::engine::batch::Batch>),
+    Run(Box<Batch>),
+    /// A share, run at the commit as of the moment of its prepare: nobody changes its keys in
+    /// between, so it does what it would have done then, and only who replies evaluates it twice.
+    Share(Box<Batch>),
 }
 
 /// A commit that was decided here and is not applied everywhere yet.
@@ -131,7 +133,8 @@ pub struct Replica<M> {
     tables: Tables,
     /// Where shares are evaluated before they are intents. Empty between uses.
     scratch: Tables,
-    intents: BTreeMap<TxnId, Intent>,
+    /// Boxed, as a map moves what it holds about.
+    intents: BTreeMap<TxnId, Box<Intent>>,
     /// What the intents lock.
     locked: Locked,
     outcomes: BTreeMap<TxnId, Outcome>,
@@ -173,7 +176,7 @@ impl<M: Machine> Replica<M> {
     }
 
     /// Intents by transaction.
-    pub fn intents(&self) -> &BTreeMap<TxnId, Intent> {
+    pub fn intents(&self) -> &BTreeMap<TxnId, Box<Intent>> {
         &self.intents
     }
 
@@ -312,9 +315,8 @@ impl<M: Machine> Replica<M> {
                     if !knows_work::<M>(&prepare.work) {
                         return Err(Damaged::new(at, "an operation that is not known"));
                     }
-                    let applied =
-                        self.apply(Mutation::Prepare(&prepare, claims), stamp, &mut Vec::new());
-                    answers.applied.push(applied);
+                    self.stamp = self.stamp.max(stamp);
+                    answers.applied.push(self.prepare(*prepare, claims, self.stamp, leads));
                     continue;
                 }
                 Section::Decide(txn, verdict) => Mutation::Decide(txn, verdict),
@@ -389,7 +391,7 @@ impl<M: Machine> Replica<M> {
                 self.tables.expire(table, key, stamp);
                 Applied::Done
             }
-            Mutation::Prepare(prepare, claims) => self.prepare(prepare, claims, stamp),
+            Mutation::Prepare(prepare, claims) => self.prepare(*prepare, claims, stamp, true),
             Mutation::Decide(txn, verdict) => self.decide(txn, verdict, stamp),
             Mutation::Applied(txn, from) => {
                 if let Some(outcome) = self.outcomes.get_mut(&txn) {
@@ -438,81 +440,103 @@ impl<M: Machine> Replica<M> {
         })
     }
 
-    fn add_intent(&mut self, txn: TxnId, intent: Intent) {
+    fn add_intent(&mut self, txn: TxnId, intent: Box<Intent>) {
         self.locked.lock(&intent.claims, self.tables.hasher());
         let replaced = self.intents.insert(txn, intent);
         assert!(replaced.is_none(), "a transaction prepares here once");
     }
 
-    fn take_intent(&mut self, txn: TxnId) -> Option<Intent> {
+    fn take_intent(&mut self, txn: TxnId) -> Option<Box<Intent>> {
         let intent = self.intents.remove(&txn)?;
         self.locked.unlock(&intent.claims, self.tables.hasher());
         Some(intent)
     }
 
-    fn prepare(&mut self, prepare: &Prepare, claims: Vec<Claim>, stamp: Millis) -> Applied {
+    /// `replies`: whether somebody waits for the share's replies.
+    fn prepare(
+        &mut self,
+        prepare: Prepare,
+        claims: Vec<Claim>,
+        stamp: Millis,
+        replies: bool,
+    ) -> Applied {
         let Prepare { txn, done_below, .. } = prepare;
-        self.finished.done_below(txn.node, txn.incarnation, *done_below);
-        if let Some(intent) = self.intents.get(&prepare.txn) {
-            return Applied::Voted(intent.replies.clone());
+        self.finished.done_below(txn.node, txn.incarnation, done_below);
+        if let Some(intent) = self.intents.get(&txn) {
+            return self.vote_again(&prepare.work, intent.since);
         }
-        if kept(Rule::LatePreparesAreRefused) && self.finished.is_over(prepare.txn) {
+        if kept(Rule::LatePreparesAreRefused) && self.finished.is_over(txn) {
             return Applied::Refused;
         }
         if kept(Rule::MarksAreAuthoritative) && claims.iter().any(|claim| self.locks(claim)) {
             return Applied::Refused;
         }
-        let (writes, replies) = match &prepare.work {
-            Prepared::Share(share) => self.evaluate(share, stamp),
+        let (writes, replies) = match prepare.work {
+            Prepared::Share(share) => {
+                let replies = match replies {
+                    true => self.evaluate(&share.batch, stamp),
+                    false => Replies::default(),
+                };
+                (share_writes::<M>(share.batch), replies)
+            }
             Prepared::Images(images) => {
-                (images.iter().cloned().map(Write::Image).collect(), Replies::default())
+                (images.into_iter().map(Write::Image).collect(), Replies::default())
             }
             Prepared::Whole(batch, images) => {
-                let whole = Write::Run(Box::new(batch.clone()));
-                let images = images.iter().cloned().map(Write::Image);
+                let whole = Write::Run(Box::new(batch));
+                let images = images.into_iter().map(Write::Image);
                 (std::iter::once(whole).chain(images).collect(), Replies::default())
             }
         };
         let intent = Intent {
             age: prepare.age,
             primary: prepare.primary,
-            participants: prepare.participants.clone(),
+            participants: prepare.participants,
             primary_life: prepare.primary_life,
             synced: prepare.synced,
             claims,
             since: stamp,
             writes,
-            replies: replies.clone(),
         };
-        self.add_intent(prepare.txn, intent);
+        self.add_intent(txn, Box::new(intent));
         Applied::Voted(replies)
     }
 
-    /// Evaluates a share without changing the tables: its keys are copied to the scratch tables,
-    /// the operations run there, and what they leave of the keys they may write is the intent.
-    fn evaluate(&mut self, share: &Share, stamp: Millis) -> (Vec<Write>, Replies) {
+    /// The vote on a share that is an intent already: its keys are locked since, so it still
+    /// replies what it did.
+    fn vote_again(&mut self, work: &Prepared, since: Millis) -> Applied {
+        Applied::Voted(match work {
+            Prepared::Share(share) => self.evaluate(&share.batch, since),
+            Prepared::Images(_) | Prepared::Whole(..) => Replies::default(),
+        })
+    }
+
+    /// What a share replies, without changing the tables: where that depends on its keys, they are
+    /// copied to the scratch tables, and the operations run there.
+    fn evaluate(&mut self, batch: &Batch, stamp: Millis) -> Replies {
         let mut replies = Replies::default();
-        let mut writes = Vec::new();
-        let mut copied = BTreeMap::new();
-        let whole = share.batch.heads().any(|head| M::scope(head.code) == Scope::Partition);
-        for op in share.batch.iter() {
-            let access = M::access(op.head.code);
+        let mut foretold = batch.iter();
+        if foretold.all(|op| M::foretell(&op, &mut replies.bytes).then(|| replies.end()).is_some())
+        {
+            return replies;
+        }
+        replies.clear();
+        let mut copied = BTreeSet::new();
+        let whole = batch.heads().any(|head| M::scope(head.code) == Scope::Partition);
+        for op in batch.iter() {
             M::keys(&op, &mut |table, key| {
-                let place = (table, key.to_vec());
-                let (claimed, _) = copied.entry(place).or_insert_with_key(|(table, key)| {
-                    self.tables.begin(stamp, Access::Read);
-                    self.scratch.begin(stamp, Access::Write);
-                    // Where tables may change places, the key of another one may come here.
-                    for from in TableIndex::all().filter(|from| whole || from == table) {
-                        self.scratch.install(self.tables.image(from, key));
-                    }
-                    // A key that gets the value that it had is written all the same.
-                    (Access::Read, self.scratch.watches_mut().watch(*table, key, stamp))
-                });
-                *claimed = access.max(*claimed);
+                if !copied.insert((table, key.to_vec())) {
+                    return;
+                }
+                self.tables.begin(stamp, Access::Read);
+                self.scratch.begin(stamp, Access::Write);
+                // Where tables may change places, the key of another one may come here.
+                for from in TableIndex::all().filter(|from| whole || *from == table) {
+                    self.scratch.install(self.tables.image(from, key));
+                }
             });
         }
-        for op in share.batch.iter() {
+        for op in batch.iter() {
             // What looks at a whole partition finds nothing in scratch tables.
             let glance = M::scope(op.head.code) == Scope::Glance;
             let tables = if glance { &mut self.tables } else { &mut self.scratch };
@@ -520,15 +544,8 @@ impl<M: Machine> Replica<M> {
             M::run(&op, tables, stamp, &mut replies.bytes);
             replies.end();
         }
-        if whole {
-            writes.push(Write::Run(Box::new(share.batch.clone())));
-        }
-        for ((table, key), (access, version)) in copied {
-            self.scratch.begin(stamp, Access::Write);
-            let written = self.scratch.watches_mut().version(table, &key) != Some(version);
-            if access == Access::Write && written && !whole {
-                writes.push(Write::Image(self.scratch.image(table, &key)));
-            }
+        self.scratch.begin(stamp, Access::Write);
+        for (table, key) in copied {
             let hash = self.scratch.hasher().hash(&key);
             self.scratch.remove(table, hash, &key);
         }
@@ -538,13 +555,13 @@ impl<M: Machine> Replica<M> {
         }
         self.scratch.take_expired();
         *self.scratch.watches_mut() = Watches::default();
-        (writes, replies)
+        replies
     }
 
     fn decide(&mut self, txn: TxnId, verdict: Verdict, stamp: Millis) -> Applied {
         if verdict == Verdict::Commit && !kept(Rule::CommitNeedsIntent) {
             if let Some(intent) = self.take_intent(txn) {
-                self.commit(txn, intent, stamp);
+                self.commit(txn, *intent, stamp);
             }
             self.finished.finish(txn, Verdict::Commit);
             return Applied::Stands(Verdict::Commit);
@@ -560,7 +577,7 @@ impl<M: Machine> Replica<M> {
         let intent = self.take_intent(txn);
         let verdict = match intent {
             Some(intent) if verdict == Verdict::Commit => {
-                self.commit(txn, intent, stamp);
+                self.commit(txn, *intent, stamp);
                 Verdict::Commit
             }
             _ => Verdict::Abort,
@@ -569,17 +586,26 @@ impl<M: Machine> Replica<M> {
         Applied::Stands(verdict)
     }
 
+    /// Runs what a batch writes, its replies long given.
+    fn run_writes(&mut self, batch: &Batch, stamp: Millis) {
+        let mut reply = Vec::new();
+        for op in batch.iter().filter(|op| M::access(op.head.code) == Access::Write) {
+            self.tables.begin(stamp, Access::Write);
+            M::run(&op, &mut self.tables, stamp, &mut reply);
+            reply.clear();
+        }
+    }
+
     fn commit(&mut self, txn: TxnId, intent: Intent, stamp: Millis) {
         let stamp = stamp.max(intent.since);
         for write in intent.writes {
-            self.tables.begin(stamp, Access::Write);
             match write {
-                Write::Image(image) => self.tables.install(image),
-                Write::Run(batch) => {
-                    for op in batch.iter() {
-                        M::run(&op, &mut self.tables, stamp, &mut Vec::new());
-                    }
+                Write::Image(image) => {
+                    self.tables.begin(stamp, Access::Write);
+                    self.tables.install(image);
                 }
+                Write::Run(batch) => self.run_writes(&batch, stamp),
+                Write::Share(batch) => self.run_writes(&batch, intent.since),
             }
         }
         if intent.primary == self.id && kept(Rule::OutcomesAreRemembered) {
@@ -590,6 +616,17 @@ impl<M: Machine> Replica<M> {
             }
         }
     }
+}
+
+/// What the commit of a share does.
+fn share_writes<M: Machine>(batch: Batch) -> Vec<Write> {
+    let writes = |head: OpHead| M::access(head.code) == Access::Write;
+    if !batch.heads().any(writes) {
+        return Vec::new();
+    }
+    let whole = batch.heads().any(|head| M::scope(head.code) == Scope::Partition);
+    let batch = Box::new(batch);
+    vec![if whole { Write::Run(batch) } else { Write::Share(batch) }]
 }
 
 /// Whether the machine knows every operation that is to be prepared.

@@ -44,7 +44,6 @@ pub struct ClientId(pub u64);
 
 /// What a Coordinator wants done.
 #[derive(Debug, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "nearly all effects are the large one")]
 pub enum Effect {
     /// Tell a partition.
     Partition(PartitionId, ToPartition),
@@ -492,7 +491,7 @@ impl<M: Machine> Transactions<M> {
                 share: share.clone(),
                 done_below,
             };
-            effects.push(Effect::Partition(*id, ToPartition::Lock(lock)));
+            effects.push(Effect::Partition(*id, ToPartition::Lock(Box::new(lock))));
         }
         txn.phase = Phase::Locking { waiting, grants: BTreeMap::new() };
     }
@@ -525,7 +524,7 @@ impl<M: Machine> Transactions<M> {
                 work,
                 done_below: self.done_below(),
             };
-            effects.push(Effect::Partition(id, ToPartition::Prepare(prepare)));
+            effects.push(Effect::Partition(id, ToPartition::Prepare(Box::new(prepare))));
         }
     }
 
@@ -899,7 +898,7 @@ mod tests {
                         format!("{} operations, {} images", batch.len(), images.len())
                     }
                 };
-                let Prepare { txn, primary, age, .. } = prepare;
+                let Prepare { txn, primary, age, .. } = &**prepare;
                 let age = age.time;
                 let synced = if prepare.synced { " synced" } else { "" };
                 format!(

@@ -225,7 +225,7 @@ impl Alone {
         let share = Share { batch: Batch::new(), claims: vec![claim], watched: Vec::new() };
         let age = Age { time: 0, node: NodeId(2), tie: sequence };
         let lock = Lock { txn, age, mode: Mode::Gather, share, done_below: 0 };
-        self.tell(ToPartition::Lock(lock));
+        self.tell(ToPartition::Lock(Box::new(lock)));
         txn
     }
 

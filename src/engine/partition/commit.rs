@@ -20,9 +20,9 @@ use std::collections::BTreeMap;
 #[derive(Debug)]
 pub(super) enum Deferred {
     /// A lock whose marks are set: reads and images show what was filed before them.
-    Grant(Lock, u64),
+    Grant(Box<Lock>, u64),
     /// A prepare whose marks are set: whether its watched keys have changed shows then.
-    Prepare(Prepare, u64),
+    Prepare(Box<Prepare>, u64),
     /// Unlogged locks count as held only by whoever certainly still leads: under a lease, or once
     /// a majority has confirmed it after it was asked.
     Confirm(TxnId, Term, Confirmation),
@@ -94,9 +94,9 @@ impl<M: Machine> Partition<M> {
     /// Answers what was meant for the leader. Participants and primaries ask again by themselves.
     fn turn_away(&self, message: &ToPartition, effects: &mut Vec<Effect>) {
         match message {
-            ToPartition::Lock(Lock { txn, .. })
-            | ToPartition::Prepare(Prepare { txn, .. })
-            | ToPartition::Confirm { txn, .. }
+            ToPartition::Lock(lock) => self.refuse(lock.txn, effects),
+            ToPartition::Prepare(prepare) => self.refuse(prepare.txn, effects),
+            ToPartition::Confirm { txn, .. }
             | ToPartition::Decide(Decide { txn, deciding: true, .. }) => {
                 self.refuse(*txn, effects);
             }
@@ -191,7 +191,7 @@ impl<M: Machine> Partition<M> {
         }
     }
 
-    fn on_lock(&mut self, lock: Lock, ticket: Ticket, now: Millis, effects: &mut Vec<Effect>) {
+    fn on_lock(&mut self, lock: Box<Lock>, ticket: Ticket, now: Millis, effects: &mut Vec<Effect>) {
         let txn = lock.txn;
         self.clock = self.clock.max(lock.age.time);
         self.replica.done_below(txn.node, txn.incarnation, lock.done_below);
@@ -211,7 +211,7 @@ impl<M: Machine> Partition<M> {
     /// soon as what was filed before is applied.
     pub(super) fn lock(
         &mut self,
-        lock: Lock,
+        lock: Box<Lock>,
         claims: Vec<Claim>,
         now: Millis,
         effects: &mut Vec<Effect>,
@@ -273,7 +273,7 @@ impl<M: Machine> Partition<M> {
         }
     }
 
-    fn grant(&mut self, lock: Lock, now: Millis, effects: &mut Vec<Effect>) {
+    fn grant(&mut self, lock: Box<Lock>, now: Millis, effects: &mut Vec<Effect>) {
         if !self.replica.is_unchanged(&lock.share.watched) {
             self.changed(lock.txn, effects);
             return;
@@ -323,7 +323,7 @@ impl<M: Machine> Partition<M> {
 
     fn on_prepare(
         &mut self,
-        prepare: Prepare,
+        prepare: Box<Prepare>,
         ticket: Ticket,
         now: Millis,
         effects: &mut Vec<Effect>,
@@ -369,7 +369,12 @@ impl<M: Machine> Partition<M> {
     }
 
     /// Logs the intent of a transaction that holds its marks.
-    pub(super) fn prepare(&mut self, prepare: Prepare, now: Millis, effects: &mut Vec<Effect>) {
+    pub(super) fn prepare(
+        &mut self,
+        prepare: Box<Prepare>,
+        now: Millis,
+        effects: &mut Vec<Effect>,
+    ) {
         let watches = matches!(&prepare.work, Prepared::Share(share) if !share.watched.is_empty());
         match watches {
             true => self.when_applied(Deferred::Prepare, prepare, now, effects),
@@ -377,7 +382,7 @@ impl<M: Machine> Partition<M> {
         }
     }
 
-    fn log_intent(&mut self, prepare: Prepare, now: Millis, effects: &mut Vec<Effect>) {
+    fn log_intent(&mut self, prepare: Box<Prepare>, now: Millis, effects: &mut Vec<Effect>) {
         let txn = prepare.txn;
         // It may have ended while it waited.
         if kept(Rule::LatePreparesAreRefused) && self.replica.is_over(txn) {
@@ -400,7 +405,7 @@ impl<M: Machine> Partition<M> {
         if !kept(Rule::ReadKeysArePrepared) {
             released = claims.extract_if(.., |claim| claim.access == Access::Read).collect();
         }
-        self.file(Mutation::Prepare(&prepare, claims), After::Vote(txn), now, effects);
+        self.file(Mutation::Prepare(prepare, claims), After::Vote(txn), now, effects);
         for claim in released {
             self.unmark(&claim.granule, txn, effects);
         }

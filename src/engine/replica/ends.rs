@@ -97,7 +97,12 @@ impl Ends {
         if incarnation == finished.incarnation && below > finished.below {
             finished.below = below;
             let forgotten = below.saturating_sub(linger);
-            finished.ended = finished.ended.split_off(&(forgotten, 0));
+            // One at a time: a few are forgotten and many stay, which a split would count.
+            while let Some(first) = finished.ended.first_entry()
+                && first.key().0 < forgotten
+            {
+                first.remove();
+            }
         }
     }
 

@@ -2,15 +2,17 @@
 
 use crate::engine::protocol::{Claim, Granule};
 use crate::engine::tables::KeyHasher;
-use std::collections::BTreeMap;
+use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 
 /// What intents lock, to tell at once of most operations that no intent is in their way.
+/// Looked up by hash only: no order of it is ever seen.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Locked {
     /// How many intents lock everything.
     whole: usize,
     /// How many claims there are on keys with this hash.
-    keys: BTreeMap<u64, usize>,
+    keys: HashMap<u64, usize, foldhash::fast::FixedState>,
 }
 
 impl Locked {
@@ -29,19 +31,17 @@ impl Locked {
                 self.whole -= 1;
                 continue;
             };
-            let hash = hasher.hash(key);
-            let left = self.keys.get_mut(&hash).map_or(0, |count| {
-                *count -= 1;
-                *count
-            });
-            if left == 0 {
-                self.keys.remove(&hash);
+            if let Entry::Occupied(mut count) = self.keys.entry(hasher.hash(key)) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
             }
         }
     }
 
     /// Whether an intent may lock the key.
     pub(super) fn may_lock(&self, hash: u64) -> bool {
-        self.whole > 0 || self.keys.contains_key(&hash)
+        self.whole > 0 || !self.keys.is_empty() && self.keys.contains_key(&hash)
     }
 }

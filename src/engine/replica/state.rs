@@ -54,10 +54,12 @@ impl<M: Machine> Replica<M> {
     }
 
     pub(in crate::engine) fn restore_intent(&mut self, content: &[u8]) -> Result<(), String> {
-        let (txn, intent): (TxnId, Intent) = snapshot::read_value(content)?;
+        let (txn, intent): (TxnId, Box<Intent>) = snapshot::read_value(content)?;
         let known = intent.writes.iter().all(|write| match write {
             Write::Image(_) => true,
-            Write::Run(batch) => batch.heads().all(|head| M::knows(head.code)),
+            Write::Run(batch) | Write::Share(batch) => {
+                batch.heads().all(|head| M::knows(head.code))
+            }
         });
         if !known || self.intents.contains_key(&txn) {
             return Err(format!("an intent of {txn} that is not known, or twice"));
@@ -89,8 +91,7 @@ impl<M: Machine> Replica<M> {
     /// A number that tells replicas apart which do not hold the same: equal for all that have
     /// applied the same log, however they came by it. Takes time for every item.
     ///
-    /// What may differ is left out: when items were used last, and what a prepared share replied,
-    /// where it looked at a whole partition in an order that only each replica knows.
+    /// What may differ is left out: when items were used last.
     pub fn digest(&self) -> u64 {
         let hasher = self.tables.hasher();
         let mut digest: u64 = 0;
@@ -104,9 +105,9 @@ impl<M: Machine> Replica<M> {
     /// Shows all that a replica is to have alike with others, a line for each thing.
     fn describe(&self, show: &mut dyn FnMut(&[u8])) {
         show(format!("partition {} stamp {}", self.id, self.stamp.0).as_bytes());
-        for (txn, Intent { age, primary, participants, primary_life, claims, since, writes, .. }) in
-            &self.intents
-        {
+        for (txn, intent) in &self.intents {
+            let Intent { age, primary, participants, primary_life, claims, since, writes, .. } =
+                &**intent;
             let line = format!(
                 "intent {txn} {age} {primary} {participants:?} {primary_life:?} {claims:?} \
                  {since:?} {writes:?}"
