@@ -3,6 +3,10 @@
 //! It writes what the partitions copy of themselves, one partition at a time, and streams what it
 //! has to nodes whose replicas are too far behind ([`transfer`]). Nobody waits for it: a Bucket
 //! copies as fast as pieces are written, and goes on serving in between.
+//!
+//! What others wait for is what it uses: the processors, and the disk behind which the log's syncs
+//! queue. So it rests after each piece, longer than the piece took ([`Pace`]): a busy disk or a busy
+//! machine makes it slower of itself. While the log is too long it does not rest.
 
 mod transfer;
 
@@ -15,10 +19,12 @@ use crate::engine::partition::snapshots::{FromArchive, ToArchive};
 use crate::engine::tables::KeyHasher;
 use crate::error::{Error, Result};
 use crate::ids::PartitionId;
+use crate::storage::log::remove_dropped;
 use crate::storage::snapshot::CHUNK_BYTES_MAX;
-use crate::storage::{SnapshotWriter, Snapshots};
+use crate::storage::{RealDisk, SnapshotWriter, Snapshots};
 use actix::{Actor, AsyncContext, Context, Handler, Message};
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -35,8 +41,31 @@ pub struct Archive {
     due: VecDeque<PartitionId>,
     /// Whose turn it is.
     turn: Option<Turn>,
+    pace: Pace,
     transfers: Transfers,
     failpoint: Failpoint,
+}
+
+/// How the archive keeps to its part of the machine.
+#[derive(Debug)]
+struct Pace {
+    /// Until then it rests.
+    free: Instant,
+    /// There is no time to rest.
+    hurries: bool,
+}
+
+impl Pace {
+    /// Has the archive rest for the work that it began then and has just done. Tells for how long it
+    /// does from now on.
+    fn rest(&mut self, begun: Instant) -> Duration {
+        let now = Instant::now();
+        self.free = self.free.max(now);
+        if !self.hurries {
+            self.free += ((now - begun) * REST).min(REST_MAX);
+        }
+        self.free - now
+    }
 }
 
 /// A snapshot that is being made.
@@ -53,6 +82,16 @@ struct Turn {
 #[rtype(result = "()")]
 pub struct Wire(pub Arc<Book>);
 
+/// The node's Log has looked at its oldest segment.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Collected {
+    /// A file that it has no use for: to be removed.
+    pub left: Option<PathBuf>,
+    /// Whether the log is longer than it should be, so that snapshots are urgent.
+    pub is_long: bool,
+}
+
 /// A partition of this node asks.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -60,6 +99,12 @@ pub struct Ordered(pub PartitionId, pub ToArchive);
 
 /// How often transfers that go nowhere are looked at.
 const TICK: Duration = Duration::from_secs(1);
+
+/// The archive rests so many times as long as it has worked on snapshots.
+const REST: u32 = 3;
+
+/// It rests no longer than this for a single piece of work.
+const REST_MAX: Duration = Duration::from_millis(200);
 
 impl Archive {
     /// An archive of these snapshots.
@@ -69,8 +114,17 @@ impl Archive {
         stop: Stop,
         failpoint: Failpoint,
     ) -> Archive {
-        let (due, transfers) = (VecDeque::new(), Transfers::default());
-        Archive { snapshots, hasher, stop, book: None, due, turn: None, transfers, failpoint }
+        Archive {
+            snapshots,
+            hasher,
+            stop,
+            book: None,
+            due: VecDeque::new(),
+            turn: None,
+            pace: Pace { free: Instant::now(), hurries: false },
+            transfers: Transfers::default(),
+            failpoint,
+        }
     }
 
     fn tell(&self, partition: PartitionId, news: FromArchive<Redis>) {
@@ -108,7 +162,8 @@ impl Archive {
         }
     }
 
-    fn write(&mut self, partition: PartitionId, piece: &[u8]) {
+    fn write(&mut self, partition: PartitionId, piece: &[u8], ctx: &mut Context<Self>) {
+        let begun = Instant::now();
         let Some(turn) = self.turn.as_mut().filter(|turn| turn.partition == partition) else {
             return;
         };
@@ -117,12 +172,19 @@ impl Archive {
         // Almost always one: only a single huge item makes a longer piece.
         let written = piece.chunks(CHUNK_BYTES_MAX).try_for_each(|chunk| writer.append(chunk));
         match written {
-            Ok(()) => self.tell(partition, FromArchive::Written),
+            Ok(()) => {
+                let rest = self.pace.rest(begun);
+                ctx.run_later(rest, move |archive, _| {
+                    // If it was given up meanwhile, what comes of the word is one piece more ahead.
+                    archive.tell(partition, FromArchive::Written);
+                });
+            }
             Err(error) => self.fail(partition, &error),
         }
     }
 
-    fn finish(&mut self, partition: PartitionId) {
+    fn finish(&mut self, partition: PartitionId, ctx: &mut Context<Self>) {
+        let began = Instant::now();
         if self.turn.as_ref().is_none_or(|turn| turn.partition != partition) {
             return;
         }
@@ -146,7 +208,7 @@ impl Archive {
             }
             Err(error) => self.fail(partition, &error),
         }
-        self.next_turn();
+        ctx.run_later(self.pace.rest(began), |archive, _| archive.next_turn());
     }
 
     fn remove_older(&self, partition: PartitionId, index: u64) {
@@ -203,10 +265,24 @@ impl Handler<Wire> for Archive {
     }
 }
 
+impl Handler<Collected> for Archive {
+    type Result = ();
+
+    fn handle(&mut self, collected: Collected, _: &mut Context<Self>) {
+        let begun = Instant::now();
+        self.pace.hurries = collected.is_long;
+        if let Some(left) = collected.left {
+            // What stays is removed at the next start.
+            tell_error("a dropped segment of the log stays", remove_dropped(&RealDisk, &left));
+            self.pace.rest(begun);
+        }
+    }
+}
+
 impl Handler<Ordered> for Archive {
     type Result = ();
 
-    fn handle(&mut self, Ordered(partition, order): Ordered, _: &mut Context<Self>) {
+    fn handle(&mut self, Ordered(partition, order): Ordered, ctx: &mut Context<Self>) {
         match order {
             ToArchive::Due => {
                 if !self.due.contains(&partition) {
@@ -215,8 +291,8 @@ impl Handler<Ordered> for Archive {
                 self.next_turn();
             }
             ToArchive::Begin { index, meta } => self.begin(partition, index, &meta),
-            ToArchive::Piece(piece) => self.write(partition, &piece),
-            ToArchive::End => self.finish(partition),
+            ToArchive::Piece(piece) => self.write(partition, &piece, ctx),
+            ToArchive::End => self.finish(partition, ctx),
             ToArchive::Abandon => self.abandon(partition),
             ToArchive::Send(outgoing) => self.send(partition, outgoing),
         }

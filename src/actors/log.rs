@@ -8,6 +8,7 @@
 //! A disk that refuses stops the node: what could not be written or synced was not acknowledged, and
 //! nothing after it will be.
 
+use crate::actors::archive::{self, Archive};
 use crate::actors::bucket::{self, Bucket};
 use crate::actors::failpoint::{Failpoint, Point};
 use crate::config::Durability;
@@ -30,6 +31,10 @@ const SYNC_EVERY: Duration = Duration::from_millis(900);
 /// How often old segments are looked through.
 const COLLECT_EVERY: Duration = Duration::from_secs(2);
 
+/// A segment is dropped so long after the one before: a snapshot sets many free at once, and each
+/// takes a sync or two for which writes wait.
+const DROP_EVERY: Duration = Duration::from_millis(50);
+
 /// Records that may wait in a mailbox, in messages: a Bucket has at most a few under way.
 const MAILBOX: usize = 1 << 16;
 
@@ -44,6 +49,7 @@ pub struct Log {
     log: SegmentLog,
     directory: Directory,
     buckets: Vec<Addr<Bucket>>,
+    archive: Option<Addr<Archive>>,
     records: Records,
     /// What is kept with the next write and what with the next sync, by Bucket.
     waiting: Vec<Waiting>,
@@ -106,10 +112,10 @@ pub struct Persisted {
     pub spares: Vec<Records>,
 }
 
-/// The node's Buckets.
+/// The node's Buckets and its Archive.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Wire(pub Vec<Addr<Bucket>>);
+pub struct Wire(pub Vec<Addr<Bucket>>, pub Option<Addr<Archive>>);
 
 /// The cluster is formed: from now on a majority starts without waiting for everybody. The answer
 /// comes once that is durable, for who acknowledges anything before would be taken for a new node;
@@ -165,6 +171,7 @@ impl Log {
             log,
             directory,
             buckets,
+            archive: None,
             records,
             waiting,
             urgent,
@@ -215,22 +222,25 @@ impl Log {
         }
     }
 
-    /// Drops what nobody needs, and has a snapshot made of whoever needs what is too old.
-    fn collect(&mut self) {
-        match self.log.collect() {
-            Ok(collected) => {
-                if collected.dropped > 0 {
-                    log::debug!(target: "log", "dropped {} segments", collected.dropped);
-                }
-                if let Some((holder, _)) = collected.held_by.first()
-                    && self.log.usage().written > self.bytes_max
-                {
-                    let snapshot = bucket::Snapshot(*holder);
-                    self.buckets.iter().for_each(|bucket| bucket.do_send(snapshot));
-                }
-            }
-            Err(error) => (self.stop)(&error.to_string()),
+    /// Drops the oldest segment if nobody needs it, else has a snapshot made of whoever does once
+    /// the log is too long.
+    fn collect(&mut self, ctx: &mut Context<Self>) {
+        let collected = match self.log.collect() {
+            Ok(collected) => collected,
+            Err(error) => return (self.stop)(&error.to_string()),
+        };
+        let is_long = self.log.usage().written > self.bytes_max;
+        if let Some((holder, _)) = collected.held_by.first()
+            && is_long
+        {
+            let snapshot = bucket::Snapshot(*holder);
+            self.buckets.iter().for_each(|bucket| bucket.do_send(snapshot));
         }
+        if let Some(archive) = &self.archive {
+            archive.do_send(archive::Collected { left: collected.left, is_long });
+        }
+        let pause = if collected.dropped { DROP_EVERY } else { COLLECT_EVERY };
+        ctx.run_later(pause, Log::collect);
     }
 
     fn sync(&mut self) {
@@ -248,7 +258,7 @@ impl Actor for Log {
     fn started(&mut self, ctx: &mut Context<Self>) {
         ctx.set_mailbox_capacity(MAILBOX);
         ctx.run_interval(SYNC_EVERY, |log, _| log.sync());
-        ctx.run_interval(COLLECT_EVERY, |log, _| log.collect());
+        ctx.run_later(COLLECT_EVERY, Log::collect);
         ctx.spawn(Drained);
     }
 }
@@ -294,9 +304,9 @@ impl Handler<Append> for Log {
 impl Handler<Wire> for Log {
     type Result = ();
 
-    fn handle(&mut self, Wire(buckets): Wire, _: &mut Context<Self>) {
+    fn handle(&mut self, Wire(buckets, archive): Wire, _: &mut Context<Self>) {
         self.waiting = vec![Waiting::default(); buckets.len()];
-        self.buckets = buckets;
+        (self.buckets, self.archive) = (buckets, archive);
     }
 }
 

@@ -239,7 +239,7 @@ pub async fn start(
     );
     // Mailboxes keep the order, so whatever a Peer brings finds every book in place.
     if let Some(log) = &log {
-        log.do_send(disk::Wire(buckets.clone()));
+        log.do_send(disk::Wire(buckets.clone(), archive.clone()));
     }
     if let Some(archive) = &archive {
         archive.do_send(archive::Wire(book.clone()));

@@ -10,7 +10,9 @@
 //! [`SegmentLog::collect`] drops the oldest segment once nothing in it counts. A group that wrote
 //! little a long time ago would pin it for ever, so the few records that still count are copied to
 //! the log's end; where there are many, the caller is told whose they are, and a snapshot of that
-//! group sets the segment free.
+//! group sets the segment free. A dropped segment only changes its name: giving a large file's
+//! blocks back takes the file system longer than ten syncs, so that is left to whoever has time
+//! ([`remove_dropped`]).
 //!
 //! How it is read again is in `recovery`, the bytes are in `segment` and `record`.
 
@@ -72,10 +74,12 @@ pub struct Usage {
 /// What a collection came to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
-    /// How many segments were dropped.
-    pub dropped: usize,
+    /// Whether a segment was dropped: there may be more to drop.
+    pub dropped: bool,
     /// How many records were copied to the log's end.
     pub copied: usize,
+    /// What the dropped segment has become, unless it is used again: for [`remove_dropped`].
+    pub left: Option<PathBuf>,
     /// The groups that keep the oldest segment from being dropped, each with how many records it
     /// needs of it: most first. A snapshot of the first of them helps.
     pub held_by: Vec<(PartitionId, usize)>,
@@ -111,6 +115,15 @@ pub struct SegmentLog<D: Disk = RealDisk> {
 /// A dropped segment, or one in the making: what the next segment is made of.
 const SPARE: &str = "spare";
 
+/// What a dropped segment that is not used again is called until it is removed.
+const DROPPED: &str = ".dropped";
+
+/// Removes a file that a log has [left](Collected::left). Nobody depends on it: what a power cut
+/// brings back is removed when the log is opened.
+pub fn remove_dropped<D: Disk>(disk: &D, left: &Path) -> Result<()> {
+    disk.remove(left).map_err(failed("remove", left))
+}
+
 impl<D: Disk> SegmentLog<D> {
     /// Opens the log in `dir`, making both if there is none, and reads it.
     ///
@@ -120,6 +133,11 @@ impl<D: Disk> SegmentLog<D> {
     pub fn open(disk: D, dir: &Path, options: Options) -> Result<(SegmentLog<D>, Recovered)> {
         assert!(options.segment_bytes <= BATCH_BYTES_MAX as u64, "a place in a segment is a u32");
         disk.make_dir(dir).map_err(failed("make", dir))?;
+        for name in disk.list(dir).map_err(failed("list", dir))? {
+            if name.ends_with(DROPPED) {
+                remove_dropped(&disk, &dir.join(name))?;
+            }
+        }
         let reading = recovery::read(&disk, dir, &options.owner)?;
         let last = reading.segments.iter().next_back();
         let (current, previous_end) = last.map_or((0, 0), |(number, last)| (*number, last.end));
@@ -176,35 +194,37 @@ impl<D: Disk> SegmentLog<D> {
         self.sync()
     }
 
-    /// Drops old segments that nothing needs, down to [`Options::retain_bytes`]. Records that still
-    /// count are copied forward if they are few (a sixteenth of a segment at most).
+    /// Drops the oldest segment if nothing needs it and the log is longer than
+    /// [`Options::retain_bytes`]. Records in it that still count are copied forward if they are few
+    /// (a sixteenth of a segment at most).
+    ///
+    /// One segment a call: whoever waits for a write waits for this too.
     pub fn collect(&mut self) -> Result<Collected> {
         self.usable()?;
         let mut collected = Collected::default();
-        while let Some((&number, _)) = self.segments.first_key_value() {
-            if number == self.current || self.usage().bytes <= self.options.retain_bytes {
-                break;
-            }
-            if let Some(holders) = &self.held_by {
-                collected.held_by.clone_from(holders);
-                break;
-            }
-            let Some(records) = self.still_needed(number)? else {
-                collected.held_by = self.holders(number);
-                self.held_by = Some(collected.held_by.clone());
-                break;
-            };
-            // The batch goes first: it says that the segment is not needed, so that a segment that
-            // is missing for any other reason is noticed.
-            self.oldest = number + 1;
-            self.append(&records)?;
-            self.sync()?;
-            let outcome = self.drop_segment(number);
-            self.or_break(outcome)?;
-            collected.dropped += 1;
-            collected.copied += records.len();
-            self.usage.copied += records.bytes() as u64;
+        let Some((&number, _)) = self.segments.first_key_value() else { return Ok(collected) };
+        if number == self.current || self.usage().bytes <= self.options.retain_bytes {
+            return Ok(collected);
         }
+        if let Some(holders) = &self.held_by {
+            collected.held_by.clone_from(holders);
+            return Ok(collected);
+        }
+        let Some(records) = self.still_needed(number)? else {
+            collected.held_by = self.holders(number);
+            self.held_by = Some(collected.held_by.clone());
+            return Ok(collected);
+        };
+        // The batch goes first: it says that the segment is not needed, so that a segment that is
+        // missing for any other reason is noticed.
+        self.oldest = number + 1;
+        self.append(&records)?;
+        self.sync()?;
+        let outcome = self.drop_segment(number);
+        collected.left = self.or_break(outcome)?;
+        collected.dropped = true;
+        collected.copied = records.len();
+        self.usage.copied += records.bytes() as u64;
         Ok(collected)
     }
 
@@ -411,21 +431,19 @@ impl<D: Disk> SegmentLog<D> {
 
     /// Drops the oldest segment: it becomes the spare if there is none and it is no larger than
     /// others. One at a time and synced, so that what is left is always a run of numbers.
-    fn drop_segment(&mut self, number: u32) -> Result<()> {
+    fn drop_segment(&mut self, number: u32) -> Result<Option<PathBuf>> {
         let path = segment::path(&self.dir, number);
         let spare = self.dir.join(SPARE);
         let names = self.disk.list(&self.dir).map_err(failed("list", &self.dir))?;
         let length = self.segments.remove(&number).map_or(0, |segment| segment.length);
         let usual = length <= self.preallocated_length(self.options.segment_bytes + END as u64);
-        if usual && !names.iter().any(|name| name == SPARE) {
-            self.disk.rename(&path, &spare).map_err(failed("rename", &path))?;
-        } else {
-            self.disk.remove(&path).map_err(failed("remove", &path))?;
-        }
+        let is_spare = usual && !names.iter().any(|name| name == SPARE);
+        let to = if is_spare { spare } else { path.with_extension(&DROPPED[1..]) };
+        self.disk.rename(&path, &to).map_err(failed("rename", &path))?;
         self.disk.sync_dir(&self.dir).map_err(failed("sync", &self.dir))?;
         self.usage.syncs += 1;
         self.index.forget(number);
-        Ok(())
+        Ok((!is_spare).then_some(to))
     }
 
     /// The bytes of the record at `place`, header included, its checksum verified.

@@ -24,9 +24,9 @@ use std::path::{Path, PathBuf};
 /// The most bytes of one chunk.
 pub const CHUNK_BYTES_MAX: usize = 16 << 20;
 
-/// While a snapshot is written it is synced each time this much has been added: left to the end,
-/// its pages would stand before the log's in the disk's queue.
-const SYNC_EVERY: u64 = 8 << 20;
+/// While a snapshot is written it is synced each time this much has been added. Its pages stand
+/// before the log's in the disk's queue, and so much is what a sync of the log may have to wait for.
+const SYNC_EVERY: u64 = 1 << 20;
 
 const HEADER: usize = 32;
 const CHUNK_HEADER: usize = 8;

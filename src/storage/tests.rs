@@ -49,7 +49,8 @@ impl Runner for Script {
             "finish" => self.log()?.finish()?,
             "collect" => {
                 let collected = self.log()?.collect()?;
-                writeln!(out, "{} dropped, {} copied", collected.dropped, collected.copied)?;
+                let dropped = usize::from(collected.dropped);
+                writeln!(out, "{dropped} dropped, {} copied", collected.copied)?;
                 for (group, count) in collected.held_by {
                     writeln!(out, "partition {group} needs {count}")?;
                 }

@@ -4,7 +4,7 @@
 use super::*;
 use crate::ids::NodeId;
 use crate::storage::faulty::FaultyDisk;
-use crate::storage::log::{Options, SegmentLog};
+use crate::storage::log::{Options, SegmentLog, remove_dropped};
 use crate::storage::record::Records;
 use crate::storage::segment::END;
 use rand_chacha::ChaCha8Rng;
@@ -325,9 +325,17 @@ impl Story {
     }
 
     fn collect(&mut self) -> Result<()> {
-        let collected = self.log.collect()?;
-        self.dropped += collected.dropped;
-        Ok(())
+        loop {
+            let collected = self.log.collect()?;
+            self.dropped += usize::from(collected.dropped);
+            // Now, later, or never.
+            if let Some(left) = collected.left.filter(|_| self.roll(2) == 0) {
+                remove_dropped(&self.disk, &left)?;
+            }
+            if !collected.dropped {
+                return Ok(());
+            }
+        }
     }
 
     fn check_reading(&mut self) {
