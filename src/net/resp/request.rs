@@ -285,7 +285,8 @@ impl Requests {
         let end = from + found;
         if end + 2 > buf.len() {
             self.searched = end;
-            return Ok(None);
+            // However it came, as below.
+            return if end - self.at > limits.line_bytes { Err(endless) } else { Ok(None) };
         }
         // An empty line has no type byte; what is wrong with it is for the caller to say.
         let number = buf.get(self.at + 1..end).and_then(parse_int);
@@ -543,8 +544,10 @@ mod tests {
             let enough = [begin.as_bytes(), &[b'1'; 64 << 10][..]].concat();
             let (got, error) = whole(&enough);
             let expected = format!("ERR Protocol error: {text}");
-            assert_eq!(error.map(|error| error.to_string()), Some(expected));
+            assert_eq!(error.map(|error| error.to_string()), Some(expected.clone()));
             assert!(got.is_empty());
+            let ended = whole(&[&enough[..], b"\r"].concat()).1;
+            assert_eq!(ended.map(|error| error.to_string()), Some(expected), "{begin}");
             let less = &enough[..60 << 10];
             assert_eq!(whole(less), (Vec::new(), None), "{begin}");
         }
