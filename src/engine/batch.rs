@@ -160,9 +160,21 @@ impl Batch {
         self.ops.push(Placed { head: op.head, args_end: self.ends.len() as u32 });
     }
 
+    /// Writes the operations down as an entry of a log has them: how many arguments and operations,
+    /// their ends, the heads, the arguments.
+    pub fn write_down(&self, out: &mut Vec<u8>) {
+        let (ends, heads) = (self.ends.len() * END_BYTES, self.ops.len() * HEAD_BYTES);
+        out.reserve(8 + ends + heads + self.data.len());
+        out.extend_from_slice(&(self.ends.len() as u32).to_le_bytes());
+        out.extend_from_slice(&(self.ops.len() as u32).to_le_bytes());
+        self.ends.iter().for_each(|end| put_end(out, *end));
+        self.ops.iter().for_each(|op| put_head(out, op.head, op.args_end));
+        out.extend_from_slice(&self.data);
+    }
+
     /// The operations, borrowed.
     #[inline]
-    fn laid(&self) -> Laid<'_> {
+    pub fn laid(&self) -> Laid<'_> {
         Laid { data: &self.data, ends: &self.ends, ops: &self.ops }
     }
 
@@ -215,6 +227,12 @@ impl<'a> Laid<'a> {
     #[inline]
     pub fn heads(&self, from: usize, to: usize) -> impl Iterator<Item = OpHead> + use<'a> {
         self.ops[from..to].iter().map(|op| op.head)
+    }
+
+    /// The operations in order.
+    pub fn iter(&self) -> impl Iterator<Item = Op<'a>> + use<'a> {
+        let laid = *self;
+        (0..laid.len()).map(move |index| laid.op(index))
     }
 
     /// The operation at `index`.

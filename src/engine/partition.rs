@@ -193,6 +193,8 @@ pub struct Partition<M> {
     /// What waits for earlier mutations to be applied, or for a lease.
     deferred: Vec<Deferred>,
     inquiries: BTreeMap<TxnId, Inquiry>,
+    /// Commits that are applied here, for each primary that is to hear of them.
+    confirmations: BTreeMap<PartitionId, Vec<TxnId>>,
     /// When an intent or an outcome was last asked for or repeated.
     repeated: BTreeMap<TxnId, Millis>,
     sweep: Sweep,
@@ -246,6 +248,7 @@ impl<M: Machine> Partition<M> {
             tickets: BTreeMap::new(),
             deferred: Vec::new(),
             inquiries: BTreeMap::new(),
+            confirmations: BTreeMap::new(),
             repeated: BTreeMap::new(),
             sweep: Sweep::default(),
             snapshots: snapshots::Snapshots::default(),
@@ -475,7 +478,7 @@ impl<M: Machine> Partition<M> {
             .replica
             .intents()
             .iter()
-            .map(|(txn, intent)| (*txn, intent.age, intent.claims.clone()))
+            .map(|(txn, intent)| (*txn, intent.age, intent.claims()))
             .collect();
         for (txn, age, claims) in locked {
             self.clock = self.clock.max(age.time);
@@ -495,6 +498,7 @@ impl<M: Machine> Partition<M> {
         }
         self.tickets.clear();
         self.inquiries.clear();
+        self.confirmations.clear();
         self.repeated.clear();
         for deferred in std::mem::take(&mut self.deferred) {
             self.refuse(deferred.txn(), effects);

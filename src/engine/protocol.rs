@@ -201,10 +201,10 @@ pub enum ToPartition {
         /// What it knows.
         knowledge: Knowledge,
     },
-    /// From a participant to the primary: the decision is applied here.
+    /// From a participant to the primary: these commits are applied here.
     Applied {
-        /// The transaction.
-        txn: TxnId,
+        /// The transactions.
+        txns: Vec<TxnId>,
         /// Who has applied it.
         from: PartitionId,
     },

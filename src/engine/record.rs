@@ -21,8 +21,12 @@
 //! more than this one, is an error and never a panic. It says nothing about *where* a log may be
 //! cut; that is the log's business, which has checksums.
 
+mod share;
+
+pub use self::share::{ClaimRef, Claims, PackedClaims, PrepareHead, PreparedShare};
+
 use crate::engine::batch::{END_BYTES, HEAD_BYTES, Laid, Layout, Op, put_end, put_head};
-use crate::engine::protocol::{Claim, Prepare, Verdict};
+use crate::engine::protocol::{Claim, Prepare, Prepared, Verdict};
 use crate::ids::{Incarnation, Millis, NodeId, PartitionId, TableIndex, TxnId};
 use bytes::Bytes;
 use std::fmt;
@@ -35,6 +39,8 @@ const SYNCED: u8 = 1 << 7;
 const PREFIX_BYTES: usize = 9;
 /// Bytes of a section before its content.
 const SECTION_BYTES: usize = 5;
+/// Bytes of a transaction's name.
+const TXN_BYTES: usize = 22;
 /// Bytes of a section of runs before its layout.
 const RUNS_BYTES: usize = 8;
 
@@ -47,6 +53,7 @@ enum Kind {
     Decide = 4,
     Applied = 5,
     Began = 6,
+    Share = 7,
 }
 
 /// Bytes that are not what was written, or were written by a version that knows more.
@@ -140,6 +147,11 @@ impl EntryWriter {
 
     /// A transaction's share becomes an intent that keeps the claims locked.
     pub fn prepare(&mut self, prepare: &Prepare, claims: &[Claim]) {
+        if let Prepared::Share(share) = &prepare.work {
+            // Watched keys are among the claims; whether they have changed was asked before.
+            self.section(Kind::Share, |out| share::put(out, prepare, &share.batch, claims));
+            return;
+        }
         self.section(Kind::Prepare, |out| {
             let written = rmp_serde::encode::write(out, &(prepare, claims));
             assert!(written.is_ok(), "a prepare is of types that can be written, to memory");
@@ -154,10 +166,10 @@ impl EntryWriter {
         });
     }
 
-    /// A participant has applied a commit that was decided here.
-    pub fn applied(&mut self, txn: TxnId, from: PartitionId) {
+    /// A participant has applied commits that were decided here.
+    pub fn applied(&mut self, txns: &[TxnId], from: PartitionId) {
         self.section(Kind::Applied, |out| {
-            put_txn(out, txn);
+            txns.iter().for_each(|txn| put_txn(out, *txn));
             out.extend_from_slice(&from.0.to_le_bytes());
         });
     }
@@ -233,12 +245,14 @@ pub enum Section<'a> {
     Runs(Runs<'a>),
     /// An item whose time has come.
     Expire(TableIndex, &'a [u8]),
-    /// A transaction's share, and what it keeps locked.
+    /// A transaction's share of operations, and what it keeps locked.
+    Share(PreparedShare<'a>),
+    /// One that is not of operations alone.
     Prepare(Box<Prepare>, Vec<Claim>),
     /// A transaction's end.
     Decide(TxnId, Verdict),
-    /// A participant's confirmation.
-    Applied(TxnId, PartitionId),
+    /// A participant's confirmations.
+    Applied(Vec<TxnId>, PartitionId),
     /// A node's new life.
     Began(NodeId, Incarnation),
 }
@@ -258,6 +272,14 @@ impl<'a> Runs<'a> {
     pub fn read(&self, layout: &'a mut Layout) -> Result<Laid<'a>, Damaged> {
         let laid = layout.read(self.data, self.ends, self.heads);
         laid.map_err(|what| Damaged::new(self.at, what))
+    }
+
+    /// Those that are written down here from the first byte to the last.
+    pub fn whole(bytes: &'a [u8]) -> Option<Runs<'a>> {
+        match read_runs(bytes, 0)? {
+            Section::Runs(runs) => Some(runs),
+            _ => None,
+        }
     }
 
     /// How many operations there are.
@@ -317,6 +339,9 @@ impl<'a> Entry<'a> {
             kind if kind == Kind::Decide as u8 => read_decide(content),
             kind if kind == Kind::Applied as u8 => read_applied(content),
             kind if kind == Kind::Began as u8 => read_began(content),
+            kind if kind == Kind::Share as u8 => {
+                PreparedShare::read(content, at).map(Section::Share)
+            }
             kind => return Err(damaged(&format!("a section of unknown kind {kind}"))),
         };
         section.map(Some).ok_or_else(|| damaged(&format!("a section of kind {kind} without sense")))
@@ -354,8 +379,14 @@ fn read_decide(content: &[u8]) -> Option<Section<'_>> {
 }
 
 fn read_applied(content: &[u8]) -> Option<Section<'_>> {
-    let (txn, rest) = read_txn(content)?;
-    Some(Section::Applied(txn, PartitionId(u16::from_le_bytes(rest.try_into().ok()?))))
+    let (mut rest, from) = content.split_last_chunk::<2>()?;
+    let mut txns = Vec::with_capacity(rest.len() / TXN_BYTES);
+    while !rest.is_empty() {
+        let (txn, behind) = read_txn(rest)?;
+        txns.push(txn);
+        rest = behind;
+    }
+    Some(Section::Applied(txns, PartitionId(u16::from_le_bytes(*from))))
 }
 
 fn read_began(content: &[u8]) -> Option<Section<'_>> {

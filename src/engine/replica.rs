@@ -15,12 +15,14 @@ mod ends;
 mod locked;
 mod state;
 
-use crate::engine::batch::{Batch, Laid, Layout, Op, OpHead, Replies};
+use crate::engine::batch::{Batch, Laid, Layout, Op, Replies};
 use crate::engine::machine::{Access, Machine, Scope};
 use crate::engine::protocol::{
     Claim, Granule, Image, Prepare, Prepared, Refusal, Verdict, Watched,
 };
-use crate::engine::record::{Damaged, Entry, Section};
+use crate::engine::record::{
+    ClaimRef, Claims, Damaged, Entry, PackedClaims, PrepareHead, Runs, Section,
+};
 use crate::engine::rules::{Rule, kept};
 use crate::engine::tables::{KeyHasher, Tables};
 use crate::engine::watches::Watches;
@@ -28,6 +30,7 @@ use crate::ids::{Age, Incarnation, Millis, NodeId, PartitionId, TableIndex, TxnI
 use ends::Ends;
 use locked::Locked;
 use serde::{Deserialize, Serialize};
+use std::collections::btree_map::Entry as Place;
 use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
 
@@ -42,8 +45,8 @@ pub enum Mutation<'a> {
     Prepare(Box<Prepare>, Vec<Claim>),
     /// A transaction ends here.
     Decide(TxnId, Verdict),
-    /// A participant has applied a commit that was decided here.
-    Applied(TxnId, PartitionId),
+    /// A participant has applied commits that were decided here.
+    Applied(Vec<TxnId>, PartitionId),
     /// A node began a life: nothing of its earlier ones may prepare any more.
     Began(NodeId, Incarnation),
 }
@@ -100,11 +103,21 @@ pub struct Intent {
     pub primary_life: Incarnation,
     /// A participant's writes survive a loss of power, so this intent and its end do.
     pub synced: bool,
-    /// The keys locked, those only read among them.
-    pub claims: Vec<Claim>,
     /// When it was prepared.
     pub since: Millis,
-    writes: Vec<Write>,
+    /// The keys locked, those only read among them.
+    claims: PackedClaims,
+    writes: Writes,
+}
+
+/// What a commit does.
+#[derive(Debug, Serialize, Deserialize)]
+enum Writes {
+    /// A share, as the log has it, run as of the moment of its prepare: nobody changes its keys in
+    /// between, so it does what it would have done then, and only who replies evaluates it twice.
+    Share(#[serde(with = "serde_bytes")] Box<[u8]>),
+    /// The outcome of a script.
+    Outcome(Vec<Write>),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -112,9 +125,6 @@ enum Write {
     Image(Image),
     /// An operation on the whole partition, run at the commit: its outcome is not a few keys.
     Run(Box<Batch>),
-    /// A share, run at the commit as of the moment of its prepare: nobody changes its keys in
-    /// between, so it does what it would have done then, and only who replies evaluates it twice.
-    Share(Box<Batch>),
 }
 
 /// A commit that was decided here and is not applied everywhere yet.
@@ -148,6 +158,8 @@ pub struct Replica<M> {
     promised: Millis,
     /// The items of a snapshot that is being taken.
     snapshot: Option<u64>,
+    /// Recycled.
+    layout: Layout,
     machine: PhantomData<M>,
 }
 
@@ -166,6 +178,7 @@ impl<M: Machine> Replica<M> {
             heard: Ends::default(),
             promised: Millis(0),
             snapshot: None,
+            layout: Layout::default(),
             machine: PhantomData,
         }
     }
@@ -311,16 +324,32 @@ impl<M: Machine> Replica<M> {
                     continue;
                 }
                 Section::Expire(table, key) => Mutation::Expire(table, key),
+                Section::Share(share) => {
+                    let ops = share.ops.read(&mut answers.layout)?;
+                    if !ops.heads(0, ops.len()).all(|head| M::knows(head.code)) {
+                        return Err(Damaged::new(at, "an operation that is not known"));
+                    }
+                    self.stamp = self.stamp.max(stamp);
+                    let applied = self.prepare_share(
+                        share.head,
+                        share.participants(),
+                        share.claims,
+                        (ops, share.ops_bytes),
+                        leads,
+                    );
+                    answers.applied.push(applied);
+                    continue;
+                }
                 Section::Prepare(prepare, claims) => {
                     if !knows_work::<M>(&prepare.work) {
                         return Err(Damaged::new(at, "an operation that is not known"));
                     }
                     self.stamp = self.stamp.max(stamp);
-                    answers.applied.push(self.prepare(*prepare, claims, self.stamp, leads));
+                    answers.applied.push(self.prepare(*prepare, &claims));
                     continue;
                 }
                 Section::Decide(txn, verdict) => Mutation::Decide(txn, verdict),
-                Section::Applied(txn, from) => Mutation::Applied(txn, from),
+                Section::Applied(txns, from) => Mutation::Applied(txns, from),
                 Section::Began(node, life) => Mutation::Began(node, life),
             };
             answers.applied.push(self.apply(mutation, stamp, &mut Vec::new()));
@@ -391,13 +420,15 @@ impl<M: Machine> Replica<M> {
                 self.tables.expire(table, key, stamp);
                 Applied::Done
             }
-            Mutation::Prepare(prepare, claims) => self.prepare(*prepare, claims, stamp, true),
+            Mutation::Prepare(prepare, claims) => self.prepare(*prepare, &claims),
             Mutation::Decide(txn, verdict) => self.decide(txn, verdict, stamp),
-            Mutation::Applied(txn, from) => {
-                if let Some(outcome) = self.outcomes.get_mut(&txn) {
-                    outcome.unconfirmed.remove(&from);
-                    if outcome.unconfirmed.is_empty() {
-                        self.outcomes.remove(&txn);
+            Mutation::Applied(txns, from) => {
+                for txn in txns {
+                    if let Place::Occupied(mut outcome) = self.outcomes.entry(txn) {
+                        outcome.get_mut().unconfirmed.remove(&from);
+                        if outcome.get().unconfirmed.is_empty() {
+                            outcome.remove();
+                        }
                     }
                 }
                 Applied::Done
@@ -426,104 +457,119 @@ impl<M: Machine> Replica<M> {
     }
 
     /// Whether an intent locks what is claimed, in a way that cannot be shared.
-    fn locks(&self, claim: &Claim) -> bool {
+    fn locks(&self, claim: ClaimRef<'_>) -> bool {
         let hasher = self.tables.hasher();
-        let may = match &claim.granule {
-            Granule::Whole => true,
-            Granule::Key(_, key) => self.locked.may_lock(hasher.hash(key)),
-        };
-        may && self.intents.values().flat_map(|intent| &intent.claims).any(|other| {
-            let meet = other.granule == claim.granule
-                || other.granule == Granule::Whole
-                || claim.granule == Granule::Whole;
+        let may = claim.key.is_none_or(|(_, key)| self.locked.may_lock(hasher.hash(key)));
+        let locked = || self.intents.values().flat_map(|intent| intent.claims.borrow().iter());
+        may && locked().any(|other| {
+            let meet = other.key == claim.key || other.key.is_none() || claim.key.is_none();
             meet && other.access.max(claim.access) == Access::Write
         })
     }
 
     fn add_intent(&mut self, txn: TxnId, intent: Box<Intent>) {
-        self.locked.lock(&intent.claims, self.tables.hasher());
+        self.locked.lock(intent.claims.borrow(), self.tables.hasher());
         let replaced = self.intents.insert(txn, intent);
         assert!(replaced.is_none(), "a transaction prepares here once");
     }
 
     fn take_intent(&mut self, txn: TxnId) -> Option<Box<Intent>> {
         let intent = self.intents.remove(&txn)?;
-        self.locked.unlock(&intent.claims, self.tables.hasher());
+        self.locked.unlock(intent.claims.borrow(), self.tables.hasher());
         Some(intent)
     }
 
-    /// `replies`: whether somebody waits for the share's replies.
-    fn prepare(
-        &mut self,
-        prepare: Prepare,
-        claims: Vec<Claim>,
-        stamp: Millis,
-        replies: bool,
-    ) -> Applied {
-        let Prepare { txn, done_below, .. } = prepare;
-        self.finished.done_below(txn.node, txn.incarnation, done_below);
-        if let Some(intent) = self.intents.get(&txn) {
-            return self.vote_again(&prepare.work, intent.since);
-        }
-        if kept(Rule::LatePreparesAreRefused) && self.finished.is_over(txn) {
-            return Applied::Refused;
-        }
-        if kept(Rule::MarksAreAuthoritative) && claims.iter().any(|claim| self.locks(claim)) {
-            return Applied::Refused;
-        }
-        let (writes, replies) = match prepare.work {
+    /// Makes a prepare an intent, stamped as the latest mutation is.
+    fn prepare(&mut self, prepare: Prepare, claims: &[Claim]) -> Applied {
+        let head = PrepareHead::from(&prepare);
+        let claims = PackedClaims::of(claims);
+        let writes = match prepare.work {
             Prepared::Share(share) => {
-                let replies = match replies {
-                    true => self.evaluate(&share.batch, stamp),
-                    false => Replies::default(),
-                };
-                (share_writes::<M>(share.batch), replies)
+                let mut bytes = Vec::new();
+                share.batch.write_down(&mut bytes);
+                let participants = prepare.participants.into_iter();
+                let ops = (share.batch.laid(), &bytes[..]);
+                return self.prepare_share(head, participants, claims.borrow(), ops, true);
             }
-            Prepared::Images(images) => {
-                (images.into_iter().map(Write::Image).collect(), Replies::default())
-            }
+            Prepared::Images(images) => images.into_iter().map(Write::Image).collect(),
             Prepared::Whole(batch, images) => {
                 let whole = Write::Run(Box::new(batch));
                 let images = images.into_iter().map(Write::Image);
-                (std::iter::once(whole).chain(images).collect(), Replies::default())
+                std::iter::once(whole).chain(images).collect()
             }
         };
-        let intent = Intent {
-            age: prepare.age,
-            primary: prepare.primary,
-            participants: prepare.participants,
-            primary_life: prepare.primary_life,
-            synced: prepare.synced,
-            claims,
-            since: stamp,
-            writes,
+        if self.intents.contains_key(&head.txn) {
+            return Applied::Voted(Replies::default());
+        }
+        if !self.may_prepare(head, claims.borrow()) {
+            return Applied::Refused;
+        }
+        self.intend(head, prepare.participants, claims, Writes::Outcome(writes));
+        Applied::Voted(Replies::default())
+    }
+
+    /// The same of a share of operations, which come laid out and as they are written. `replies`:
+    /// whether somebody waits for theirs.
+    fn prepare_share(
+        &mut self,
+        head: PrepareHead,
+        participants: impl Iterator<Item = PartitionId>,
+        claims: Claims<'_>,
+        (ops, bytes): (Laid<'_>, &[u8]),
+        replies: bool,
+    ) -> Applied {
+        if let Some(intent) = self.intents.get(&head.txn) {
+            // Its keys are locked since, so it still replies what it did.
+            let since = intent.since;
+            return Applied::Voted(self.evaluate(ops, since));
+        }
+        if !self.may_prepare(head, claims) {
+            return Applied::Refused;
+        }
+        let replies = match replies {
+            true => self.evaluate(ops, self.stamp),
+            false => Replies::default(),
         };
-        self.add_intent(txn, Box::new(intent));
+        self.intend(head, participants.collect(), claims.into(), Writes::Share(bytes.into()));
         Applied::Voted(replies)
     }
 
-    /// The vote on a share that is an intent already: its keys are locked since, so it still
-    /// replies what it did.
-    fn vote_again(&mut self, work: &Prepared, since: Millis) -> Applied {
-        Applied::Voted(match work {
-            Prepared::Share(share) => self.evaluate(&share.batch, since),
-            Prepared::Images(_) | Prepared::Whole(..) => Replies::default(),
-        })
+    fn may_prepare(&mut self, head: PrepareHead, claims: Claims<'_>) -> bool {
+        let PrepareHead { txn, done_below, .. } = head;
+        self.finished.done_below(txn.node, txn.incarnation, done_below);
+        if kept(Rule::LatePreparesAreRefused) && self.finished.is_over(txn) {
+            return false;
+        }
+        !kept(Rule::MarksAreAuthoritative) || !claims.iter().any(|claim| self.locks(claim))
+    }
+
+    fn intend(
+        &mut self,
+        head: PrepareHead,
+        participants: Vec<PartitionId>,
+        claims: PackedClaims,
+        writes: Writes,
+    ) {
+        let PrepareHead { txn, age, primary, primary_life, synced, .. } = head;
+        let since = self.stamp;
+        let intent =
+            Intent { age, primary, participants, primary_life, synced, claims, since, writes };
+        self.add_intent(txn, Box::new(intent));
     }
 
     /// What a share replies, without changing the tables: where that depends on its keys, they are
     /// copied to the scratch tables, and the operations run there.
-    fn evaluate(&mut self, batch: &Batch, stamp: Millis) -> Replies {
+    fn evaluate(&mut self, ops: Laid<'_>, stamp: Millis) -> Replies {
         let mut replies = Replies::default();
-        let mut foretold = batch.iter();
+        let mut foretold = ops.iter();
         if foretold.all(|op| M::foretell(&op, &mut replies.bytes).then(|| replies.end()).is_some())
         {
             return replies;
         }
         replies.clear();
         let mut copied = BTreeSet::new();
-        let whole = batch.heads().any(|head| M::scope(head.code) == Scope::Partition);
-        for op in batch.iter() {
+        let whole = ops.heads(0, ops.len()).any(|head| M::scope(head.code) == Scope::Partition);
+        for op in ops.iter() {
             M::keys(&op, &mut |table, key| {
                 if !copied.insert((table, key.to_vec())) {
                     return;
@@ -536,7 +582,7 @@ impl<M: Machine> Replica<M> {
                 }
             });
         }
-        for op in batch.iter() {
+        for op in ops.iter() {
             // What looks at a whole partition finds nothing in scratch tables.
             let glance = M::scope(op.head.code) == Scope::Glance;
             let tables = if glance { &mut self.tables } else { &mut self.scratch };
@@ -586,10 +632,10 @@ impl<M: Machine> Replica<M> {
         Applied::Stands(verdict)
     }
 
-    /// Runs what a batch writes, its replies long given.
-    fn run_writes(&mut self, batch: &Batch, stamp: Millis) {
+    /// Runs what operations write, their replies long given.
+    fn run_writes(&mut self, ops: Laid<'_>, stamp: Millis) {
         let mut reply = Vec::new();
-        for op in batch.iter().filter(|op| M::access(op.head.code) == Access::Write) {
+        for op in ops.iter().filter(|op| M::access(op.head.code) == Access::Write) {
             self.tables.begin(stamp, Access::Write);
             M::run(&op, &mut self.tables, stamp, &mut reply);
             reply.clear();
@@ -598,14 +644,28 @@ impl<M: Machine> Replica<M> {
 
     fn commit(&mut self, txn: TxnId, intent: Intent, stamp: Millis) {
         let stamp = stamp.max(intent.since);
-        for write in intent.writes {
-            match write {
-                Write::Image(image) => {
-                    self.tables.begin(stamp, Access::Write);
-                    self.tables.install(image);
+        match intent.writes {
+            Writes::Share(bytes) => {
+                let mut layout = std::mem::take(&mut self.layout);
+                let ops = Runs::whole(&bytes).and_then(|runs| runs.read(&mut layout).ok());
+                assert!(ops.is_some(), "an intent holds what was read when it was prepared");
+                if let Some(ops) = ops {
+                    let mut heads = ops.heads(0, ops.len());
+                    let whole = heads.any(|head| M::scope(head.code) == Scope::Partition);
+                    self.run_writes(ops, if whole { stamp } else { intent.since });
                 }
-                Write::Run(batch) => self.run_writes(&batch, stamp),
-                Write::Share(batch) => self.run_writes(&batch, intent.since),
+                self.layout = layout;
+            }
+            Writes::Outcome(writes) => {
+                for write in writes {
+                    match write {
+                        Write::Image(image) => {
+                            self.tables.begin(stamp, Access::Write);
+                            self.tables.install(image);
+                        }
+                        Write::Run(batch) => self.run_writes(batch.laid(), stamp),
+                    }
+                }
             }
         }
         if intent.primary == self.id && kept(Rule::OutcomesAreRemembered) {
@@ -618,17 +678,6 @@ impl<M: Machine> Replica<M> {
     }
 }
 
-/// What the commit of a share does.
-fn share_writes<M: Machine>(batch: Batch) -> Vec<Write> {
-    let writes = |head: OpHead| M::access(head.code) == Access::Write;
-    if !batch.heads().any(writes) {
-        return Vec::new();
-    }
-    let whole = batch.heads().any(|head| M::scope(head.code) == Scope::Partition);
-    let batch = Box::new(batch);
-    vec![if whole { Write::Run(batch) } else { Write::Share(batch) }]
-}
-
 /// Whether the machine knows every operation that is to be prepared.
 fn knows_work<M: Machine>(work: &Prepared) -> bool {
     match work {
@@ -639,11 +688,16 @@ fn knows_work<M: Machine>(work: &Prepared) -> bool {
 }
 
 impl Intent {
+    /// The keys locked, those only read among them.
+    pub fn claims(&self) -> Vec<Claim> {
+        self.claims.borrow().iter().map(Claim::from).collect()
+    }
+
     fn claims_key(&self, (table, key): (TableIndex, &[u8])) -> bool {
-        self.claims.iter().any(|claim| match &claim.granule {
-            Granule::Whole => true,
-            Granule::Key(claimed, name) => *claimed == table && **name == *key,
-        })
+        self.claims
+            .borrow()
+            .iter()
+            .any(|claim| claim.key.is_none_or(|claimed| claimed == (table, key)))
     }
 }
 

@@ -16,6 +16,9 @@ use crate::engine::rules::{Rule, kept};
 use crate::ids::{Incarnation, Millis, NodeId, Now, PartitionId, TxnId};
 use std::collections::BTreeMap;
 
+/// Confirmations for one primary that are held back at most.
+const CONFIRMATIONS_MAX: usize = 256;
+
 /// What waits until the mutations filed before it are applied, or for a lease.
 #[derive(Debug)]
 pub(super) enum Deferred {
@@ -79,15 +82,7 @@ impl<M: Machine> Partition<M> {
                 }
                 self.on_known(txn, None, knowledge, now, neighbours, effects);
             }
-            ToPartition::Applied { txn, from } => {
-                let open = self.replica.outcomes().get(&txn);
-                if open.is_some_and(|outcome| outcome.unconfirmed.contains(&from)) {
-                    self.file(Mutation::Applied(txn, from), After::Nothing, now, effects);
-                }
-                if !self.replica.outcomes().contains_key(&txn) {
-                    self.repeated.remove(&txn);
-                }
-            }
+            ToPartition::Applied { txns, from } => self.on_applied(txns, from, now, effects),
         }
     }
 
@@ -131,6 +126,7 @@ impl<M: Machine> Partition<M> {
     pub fn tick(&mut self, now: Millis, neighbours: &Neighbours, effects: &mut Vec<Effect>) {
         self.replica.forget_watches(now);
         self.ask_for_forgotten(now, effects);
+        self.confirm_commits(effects);
         let settled = self.replica.intents().is_empty() && self.replica.outcomes().is_empty();
         if settled || !self.is_led_here() {
             return;
@@ -535,10 +531,49 @@ impl<M: Machine> Partition<M> {
         effects.push(Effect::Partition(asker, answer));
     }
 
-    fn confirm_commit(&self, decide: &Decide, effects: &mut Vec<Effect>) {
-        if decide.verdict == Verdict::Commit && decide.primary != self.id {
-            let applied = ToPartition::Applied { txn: decide.txn, from: self.id };
+    /// Participants have applied commits that were decided here.
+    fn on_applied(
+        &mut self,
+        mut txns: Vec<TxnId>,
+        from: PartitionId,
+        now: Millis,
+        effects: &mut Vec<Effect>,
+    ) {
+        let outcomes = self.replica.outcomes();
+        txns.retain(|txn| {
+            let open = outcomes.get(txn).map(|outcome| &outcome.unconfirmed);
+            if open.is_none_or(|unconfirmed| unconfirmed.len() <= 1) {
+                self.repeated.remove(txn);
+            }
+            open.is_some_and(|unconfirmed| unconfirmed.contains(&from))
+        });
+        if !txns.is_empty() {
+            self.file(Mutation::Applied(txns, from), After::Nothing, now, effects);
+        }
+    }
+
+    /// Has the primary told that its commit is applied here. Nobody waits for that, so many
+    /// commits are confirmed by one message and one mutation of the primary's, some time before it
+    /// would repeat its decisions.
+    fn confirm_commit(&mut self, decide: &Decide, effects: &mut Vec<Effect>) {
+        if decide.verdict == Verdict::Abort || decide.primary == self.id {
+            return;
+        }
+        let txns = self.confirmations.entry(decide.primary).or_default();
+        txns.push(decide.txn);
+        if txns.len() >= CONFIRMATIONS_MAX || self.journal.is_none() {
+            let applied = ToPartition::Applied { txns: std::mem::take(txns), from: self.id };
             effects.push(Effect::Partition(decide.primary, applied));
+        }
+    }
+
+    /// Sends the confirmations that were held back.
+    fn confirm_commits(&mut self, effects: &mut Vec<Effect>) {
+        while let Some((primary, txns)) = self.confirmations.pop_first() {
+            if !txns.is_empty() {
+                let applied = ToPartition::Applied { txns, from: self.id };
+                effects.push(Effect::Partition(primary, applied));
+            }
         }
     }
 

@@ -202,7 +202,7 @@ impl Journal {
             Mutation::Expire(table, key) => self.writer.expire(table, key),
             Mutation::Prepare(prepare, claims) => self.writer.prepare(&prepare, &claims),
             Mutation::Decide(txn, verdict) => self.writer.decide(txn, verdict),
-            Mutation::Applied(txn, from) => self.writer.applied(txn, from),
+            Mutation::Applied(txns, from) => self.writer.applied(&txns, from),
             Mutation::Began(node, life) => self.writer.began(node, life),
         }
         self.afters.push(after);

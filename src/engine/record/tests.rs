@@ -1,7 +1,7 @@
 use super::*;
 use crate::engine::batch::{Batch, OpCode, OpHead};
 use crate::engine::machine::Access;
-use crate::engine::protocol::{Granule, Prepared, Share};
+use crate::engine::protocol::{Granule, Image, Prepared, Share};
 use crate::ids::Age;
 
 fn head(code: u16) -> OpHead {
@@ -21,7 +21,8 @@ fn txn(sequence: u64) -> TxnId {
     TxnId { node: NodeId(2), incarnation: Incarnation(9), sequence, attempt: 3 }
 }
 
-fn prepare() -> (Prepare, Vec<Claim>) {
+/// A prepare of operations, or of a script's outcome.
+fn prepare(work: Prepared) -> (Prepare, Vec<Claim>) {
     let granule = Granule::Key(TableIndex::default(), b"key".to_vec());
     let prepare = Prepare {
         txn: txn(4),
@@ -31,10 +32,20 @@ fn prepare() -> (Prepare, Vec<Claim>) {
         participants: vec![PartitionId(1), PartitionId(7)],
         synced: false,
         term: None,
-        work: Prepared::Share(Share { batch: batch(), ..Share::default() }),
+        work,
         done_below: 2,
     };
-    (prepare, vec![Claim { granule, access: Access::Write }])
+    let whole = Claim { granule: Granule::Whole, access: Access::Read };
+    (prepare, vec![Claim { granule, access: Access::Write }, whole])
+}
+
+fn share() -> Prepared {
+    Prepared::Share(Share { batch: batch(), ..Share::default() })
+}
+
+fn images() -> Prepared {
+    let image = Image { table: TableIndex::default(), key: b"key".to_vec(), held: None };
+    Prepared::Images(vec![image])
 }
 
 /// An entry with a section of every kind, and one section more of runs at each end.
@@ -42,11 +53,13 @@ fn sample(writer: &mut EntryWriter) -> Bytes {
     let batch = batch();
     batch.iter().for_each(|op| writer.run(&op));
     writer.expire(TableIndex::default(), b"old");
-    let (prepare, claims) = prepare();
-    writer.prepare(&prepare, &claims);
+    for work in [share(), images()] {
+        let (prepare, claims) = prepare(work);
+        writer.prepare(&prepare, &claims);
+    }
     writer.decide(txn(1), Verdict::Abort);
     writer.decide(txn(2), Verdict::Commit);
-    writer.applied(txn(3), PartitionId(6));
+    writer.applied(&[txn(3), txn(5)], PartitionId(6));
     writer.began(NodeId(3), Incarnation(8));
     writer.run(&batch.op(1));
     writer.take(Millis(77))
@@ -58,9 +71,22 @@ fn told(entry: &[u8]) -> Result<Vec<String>, Damaged> {
     let mut layout = Layout::default();
     let mut told = vec![format!("at {}", entry.stamp().0)];
     while let Some(section) = entry.next_section()? {
-        let Section::Runs(runs) = section else {
-            told.push(format!("{section:?}"));
-            continue;
+        let runs = match section {
+            Section::Runs(runs) => runs,
+            Section::Share(share) => {
+                let participants: Vec<PartitionId> = share.participants().collect();
+                let claims: Vec<Claim> = share.claims.iter().map(Claim::from).collect();
+                told.push(format!("{:?} {participants:?} {claims:?}", share.head));
+                assert_eq!(
+                    Runs::whole(share.ops_bytes).map(|ops| ops.len()),
+                    Some(share.ops.len())
+                );
+                share.ops
+            }
+            section => {
+                told.push(format!("{section:?}"));
+                continue;
+            }
         };
         let ops = runs.read(&mut layout)?;
         assert_eq!(ops.len(), runs.len());
@@ -78,7 +104,8 @@ fn an_entry_holds_what_was_written_in_order() {
     assert!(writer.is_empty());
     let entry = sample(&mut writer);
     let told = told(&entry).unwrap();
-    let (prepare, claims) = prepare();
+    let (one, its_claims) = prepare(share());
+    let (prepare, claims) = prepare(images());
     let ops: Vec<String> = batch()
         .iter()
         .map(|op| {
@@ -92,10 +119,14 @@ fn an_entry_holds_what_was_written_in_order() {
         ops[1].clone(),
         ops[2].clone(),
         format!("{:?}", Section::Expire(TableIndex::default(), b"old")),
+        format!("{:?} {:?} {its_claims:?}", PrepareHead::from(&one), one.participants),
+        ops[0].clone(),
+        ops[1].clone(),
+        ops[2].clone(),
         format!("{:?}", Section::Prepare(Box::new(prepare), claims)),
         format!("{:?}", Section::Decide(txn(1), Verdict::Abort)),
         format!("{:?}", Section::Decide(txn(2), Verdict::Commit)),
-        format!("{:?}", Section::Applied(txn(3), PartitionId(6))),
+        format!("{:?}", Section::Applied(vec![txn(3), txn(5)], PartitionId(6))),
         format!("{:?}", Section::Began(NodeId(3), Incarnation(8))),
         ops[1].clone(),
     ];
@@ -157,7 +188,7 @@ fn damaged_entries_are_refused_or_safe_to_read() {
     assert!(refused > whole.len());
     let boundaries: Vec<usize> =
         (0..=whole.len()).filter(|len| told(&whole[..*len]).is_ok()).collect();
-    assert_eq!(boundaries.len(), 9, "an entry may end after its prefix and each section");
+    assert_eq!(boundaries.len(), 10, "an entry may end after its prefix and each section");
     assert_eq!(told(b"").unwrap_err().to_string(), "damaged at byte 0: an entry cut short");
 }
 

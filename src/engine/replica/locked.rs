@@ -1,6 +1,6 @@
 //! Which keys intents lock, by hash.
 
-use crate::engine::protocol::{Claim, Granule};
+use crate::engine::record::Claims;
 use crate::engine::tables::KeyHasher;
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
@@ -16,18 +16,18 @@ pub(super) struct Locked {
 }
 
 impl Locked {
-    pub(super) fn lock(&mut self, claims: &[Claim], hasher: KeyHasher) {
-        for claim in claims {
-            match &claim.granule {
-                Granule::Whole => self.whole += 1,
-                Granule::Key(_, key) => *self.keys.entry(hasher.hash(key)).or_default() += 1,
+    pub(super) fn lock(&mut self, claims: Claims<'_>, hasher: KeyHasher) {
+        for claim in claims.iter() {
+            match claim.key {
+                None => self.whole += 1,
+                Some((_, key)) => *self.keys.entry(hasher.hash(key)).or_default() += 1,
             }
         }
     }
 
-    pub(super) fn unlock(&mut self, claims: &[Claim], hasher: KeyHasher) {
-        for claim in claims {
-            let Granule::Key(_, key) = &claim.granule else {
+    pub(super) fn unlock(&mut self, claims: Claims<'_>, hasher: KeyHasher) {
+        for claim in claims.iter() {
+            let Some((_, key)) = claim.key else {
                 self.whole -= 1;
                 continue;
             };

@@ -1,8 +1,9 @@
 //! A replica's state as a whole: written to a snapshot, restored from one, compared.
 
 use super::ends::Finished;
-use super::{Intent, Outcome, Replica, Write};
+use super::{Intent, Outcome, Replica, Write, Writes};
 use crate::engine::machine::Machine;
+use crate::engine::record::Runs;
 use crate::engine::snapshot::{self, Head};
 use crate::engine::tables::Tables;
 use crate::ids::{NodeId, TABLES, TableIndex, TxnId};
@@ -55,12 +56,16 @@ impl<M: Machine> Replica<M> {
 
     pub(in crate::engine) fn restore_intent(&mut self, content: &[u8]) -> Result<(), String> {
         let (txn, intent): (TxnId, Box<Intent>) = snapshot::read_value(content)?;
-        let known = intent.writes.iter().all(|write| match write {
-            Write::Image(_) => true,
-            Write::Run(batch) | Write::Share(batch) => {
-                batch.heads().all(|head| M::knows(head.code))
+        let known = match &intent.writes {
+            Writes::Share(bytes) => {
+                let ops = Runs::whole(bytes).and_then(|runs| runs.read(&mut self.layout).ok());
+                ops.is_some_and(|ops| ops.heads(0, ops.len()).all(|head| M::knows(head.code)))
             }
-        });
+            Writes::Outcome(writes) => writes.iter().all(|write| match write {
+                Write::Image(_) => true,
+                Write::Run(batch) => batch.heads().all(|head| M::knows(head.code)),
+            }),
+        };
         if !known || self.intents.contains_key(&txn) {
             return Err(format!("an intent of {txn} that is not known, or twice"));
         }

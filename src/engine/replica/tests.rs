@@ -164,7 +164,7 @@ impl Story {
                     }
                 }
                 (5, Some(open)) => {
-                    self.writer.applied(self.open[open], PartitionId(ID.0 + 1));
+                    self.writer.applied(&[self.open[open]], PartitionId(ID.0 + 1));
                 }
                 (6, _) if self.roll(30) == 0 => self.writer.began(NodeId(3), Incarnation(2)),
                 _ => self.op().iter().for_each(|op| self.writer.run(&op)),
