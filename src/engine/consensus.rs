@@ -296,8 +296,9 @@ impl Group {
         true
     }
 
-    /// Takes a peer's message, received at `mono`. What cannot be one is refused with a reason.
-    pub fn step(&mut self, message: &[u8], mono: u64) -> Result<(), String> {
+    /// Takes a peer's message, received at `mono`. What cannot be one is refused with a reason. Its
+    /// entries go on using the message's bytes.
+    pub fn step(&mut self, message: &Bytes, mono: u64) -> Result<(), String> {
         self.pass(mono);
         if message.len() > MESSAGE_BYTES_MAX {
             return Err(format!("a message of {} bytes is too long", message.len()));

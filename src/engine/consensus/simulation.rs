@@ -484,12 +484,12 @@ impl World {
             Event::Arrive { from, to, link, bytes } => {
                 let pair = (from.node().0, to.node().0);
                 if self.links[&pair].1 == link && !self.cuts.contains(&pair) {
-                    self.arrive(to, &bytes);
+                    self.arrive(to, &bytes.into());
                 }
             }
             Event::Bulk { from, to, bytes } => {
                 if !self.cuts.contains(&(from.node().0, to.node().0)) {
-                    self.arrive(to, &bytes);
+                    self.arrive(to, &bytes.into());
                 }
             }
             Event::Report { node, to, arrived, .. } => {
@@ -501,7 +501,7 @@ impl World {
         }
     }
 
-    fn arrive(&mut self, to: ReplicaId, bytes: &[u8]) {
+    fn arrive(&mut self, to: ReplicaId, bytes: &Bytes) {
         let is_there = self.nodes[&to.node().0].id == to;
         if is_there {
             self.with(to.node().0, |group, mono| {

@@ -269,7 +269,7 @@ fn message(kind: MessageType, from: u16, to: u16, term: u64) -> Message {
 
 fn step(cluster: &mut Cluster, to: u16, message: &Message) -> Result<(), String> {
     let mono = cluster.mono;
-    cluster[to].step(&message.write_to_bytes().unwrap(), mono)
+    cluster[to].step(&message.write_to_bytes().unwrap().into(), mono)
 }
 
 fn types(cluster: &Cluster) -> Vec<MessageType> {
@@ -880,7 +880,12 @@ fn what_raft_would_die_of_is_refused() {
         .contains("a configuration of []")
     );
     let mono = cluster.mono;
-    assert!(cluster[2].step(b"\xff\xff garbage", mono).unwrap_err().contains("none of raft's"));
+    assert!(
+        cluster[2]
+            .step(&Bytes::from_static(b"\xff\xff garbage"), mono)
+            .unwrap_err()
+            .contains("none of raft's")
+    );
 }
 
 /// Messages of a lively group, each with a few bytes changed.
@@ -909,7 +914,8 @@ fn damaged_messages_kill_nobody() {
                 bytes[at] ^= 1 << below(8);
             }
             let mono = cluster.mono + round;
-            refused += usize::from(cluster[envelope.to.node().0].step(&bytes, mono).is_err());
+            refused +=
+                usize::from(cluster[envelope.to.node().0].step(&bytes.into(), mono).is_err());
             if below(4) == 0 {
                 let _ = cluster[envelope.to.node().0].step(&envelope.bytes, mono);
             }

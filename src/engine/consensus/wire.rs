@@ -6,6 +6,7 @@
 //! checked before and refused with a reason.
 
 use super::{Members, ReplicaId};
+use bytes::Bytes;
 use protobuf::Message as _;
 use raft::eraftpb::{Message, MessageType};
 
@@ -21,9 +22,9 @@ pub struct Receiver {
 }
 
 /// The message in `bytes`, if this receiver can step it; none if it is meant for a replica that this
-/// one took the place of, of which its sender has not heard yet.
-pub fn read(bytes: &[u8], receiver: &Receiver) -> Result<Option<Message>, String> {
-    let message = Message::parse_from_bytes(bytes)
+/// one took the place of, of which its sender has not heard yet. Nothing of an entry is copied.
+pub fn read(bytes: &Bytes, receiver: &Receiver) -> Result<Option<Message>, String> {
+    let message = Message::parse_from_carllerche_bytes(bytes)
         .map_err(|e| format!("a message of {} bytes is none of raft's: {e}", bytes.len()))?;
     let to = ReplicaId(message.to);
     if to.node() == receiver.id.node() && to < receiver.id {
