@@ -1,9 +1,11 @@
 //! A Peer: the pair of streams to one other node.
 //!
-//! Each node dials every other. Requests go out on the stream dialled here, and the answers to
-//! the other node's requests on the one it dialled. What one turn of the mailbox brought leaves in
-//! one write. When either stream breaks, both are dropped with all that was queued: what a new
-//! link carries was said after the old one broke, and nothing said before is repeated.
+//! Each node dials every other. All that two nodes have to say to each other goes over the stream
+//! that the one with the smaller id has dialled: what one turn of the mailbox brought, requests,
+//! answers and messages of groups alike, leaves in one write, and whoever hears it wakes up once.
+//! Snapshots alone go over the other stream, so that nothing waits behind their pieces. When either
+//! stream breaks, both are dropped with all that was queued: what a new link carries was said after
+//! the old one broke, and nothing said before is repeated.
 
 use crate::actors::archive;
 use crate::actors::book::Book;
@@ -368,12 +370,17 @@ impl Peer {
         }
     }
 
-    /// Queues a packet on one of the streams. Answers go where they were asked. False when it fits
-    /// no frame; a packet for a node that is not there is as good as sent.
+    /// Queues a packet on one of the streams. False when it fits no frame; a packet for a node that
+    /// is not there is as good as sent.
     fn queue(&mut self, packet: &Packet, ctx: &mut Context<Self>) -> bool {
-        let answer =
-            matches!(packet, Packet::Executed { .. } | Packet::Coordinator(_) | Packet::Pong(_));
-        let stream = if answer { &mut self.accepted } else { &mut self.dialled };
+        let dialled = match packet {
+            // Both streams are heard of.
+            Packet::Ping(_) => true,
+            Packet::Pong(_) => false,
+            Packet::Transfer(_) => self.other < self.hello.node,
+            _ => self.hello.node < self.other,
+        };
+        let stream = if dialled { &mut self.dialled } else { &mut self.accepted };
         let Some(stream) = stream else { return true };
         // A single packet may always wait, however long it is.
         let waiting = stream.out.len() - stream.written;
@@ -426,9 +433,13 @@ impl Peer {
         self.flush(ctx);
     }
 
+    /// Whether the link still has this stream.
+    fn has(&self, id: u64) -> bool {
+        [&self.dialled, &self.accepted].into_iter().flatten().any(|known| known.id == id)
+    }
+
     fn on_closed(&mut self, id: u64, why: &str, garbled: bool, ctx: &mut Context<Self>) {
-        let of = |stream: &Option<Stream>| stream.as_ref().is_some_and(|stream| stream.id == id);
-        match of(&self.dialled) || of(&self.accepted) {
+        match self.has(id) {
             true if garbled => self.cut_off(id, why, ctx),
             true => self.go_down(why, ctx),
             false => {}
@@ -830,7 +841,7 @@ impl Handler<Answered> for Peer {
 
     fn handle(&mut self, answered: Answered, ctx: &mut Context<Self>) {
         let Answered { stream, id, replies, .. } = answered;
-        if self.accepted.as_ref().is_none_or(|accepted| accepted.id != stream) {
+        if !self.has(stream) {
             return;
         }
         let count = replies.len();
@@ -896,8 +907,7 @@ impl Handler<Inbound> for Peer {
     fn handle(&mut self, inbound: Inbound, ctx: &mut Context<Self>) {
         let Inbound { stream, packets } = inbound;
         for packet in packets {
-            let known = [&self.dialled, &self.accepted];
-            if !known.into_iter().flatten().any(|known| known.id == stream) {
+            if !self.has(stream) {
                 break;
             }
             self.heard = Instant::now();
