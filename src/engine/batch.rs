@@ -160,6 +160,17 @@ impl Batch {
         self.ops.push(Placed { head: op.head, args_end: self.ends.len() as u32 });
     }
 
+    /// The operations with the arguments `data`, as [`Batch::write_down`] writes them.
+    ///
+    /// # Errors
+    /// In a few words: what could not be walked safely is refused.
+    pub fn read(data: &[u8], ends: &[u8], heads: &[u8]) -> Result<Batch, &'static str> {
+        let mut batch = Batch { data: data.to_vec(), ends: Vec::new(), ops: Vec::new() };
+        read_ends(ends, batch.data.len(), &mut batch.ends)?;
+        read_heads(heads, batch.ends.len(), &mut batch.ops)?;
+        Ok(batch)
+    }
+
     /// Writes the operations down as an entry of a log has them: how many arguments and operations,
     /// their ends, the heads, the arguments.
     pub fn write_down(&self, out: &mut Vec<u8>) {
@@ -306,6 +317,7 @@ fn read_ends(bytes: &[u8], data: usize, ends: &mut Vec<u32>) -> Result<(), &'sta
     if !rest.is_empty() {
         return Err("argument ends cut short");
     }
+    ends.reserve_exact(bytes.len());
     ends.extend(bytes.iter().map(|end| u32::from_le_bytes(*end)));
     if !ends.is_sorted() || ends.last().map_or(0, |end| *end as usize) != data {
         return Err("argument ends do not fit the data");
@@ -362,13 +374,9 @@ impl Serialize for Batch {
 impl<'de> Deserialize<'de> for Batch {
     /// Refuses whatever [`Batch::op`] could not walk safely.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (data, ends, heads): (serde_bytes::ByteBuf, &serde_bytes::Bytes, &serde_bytes::Bytes) =
+        let (data, ends, heads): (&serde_bytes::Bytes, &serde_bytes::Bytes, &serde_bytes::Bytes) =
             Deserialize::deserialize(deserializer)?;
-        let mut batch = Batch { data: data.into_vec(), ends: Vec::new(), ops: Vec::new() };
-        let custom = |what| de::Error::custom(format!("batch: {what}"));
-        read_ends(ends, batch.data.len(), &mut batch.ends).map_err(custom)?;
-        read_heads(heads, batch.ends.len(), &mut batch.ops).map_err(custom)?;
-        Ok(batch)
+        Batch::read(data, ends, heads).map_err(|what| de::Error::custom(format!("batch: {what}")))
     }
 }
 

@@ -109,17 +109,17 @@ impl Marks {
 
     /// Takes a transaction's mark away.
     pub fn release(&mut self, granule: &Granule, txn: TxnId) -> Released {
-        let place = Place(granule.clone());
-        let Some(mark) = self.marks.get_mut(&place) else { return Released::Quietly };
+        let Some(mark) = self.mark_mut(granule) else { return Released::Quietly };
         let before = mark.holders.len();
         mark.holders.retain(|holder| holder.txn != txn);
-        if *granule == Granule::Whole && mark.holders.len() < before {
-            self.whole_held -= 1;
-        }
+        let released = mark.holders.len() < before;
         let told = mark.told;
         let calm = mark.holders.is_empty() && mark.waiting == 0;
+        if *granule == Granule::Whole && released {
+            self.whole_held -= 1;
+        }
         if calm {
-            self.marks.remove(&place);
+            self.unmark(granule);
         }
         match (told, calm) {
             (false, _) => Released::Quietly,
@@ -159,7 +159,7 @@ impl Marks {
     /// forget, in order.
     pub fn waited(&mut self, claims: &[Claim]) -> Vec<Granule> {
         for claim in claims {
-            if let Some(mark) = self.marks.get_mut(&Place(claim.granule.clone())) {
+            if let Some(mark) = self.mark_mut(&claim.granule) {
                 mark.waiting -= 1;
             }
             if claim.granule == Granule::Whole {
@@ -192,11 +192,10 @@ impl Marks {
         calm.retain(|granule| !(held && *granule == Granule::Whole));
         calm.sort_unstable();
         for granule in &calm {
-            let place = Place(granule.clone());
-            if let Some(mark) = self.marks.get_mut(&place) {
+            if let Some(mark) = self.mark_mut(granule) {
                 mark.told = false;
                 if mark.holders.is_empty() {
-                    self.marks.remove(&place);
+                    self.unmark(granule);
                 }
             }
         }
@@ -208,6 +207,20 @@ impl Marks {
             Granule::Whole => self.marks.get(&Place(Granule::Whole)),
             Granule::Key(table, key) => self.marks.get(&KeyPlace(*table, key)),
         }
+    }
+
+    fn mark_mut(&mut self, granule: &Granule) -> Option<&mut Mark> {
+        match granule {
+            Granule::Whole => self.marks.get_mut(&Place(Granule::Whole)),
+            Granule::Key(table, key) => self.marks.get_mut(&KeyPlace(*table, key)),
+        }
+    }
+
+    fn unmark(&mut self, granule: &Granule) {
+        match granule {
+            Granule::Whole => self.marks.remove(&Place(Granule::Whole)),
+            Granule::Key(table, key) => self.marks.remove(&KeyPlace(*table, key)),
+        };
     }
 }
 

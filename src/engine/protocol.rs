@@ -151,7 +151,7 @@ pub enum ToPartition {
     /// Lock the share's keys, evaluate its reads, answer [`ToCoordinator::Granted`].
     Lock(Box<Lock>),
     /// Lock what is not locked yet, log the intent, answer [`ToCoordinator::Voted`].
-    Prepare(Box<Prepare>),
+    Prepare(#[serde(with = "crate::engine::record::wire")] Box<Prepare>),
     /// The transaction's outcome (to the primary: the decision itself).
     Decide(Decide),
     /// Are these unlogged locks still held? They are given up either way; answered with

@@ -22,10 +22,11 @@
 //! cut; that is the log's business, which has checksums.
 
 mod share;
+pub mod wire;
 
 pub use self::share::{ClaimRef, Claims, PackedClaims, PrepareHead, PreparedShare};
 
-use crate::engine::batch::{END_BYTES, HEAD_BYTES, Laid, Layout, Op, put_end, put_head};
+use crate::engine::batch::{Batch, END_BYTES, HEAD_BYTES, Laid, Layout, Op, put_end, put_head};
 use crate::engine::protocol::{Claim, Prepare, Prepared, Verdict};
 use crate::ids::{Incarnation, Millis, NodeId, PartitionId, TableIndex, TxnId};
 use bytes::Bytes;
@@ -280,6 +281,14 @@ impl<'a> Runs<'a> {
             Section::Runs(runs) => Some(runs),
             _ => None,
         }
+    }
+
+    /// The operations as a batch of their own.
+    ///
+    /// # Errors
+    /// In a few words, when they are not what was written.
+    pub fn to_batch(&self) -> Result<Batch, &'static str> {
+        Batch::read(self.data, self.ends, self.heads)
     }
 
     /// How many operations there are.

@@ -42,7 +42,7 @@ pub enum Mutation<'a> {
     /// An item whose time has come is removed.
     Expire(TableIndex, &'a [u8]),
     /// A transaction's share becomes an intent.
-    Prepare(Box<Prepare>, Vec<Claim>),
+    Prepare(Box<Prepare>, &'a [Claim]),
     /// A transaction ends here.
     Decide(TxnId, Verdict),
     /// A participant has applied commits that were decided here.
@@ -420,7 +420,7 @@ impl<M: Machine> Replica<M> {
                 self.tables.expire(table, key, stamp);
                 Applied::Done
             }
-            Mutation::Prepare(prepare, claims) => self.prepare(*prepare, &claims),
+            Mutation::Prepare(prepare, claims) => self.prepare(*prepare, claims),
             Mutation::Decide(txn, verdict) => self.decide(txn, verdict, stamp),
             Mutation::Applied(txns, from) => {
                 for txn in txns {

@@ -22,7 +22,8 @@ use crate::engine::protocol::{
 use crate::engine::rules::{Rule, kept};
 use crate::engine::tables::{KeyHasher, Tables};
 use crate::ids::{Age, Incarnation, Millis, NodeId, PartitionId, TxnId};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use smallvec::SmallVec;
+use std::collections::{BTreeMap, VecDeque};
 use std::marker::PhantomData;
 
 /// Attempts that may fail for other reasons than a wound before the client is refused.
@@ -74,7 +75,7 @@ pub struct Transactions<M> {
     /// Lamport's clock.
     clock: u64,
     next: u64,
-    active: BTreeMap<u64, Txn>,
+    active: BTreeMap<u64, Box<Txn>>,
     /// The latest commits, oldest first, for [`ToCoordinator::Inquire`].
     committed: VecDeque<TxnId>,
     wait_ms: u64,
@@ -145,17 +146,18 @@ enum Phase {
         lacking: PartitionId,
     },
     Locking {
-        waiting: BTreeSet<PartitionId>,
+        waiting: Waiting,
         grants: BTreeMap<PartitionId, Grant>,
     },
     Confirming {
-        waiting: BTreeSet<PartitionId>,
+        waiting: Waiting,
         held: bool,
         replies: Vec<Replies>,
     },
     Preparing {
-        waiting: BTreeSet<PartitionId>,
-        replies: BTreeMap<PartitionId, Replies>,
+        waiting: Waiting,
+        /// In the order in which they came.
+        replies: SmallVec<[(PartitionId, Replies); 2]>,
     },
     /// `since` the decision was first asked for, `asked` again last.
     Deciding {
@@ -163,6 +165,15 @@ enum Phase {
         since: Millis,
         asked: Millis,
     },
+}
+
+/// Partitions whose answers are still to come.
+type Waiting = SmallVec<[PartitionId; 4]>;
+
+/// Takes a partition's answer; false if it was not waited for.
+fn heard(waiting: &mut Waiting, partition: PartitionId) -> bool {
+    let place = waiting.iter().position(|id| *id == partition);
+    place.map(|place| waiting.swap_remove(place)).is_some()
 }
 
 #[derive(Debug)]
@@ -233,7 +244,7 @@ impl<M: Machine> Transactions<M> {
         let until = Millis(now.0.saturating_add(self.wait_ms));
         let phase = Phase::Pausing { until: now, lacking: primary };
         let txn = Txn { id, age, client, work, primary, failures: 0, until, phase };
-        self.active.insert(sequence, txn);
+        self.active.insert(sequence, Box::new(txn));
         self.attempt(sequence, now, effects);
     }
 
@@ -251,7 +262,7 @@ impl<M: Machine> Transactions<M> {
             return;
         }
         (leader.node, leader.term) = (node, term);
-        let touches = |txn: &&Txn| txn.work.shares.iter().any(|(share, _)| *share == id);
+        let touches = |txn: &&Box<Txn>| txn.work.shares.iter().any(|(share, _)| *share == id);
         let hit: Vec<u64> =
             self.active.values().filter(touches).map(|txn| txn.id.sequence).collect();
         for sequence in hit {
@@ -472,9 +483,9 @@ impl<M: Machine> Transactions<M> {
         }
         let Some(txn) = self.active.get_mut(&sequence) else { return };
         txn.id.attempt += 1;
-        let waiting: BTreeSet<PartitionId> = txn.work.shares.iter().map(|(id, _)| *id).collect();
+        let waiting: Waiting = txn.work.shares.iter().map(|(id, _)| *id).collect();
         if txn.work.mode == Mode::Write {
-            txn.phase = Phase::Preparing { waiting, replies: BTreeMap::new() };
+            txn.phase = Phase::Preparing { waiting, replies: SmallVec::new() };
             let shares = txn.work.shares.clone();
             self.prepare(
                 sequence,
@@ -530,7 +541,7 @@ impl<M: Machine> Transactions<M> {
 
     /// The transaction, if this attempt of it is the one under way.
     fn current(&mut self, id: TxnId) -> Option<&mut Txn> {
-        self.active.get_mut(&id.sequence).filter(|txn| txn.id == id)
+        self.active.get_mut(&id.sequence).map(Box::as_mut).filter(|txn| txn.id == id)
     }
 
     fn on_granted(
@@ -543,7 +554,7 @@ impl<M: Machine> Transactions<M> {
     ) {
         let Some(txn) = self.current(id) else { return };
         let Phase::Locking { waiting, grants } = &mut txn.phase else { return };
-        if !waiting.remove(&partition) {
+        if !heard(waiting, partition) {
             return;
         }
         grants.insert(partition, grant);
@@ -566,7 +577,7 @@ impl<M: Machine> Transactions<M> {
         result: Option<Replies>,
         effects: &mut Vec<Effect>,
     ) {
-        let waiting: BTreeSet<PartitionId> = grants.keys().copied().collect();
+        let waiting: Waiting = grants.keys().copied().collect();
         let terms: Vec<(PartitionId, Term)> =
             grants.iter().map(|(partition, grant)| (*partition, grant.term)).collect();
         for (partition, term) in terms {
@@ -634,7 +645,7 @@ impl<M: Machine> Transactions<M> {
             return;
         }
         let waiting = grants.keys().copied().collect();
-        let replies = BTreeMap::from([(txn.primary, replies)]);
+        let replies = SmallVec::from_iter([(txn.primary, replies)]);
         txn.phase = Phase::Preparing { waiting, replies };
         let shares = txn.work.shares.iter().map(|(partition, share)| {
             let images = outcome.remove(partition).unwrap_or_default();
@@ -662,16 +673,17 @@ impl<M: Machine> Transactions<M> {
             self.fail(id, now, effects);
             return;
         };
-        if !waiting.remove(&partition) {
+        if !heard(waiting, partition) {
             return;
         }
         if txn.work.mode == Mode::Write {
-            replies.insert(partition, vote);
+            replies.push((partition, vote));
         }
         if !waiting.is_empty() {
             return;
         }
-        let replies = std::mem::take(replies).into_values().collect();
+        replies.sort_unstable_by_key(|(partition, _)| *partition);
+        let replies = std::mem::take(replies).into_iter().map(|(_, replies)| replies).collect();
         txn.phase = Phase::Deciding { replies, since: now, asked: now };
         let primary = txn.primary;
         self.ask_decision(id, primary, effects);
@@ -709,7 +721,7 @@ impl<M: Machine> Transactions<M> {
     ) {
         let Some(txn) = self.current(id) else { return };
         let Phase::Confirming { waiting, held, replies } = &mut txn.phase else { return };
-        if !waiting.remove(&partition) {
+        if !heard(waiting, partition) {
             return;
         }
         *held &= held_there;

@@ -395,13 +395,20 @@ impl<M: Machine> Partition<M> {
         let mut claims = Vec::new();
         if let Some(held) = self.held.get_mut(&txn) {
             held.unlogged = None;
-            claims = held.claims.clone();
+            // Lent to the entry. Where it is applied at once, what is held may be given up there.
+            claims = match self.journal {
+                Some(_) => std::mem::take(&mut held.claims),
+                None => held.claims.clone(),
+            };
         }
         let mut released = Vec::new();
         if !kept(Rule::ReadKeysArePrepared) {
             released = claims.extract_if(.., |claim| claim.access == Access::Read).collect();
         }
-        self.file(Mutation::Prepare(prepare, claims), After::Vote(txn), now, effects);
+        self.file(Mutation::Prepare(prepare, &claims), After::Vote(txn), now, effects);
+        if let (Some(_), Some(held)) = (&self.journal, self.held.get_mut(&txn)) {
+            held.claims = claims;
+        }
         for claim in released {
             self.unmark(&claim.granule, txn, effects);
         }

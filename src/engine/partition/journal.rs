@@ -200,7 +200,7 @@ impl Journal {
         match mutation {
             Mutation::Run(op) => self.writer.run(&op),
             Mutation::Expire(table, key) => self.writer.expire(table, key),
-            Mutation::Prepare(prepare, claims) => self.writer.prepare(&prepare, &claims),
+            Mutation::Prepare(prepare, claims) => self.writer.prepare(&prepare, claims),
             Mutation::Decide(txn, verdict) => self.writer.decide(txn, verdict),
             Mutation::Applied(txns, from) => self.writer.applied(&txns, from),
             Mutation::Began(node, life) => self.writer.began(node, life),

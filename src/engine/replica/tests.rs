@@ -312,7 +312,7 @@ fn a_prepare_over_another_intent_is_refused() {
     let mut replica = replica();
     let mut apply = |batch: Batch, sequence| {
         let (prepare, claims) = share(batch, sequence, 0);
-        replica.apply(Mutation::Prepare(Box::new(prepare), claims), Millis(1), &mut Vec::new())
+        replica.apply(Mutation::Prepare(Box::new(prepare), &claims), Millis(1), &mut Vec::new())
     };
     assert!(matches!(apply(single("get", &["a"]), 1), Applied::Voted(_)));
     assert!(matches!(apply(single("get", &["a"]), 2), Applied::Voted(_)), "reads share a key");
@@ -332,7 +332,7 @@ fn what_is_over_follows_from_the_log_alone() {
     one.done_below(NodeId(1), Incarnation(5), 10);
     assert!(one.is_over(late.txn) && !other.is_over(late.txn));
     for replica in [&mut one, &mut other] {
-        let applied = apply(replica, Mutation::Prepare(Box::new(late.clone()), claims.clone()));
+        let applied = apply(replica, Mutation::Prepare(Box::new(late.clone()), &claims));
         assert!(matches!(applied, Applied::Voted(_)));
         apply(replica, Mutation::Decide(late.txn, Verdict::Abort));
     }
@@ -340,15 +340,14 @@ fn what_is_over_follows_from_the_log_alone() {
     let (next, next_claims) = share(single("set", &["b", "1"]), 12, 11);
     let (later, later_claims) = share(single("set", &["c", "1"]), 10, 0);
     for replica in [&mut one, &mut other] {
-        apply(replica, Mutation::Prepare(Box::new(next.clone()), next_claims.clone()));
+        apply(replica, Mutation::Prepare(Box::new(next.clone()), &next_claims));
         assert!(replica.is_over(later.txn));
-        let refused =
-            apply(replica, Mutation::Prepare(Box::new(later.clone()), later_claims.clone()));
+        let refused = apply(replica, Mutation::Prepare(Box::new(later.clone()), &later_claims));
         assert_eq!(refused, Applied::Refused);
         apply(replica, Mutation::Began(NodeId(1), Incarnation(6)));
         let (old, claims) = share(single("set", &["d", "1"]), 99, 0);
         assert_eq!(
-            apply(replica, Mutation::Prepare(Box::new(old.clone()), claims)),
+            apply(replica, Mutation::Prepare(Box::new(old.clone()), &claims)),
             Applied::Refused
         );
     }
