@@ -465,7 +465,10 @@ impl<M: Machine> Bucket<M> {
         let Some(Some(partition)) = self.partitions.get_mut(to.index()) else { return Ok(()) };
         let Some(journal) = partition.journal_mut() else { return Ok(()) };
         journal.group_mut().step(message, now.mono)?;
-        self.touch(to);
+        // Most answers to heartbeats change nothing but what the leader knows of the follower.
+        if partition.is_stirred() {
+            self.touch(to);
+        }
         Ok(())
     }
 
@@ -653,9 +656,9 @@ impl<M: Machine> Bucket<M> {
             }
             let Some(partition) = &mut self.partitions[index] else { continue };
             let Some(journal) = partition.journal_mut() else { continue };
-            journal.group_mut().tick(now.mono);
+            let ticked = journal.group_mut().tick(now.mono);
             // A deposed leader's entries grow old by themselves.
-            if journal.group().has_output() || !journal.leads() && !journal.is_calm() {
+            if ticked && journal.group().has_output() || !journal.leads() && !journal.is_calm() {
                 self.touch(PartitionId(index as u16));
             }
         }

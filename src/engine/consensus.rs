@@ -240,21 +240,28 @@ impl Group {
         Ok(())
     }
 
-    /// Lets time pass. However late it is called, it is one tick at most.
-    pub fn tick(&mut self, mono: u64) {
+    /// Lets time pass. However late it is called, it is one tick at most. Tells whether there may be
+    /// something to bring out because of it.
+    pub fn tick(&mut self, mono: u64) -> bool {
         self.pass(mono);
-        self.ask_again();
+        let asked = self.ask_again();
         if !self.ticks.due(self.mono) {
-            return;
+            return asked;
         }
         let raft = &self.raw.raft;
         let stands = raft.state != StateRole::Leader
             && raft.election_elapsed + 1 >= raft.randomized_election_timeout();
-        if stands && !self.may_stand() {
-            return;
+        let beats = raft.state == StateRole::Leader
+            && raft.heartbeat_elapsed() + 1 >= raft.heartbeat_timeout();
+        // The groups of a node beat together, for the sake of fewer packets: a new leader's beats
+        // are moved by less than the time between two, once.
+        let is_early = beats && !self.ticks.count().is_multiple_of(raft.heartbeat_timeout());
+        if stands && !self.may_stand() || is_early {
+            return asked;
         }
-        self.raw.tick();
+        let ticked = self.raw.tick();
         self.settle();
+        asked || ticked
     }
 
     /// Stands for election at once: for the designated first leader of a new group, and for the
@@ -411,7 +418,7 @@ impl Group {
 
     /// Whether [`Group::drive`] has anything to bring out.
     pub fn has_output(&self) -> bool {
-        !self.released.is_empty() || self.raw.has_ready()
+        !self.released.is_empty() || self.raw.store().has_wanted() || self.raw.has_ready()
     }
 
     fn handle(&mut self, mut ready: Ready, out: &mut Output) {
@@ -608,8 +615,8 @@ impl Group {
     /// Whether it leads and has applied an entry of its own term, and with it all that was committed
     /// before it led. Only then may it serve, lock and propose.
     pub fn is_serving(&self) -> bool {
-        let serves = self.raw.raft.apply_to_current_term() || !kept(Rule::LeadersServeTheirTerm);
-        self.raw.raft.state == StateRole::Leader && serves
+        self.raw.raft.state == StateRole::Leader
+            && (self.raw.raft.apply_to_current_term() || !kept(Rule::LeadersServeTheirTerm))
     }
 
     /// Whether reads that came before `mono` was read may be answered from what is applied.
@@ -639,10 +646,12 @@ impl Group {
         Some(ticket)
     }
 
-    fn ask_again(&mut self) {
-        if let Some(ticket) = self.lease.ask_again(self.mono) {
+    fn ask_again(&mut self) -> bool {
+        let ticket = self.lease.ask_again(self.mono);
+        if let Some(ticket) = ticket {
             self.ask(ticket);
         }
+        ticket.is_some()
     }
 
     fn ask(&mut self, ticket: Ticket) {
@@ -787,8 +796,8 @@ impl Group {
             if hands_over && kept(Rule::HandingOverEndsLease) {
                 self.lease.hand_over();
             }
-            let bytes = match message.write_to_bytes() {
-                Ok(bytes) => Bytes::from(bytes),
+            let bytes = match wire::write(&message) {
+                Ok(bytes) => bytes,
                 Err(e) => {
                     ::log::error!("replica {}: no message to {to}: {e}", self.id);
                     continue;

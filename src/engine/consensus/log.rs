@@ -248,6 +248,11 @@ impl Log {
         self.offer = None;
     }
 
+    /// Whether [`Log::take_wanted`] has anything to tell.
+    pub fn has_wanted(&self) -> bool {
+        !self.wanted.borrow().is_empty()
+    }
+
     /// The replicas that asked for a snapshot in vain since the last call.
     pub fn take_wanted(&mut self) -> BTreeSet<u64> {
         std::mem::take(self.wanted.get_mut())

@@ -11,12 +11,13 @@ use raft::StateRole;
 pub struct Ticks {
     every: u64,
     last: u64,
+    count: usize,
 }
 
 impl Ticks {
     /// A tick every `every` ms, the first one after `mono`.
     pub fn new(every: u64, mono: u64) -> Ticks {
-        Ticks { every, last: mono }
+        Ticks { every, last: mono, count: 0 }
     }
 
     /// Whether a tick is due at `mono`; if so, it is counted.
@@ -29,7 +30,13 @@ impl Ticks {
             return false;
         }
         self.last = if passed < 2 * self.every { self.last + self.every } else { mono };
+        self.count = self.count.wrapping_add(1);
         true
+    }
+
+    /// How many ticks there were.
+    pub fn count(&self) -> usize {
+        self.count
     }
 }
 

@@ -477,7 +477,9 @@ impl World {
         }
         match event {
             Event::Tick { node, life } => {
-                self.with(node, |group, mono| group.tick(mono));
+                self.with(node, |group, mono| {
+                    group.tick(mono);
+                });
                 let delay = self.dice.between(9 * MS, 12 * MS);
                 self.at(delay, Event::Tick { node, life });
             }

@@ -178,7 +178,9 @@ impl Cluster {
         while self.mono < end && !until(self) {
             self.mono += 10;
             let mono = self.mono;
-            self.replicas.values_mut().for_each(|replica| replica.group.tick(mono));
+            for replica in self.replicas.values_mut() {
+                replica.group.tick(mono);
+            }
             self.settle();
         }
         until(self)

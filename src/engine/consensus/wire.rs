@@ -4,6 +4,10 @@
 //! empty proposal stop the process. Peers are nodes of the same cluster, but a node may run another
 //! version, have lost its disk or be mistaken for another, so what the crate would die of is
 //! checked before and refused with a reason.
+//!
+//! Almost all that idle groups say are heartbeats and the answers to them, thousands a second. Those
+//! without anything in particular are written in a form of their own, [`Beat`], at a fraction of
+//! what protobuf takes; its first byte begins no message of protobuf's.
 
 use super::{Members, ReplicaId};
 use bytes::Bytes;
@@ -21,11 +25,87 @@ pub struct Receiver {
     pub leads: bool,
 }
 
+/// A heartbeat or the answer to one, and nothing beside it:
+///
+/// ```text
+/// 0 | 1: asks, 2: answers | to | from | term | commit
+/// ```
+struct Beat([u8; BEAT_BYTES]);
+
+const BEAT_BYTES: usize = 2 + 4 * 8;
+
+/// No field of protobuf's has the number 0.
+const BEAT: u8 = 0;
+const ASKS: u8 = 1;
+const ANSWERS: u8 = 2;
+
+impl Beat {
+    /// The message as a beat, if it is no more than that.
+    fn of(message: &Message) -> Option<Beat> {
+        let kind = match message.msg_type {
+            MessageType::MsgHeartbeat => ASKS,
+            MessageType::MsgHeartbeatResponse => ANSWERS,
+            _ => return None,
+        };
+        let plain = message.context.is_empty()
+            && message.entries.is_empty()
+            && !message.has_snapshot()
+            && !message.reject
+            && message.priority == 0
+            && [
+                message.log_term,
+                message.index,
+                message.commit_term,
+                message.reject_hint,
+                message.request_snapshot,
+                message.deprecated_priority,
+            ] == [0; 6];
+        if !plain {
+            return None;
+        }
+        let mut bytes = [0; BEAT_BYTES];
+        bytes[..2].copy_from_slice(&[BEAT, kind]);
+        let numbers = [message.to, message.from, message.term, message.commit];
+        for (place, number) in bytes[2..].chunks_exact_mut(8).zip(numbers) {
+            place.copy_from_slice(&number.to_le_bytes());
+        }
+        Some(Beat(bytes))
+    }
+
+    /// The message that these bytes stand for, if they are a beat.
+    fn read(bytes: &[u8]) -> Option<Message> {
+        let bytes: &[u8; BEAT_BYTES] = bytes.try_into().ok()?;
+        let msg_type = match bytes[..2] {
+            [BEAT, ASKS] => MessageType::MsgHeartbeat,
+            [BEAT, ANSWERS] => MessageType::MsgHeartbeatResponse,
+            _ => return None,
+        };
+        let number = |place: usize| {
+            let mut number = [0; 8];
+            number.copy_from_slice(&bytes[2 + 8 * place..][..8]);
+            u64::from_le_bytes(number)
+        };
+        let [to, from, term, commit] = [0, 1, 2, 3].map(number);
+        Some(Message { msg_type, to, from, term, commit, ..Message::default() })
+    }
+}
+
+/// The message in bytes.
+pub fn write(message: &Message) -> Result<Bytes, String> {
+    match Beat::of(message) {
+        Some(Beat(bytes)) => Ok(Bytes::copy_from_slice(&bytes)),
+        None => message.write_to_bytes().map(Bytes::from).map_err(|e| e.to_string()),
+    }
+}
+
 /// The message in `bytes`, if this receiver can step it; none if it is meant for a replica that this
 /// one took the place of, of which its sender has not heard yet. Nothing of an entry is copied.
 pub fn read(bytes: &Bytes, receiver: &Receiver) -> Result<Option<Message>, String> {
-    let message = Message::parse_from_carllerche_bytes(bytes)
-        .map_err(|e| format!("a message of {} bytes is none of raft's: {e}", bytes.len()))?;
+    let message = match Beat::read(bytes) {
+        Some(message) => message,
+        None => Message::parse_from_carllerche_bytes(bytes)
+            .map_err(|e| format!("a message of {} bytes is none of raft's: {e}", bytes.len()))?,
+    };
     let to = ReplicaId(message.to);
     if to.node() == receiver.id.node() && to < receiver.id {
         return Ok(None);
@@ -126,4 +206,55 @@ fn check_snapshot(message: &Message, receiver: &Receiver) -> Result<(), String> 
         return Err("holds a snapshot of a group without the receiver".into());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn beat(msg_type: MessageType) -> Message {
+        Message { msg_type, to: 7, from: 9, term: 3, commit: 1 << 40, ..Message::default() }
+    }
+
+    #[test]
+    fn a_beat_is_read_as_it_was_written() {
+        let receiver = Receiver { id: ReplicaId(7), term: 3, last_index: 1 << 41, leads: false };
+        for msg_type in [MessageType::MsgHeartbeat, MessageType::MsgHeartbeatResponse] {
+            let message = beat(msg_type);
+            let bytes = write(&message).unwrap();
+            assert_eq!(bytes.len(), BEAT_BYTES);
+            assert!(Message::parse_from_bytes(&bytes).is_err(), "it is no message of protobuf's");
+            assert_eq!(read(&bytes, &receiver), Ok(Some(message)));
+            assert!(read(&bytes[..BEAT_BYTES - 1], &receiver).is_err());
+            assert!(read(&[&bytes[..], &[0]].concat(), &receiver).is_err());
+        }
+        let mut unknown = write(&beat(MessageType::MsgHeartbeat)).unwrap().to_vec();
+        unknown[1] = 3;
+        assert!(read(&unknown, &receiver).is_err());
+    }
+
+    #[test]
+    fn what_is_more_than_a_beat_loses_nothing() {
+        let changes: [fn(&mut Message); 12] = [
+            |message| message.msg_type = MessageType::MsgAppendResponse,
+            |message| message.context = Bytes::from_static(b"ticket"),
+            |message| message.mut_entries().push(Default::default()),
+            |message| message.mut_snapshot().data = Bytes::from_static(b"token"),
+            |message| message.reject = true,
+            |message| message.priority = -1,
+            |message| message.log_term = 1,
+            |message| message.index = 1,
+            |message| message.commit_term = 1,
+            |message| message.reject_hint = 1,
+            |message| message.request_snapshot = 1,
+            |message| message.deprecated_priority = 1,
+        ];
+        for change in changes {
+            let mut message = beat(MessageType::MsgHeartbeatResponse);
+            change(&mut message);
+            let bytes = write(&message).unwrap();
+            let again = Message::parse_from_bytes(&bytes).unwrap();
+            assert_eq!(format!("{again:?}"), format!("{message:?}"));
+        }
+    }
 }

@@ -278,6 +278,11 @@ impl<M: Machine> Partition<M> {
             .is_some_and(|journal| !journal.writer.is_empty() || journal.group.has_output())
     }
 
+    /// Whether a turn would come to anything after the group was told something.
+    pub fn is_stirred(&self) -> bool {
+        self.wants_turn() || !self.deferred.is_empty()
+    }
+
     fn drive(
         &mut self,
         now: Now,
