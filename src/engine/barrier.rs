@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The version of the messages between nodes. Nodes of different versions refuse each other.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// How a node introduces itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +29,9 @@ pub struct Hello {
     pub formed: bool,
     /// The partitions whose replica there cannot vouch for what it acknowledged: it is in doubt, or
     /// it still learns. Where the node is not formed, none of them can.
+    ///
+    /// Nodes of an earlier version do not say it, and are to be refused for that version.
+    #[serde(default)]
     pub unsound: Vec<PartitionId>,
 }
 

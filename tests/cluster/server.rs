@@ -700,7 +700,10 @@ fn read_frame(stream: &mut TcpStream) -> Vec<u8> {
     bytes
 }
 
-/// What a node says when it introduces itself: version, cluster, node, life, digest, formed.
+const VERSION: u8 = quorate::engine::barrier::PROTOCOL_VERSION as u8;
+
+/// What a node says when it introduces itself: version, cluster, node, life, digest, formed. As one
+/// of version 1 did, which did not say what it cannot vouch for.
 fn hello(version: u8, cluster: &str, node: u8) -> Vec<u8> {
     let mut bytes = vec![0x81, 0xa5];
     bytes.extend(b"Hello");
@@ -718,9 +721,10 @@ fn a_peer_that_speaks_nonsense_is_cut_off_with_a_reason() {
         (frame(b"garbage"), "a frame that is no packet"),
         (u32::MAX.to_le_bytes().to_vec(), "its introduction is too long"),
         ((100_000u32).to_le_bytes().to_vec(), "its introduction is too long"),
-        (frame(&hello(99, cluster.name(), 2)), "version"),
-        (frame(&hello(1, "elsewhere", 2)), "cluster"),
-        (frame(&hello(1, cluster.name(), 9)), "node 9 is not in the cluster file"),
+        (frame(&hello(99, cluster.name(), 2)), "speaks protocol version 99"),
+        (frame(&hello(1, cluster.name(), 2)), "speaks protocol version 1,"),
+        (frame(&hello(VERSION, "elsewhere", 2)), "cluster"),
+        (frame(&hello(VERSION, cluster.name(), 9)), "node 9 is not in the cluster file"),
         (frame(b"\xa5Ready"), "it does not introduce itself"),
         (b"GET / HTTP/1.1\r\n\r\n".to_vec(), "its introduction is too long"),
     ] {

@@ -225,12 +225,12 @@ mod tests {
             assert_eq!(bytes.len(), BEAT_BYTES);
             assert!(Message::parse_from_bytes(&bytes).is_err(), "it is no message of protobuf's");
             assert_eq!(read(&bytes, &receiver), Ok(Some(message)));
-            assert!(read(&bytes[..BEAT_BYTES - 1], &receiver).is_err());
-            assert!(read(&[&bytes[..], &[0]].concat(), &receiver).is_err());
+            assert!(read(&bytes.slice(..BEAT_BYTES - 1), &receiver).is_err());
+            assert!(read(&[&bytes[..], &[0]].concat().into(), &receiver).is_err());
         }
         let mut unknown = write(&beat(MessageType::MsgHeartbeat)).unwrap().to_vec();
         unknown[1] = 3;
-        assert!(read(&unknown, &receiver).is_err());
+        assert!(read(&unknown.into(), &receiver).is_err());
     }
 
     #[test]
