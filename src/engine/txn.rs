@@ -262,9 +262,9 @@ impl<M: Machine> Transactions<M> {
             return;
         }
         (leader.node, leader.term) = (node, term);
-        let touches = |txn: &&Box<Txn>| txn.work.shares.iter().any(|(share, _)| *share == id);
-        let hit: Vec<u64> =
-            self.active.values().filter(touches).map(|txn| txn.id.sequence).collect();
+        let touches = |txn: &&Txn| txn.work.shares.iter().any(|(share, _)| *share == id);
+        let active = self.active.values().map(Box::as_ref);
+        let hit: Vec<u64> = active.filter(touches).map(|txn| txn.id.sequence).collect();
         for sequence in hit {
             self.on_leader_lost(sequence, id, now, effects);
         }
