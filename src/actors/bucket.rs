@@ -401,21 +401,25 @@ impl Bucket {
     }
 }
 
-/// Sends each node what the groups have for it in one packet.
+/// Sends each node what the groups have for it in one packet, in the order in which it was said.
 fn carry_raft(book: &Book, messages: &mut Vec<(NodeId, PartitionId, Bytes)>) {
-    if messages.is_empty() {
-        return;
+    let mut counts: Vec<(NodeId, usize)> = Vec::new();
+    for (to, ..) in messages.iter() {
+        match counts.iter_mut().find(|(node, _)| node == to) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((*to, 1)),
+        }
     }
-    // Stable: each receiver hears in the order in which it was said.
-    messages.sort_by_key(|(to, ..)| *to);
-    let mut share = Vec::new();
-    let mut messages = messages.drain(..).peekable();
-    while let Some((to, partition, message)) = messages.next() {
-        share.push((partition, serde_bytes::ByteBuf::from(message)));
-        if messages.peek().is_none_or(|(next, ..)| *next != to)
-            && let Some(peer) = book.peers.get(&to)
-        {
-            peer.do_send(Convey(Packet::Raft(std::mem::take(&mut share))));
+    let shares = counts.into_iter().map(|(node, count)| (node, Vec::with_capacity(count)));
+    let mut shares: Vec<_> = shares.collect();
+    for (to, partition, message) in messages.drain(..) {
+        if let Some((_, share)) = shares.iter_mut().find(|(node, _)| *node == to) {
+            share.push((partition, serde_bytes::ByteBuf::from(message)));
+        }
+    }
+    for (node, share) in shares {
+        if let Some(peer) = book.peers.get(&node) {
+            peer.do_send(Convey(Packet::Raft(share)));
         }
     }
 }

@@ -173,7 +173,8 @@ pub struct Bucket<M> {
     /// Partitions that want a turn, each once.
     dirty: Vec<PartitionId>,
     is_dirty: Vec<bool>,
-    turn: Turn,
+    /// Taken out while it is filled, and boxed for that: it is large.
+    turn: Option<Box<Turn>>,
     wishes: Wishes,
     /// The log that a partition may write between two snapshots.
     snapshot_after: u64,
@@ -218,7 +219,7 @@ impl<M: Machine> Bucket<M> {
             expires_actively: true,
             counts: Counts::default(),
             dirty: Vec::new(),
-            turn: Turn::default(),
+            turn: None,
             snapshot_after: u64::MAX,
             orders: Vec::new(),
             generations: BTreeMap::new(),
@@ -570,7 +571,7 @@ impl<M: Machine> Bucket<M> {
             if partition.journal().is_none() {
                 continue;
             }
-            let mut turn = std::mem::take(&mut self.turn);
+            let mut turn = self.turn.take().unwrap_or_default();
             if let Err(why) = partition.turn(now, &mut out.effects, &mut turn) {
                 out.fatal = Some(why);
                 return;
@@ -579,7 +580,7 @@ impl<M: Machine> Bucket<M> {
                 self.touch(id);
             }
             self.finish(id, &mut turn, out);
-            self.turn = turn;
+            self.turn = Some(turn);
         }
     }
 
