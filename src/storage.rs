@@ -20,6 +20,7 @@ pub mod directory;
 pub mod disk;
 #[cfg(test)]
 pub mod faulty;
+mod frame;
 mod index;
 pub mod log;
 pub mod record;

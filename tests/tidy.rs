@@ -54,6 +54,7 @@ const MET_IN: &[(&str, &[&str])] = &[
     ("hyper", &["src/net/http"]),
     ("hyper_util", &["src/net/http"]),
     ("itoa", &["src/command", "src/net"]),
+    ("libc", &["src/storage/disk"]),
     ("log", EVERYWHERE),
     ("memchr", EVERYWHERE),
     ("mimalloc", &["src/lib"]),

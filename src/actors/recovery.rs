@@ -65,6 +65,7 @@ pub fn open(config: &Config, node: NodeId, boot: &str) -> Result<Found> {
         segment_bytes: timing.segment,
         step_bytes: STEP_BYTES.min(timing.segment),
         retain_bytes: timing.retain,
+        direct: unsynced(config, node).next().is_none(),
         ..Options::new(owner)
     };
     let (mut log, found) = SegmentLog::open(RealDisk, &directory.log_dir(), options)?;

@@ -16,8 +16,15 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+/// Bytes of a block: what a disk takes past the page cache, and no less. Most disks' are smaller.
+pub const BLOCK: usize = 4096;
+
 /// Zeros are written this many bytes at a time.
-const ZEROS: &[u8] = &[0; 256 << 10];
+static ZEROS: Blocks = Blocks([0; 256 << 10]);
+
+/// Blocks where a block may be in memory.
+#[repr(align(4096))]
+struct Blocks([u8; 256 << 10]);
 
 /// A place for files.
 pub trait Disk {
@@ -30,6 +37,11 @@ pub trait Disk {
     fn create(&self, path: &Path) -> io::Result<Self::File>;
     /// Opens a file for reading and writing.
     fn open(&self, path: &Path) -> io::Result<Self::File>;
+    /// Opens a file for writing past the kernel's page cache, if the file system has a way: blocks
+    /// of [`BLOCK`] bytes, at multiples of that, from memory that starts at one.
+    fn open_direct(&self, _: &Path) -> Option<Self::File> {
+        None
+    }
     /// Gives a file another name, in place of any file that has it.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file.
@@ -64,8 +76,8 @@ pub trait File {
     fn preallocate(&self, from: u64, to: u64) -> io::Result<()> {
         let mut at = from;
         while at < to {
-            let step = ZEROS.len().min((to - at) as usize);
-            self.write_at(&ZEROS[..step], at)?;
+            let step = ZEROS.0.len().min((to - at) as usize);
+            self.write_at(&ZEROS.0[..step], at)?;
             at += step as u64;
         }
         Ok(())
@@ -95,6 +107,14 @@ impl Disk for RealDisk {
 
     fn open(&self, path: &Path) -> io::Result<fs::File> {
         fs::File::options().read(true).write(true).open(path)
+    }
+
+    #[cfg(target_os = "linux")]
+    fn open_direct(&self, path: &Path) -> Option<fs::File> {
+        use std::os::unix::fs::OpenOptionsExt;
+        let opened = fs::File::options().write(true).custom_flags(libc::O_DIRECT).open(path);
+        // It was opened just now without the flag: what is refused is the flag.
+        opened.ok()
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

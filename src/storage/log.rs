@@ -4,6 +4,9 @@
 //! - Whatever has arrived is **one batch and one sync** (group commit).
 //! - A segment is **preallocated with zeros**, a step at a time, and dropped segments are used
 //!   again. A sync then finds nothing to write but the data: no new length, no new extents.
+//! - Where each batch is synced it goes **past the page cache** (`O_DIRECT`), in whole blocks
+//!   (`frame`): a sync then only has to empty the disk's own cache. A log that nobody reads again but
+//!   after a crash is no use in memory either.
 //! - Room is made *before* a batch is written. A full disk is met there, with nothing half done:
 //!   [`Error::Full`] leaves the log as it was.
 //!
@@ -17,7 +20,8 @@
 //! How it is read again is in `recovery`, the bytes are in `segment` and `record`.
 
 use super::directory::Identity;
-use super::disk::{Disk, File, RealDisk, failed, no_room};
+use super::disk::{BLOCK, Disk, File, RealDisk, failed, no_room};
+use super::frame::Frame;
 use super::index::{Index, Place};
 use super::record::{self, Kind, RECORD_HEADER, Records};
 use super::recovery::{self, Recovered, Segment, corrupt};
@@ -26,6 +30,7 @@ use crate::error::{Error, Result};
 use crate::ids::PartitionId;
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// How a log is kept.
@@ -40,13 +45,17 @@ pub struct Options {
     /// How many bytes of segments are kept though nothing needs them, for followers that fell
     /// behind. (The files' lengths, not what was written to them: restarts leave short segments.)
     pub retain_bytes: u64,
+    /// Whether batches go past the page cache, where the file system has a way: cheaper where each
+    /// is synced, dearer where many are written between two syncs.
+    pub direct: bool,
 }
 
 impl Options {
     /// What suits most machines: segments of 64 MiB, of which the last three are kept.
     pub fn new(owner: Identity) -> Options {
         let segment_bytes = 64 << 20;
-        Options { owner, segment_bytes, step_bytes: 4 << 20, retain_bytes: 3 * segment_bytes }
+        let retain_bytes = 3 * segment_bytes;
+        Options { owner, segment_bytes, step_bytes: 4 << 20, retain_bytes, direct: true }
     }
 }
 
@@ -105,8 +114,10 @@ pub struct SegmentLog<D: Disk = RealDisk> {
     /// again would come to the same.
     held_by: Option<Vec<(PartitionId, usize)>>,
     index: Index,
+    /// The current segment once more, to be written to past the page cache.
+    direct: Option<D::File>,
     /// The bytes of the batch being written.
-    frame: Vec<u8>,
+    frame: Frame,
     /// Why nothing more is written.
     broken: Option<String>,
     usage: Usage,
@@ -152,7 +163,8 @@ impl<D: Disk> SegmentLog<D> {
             current,
             synced: 0,
             index: reading.index,
-            frame: Vec::new(),
+            direct: None,
+            frame: Frame::default(),
             broken: None,
             usage: Usage::default(),
         };
@@ -282,7 +294,7 @@ impl<D: Disk> SegmentLog<D> {
             None => Ok(()),
             Some(why) => Err(Error::Io(
                 format!("the log in {} is out of use", self.dir.display()),
-                std::io::Error::other(why.clone()),
+                io::Error::other(why.clone()),
             )),
         }
     }
@@ -311,7 +323,7 @@ impl<D: Disk> SegmentLog<D> {
             oldest: self.oldest,
             body: records.as_bytes(),
         };
-        batch.encode(&mut self.frame);
+        batch.encode(self.frame.begin(offset, bytes as usize + END));
         for record in record::records(records.as_bytes()) {
             let Ok(record) = record else {
                 unreachable!("records are read as they were written");
@@ -323,12 +335,25 @@ impl<D: Disk> SegmentLog<D> {
             self.index.admit(&record, Place { segment: self.current, offset });
         }
         let path = segment::path(&self.dir, self.current);
-        let outcome = self.segments[&self.current].file.write_at(&self.frame, offset);
+        let outcome = self.write_frame(offset - offset % BLOCK as u64);
         self.or_break(outcome.map_err(no_room(&path, bytes)))?;
         self.current_mut().end += bytes;
         self.usage.batches += 1;
         self.usage.appended += bytes;
         Ok(())
+    }
+
+    /// Writes the frame, whose first block has this offset in the current segment.
+    fn write_frame(&mut self, offset: u64) -> io::Result<()> {
+        let blocks = self.frame.end(END);
+        if let Some(direct) = &self.direct {
+            match direct.write_at(blocks, offset) {
+                // A disk with larger blocks, or a file system that thinks better of it.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => self.direct = None,
+                outcome => return outcome,
+            }
+        }
+        self.segments[&self.current].file.write_at(blocks, offset)
     }
 
     fn current_mut(&mut self) -> &mut Segment<D::File> {
@@ -341,6 +366,7 @@ impl<D: Disk> SegmentLog<D> {
     /// Preallocates the current segment for `bytes` more.
     fn make_room(&mut self, bytes: u64) -> Result<()> {
         let Segment { file, end, length } = &self.segments[&self.current];
+        let file = self.direct.as_ref().unwrap_or(file);
         let (needed, length) = (end + bytes, *length);
         if needed <= length {
             return Ok(());
@@ -355,7 +381,8 @@ impl<D: Disk> SegmentLog<D> {
 
     /// How long a file is made that must hold `needed` bytes.
     fn preallocated_length(&self, needed: u64) -> u64 {
-        needed.next_multiple_of(self.options.step_bytes.max(1))
+        // In whole blocks, since no less is written.
+        needed.next_multiple_of(self.options.step_bytes.max(1)).next_multiple_of(BLOCK as u64)
     }
 
     /// Starts the next segment; the current one is synced up to `previous_end`. It gets its number
@@ -388,6 +415,7 @@ impl<D: Disk> SegmentLog<D> {
         self.usage.syncs += 2;
         self.usage.preallocated += to - length;
         self.or_break(outcome)?;
+        self.direct = if self.options.direct { self.disk.open_direct(&path) } else { None };
         self.segments.insert(number, Segment { file, end: FIRST_BATCH, length: to });
         self.current = number;
         self.synced = FIRST_BATCH;

@@ -129,11 +129,11 @@ impl<'a> Batch<'a> {
         (BATCH_HEADER + self.body.len()) as u64
     }
 
-    /// Writes the batch over `frame`, and the zeros that say that nothing follows.
+    /// Adds the batch to `frame`.
     pub(super) fn encode(&self, frame: &mut Vec<u8>) {
         assert!(self.offset + self.bytes() <= u64::from(u32::MAX), "a place in a segment is a u32");
-        frame.clear();
-        frame.reserve(BATCH_HEADER + self.body.len() + END);
+        let start = frame.len();
+        frame.reserve(BATCH_HEADER + self.body.len());
         frame.extend_from_slice(&BATCH_MAGIC);
         frame.extend_from_slice(&[0; 4]);
         frame.extend_from_slice(&self.count.to_le_bytes());
@@ -143,9 +143,8 @@ impl<'a> Batch<'a> {
         frame.extend_from_slice(&self.synced.to_le_bytes());
         frame.extend_from_slice(&u64::from(self.oldest).to_le_bytes());
         frame.extend_from_slice(self.body);
-        let crc = crc32fast::hash(&frame[8..]);
-        frame[4..8].copy_from_slice(&crc.to_le_bytes());
-        frame.resize(frame.len() + END, 0);
+        let crc = crc32fast::hash(&frame[start + 8..]);
+        frame[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
     }
 
     /// The batch at `offset` of a segment's bytes, if a whole and undamaged one of this segment was

@@ -82,8 +82,12 @@ impl Script {
     fn open(&mut self) -> Result<Recovered> {
         let owner = Identity { cluster: "test".into(), node: NodeId(1) };
         let bytes = 8 << 10;
-        let options =
-            Options { owner, segment_bytes: bytes, step_bytes: bytes, retain_bytes: 2 * bytes };
+        let options = Options {
+            segment_bytes: bytes,
+            step_bytes: bytes,
+            retain_bytes: 2 * bytes,
+            ..Options::new(owner)
+        };
         let (log, recovered) = SegmentLog::open(self.disk.clone(), Path::new(DIR), options)?;
         self.log = Some(log);
         Ok(recovered)

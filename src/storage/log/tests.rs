@@ -14,7 +14,12 @@ fn owner() -> Identity {
 
 fn options() -> Options {
     let segment_bytes = 16 << 10;
-    Options { owner: owner(), segment_bytes, step_bytes: 4 << 10, retain_bytes: 3 * segment_bytes }
+    Options {
+        segment_bytes,
+        step_bytes: 4 << 10,
+        retain_bytes: 3 * segment_bytes,
+        ..Options::new(owner())
+    }
 }
 
 fn open(disk: &FaultyDisk) -> Result<(SegmentLog<FaultyDisk>, Recovered)> {
@@ -71,6 +76,33 @@ fn a_log_on_the_machines_own_disk_comes_back() {
     let entries: Vec<(u64, &[u8])> = busy.entries.iter().map(|(n, e)| (*n, &e[..])).collect();
     assert_eq!(entries, [(1, &b"first entry"[..]), (2, b"second")]);
     assert_eq!(log.read_entries(BUSY, 2, 9, 1 << 20).expect("read"), busy.entries[1..]);
+}
+
+#[test]
+fn past_the_page_cache_the_same_bytes_are_written() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let written = [true, false].map(|direct| {
+        let path = dir.path().join(direct.to_string());
+        let options = Options { segment_bytes: 256 << 10, direct, ..Options::new(owner()) };
+        let (mut log, _) = SegmentLog::open(RealDisk, &path, options).expect("a new log");
+        assert!(direct || log.direct.is_none(), "not asked for");
+        for index in 1..=200 {
+            let payload = vec![index as u8; (index as usize * 97) % 10_000];
+            log.write(&entry(BUSY, index, &payload)).expect("written");
+            if index % 7 == 0 {
+                log.sync().expect("synced");
+            }
+            // Read while it is written to: what went past the cache is seen through it.
+            let read = log.read_entries(BUSY, index, index + 1, 1).expect("read");
+            assert_eq!(read, [(index, Bytes::from(payload))]);
+        }
+        log.sync().expect("synced");
+        let number = log.segments.keys();
+        let files = number.map(|number| std::fs::read(segment::path(&path, *number)));
+        files.collect::<io::Result<Vec<Vec<u8>>>>().expect("read")
+    });
+    assert!(written[0].len() > 2, "several segments");
+    assert!(written[0] == written[1], "the same files");
 }
 
 #[test]

@@ -20,7 +20,12 @@ const B: PartitionId = PartitionId(2);
 /// Segments hold a few kilobytes here, so that there are several.
 fn options() -> Options {
     let owner = Identity { cluster: "test".into(), node: NodeId(1) };
-    Options { owner, segment_bytes: 12 << 10, step_bytes: 3 << 10, retain_bytes: 20 << 10 }
+    Options {
+        segment_bytes: 12 << 10,
+        step_bytes: 3 << 10,
+        retain_bytes: 20 << 10,
+        ..Options::new(owner)
+    }
 }
 
 fn open(disk: &FaultyDisk) -> Result<(Log, Recovered)> {
