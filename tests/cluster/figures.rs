@@ -158,7 +158,7 @@ fn info_tells_how_transactions_fare() {
 
     // A node that is paused keeps a transaction from its end, and others from its keys.
     let waiting = "quorate_requests_waiting_for_locks";
-    assert_eq!(number(&mut client, waiting), 0.0);
+    eventually("all have ended", PATIENCE, || (number(&mut client, waiting) == 0.0).then_some(()));
     cluster.pause(3);
     let done = std::sync::atomic::AtomicBool::new(false);
     let (mut writer, mut other) = (cluster.connect(1), cluster.connect(1));
