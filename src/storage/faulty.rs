@@ -7,7 +7,7 @@
 //!
 //! Clones are the same disk: a test keeps one and hands the other over.
 
-use super::disk::{Disk, File};
+use super::disk::{self, Disk, File};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
 use std::cell::{Cell, RefCell};
@@ -45,6 +45,8 @@ struct State {
     sync_fuse: Option<u64>,
     operations: u64,
     syncs: u64,
+    /// Whether blocks are too small for it.
+    refuses_blocks: bool,
     /// Files that were opened before the power was cut are dead.
     life: u64,
 }
@@ -69,6 +71,8 @@ pub struct FaultyFile {
     disk: FaultyDisk,
     node: u64,
     life: u64,
+    /// Opened for whole blocks.
+    direct: bool,
 }
 
 /// A held lock.
@@ -97,6 +101,7 @@ impl FaultyDisk {
             sync_fuse: None,
             operations: 0,
             syncs: 0,
+            refuses_blocks: false,
             life: 0,
         };
         FaultyDisk { state: Rc::new(RefCell::new(state)) }
@@ -130,6 +135,11 @@ impl FaultyDisk {
     /// Every operation that changes something fails after `operations` more.
     pub fn fuse(&self, operations: u64) {
         self.state.borrow_mut().fuse = Some(operations);
+    }
+
+    /// Files opened for whole blocks refuse them from now on.
+    pub fn refuse_blocks(&self) {
+        self.state.borrow_mut().refuses_blocks = true;
     }
 
     /// Takes the fuses out.
@@ -318,13 +328,18 @@ impl Disk for FaultyDisk {
         let node = state.new_node();
         state.nodes.insert(node, Node::default());
         state.rename(dir_of(path), None, Some((path.to_owned(), node)));
-        Ok(FaultyFile { disk: self.clone(), node, life: state.life })
+        Ok(FaultyFile { disk: self.clone(), node, life: state.life, direct: false })
     }
 
     fn open(&self, path: &Path) -> io::Result<FaultyFile> {
         let state = self.state.borrow();
         let node = *state.names.get(path).ok_or(io::ErrorKind::NotFound)?;
-        Ok(FaultyFile { disk: self.clone(), node, life: state.life })
+        Ok(FaultyFile { disk: self.clone(), node, life: state.life, direct: false })
+    }
+
+    fn open_direct(&self, path: &Path) -> Option<FaultyFile> {
+        let file = self.open(path).ok()?;
+        Some(FaultyFile { direct: true, ..file })
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -409,6 +424,14 @@ impl File for FaultyFile {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let mut state = self.disk.state.borrow_mut();
         self.alive(&state)?;
+        if self.direct {
+            if state.refuses_blocks {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+            for place in [bytes.as_ptr().addr(), bytes.len(), offset as usize] {
+                assert_eq!(place % disk::BLOCK, 0, "whole blocks, where a block may be");
+            }
+        }
         state.operate()?;
         let left = state.capacity.saturating_sub(state.used());
         let node = state.nodes.entry(self.node).or_default();

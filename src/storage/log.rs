@@ -185,13 +185,13 @@ impl<D: Disk> SegmentLog<D> {
     /// Makes everything written so far survive a power cut.
     pub fn sync(&mut self) -> Result<()> {
         self.usable()?;
-        let path = segment::path(&self.dir, self.current);
         let segment = &self.segments[&self.current];
         if self.synced == segment.end {
             return Ok(());
         }
         let end = segment.end;
-        let outcome = segment.file.sync_data().map_err(failed("sync", &path));
+        let outcome = segment.file.sync_data();
+        let outcome = outcome.map_err(|error| failed("sync", &self.current_path())(error));
         self.usage.syncs += 1;
         self.or_break(outcome)?;
         self.synced = end;
@@ -334,9 +334,9 @@ impl<D: Disk> SegmentLog<D> {
             let offset = offset as u32 + (BATCH_HEADER + record.at) as u32;
             self.index.admit(&record, Place { segment: self.current, offset });
         }
-        let path = segment::path(&self.dir, self.current);
         let outcome = self.write_frame(offset - offset % BLOCK as u64);
-        self.or_break(outcome.map_err(no_room(&path, bytes)))?;
+        let outcome = outcome.map_err(|error| no_room(&self.current_path(), bytes)(error));
+        self.or_break(outcome)?;
         self.current_mut().end += bytes;
         self.usage.batches += 1;
         self.usage.appended += bytes;
@@ -346,14 +346,12 @@ impl<D: Disk> SegmentLog<D> {
     /// Writes the frame, whose first block has this offset in the current segment.
     fn write_frame(&mut self, offset: u64) -> io::Result<()> {
         let blocks = self.frame.end(END);
-        if let Some(direct) = &self.direct {
-            match direct.write_at(blocks, offset) {
-                // A disk with larger blocks, or a file system that thinks better of it.
-                Err(error) if error.kind() == io::ErrorKind::InvalidInput => self.direct = None,
-                outcome => return outcome,
-            }
-        }
-        self.segments[&self.current].file.write_at(blocks, offset)
+        let file = &self.segments[&self.current].file;
+        past_cache(&mut self.direct, file, |file| file.write_at(blocks, offset))
+    }
+
+    fn current_path(&self) -> PathBuf {
+        segment::path(&self.dir, self.current)
     }
 
     fn current_mut(&mut self) -> &mut Segment<D::File> {
@@ -365,15 +363,16 @@ impl<D: Disk> SegmentLog<D> {
 
     /// Preallocates the current segment for `bytes` more.
     fn make_room(&mut self, bytes: u64) -> Result<()> {
-        let Segment { file, end, length } = &self.segments[&self.current];
-        let file = self.direct.as_ref().unwrap_or(file);
+        let Segment { end, length, .. } = &self.segments[&self.current];
         let (needed, length) = (end + bytes, *length);
         if needed <= length {
             return Ok(());
         }
         let to = self.preallocated_length(needed);
         let path = segment::path(&self.dir, self.current);
-        file.preallocate(length, to).map_err(no_room(&path, to - length))?;
+        let file = &self.segments[&self.current].file;
+        past_cache(&mut self.direct, file, |file| file.preallocate(length, to))
+            .map_err(no_room(&path, to - length))?;
         self.current_mut().length = to;
         self.usage.preallocated += to - length;
         Ok(())
@@ -403,7 +402,9 @@ impl<D: Disk> SegmentLog<D> {
         };
         let file = file.map_err(no_room(&spare, block.len() as u64))?;
         let length = file.length().map_err(failed("read", &spare))?;
-        let to = length.max(self.preallocated_length(block.len() as u64));
+        // A file that met a full disk may end anywhere.
+        let to = self.preallocated_length(block.len() as u64).max(length);
+        let to = to.next_multiple_of(BLOCK as u64);
         file.preallocate(length, to).map_err(no_room(&spare, to - length))?;
         file.write_at(&block, 0).map_err(no_room(&spare, block.len() as u64))?;
 
@@ -498,6 +499,22 @@ impl<D: Disk> SegmentLog<D> {
 
 /// How much is read at once where a record starts.
 const READ_AHEAD: usize = 1024;
+
+/// Writes past the page cache, if there is a way: a disk with larger blocks, or a file system that
+/// thinks better of it, is written to through the cache for the rest of the segment.
+fn past_cache<F: File>(
+    direct: &mut Option<F>,
+    cached: &F,
+    write: impl Fn(&F) -> io::Result<()>,
+) -> io::Result<()> {
+    if let Some(file) = direct {
+        match write(file) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => *direct = None,
+            outcome => return outcome,
+        }
+    }
+    write(cached)
+}
 
 #[cfg(test)]
 mod tests;

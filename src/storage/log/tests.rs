@@ -106,6 +106,23 @@ fn past_the_page_cache_the_same_bytes_are_written() {
 }
 
 #[test]
+fn a_disk_that_takes_no_such_blocks_is_written_to_through_the_cache() {
+    let disk = FaultyDisk::new(1);
+    let (mut log, _) = open(&disk).expect("a log");
+    assert!(log.direct.is_some(), "it has a way");
+    log.write(&entry(BUSY, 1, b"past the cache")).expect("written");
+    disk.refuse_blocks();
+    for index in 2..=20 {
+        log.write(&entry(BUSY, index, &[7; 3000])).expect("written");
+        assert!(index > 2 || log.direct.is_none(), "not tried for each write");
+    }
+    log.sync().expect("synced");
+    disk.cut_power();
+    let (_, recovered) = open(&disk).expect("the same log");
+    assert_eq!(group(&recovered, BUSY), (0, (1..=20).collect()));
+}
+
+#[test]
 fn one_idle_group_pins_nothing() {
     let disk = FaultyDisk::new(1);
     let (mut log, _) = open(&disk).expect("a log");
