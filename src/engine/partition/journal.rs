@@ -303,7 +303,9 @@ impl<M: Machine> Partition<M> {
         turn.orders.extend(output.snapshots.drain(..).map(ToArchive::Send));
         // Until a snapshot says it, a restart takes the last change of members for uncertain, and
         // asks those who left.
-        if !output.wants_snapshot.is_empty() || output.members.is_some() {
+        if output.members.is_some() {
+            self.members_changed(&mut turn.orders);
+        } else if !output.wants_snapshot.is_empty() {
             self.ask_for_snapshot(&mut turn.orders);
         }
         for incoming in output.persist.iter().filter_map(|persist| persist.snapshot.as_ref()) {

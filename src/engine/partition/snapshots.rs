@@ -118,6 +118,9 @@ pub(super) struct Snapshots<M> {
     bytes: u64,
     /// The archive was asked for a turn.
     asked: bool,
+    /// The members changed since the last one began: whatever its length, the log is not to be
+    /// the only one that knows.
+    members_changed: bool,
     /// None is made before.
     not_before: u64,
     making: Option<Making>,
@@ -127,7 +130,15 @@ pub(super) struct Snapshots<M> {
 
 impl<M> Default for Snapshots<M> {
     fn default() -> Snapshots<M> {
-        Snapshots { since: 0, bytes: 0, asked: false, not_before: 0, making: None, arrived: None }
+        Snapshots {
+            since: 0,
+            bytes: 0,
+            asked: false,
+            members_changed: false,
+            not_before: 0,
+            making: None,
+            arrived: None,
+        }
     }
 }
 
@@ -159,12 +170,19 @@ impl<M: Machine> Partition<M> {
     }
 
     /// Whether the log has grown by so many bytes, or by as many as are worth a snapshot, since the
-    /// last one.
+    /// last one; or says of members what none of them does.
     pub fn snapshot_is_due(&self, after: u64, mono: u64) -> bool {
         let worth = self.snapshots.bytes / WORTH_PART;
         self.journal.is_some()
-            && self.snapshots.since >= after.max(worth).max(1)
+            && (self.snapshots.members_changed || self.snapshots.since >= after.max(worth).max(1))
             && self.snapshots.not_before <= mono
+    }
+
+    /// Notes that the members have changed, and asks for a snapshot that says so. One that is being
+    /// made says what was before: another will be due.
+    pub(super) fn members_changed(&mut self, orders: &mut Vec<ToArchive>) {
+        self.snapshots.members_changed = true;
+        self.ask_for_snapshot(orders);
     }
 
     /// Asks for a snapshot, unless one is asked for or being made.
@@ -196,6 +214,7 @@ impl<M: Machine> Partition<M> {
                 self.replica.abandon_snapshot();
                 self.snapshots.making = None;
                 self.snapshots.asked = false;
+                self.snapshots.members_changed = true;
                 self.snapshots.not_before = now.mono + RETRY_AFTER_MS;
             }
             FromArchive::Sent { to, arrived } => {
@@ -217,6 +236,7 @@ impl<M: Machine> Partition<M> {
         orders.push(ToArchive::Begin { index: meta.index, meta: meta.to_bytes() });
         orders.push(ToArchive::Piece(piece));
         let since = self.snapshots.since;
+        self.snapshots.members_changed = false;
         self.snapshots.making = Some(Making { meta, unwritten: 1, copied: false, since });
     }
 
