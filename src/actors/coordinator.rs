@@ -11,6 +11,7 @@ use crate::actors::failpoint::{Failpoint, Point};
 use crate::actors::log::{self as disk, Log};
 use crate::actors::peer::Convey;
 use crate::actors::post::Post;
+use crate::command::facts;
 use crate::engine::barrier::{self, Barrier, Hello, Standing};
 use crate::engine::protocol::{Ended, Term, ToCoordinator, Work};
 use crate::engine::txn::{self, ClientId, Transactions};
@@ -258,16 +259,12 @@ impl Coordinator {
             let (Ok(Some(renewed)), Some(book)) = (renewed, coordinator.book.clone()) else {
                 return;
             };
-            let counted = |count| match count {
-                1 => "1 partition".to_owned(),
-                count => format!("{count} partitions"),
-            };
             if !renewed.is_empty() {
                 log::warn!(
                     target: "barrier",
                     "rejoining {} with new replicas: other nodes have what was acknowledged and \
                      may not have been synced here",
-                    counted(renewed.len())
+                    facts::counted(renewed.len())
                 );
             }
             if !trusted.is_empty() {
@@ -275,7 +272,7 @@ impl Coordinator {
                     target: "barrier",
                     "{} had a majority of replicas on machines that went down: what was \
                      acknowledged less than a second before may be lost",
-                    counted(trusted.len())
+                    facts::counted(trusted.len())
                 );
             }
             coordinator.replicas.settle(&renewed, &trusted, &book);

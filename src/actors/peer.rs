@@ -16,7 +16,6 @@ use crate::actors::post::Post;
 use crate::command::Redis;
 use crate::engine::barrier::Hello;
 use crate::engine::batch::{Batch, Replies};
-use crate::engine::bucket::is_sound;
 use crate::engine::machine::Machine;
 use crate::engine::protocol::Refusal;
 use crate::ids::{Incarnation, NodeId, PartitionId};
@@ -61,6 +60,9 @@ const BUFFER_BYTES_KEPT: usize = 1 << 20;
 
 /// Complaints remembered so that they are not repeated: strangers may think up any number.
 const COMPLAINTS_MAX: usize = 64;
+
+/// Why a node is cut off that is of another version, or mistaken.
+const UNKNOWN_OPERATIONS: &str = "it sent operations that do not exist";
 
 /// Where a node listens for its peers.
 #[derive(Clone, Debug)]
@@ -473,6 +475,9 @@ impl Peer {
                 }
             }
             // A message for a partition that is not here would come straight back.
+            Packet::Partition(_, message) if !message.is_known::<Redis>() => {
+                self.cut_off(stream, UNKNOWN_OPERATIONS, ctx);
+            }
             Packet::Partition(to, message) => self.post.to_partition_here(&book, to, message),
             Packet::Raft(messages) => self.on_raft(messages, &book),
             Packet::Leads(partition, node, term) => book.hear_of_leader(partition, node, term),
@@ -553,8 +558,8 @@ impl Peer {
         book: &Arc<Book>,
         ctx: &mut Context<Self>,
     ) {
-        if !is_sound::<Redis>(&batch) {
-            self.cut_off(stream, "it sent operations that do not exist", ctx);
+        if !Redis::knows_all(batch.heads()) {
+            self.cut_off(stream, UNKNOWN_OPERATIONS, ctx);
             return;
         }
         let placed = |head: crate::engine::batch::OpHead| {

@@ -65,7 +65,7 @@ pub fn open(config: &Config, node: NodeId, boot: &str) -> Result<Found> {
         segment_bytes: timing.segment,
         step_bytes: STEP_BYTES.min(timing.segment),
         retain_bytes: timing.retain,
-        direct: unsynced(config, node).next().is_none(),
+        direct: relaxed(config, node).next().is_none(),
         ..Options::new(owner)
     };
     let (mut log, found) = SegmentLog::open(RealDisk, &directory.log_dir(), options)?;
@@ -227,13 +227,17 @@ pub fn newborn(
     Ok(Partition::replicated(id, node, life, Replica::new(id, hasher), group))
 }
 
-/// The partitions in which the node acknowledges to others what it has not synced.
-fn unsynced(config: &Config, node: NodeId) -> impl Iterator<Item = PartitionId> {
+/// The partitions in which the node acknowledges what it has not synced.
+fn relaxed(config: &Config, node: NodeId) -> impl Iterator<Item = PartitionId> {
     (0..config.groups()).map(PartitionId).filter(move |id| {
-        let replicas = config.replicas_of(*id);
-        let relaxed = config.class_of(*id).durability == Durability::Interval;
-        relaxed && replicas.len() > 1 && replicas.contains(&node)
+        config.class_of(*id).durability == Durability::Interval
+            && config.replicas_of(*id).contains(&node)
     })
+}
+
+/// Those of them in which other nodes rely on it.
+fn unsynced(config: &Config, node: NodeId) -> impl Iterator<Item = PartitionId> {
+    relaxed(config, node).filter(|id| config.replicas_of(*id).len() > 1)
 }
 
 /// What a partition's replica on a node is born with, in this generation.

@@ -152,6 +152,14 @@ pub struct ClassFacts {
     pub durability: &'static str,
 }
 
+/// So many partitions, in words.
+pub fn counted(count: usize) -> String {
+    match count {
+        1 => "1 partition".into(),
+        count => format!("{count} partitions"),
+    }
+}
+
 /// Numbers in order, neighbours as a run: `0-3, 7`.
 pub fn runs(numbers: impl IntoIterator<Item = u16>) -> String {
     let mut runs: Vec<(u16, u16)> = Vec::new();

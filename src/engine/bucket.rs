@@ -834,10 +834,5 @@ fn votes<M: Machine>(partition: &Partition<M>) -> bool {
     group.is_none_or(|group| group.members().votes(group.id()))
 }
 
-/// Whether an operation of a peer may be given to a Bucket at all.
-pub fn is_sound<M: Machine>(batch: &Batch) -> bool {
-    batch.heads().all(|head| M::knows(head.code))
-}
-
 #[cfg(test)]
 mod tests;

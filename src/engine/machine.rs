@@ -5,7 +5,7 @@
 //! registers of the engine tests another. A machine must be deterministic: a replica that runs the
 //! same operations at the same stamps holds the same tables.
 
-use crate::engine::batch::{Op, OpCode};
+use crate::engine::batch::{Op, OpCode, OpHead};
 use crate::engine::protocol::Refusal;
 use crate::engine::tables::Tables;
 use crate::ids::{Millis, TableIndex};
@@ -36,6 +36,11 @@ pub enum Scope {
 pub trait Machine: 'static {
     /// Whether the machine has such an operation: asked of everything that comes from a peer.
     fn knows(code: OpCode) -> bool;
+
+    /// Whether it has all of these.
+    fn knows_all(mut heads: impl Iterator<Item = OpHead>) -> bool {
+        heads.all(|head| Self::knows(head.code))
+    }
 
     /// What the operation may do to what it touches.
     fn access(code: OpCode) -> Access;

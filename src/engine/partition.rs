@@ -299,6 +299,8 @@ impl<M: Machine> Partition<M> {
             && self.tickets.is_empty()
             && self.deferred.is_empty()
             && self.inquiries.is_empty()
+            && self.confirmations.is_empty()
+            && self.repeated.is_empty()
             && self.replica.intents().is_empty()
             && self.replica.outcomes().is_empty()
             && self.journal.as_ref().is_none_or(|journal| journal.is_calm())

@@ -7,7 +7,7 @@
 
 use crate::engine::batch::{Batch, Replies};
 use crate::engine::item::Origin;
-use crate::engine::machine::Access;
+use crate::engine::machine::{Access, Machine};
 use crate::ids::{Age, Incarnation, Millis, NodeId, PartitionId, TableIndex, TxnId};
 use serde::{Deserialize, Serialize};
 
@@ -210,6 +210,17 @@ pub enum ToPartition {
     },
 }
 
+impl ToPartition {
+    /// Whether the machine has all operations in it: what is logged must be known to every replica.
+    pub fn is_known<M: Machine>(&self) -> bool {
+        match self {
+            ToPartition::Lock(lock) => M::knows_all(lock.share.batch.heads()),
+            ToPartition::Prepare(prepare) => prepare.work.is_known::<M>(),
+            _ => true,
+        }
+    }
+}
+
 /// What a participant or a Coordinator knows of a transaction's outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Knowledge {
@@ -271,6 +282,18 @@ pub enum Prepared {
     /// The same of a script that also changed whole partitions: first these operations, which do
     /// what it did to the keys that it does not name, then the keys that it names and changed.
     Whole(Batch, Vec<Image>),
+}
+
+impl Prepared {
+    /// Whether the machine has all operations in it.
+    pub fn is_known<M: Machine>(&self) -> bool {
+        match self {
+            Prepared::Share(Share { batch, .. }) | Prepared::Whole(batch, _) => {
+                M::knows_all(batch.heads())
+            }
+            Prepared::Images(_) => true,
+        }
+    }
 }
 
 /// A transaction's outcome.

@@ -317,7 +317,7 @@ impl<M: Machine> Replica<M> {
                 Section::Runs(runs) => {
                     let Answers { replies, layout, .. } = answers;
                     let ops = runs.read(layout)?;
-                    if !ops.heads(0, ops.len()).all(|head| M::knows(head.code)) {
+                    if !M::knows_all(ops.heads(0, ops.len())) {
                         return Err(Damaged::new(at, "an operation that is not known"));
                     }
                     self.run_all(ops, stamp, leads, replies);
@@ -326,7 +326,7 @@ impl<M: Machine> Replica<M> {
                 Section::Expire(table, key) => Mutation::Expire(table, key),
                 Section::Share(share) => {
                     let ops = share.ops.read(&mut answers.layout)?;
-                    if !ops.heads(0, ops.len()).all(|head| M::knows(head.code)) {
+                    if !M::knows_all(ops.heads(0, ops.len())) {
                         return Err(Damaged::new(at, "an operation that is not known"));
                     }
                     self.stamp = self.stamp.max(stamp);
@@ -341,7 +341,7 @@ impl<M: Machine> Replica<M> {
                     continue;
                 }
                 Section::Prepare(prepare, claims) => {
-                    if !knows_work::<M>(&prepare.work) {
+                    if !prepare.work.is_known::<M>() {
                         return Err(Damaged::new(at, "an operation that is not known"));
                     }
                     self.stamp = self.stamp.max(stamp);
@@ -675,15 +675,6 @@ impl<M: Machine> Replica<M> {
                 self.outcomes.insert(txn, Outcome { unconfirmed, since: stamp });
             }
         }
-    }
-}
-
-/// Whether the machine knows every operation that is to be prepared.
-fn knows_work<M: Machine>(work: &Prepared) -> bool {
-    match work {
-        Prepared::Share(share) => share.batch.heads().all(|head| M::knows(head.code)),
-        Prepared::Images(_) => true,
-        Prepared::Whole(batch, _) => batch.heads().all(|head| M::knows(head.code)),
     }
 }
 

@@ -63,6 +63,9 @@ const FORMAT: &str = "1";
 const IDENTITY: &str = "identity";
 const HEAD: &str = "# Whose data this directory holds. Kept by the node; do not edit.\n";
 
+/// No identity is longer: it may name the most partitions that a cluster has twice.
+const IDENTITY_BYTES_MAX: u64 = 4 << 20;
+
 impl<D: Disk> Directory<D> {
     /// Opens a node's directory, and makes it if there is none.
     ///
@@ -243,7 +246,7 @@ fn has_files<D: Disk>(disk: &D, dir: &Path) -> bool {
 
 fn read<D: Disk>(disk: &D, dir: &Path) -> Result<Record> {
     let path = dir.join(IDENTITY);
-    let bytes = disk.open(&path).and_then(|file| file.read_range(0, 1 << 20));
+    let bytes = disk.open(&path).and_then(|file| file.read_range(0, IDENTITY_BYTES_MAX));
     let bytes = bytes.map_err(failed("read", &path))?;
     let damaged = |problem: &str| {
         Error::Corrupt(Corrupt { file: path.clone(), offset: 0, problem: problem.to_owned() })

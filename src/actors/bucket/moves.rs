@@ -50,11 +50,12 @@ impl Moves {
     pub fn tell(&mut self) {
         if !self.won.is_empty() {
             let won = std::mem::take(&mut self.won);
-            log::info!(target: "raft", "leads {} more: {}", counted(&won), runs(&won));
+            log::info!(target: "raft", "leads {} more: {}", facts::counted(won.len()), runs(&won));
         }
         for (leader, lost) in std::mem::take(&mut self.lost) {
             let which = runs(&lost);
-            log::info!(target: "raft", "node {leader} now leads {} led here: {which}", counted(&lost));
+            let count = facts::counted(lost.len());
+            log::info!(target: "raft", "node {leader} now leads {count} led here: {which}");
         }
     }
 
@@ -66,13 +67,6 @@ impl Moves {
 
 fn runs(set: &BTreeSet<PartitionId>) -> String {
     facts::runs(set.iter().map(|id| id.0))
-}
-
-fn counted(set: &BTreeSet<PartitionId>) -> String {
-    match set.len() {
-        1 => "1 partition".into(),
-        count => format!("{count} partitions"),
-    }
 }
 
 #[cfg(test)]

@@ -127,7 +127,9 @@ impl<M: Machine> Partition<M> {
         self.replica.forget_watches(now);
         self.ask_for_forgotten(now, effects);
         self.confirm_commits(effects);
-        let settled = self.replica.intents().is_empty() && self.replica.outcomes().is_empty();
+        let (intents, outcomes) = (self.replica.intents(), self.replica.outcomes());
+        self.repeated.retain(|txn, _| intents.contains_key(txn) || outcomes.contains_key(txn));
+        let settled = intents.is_empty() && outcomes.is_empty();
         if settled || !self.is_led_here() {
             return;
         }
@@ -547,13 +549,9 @@ impl<M: Machine> Partition<M> {
         effects: &mut Vec<Effect>,
     ) {
         let outcomes = self.replica.outcomes();
-        txns.retain(|txn| {
-            let open = outcomes.get(txn).map(|outcome| &outcome.unconfirmed);
-            if open.is_none_or(|unconfirmed| unconfirmed.len() <= 1) {
-                self.repeated.remove(txn);
-            }
-            open.is_some_and(|unconfirmed| unconfirmed.contains(&from))
-        });
+        let is_open =
+            |txn: &TxnId| outcomes.get(txn).is_some_and(|o| o.unconfirmed.contains(&from));
+        txns.retain(is_open);
         if !txns.is_empty() {
             self.file(Mutation::Applied(txns, from), After::Nothing, now, effects);
         }
@@ -654,9 +652,6 @@ impl<M: Machine> Partition<M> {
     /// A transaction has ended here: tells how, and gives up what it held.
     fn ended(&mut self, txn: TxnId, applied: Applied, effects: &mut Vec<Effect>) -> Verdict {
         self.inquiries.remove(&txn);
-        if !self.replica.outcomes().contains_key(&txn) {
-            self.repeated.remove(&txn);
-        }
         self.release(txn, effects);
         match applied {
             Applied::Stands(verdict) => verdict,

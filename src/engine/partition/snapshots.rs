@@ -118,8 +118,8 @@ pub(super) struct Snapshots<M> {
     bytes: u64,
     /// The archive was asked for a turn.
     asked: bool,
-    /// The members changed since the last one began: whatever its length, the log is not to be
-    /// the only one that knows.
+    /// The last one says of members what is no longer so: whatever its length, the log is not to
+    /// be the only one that knows.
     members_changed: bool,
     /// None is made before.
     not_before: u64,
@@ -214,7 +214,6 @@ impl<M: Machine> Partition<M> {
                 self.replica.abandon_snapshot();
                 self.snapshots.making = None;
                 self.snapshots.asked = false;
-                self.snapshots.members_changed = true;
                 self.snapshots.not_before = now.mono + RETRY_AFTER_MS;
             }
             FromArchive::Sent { to, arrived } => {
@@ -236,7 +235,6 @@ impl<M: Machine> Partition<M> {
         orders.push(ToArchive::Begin { index: meta.index, meta: meta.to_bytes() });
         orders.push(ToArchive::Piece(piece));
         let since = self.snapshots.since;
-        self.snapshots.members_changed = false;
         self.snapshots.making = Some(Making { meta, unwritten: 1, copied: false, since });
     }
 
@@ -264,7 +262,8 @@ impl<M: Machine> Partition<M> {
         let index = meta.index;
         let group = self.journal.as_mut()?.group_mut();
         group.compact(index);
-        if meta.members == *group.members() {
+        self.snapshots.members_changed = meta.members != *group.members();
+        if !self.snapshots.members_changed {
             let token = token(&meta);
             group.offer_snapshot(meta, token);
         }

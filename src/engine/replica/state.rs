@@ -59,11 +59,11 @@ impl<M: Machine> Replica<M> {
         let known = match &intent.writes {
             Writes::Share(bytes) => {
                 let ops = Runs::whole(bytes).and_then(|runs| runs.read(&mut self.layout).ok());
-                ops.is_some_and(|ops| ops.heads(0, ops.len()).all(|head| M::knows(head.code)))
+                ops.is_some_and(|ops| M::knows_all(ops.heads(0, ops.len())))
             }
             Writes::Outcome(writes) => writes.iter().all(|write| match write {
                 Write::Image(_) => true,
-                Write::Run(batch) => batch.heads().all(|head| M::knows(head.code)),
+                Write::Run(batch) => M::knows_all(batch.heads()),
             }),
         };
         if !known || self.intents.contains_key(&txn) {

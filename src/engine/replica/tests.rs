@@ -3,7 +3,7 @@
 use super::*;
 use crate::command::Redis;
 use crate::engine::batch::{Batch, OpCode, OpHead};
-use crate::engine::protocol::Share;
+use crate::engine::protocol::{Lock, Mode, Share, ToPartition};
 use crate::engine::record::EntryWriter;
 use bytes::Bytes;
 use rand_chacha::ChaCha8Rng;
@@ -413,4 +413,29 @@ fn an_unknown_operation_is_not_passed_over() {
     let applied = replica.apply_entry(&writer.take(Millis(1)), true, &mut Answers::default());
     assert_eq!(applied.unwrap_err().what, "an operation that is not known");
     assert_eq!(replica.tables().len(TableIndex::default()), 0, "nothing of the section was run");
+}
+
+#[test]
+fn an_unknown_operation_of_a_peer_is_seen_before_it_is_logged() {
+    let known = single("set", &["a", "1"]);
+    let mut unknown = known.clone();
+    unknown.push(OpHead { code: OpCode(9_999), ..known.head(0) }, []);
+    for (batch, expected) in [(known, true), (unknown, false)] {
+        let (prepare, _) = share(batch.clone(), 1, 0);
+        let whole = Prepare { work: Prepared::Whole(batch.clone(), vec![]), ..prepare.clone() };
+        let lock = Lock {
+            txn: prepare.txn,
+            age: prepare.age,
+            mode: Mode::Read,
+            share: Share { batch, ..Share::default() },
+            done_below: 0,
+        };
+        for message in [
+            ToPartition::Prepare(Box::new(prepare)),
+            ToPartition::Prepare(Box::new(whole)),
+            ToPartition::Lock(Box::new(lock)),
+        ] {
+            assert_eq!(message.is_known::<Redis>(), expected, "{message:?}");
+        }
+    }
 }

@@ -82,6 +82,21 @@ fn what_was_not_synced_is_doubted_once_the_machine_went_down() {
 }
 
 #[test]
+fn all_partitions_of_the_largest_cluster_are_remembered() {
+    let disk = FaultyDisk::new(1);
+    let all: Vec<PartitionId> = (0..u16::MAX).map(PartitionId).collect();
+    let mut directory = open(&disk).expect("a new directory");
+    directory.mark_formed().expect("marked");
+    directory.settle(&all, &[], u64::from(u32::MAX)).expect("settled");
+    directory.mark_running("boot-1", []).expect("marked");
+    directory.mark_running("boot-2", all.iter().copied()).expect("marked");
+    drop(directory);
+    let directory = open(&disk).expect("the directory");
+    assert_eq!(directory.doubted().len(), all.len());
+    assert!(all.iter().all(|id| directory.replica_of(*id) == u32::MAX));
+}
+
+#[test]
 fn anothers_directory_is_refused() {
     let disk = FaultyDisk::new(1);
     drop(open(&disk).expect("a directory"));

@@ -188,6 +188,38 @@ impl Nodes {
 }
 
 #[test]
+fn members_that_change_while_a_snapshot_is_made_get_another() {
+    let mut nodes = Nodes::new(3);
+    nodes.set(1, "one");
+    // Its new replica is not there yet.
+    nodes.cut_off = Some(1);
+    let now = nodes.now();
+    let Node { bucket, out, .. } = &mut nodes.nodes[0];
+    bucket.snapshot(PARTITION, out);
+    nodes.settle();
+    let tick = |nodes: &mut Nodes| {
+        let Node { bucket, out, .. } = &mut nodes.nodes[0];
+        bucket.tick(now, out);
+        nodes.settle();
+    };
+    let (before, _) = nodes.make(0, |nodes| {
+        nodes.nodes[0].bucket.reborn(NodeId(2), &[(PARTITION, 2)]);
+        tick(nodes);
+    });
+    let members = |nodes: &Nodes| {
+        let journal = nodes.partition(0).journal().expect("it is replicated");
+        journal.group().members().clone()
+    };
+    assert_ne!(before.members, members(&nodes));
+    tick(&mut nodes);
+    nodes.nodes[0].orders.retain(|order| !matches!(order, ToArchive::Send(_)));
+    let (after, _) = nodes.make(0, |_| {});
+    assert_eq!(after.members, members(&nodes));
+    tick(&mut nodes);
+    assert!(!nodes.nodes[0].orders.iter().any(|order| matches!(order, ToArchive::Due)));
+}
+
+#[test]
 fn a_snapshot_is_as_of_its_beginning_and_the_log_behind_it_goes() {
     let mut nodes = Nodes::new(1);
     for number in 0..6_000 {
