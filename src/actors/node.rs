@@ -177,6 +177,7 @@ pub async fn start(
         digest: config.digest(),
         formed,
         unsound: unsound.iter().copied().collect(),
+        nonce: 0,
     };
     let buckets = start_buckets(cores, birth, &setup, &placement);
     let log_counts = Arc::new(LogCounts::default());
@@ -195,7 +196,9 @@ pub async fn start(
     for node in config.nodes().iter().filter(|node| node.id != id) {
         let address = peer::Address { host: node.host.clone(), port: node.peer };
         let queue_max = config.limits.peer_queue;
-        let peer = Peer::new(node.id, address, hello.clone(), queue_max, birth.failpoint);
+        let suspect_after = config.replication.election_timeout;
+        let hello = hello.clone();
+        let peer = Peer::new(node.id, address, hello, suspect_after, queue_max, birth.failpoint);
         links.insert(node.id, peer.start());
     }
     let locks = LockManager::default().start();
@@ -257,7 +260,7 @@ pub async fn start(
     let door = Door { connected: connected.clone(), refused, limit: setup.clients_max.clone() };
     let (ask, asks) = mpsc::channel(HTTP_QUEUE);
     let clients = actix_rt::spawn(accept_clients(clients, book.clone(), door));
-    actix_rt::spawn(accept_peers(peers, book.clone()));
+    actix_rt::spawn(peer::accept(peers, book.clone()));
     actix_rt::spawn(serve_web(web, ask));
     actix_rt::spawn(metrics::answer(asks, metrics));
     Ok(Node { book, connected, clients, log, formed: Some(formed) })
@@ -402,20 +405,6 @@ async fn accept_clients(listener: TcpListener, book: Arc<Book>, door: Door) {
             Err(error) => {
                 door.connected.fetch_sub(1, Ordering::Relaxed);
                 log::debug!(target: "session", "a client left at once: {error}");
-            }
-        }
-    }
-}
-
-async fn accept_peers(listener: TcpListener, book: Arc<Book>) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, from)) => {
-                actix_rt::spawn(peer::receive(stream, from.to_string(), book.clone()));
-            }
-            Err(error) => {
-                log::warn!(target: "peer", "cannot accept a node: {error}");
-                sleep(Duration::from_millis(100)).await;
             }
         }
     }

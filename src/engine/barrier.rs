@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The version of the messages between nodes. Nodes of different versions refuse each other.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// How a node introduces itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +33,10 @@ pub struct Hello {
     /// Nodes of an earlier version do not say it, and are to be refused for that version.
     #[serde(default)]
     pub unsound: Vec<PartitionId>,
+    /// Names the dial that it introduces, so that the node can be asked about it at the address
+    /// that the cluster's file names ([`crate::engine::link`]); 0 in an answer to a dial.
+    #[serde(default)]
+    pub nonce: u64,
 }
 
 impl Hello {
@@ -49,7 +53,8 @@ impl Hello {
     /// Judges another node's introduction, as the node that this one is of.
     ///
     /// # Errors
-    /// Why the two cannot be nodes of one cluster, in words for both sides' logs.
+    /// Why the two cannot be nodes of one cluster, in words for this node's log. They are for no
+    /// stranger's ears.
     pub fn judge(&self, other: &Hello) -> Result<(), String> {
         if other.version != self.version {
             return Err(format!(
@@ -194,6 +199,7 @@ mod tests {
             digest: 0xabc,
             formed,
             unsound: Vec::new(),
+            nonce: 0,
         }
     }
 
