@@ -15,7 +15,7 @@ use crate::actors::failpoint::{Failpoint, Point};
 use crate::actors::post::Post;
 use crate::command::Redis;
 use crate::engine::barrier::Hello;
-use crate::engine::batch::{Batch, Replies};
+use crate::engine::batch::{Batch, Part, Replies};
 use crate::engine::machine::Machine;
 use crate::engine::protocol::Refusal;
 use crate::ids::{Incarnation, NodeId, PartitionId};
@@ -466,7 +466,9 @@ impl Peer {
             Packet::Execute { id, batch } => self.on_execute(stream, id, batch, &book, ctx),
             Packet::Executed { id, replies } => {
                 if let Some((batch, answer)) = self.pending.remove(&id) {
-                    if replies.len() > batch.len() || replies.is_empty() && !batch.is_empty() {
+                    // One operation at least was begun, or asking again would never end.
+                    let begins = replies.len() > replies.left.len() || batch.is_empty();
+                    if replies.len() > batch.len() || !begins {
                         fail(answer, batch, Failure::Unknown(self.other));
                         self.cut_off(stream, "it answers what was not asked", ctx);
                         return;
@@ -593,25 +595,20 @@ async fn split(batch: Batch, answer: Answer, book: Arc<Book>) {
         book.buckets[bucket].do_send(Execute { batch: share, replies: Replies::default(), answer });
         waiting.push((bucket, outcome));
     }
-    let mut done: BTreeMap<usize, (Replies, usize)> = BTreeMap::new();
+    let mut done: BTreeMap<usize, Replies> = BTreeMap::new();
     for (bucket, outcome) in waiting {
         // Without an answer the node is stopping, and its stream with it.
         let Ok(Ok((_, replies))) = outcome.await else { return };
-        done.insert(bucket, (replies, 0));
+        done.insert(bucket, replies);
     }
-    let mut replies = Replies::default();
-    for op in batch.iter() {
-        let Some((share, next)) = done.get_mut(&place(&op)) else { return };
-        // What a Bucket left for later ends the answer here: the rest is asked for again.
-        if *next == share.len() {
-            break;
-        }
-        if share.misplaced.binary_search(&(*next as u32)).is_ok() {
-            replies.misplaced.push(replies.len() as u32);
-        }
-        replies.push(share.get(*next));
+    let mut next: BTreeMap<usize, usize> = BTreeMap::new();
+    // What one Bucket left is asked for again, without what another one has executed.
+    let replies = Replies::gather(batch.iter().map(|op| {
+        let bucket = place(&op);
+        let next = next.entry(bucket).or_default();
         *next += 1;
-    }
+        done.get(&bucket).map_or(Part::Left, |replies| replies.part(*next - 1))
+    }));
     give(answer, batch, replies);
 }
 
