@@ -399,6 +399,9 @@ pub struct Replies {
     pub left: Vec<u32>,
 }
 
+/// Bytes of replies that are gathered at most: the offsets of longer ones would not do.
+const GATHERED_BYTES_MAX: usize = 1 << 31;
+
 /// What became of one operation of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part<'a> {
@@ -412,11 +415,18 @@ pub enum Part<'a> {
 
 impl Replies {
     /// The replies of an operation after the other. Operations left at the end get none.
-    pub fn gather<'a>(parts: impl IntoIterator<Item = Part<'a>>) -> Replies {
+    /// `refuse` answers an operation by place whose reply does not fit in with the others.
+    pub fn gather<'a>(
+        parts: impl IntoIterator<Item = Part<'a>>,
+        refuse: impl Fn(usize, &mut Vec<u8>),
+    ) -> Replies {
         let mut replies = Replies::default();
         for part in parts {
             let place = replies.len() as u32;
             match part {
+                Part::Answered(reply) if replies.bytes.len() + reply.len() > GATHERED_BYTES_MAX => {
+                    refuse(place as usize, &mut replies.bytes);
+                }
                 Part::Answered(reply) => replies.bytes.extend_from_slice(reply),
                 Part::Misplaced => replies.misplaced.push(place),
                 Part::Left => replies.left.push(place),
@@ -589,10 +599,10 @@ mod tests {
     fn replies_are_gathered_by_what_became_of_each_operation() {
         use Part::{Answered, Left, Misplaced};
         let parts = [Left, Answered(b"one"), Misplaced, Left, Answered(b""), Left, Left];
-        let replies = Replies::gather(parts);
+        let replies = Replies::gather(parts, |_, _| {});
         assert_eq!((replies.len(), &replies.left[..]), (5, &[0, 3][..]));
         let told: Vec<Part<'_>> = (0..parts.len()).map(|index| replies.part(index)).collect();
         assert_eq!(told, parts, "what is left at the end is told by the lack of a reply");
-        assert_eq!(Replies::gather([Left, Left]), Replies::default());
+        assert_eq!(Replies::gather([Left, Left], |_, _| {}), Replies::default());
     }
 }

@@ -297,3 +297,48 @@ fn what_one_arbiter_executed_is_not_asked_again_for_what_another_left() {
         }
     }
 }
+
+/// Bytes of a value of which a node is asked many times over.
+const ASKED_BYTES: usize = 1 << 20;
+
+/// Asks for a long value so often that its node would be silenced, and its memory filled, if all
+/// replies left at once. Whether they come from memory or from the log is the lease's affair and
+/// that of what is written before them.
+#[test]
+fn many_long_replies_cost_a_node_neither_its_links_nor_memory() {
+    const CLIENTS: usize = 3;
+    const READS: usize = 150;
+    const GROWTH_MAX: u64 = 192 << 20;
+    let mut cluster = Cluster::start();
+    let (key, beside) = ("{b}asked", "{b}beside");
+    let leader = (partition_of(key) / (PARTITIONS / 3) + 1) as usize;
+    let other = (leader % 3 + 1) as u16;
+    let value = vec![b'v'; ASKED_BYTES];
+    let set = encoded(&[b"SET", key.as_bytes(), &value]);
+    check(&mut dial(cluster.ports(other).client), &[(set, b"+OK\r\n".to_vec())], "at first");
+    let before: Vec<u64> = cluster.ids().map(|id| cluster.process(id).memory()).collect();
+    let reads = |first: &[&[u8]], reply: &[u8], name: &[u8]| {
+        let mut steps = vec![(encoded(first), reply.to_vec())];
+        let read = (encoded(&[name, key.as_bytes()]), bulk(&value));
+        steps.extend(std::iter::repeat_n(read, READS));
+        steps
+    };
+    let rounds = [
+        ("behind a write", reads(&[b"SET", beside.as_bytes(), b"1"], b"+OK\r\n", b"GET")),
+        ("by themselves", reads(&[b"GET", b"{b}nothing"], b"$-1\r\n", b"GET")),
+        ("through the log", reads(&[b"SET", beside.as_bytes(), b"1"], b"+OK\r\n", b"GETEX")),
+    ];
+    for (what, steps) in &rounds {
+        std::thread::scope(|scope| {
+            for _ in 0..CLIENTS {
+                scope.spawn(|| check(&mut dial(cluster.ports(other).client), steps, what));
+            }
+        });
+    }
+    for id in cluster.ids() {
+        let log = cluster.log(id);
+        assert!(!log.contains("lost node"), "node {id} lost another:\n{log}");
+        let (held, before) = (cluster.process(id).memory(), before[usize::from(id) - 1]);
+        assert!(held < before + GROWTH_MAX, "node {id}: from {before} to {held} bytes");
+    }
+}

@@ -4,7 +4,7 @@
 //! bounded by [`Limits::failover_wait`](crate::config::Limits). Operations on one partition go
 //! together and in order, as they came.
 
-use super::round::landed;
+use super::round::{landed, refuse_long};
 use crate::actors::bucket::{Answer, Execute, Outcome};
 use crate::actors::local::Local;
 use crate::command::Redis;
@@ -71,7 +71,7 @@ pub(super) async fn settle(
         Some(Late::Left) => Part::Left,
         None => replies.part(index),
     });
-    Ok(Replies::gather(parts))
+    Ok(Replies::gather(parts, |index, reply| refuse_long(batch.head(index), reply)))
 }
 
 /// What a leader made of an operation that was misplaced.

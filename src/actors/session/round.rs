@@ -9,7 +9,8 @@ use crate::command::Redis;
 use crate::command::plan::Layout;
 use crate::command::reply::Reply;
 use crate::command::scan::Walk;
-use crate::engine::batch::{Batch, Part, Replies};
+use crate::engine::batch::{Batch, OpHead, Part, Replies};
+use crate::engine::bucket::too_long;
 use crate::engine::machine::{Access, Machine};
 use crate::ids::{NodeId, PartitionId};
 use smallvec::SmallVec;
@@ -314,7 +315,9 @@ impl Share {
             Ok(place) => again.part(place),
             Err(_) => replies.part(index),
         });
-        self.replies = Replies::gather(parts);
+        self.replies = Replies::gather(parts, |place, reply| {
+            refuse_long(batch.head(from + place), reply);
+        });
         self.batch.clear();
         (from..batch.len()).for_each(|index| self.batch.push_op(&batch.op(index)));
     }
@@ -335,6 +338,11 @@ pub(super) fn landed(
         }
         Err(_) => Err(io::Error::other("the node is stopping")),
     }
+}
+
+/// Answers an operation whose reply is too long to be given.
+pub(super) fn refuse_long(head: OpHead, reply: &mut Vec<u8>) {
+    Redis::refuse(&too_long::<Redis>(head), reply);
 }
 
 /// The replies to operations that a destination did not answer.
