@@ -631,27 +631,34 @@ impl<M: Machine> Partition<M> {
             self.cancel(ticket, effects);
         }
         if let Some(held) = self.held.remove(&txn) {
-            for claim in held.claims {
-                self.unmark(&claim.granule, txn, effects);
-            }
+            self.unmark(held.claims, txn, effects);
         }
     }
 
-    fn unmark(&mut self, granule: &Granule, txn: TxnId, effects: &mut Vec<Effect>) {
-        let released = self.marks.release(granule, txn);
-        if released != Released::Quietly {
-            let (partition, granule) = (self.id, granule.clone());
-            effects.push(Effect::Locks(ToLocks::Released { partition, granule, txn }));
+    fn unmark(&mut self, claims: Vec<Claim>, txn: TxnId, effects: &mut Vec<Effect>) {
+        let (mut contended, mut calm) = (Vec::new(), Vec::new());
+        for Claim { granule, .. } in claims {
+            match self.marks.release(&granule, txn) {
+                Released::Quietly => {}
+                Released::Contended => contended.push(granule),
+                Released::LastOfContended => {
+                    contended.push(granule.clone());
+                    calm.push(granule);
+                }
+            }
         }
-        if released == Released::LastOfContended {
-            self.forget(vec![granule.clone()], effects);
+        if !contended.is_empty() {
+            let (partition, granules) = (self.id, contended);
+            effects.push(Effect::Locks(ToLocks::Released { partition, granules, txn }));
         }
+        self.forget(calm, effects);
     }
 
     fn forget(&self, calm: Vec<Granule>, effects: &mut Vec<Effect>) {
-        let partition = self.id;
-        let calm = calm.into_iter().map(|granule| ToLocks::Uncontended { partition, granule });
-        effects.extend(calm.map(Effect::Locks));
+        if !calm.is_empty() {
+            let (partition, granules) = (self.id, calm);
+            effects.push(Effect::Locks(ToLocks::Uncontended { partition, granules }));
+        }
     }
 }
 

@@ -446,20 +446,32 @@ pub enum ToLocks {
         /// Its partition.
         partition: PartitionId,
     },
-    /// A holder of a contended granule is gone.
+    /// A holder of contended granules is gone.
     Released {
         /// Where.
         partition: PartitionId,
-        /// What.
-        granule: Granule,
+        /// What, each once.
+        granules: Vec<Granule>,
         /// Who held it.
         txn: TxnId,
     },
-    /// Nobody waits for the granule any more: forget it.
+    /// No request waits for these granules any more: forget them.
     Uncontended {
         /// Where.
         partition: PartitionId,
-        /// What.
-        granule: Granule,
+        /// What, each once.
+        granules: Vec<Granule>,
     },
+}
+
+impl ToLocks {
+    /// The partition it is about.
+    pub fn partition(&self) -> PartitionId {
+        match self {
+            ToLocks::Acquire(Acquire { partition, .. })
+            | ToLocks::Cancel { partition, .. }
+            | ToLocks::Released { partition, .. }
+            | ToLocks::Uncontended { partition, .. } => *partition,
+        }
+    }
 }

@@ -176,7 +176,8 @@ impl Alone {
         let mut told = Vec::new();
         for effect in out.effects {
             if let Effect::Locks(message) = effect {
-                self.locks.handle(message, &mut told);
+                self.locks.push(message);
+                self.locks.work(&mut { usize::MAX }, &mut told);
             }
         }
         self.grants.extend(told.into_iter().filter_map(|effect| match effect {
