@@ -104,6 +104,18 @@ impl Machine for Redis {
     }
 
     #[inline]
+    fn effort(op: &Op<'_>, values: &mut dyn FnMut() -> usize) -> usize {
+        match spec::by_code(op.head.code) {
+            Some((spec, _)) if spec.flags & spec::GOES_THROUGH != 0 => match spec.name {
+                // Each byte of the one value is compared with each of the other.
+                "lcs" => (values() / 2).saturating_pow(2),
+                _ => values(),
+            },
+            _ => 0,
+        }
+    }
+
+    #[inline]
     fn stretches(code: OpCode) -> bool {
         spec::by_code(code).is_some_and(|(spec, _)| spec.flags & spec::STRETCHES != 0)
     }

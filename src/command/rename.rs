@@ -2,8 +2,8 @@
 
 use super::number::parse_int;
 use super::spec::{
-    DANGEROUS, DENYOOM, Doc, FAST, Group, KEY, KEYSPACE, Keys, Merge, NO_KEYS, Over, STRETCHES,
-    Spec, Split, WRITE, data, reaching,
+    DANGEROUS, DENYOOM, Doc, FAST, GOES_THROUGH, Group, KEY, KEYSPACE, Keys, Merge, NO_KEYS, Over,
+    STRETCHES, Spec, Split, WRITE, data, reaching,
 };
 use super::words::Words;
 use super::{Call, NOT_AN_INTEGER, SYNTAX};
@@ -25,7 +25,7 @@ const EVERYWHERE: Split = Split::Everywhere { over: Over::Two, merge: Merge::Sta
 
 #[rustfmt::skip]
 pub(super) const COMMANDS: &[Spec] = &[
-    Spec { name: "copy", arity: -3, flags: WRITE | DENYOOM | STRETCHES, keys: TWO_KEYS, run: reaching(57, copy, Split::Gather, copy_reach),
+    Spec { name: "copy", arity: -3, flags: WRITE | DENYOOM | STRETCHES | GOES_THROUGH, keys: TWO_KEYS, run: reaching(57, copy, Split::Gather, copy_reach),
         doc: doc("6.2.0", "O(N) with N the length of the value", "Copies a key's value and expiry to another key.",
             "source destination [DB destination-db] [REPLACE]") },
     Spec { name: "move", arity: 3, flags: WRITE | FAST | STRETCHES, keys: KEY, run: reaching(58, move_to, Split::Gather, move_reach),

@@ -30,6 +30,10 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Those of operations that wait for a log or a lock are foreseen.
 pub const REPLY_BYTES_MAX: usize = 1 << 20;
 
+/// A batch whose operations go through more bytes than this is stopped like one with long replies:
+/// some ten milliseconds in which nobody else is served.
+const EFFORT_MAX: usize = 1 << 24;
+
 /// Late replies of one batch stop growing past this, should they be longer than was foreseen: the
 /// offsets of their ends would not do any more.
 const LATE_BYTES_MAX: usize = 1 << 31;
@@ -353,6 +357,7 @@ impl<M: Machine> Bucket<M> {
         let parked = self.parking.next();
         let mut holes = 0;
         let (mut late, mut waits) = (0_usize, Foresight::default());
+        let mut effort = 0_usize;
         for (index, op) in batch.iter().enumerate() {
             let id = op.head.partition;
             let waiter = Waiter { parked, index: index as u32 };
@@ -363,6 +368,7 @@ impl<M: Machine> Bucket<M> {
                     M::refuse(&Refusal::Full, &mut replies.bytes);
                 }
                 Some(Some(partition)) => {
+                    effort = effort.saturating_add(partition.effort(&op));
                     let took = partition.execute(&op, now, waiter, &mut replies.bytes);
                     let touched = partition.wants_turn();
                     match took {
@@ -394,6 +400,9 @@ impl<M: Machine> Bucket<M> {
                 break;
             }
             replies.end();
+            if effort > EFFORT_MAX {
+                break;
+            }
         }
         self.counts.operations += replies.len() as u64;
         if holes == 0 {

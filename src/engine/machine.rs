@@ -63,6 +63,12 @@ pub trait Machine: 'static {
         0
     }
 
+    /// About how many bytes the operation goes through beyond those that it takes and replies with;
+    /// `values` tells how many its keys hold, and is not asked where it goes through few.
+    fn effort(_: &Op<'_>, _values: &mut dyn FnMut() -> usize) -> usize {
+        0
+    }
+
     /// Whether the operation may make a value longer by more bytes than its own arguments have.
     fn stretches(_: OpCode) -> bool {
         false

@@ -372,6 +372,19 @@ impl<M: Machine> Partition<M> {
         Took::Filed
     }
 
+    /// About how many bytes an operation goes through beyond those that it takes and replies with.
+    #[inline]
+    pub fn effort(&self, op: &Op<'_>) -> usize {
+        let tables = self.replica.tables();
+        M::effort(op, &mut || {
+            let mut bytes = 0;
+            M::keys(op, &mut |table, key| {
+                bytes += tables.value_bytes(table, tables.hasher().hash(key), key);
+            });
+            bytes
+        })
+    }
+
     /// About how many bytes the reply takes of an operation that waits, behind what else `waits`
     /// that its client sent before it. The operation waits from now on.
     #[inline]

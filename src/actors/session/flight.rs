@@ -158,6 +158,18 @@ enum Event {
     Ended(Begun, Ended),
 }
 
+impl Event {
+    /// Whether something was left, to be asked for again.
+    fn leaves(&self) -> bool {
+        match self {
+            Event::Back(_, back) => {
+                back.replies.len() < back.batch.len() || !back.replies.left.is_empty()
+            }
+            Event::Ended(..) => false,
+        }
+    }
+}
+
 struct Flight {
     pipeline: Pipeline,
     requests: Vec<Request>,
@@ -420,8 +432,13 @@ impl Session {
                     }
                 },
             };
+            let leaves = events.iter().any(Event::leaves);
             for event in events {
                 self.take_event(&mut flight, event);
+            }
+            if leaves {
+                // It takes long: the sockets are looked at before it is asked for again.
+                tokio::task::yield_now().await;
             }
         }
         self.write_collected().await?;

@@ -61,6 +61,10 @@ impl Session {
             self.write(&out).await?;
             self.out = out;
             self.out.clear();
+            if place < self.gathered.order.len() {
+                // Something was left because it takes long: the sockets are looked at first.
+                tokio::task::yield_now().await;
+            }
         }
         self.recycle();
         Ok(())

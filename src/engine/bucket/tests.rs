@@ -19,6 +19,7 @@ const UNLINK: OpCode = OpCode(53);
 const GETEX: OpCode = OpCode(6);
 const SETRANGE: OpCode = OpCode(19);
 const COPY: OpCode = OpCode(57);
+const LCS: OpCode = OpCode(22);
 
 fn bucket() -> (Bucket<Redis>, KeyHasher) {
     let hasher = KeyHasher::new(7);
@@ -402,4 +403,22 @@ fn replies_that_nobody_foresaw_are_bounded() {
     // All of it is given when it is asked for again.
     let (_, replies) = alone.run(&[(GET, &["a"])]);
     assert!(replies.bytes.len() > 4 << 20);
+}
+
+/// One client's long commands are served one at a time, and others between them.
+#[test]
+fn a_batch_of_long_commands_ends_early() {
+    let long = "v".repeat(5000);
+    for logged in [false, true] {
+        let mut alone = Alone::new(1, logged);
+        alone.run(&[(SET, &["a", &long]), (SET, &["b", &long])]);
+        let mut batch = Batch::new();
+        alone.op(&mut batch, SET, &["c", "1"]);
+        (0..3).for_each(|_| alone.op(&mut batch, LCS, &["a", "b", "LEN"]));
+        alone.op(&mut batch, SET, &["c", "2"]);
+        let parts = alone.answer_all(batch);
+        let begun: Vec<usize> = parts.iter().map(Replies::len).collect();
+        assert_eq!(begun, [2, 1, 1, 1], "logged {logged}");
+        assert!(parts[1..3].iter().all(|part| part.bytes == b":5000\r\n"), "logged {logged}");
+    }
 }
