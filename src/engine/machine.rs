@@ -69,9 +69,10 @@ pub trait Machine: 'static {
         0
     }
 
-    /// Whether the operation may make a value longer by more bytes than its own arguments have.
-    fn stretches(_: OpCode) -> bool {
-        false
+    /// By how many bytes the operation may make a value longer, if that is more than its arguments
+    /// have; [`usize::MAX`] if it depends on what the tables hold.
+    fn stretches(_: &Op<'_>) -> usize {
+        0
     }
 
     /// Runs the operation as of `now` and appends its reply.
