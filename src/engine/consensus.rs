@@ -62,6 +62,7 @@ pub use self::output::{
     Committed, Envelope, Incoming, Logged, Outgoing, Output, Persist, STATE_BYTES, SnapshotMeta,
 };
 pub use self::setup::{Recovered, Setup};
+pub use self::wire::is_beat;
 
 use self::lease::{Lease, Promise};
 use self::log::Log;
