@@ -15,7 +15,7 @@ mod round;
 mod transaction;
 
 use self::flight::{Finish, Spread, TRANSACTIONS_MAX};
-use self::transaction::{control_transaction, enqueue, waits_for_exec};
+use self::transaction::{control_transaction, enqueue, forget_watched, waits_for_exec};
 use crate::actors::local::{Entry, Local};
 use crate::command;
 use crate::command::client::{Client, Then};
@@ -25,12 +25,12 @@ use crate::command::plan::{self, Layout, Place, Plan};
 use crate::command::reply::Reply;
 use crate::command::scan::Walk;
 use crate::command::spec::{self, ADMIN, LOADING, NO_AUTH, Run, Spec, WRITE};
-use crate::command::transaction::{Queue, Script};
+use crate::command::transaction::{Queue, Script, Watching};
 use crate::command::words::{Phrase, Words};
 use crate::engine::barrier::Standing;
 use crate::engine::batch::{Batch, Replies};
 use crate::engine::machine::Scope;
-use crate::engine::protocol::{Watched, Work};
+use crate::engine::protocol::Work;
 use crate::ids::{NodeId, PartitionId};
 use crate::net::listen::{SocketAddr, TcpStream};
 use crate::net::resp::{Limits, Requests};
@@ -76,6 +76,7 @@ pub async fn serve(stream: TcpStream, id: u64, local: Rc<Local>) {
     if let Err(error) = session.run().await {
         log::debug!(target: "session", "client {id}: {error}");
     }
+    forget_watched(&mut session.state, &session.local);
 }
 
 struct Session {
@@ -110,7 +111,7 @@ struct State {
     redraw: bool,
     /// Commands since `MULTI`.
     queue: Option<Queue>,
-    watched: Vec<(PartitionId, Watched)>,
+    watching: Watching,
 }
 
 /// Requests that are served together.
@@ -145,8 +146,8 @@ enum Next {
     Spread(Work, Layout),
     /// The same, without locks: each partition at its own moment.
     Each(Vec<(PartitionId, Batch)>, Layout),
-    /// `WATCH`: its keys and how their versions are asked for.
-    Watch(Vec<Vec<u8>>, Plan),
+    /// `WATCH`, of keys that are not watched yet, and how their versions are asked for.
+    Watch(Phrase, Plan),
     /// `EXEC`, of a queue and what it watches, or one that changes the connection.
     Exec(Work, Script),
     /// A step after the other.
@@ -165,7 +166,7 @@ impl Session {
         let shares = (0..local.book.destinations()).map(|_| Share::default()).collect();
         Session {
             stream,
-            state: State { client, redraw: false, queue: None, watched: Vec::new() },
+            state: State { client, redraw: false, queue: None, watching: Watching::default() },
             local,
             entry,
             feed: None,
@@ -384,7 +385,7 @@ fn request(
         state.queue.as_mut().into_iter().for_each(Queue::spoil);
         if command::is_exec(words) {
             state.queue = None;
-            state.watched.clear();
+            forget_watched(state, local);
         }
         return answered(local, None, gathered);
     };
@@ -453,7 +454,7 @@ fn request(
                 answered(local, Some(spec), gathered);
                 if then == Then::Reset {
                     state.queue = None;
-                    state.watched.clear();
+                    forget_watched(state, local);
                 }
                 return (then == Then::Close).then_some(Next::Close);
             }
