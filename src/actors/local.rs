@@ -581,6 +581,7 @@ impl Local {
             } else if idle > 0
                 && !card.monitor
                 && entry.is_awaited.get()
+                && entry.unread_since.get().is_none()
                 && since(card.active_at) > idle_max
             {
                 log::debug!(target: "session", "closing client {}: it is idle", card.id);

@@ -9,12 +9,14 @@
 
 mod flight;
 mod order;
+mod outlet;
 mod pipeline;
 mod redirect;
 mod round;
 mod transaction;
 
 use self::flight::{Finish, Spread, TRANSACTIONS_MAX};
+use self::outlet::Outlet;
 use self::transaction::{control_transaction, enqueue, forget_watched, waits_for_exec};
 use crate::actors::local::{Entry, Local};
 use crate::command;
@@ -32,7 +34,7 @@ use crate::engine::batch::{Batch, Replies};
 use crate::engine::machine::Scope;
 use crate::engine::protocol::Work;
 use crate::ids::{NodeId, PartitionId};
-use crate::net::listen::{SocketAddr, TcpStream};
+use crate::net::listen::{OwnedReadHalf, SocketAddr, TcpStream};
 use crate::net::resp::{Limits, Requests};
 use std::future::poll_fn;
 use std::io;
@@ -50,6 +52,13 @@ const GATHER_BYTES_MAX: usize = 4 << 20;
 
 /// Room for what a read brings, at first and at least.
 const READ_BYTES: usize = 16 << 10;
+
+/// Replies that a client has not taken: with more of them its next commands wait, unless it takes
+/// none while it has more to say.
+const UNSENT_BYTES: usize = 8 << 20;
+
+/// A client that has taken none of its replies for so long is not reading.
+const STALL: Duration = Duration::from_millis(50);
 
 /// A reply buffer that has grown beyond this is given back.
 const KEEP_BYTES_MAX: usize = 1 << 20;
@@ -72,15 +81,22 @@ pub async fn serve(stream: TcpStream, id: u64, local: Rc<Local>) {
     let now = (local.setup.clock)();
     let client = Client::new(id, address(stream.peer_addr()), address(stream.local_addr()), now);
     let place = local.enter(&client);
-    let mut session = Session::new(stream, client, local.clone(), place.entry.clone());
-    if let Err(error) = session.run().await {
+    let (stream, half) = stream.into_split();
+    let outlet = Rc::new(Outlet::new(half, place.entry.clone(), local.setup.clock));
+    let mut session =
+        Session::new(stream, outlet.clone(), client, local.clone(), place.entry.clone());
+    if let Err(error) = outlet.alongside(session.run()).await {
         log::debug!(target: "session", "client {id}: {error}");
     }
     forget_watched(&mut session.state, &session.local);
 }
 
 struct Session {
-    stream: TcpStream,
+    stream: OwnedReadHalf,
+    outlet: Rc<Outlet>,
+    /// How many bytes of what was kept for it the client had taken when it was last seen to take
+    /// none.
+    stalled: Option<u64>,
     state: State,
     local: Rc<Local>,
     /// What others see of it.
@@ -161,11 +177,19 @@ enum Next {
 }
 
 impl Session {
-    fn new(stream: TcpStream, client: Client, local: Rc<Local>, entry: Rc<Entry>) -> Session {
+    fn new(
+        stream: OwnedReadHalf,
+        outlet: Rc<Outlet>,
+        client: Client,
+        local: Rc<Local>,
+        entry: Rc<Entry>,
+    ) -> Session {
         let limits = order::limits(&local);
         let shares = (0..local.book.destinations()).map(|_| Share::default()).collect();
         Session {
             stream,
+            outlet,
+            stalled: None,
             state: State { client, redraw: false, queue: None, watching: Watching::default() },
             local,
             entry,
@@ -221,11 +245,11 @@ impl Session {
                         self.note_last(begun);
                     }
                     Next::Held => self.wait_for_pause().await?,
-                    Next::Close => return Ok(()),
+                    Next::Close => return self.finish().await,
                 }
             }
         }
-        Ok(())
+        self.finish().await
     }
 
     /// Reads what the client sent. False when it has closed, or the Session is to end.
@@ -335,9 +359,10 @@ impl Session {
         }
     }
 
-    /// Whether a reply of so many bytes may be written.
+    /// Whether a reply of so many bytes may be written, beside those that are not taken yet.
     fn admit(&self, bytes: usize) -> io::Result<()> {
         let max = self.local.setup.limits.output_buffer;
+        let bytes = bytes + self.outlet.unsent();
         if bytes > max {
             let (id, address) = (self.state.client.id, &self.state.client.address);
             log::warn!(
@@ -353,20 +378,11 @@ impl Session {
     async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.admit(bytes.len())?;
         self.local.counters.borrow_mut().bytes_out += bytes.len() as u64;
-        let mut written = 0;
-        while written < bytes.len() {
-            match self.stream.try_write(&bytes[written..]) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(more) => written += more,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.state.client.output_bytes = bytes.len() - written;
-                    self.wait_for_reader().await?;
-                }
-                Err(error) => return Err(error),
-            }
+        self.outlet.send(bytes)?;
+        match self.outlet.unsent() > UNSENT_BYTES {
+            true => self.wait_for_reader().await,
+            false => Ok(()),
         }
-        self.state.client.output_bytes = 0;
-        Ok(())
     }
 }
 
