@@ -397,6 +397,11 @@ fn request(
 ) -> Option<Next> {
     let mut reply = Reply::new(&mut gathered.own.bytes, state.client.resp3);
     let Some(spec) = command::resolve(words, &mut reply) else {
+        if command::is_http(words) {
+            local.warn_of_http(&state.client);
+            gathered.own.retract();
+            return Some(Next::Close);
+        }
         spec::lookup(words.name()).into_iter().for_each(|spec| local.reject(spec));
         state.queue.as_mut().into_iter().for_each(Queue::spoil);
         if command::is_exec(words) {
@@ -405,7 +410,7 @@ fn request(
         }
         return answered(local, None, gathered);
     };
-    if local.holds(spec) {
+    if local.holds(spec, state.queue.as_ref()) {
         return Some(Next::Held);
     }
     state.client.last = Some(spec);

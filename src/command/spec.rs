@@ -407,6 +407,11 @@ impl Spec {
         self.doc.group == Group::Connection && matches!(self.name, "quit" | "reset")
     }
 
+    /// Whether it is `EXEC`.
+    pub fn executes(&self) -> bool {
+        matches!(self.run, Run::Control(Control::Exec))
+    }
+
     /// Whether it is `UNWATCH`, which has no effect inside a transaction.
     pub fn run_is_unwatch(&self) -> bool {
         matches!(self.run, Run::Control(Control::Unwatch(_)))

@@ -241,6 +241,11 @@ impl Queue {
         Ok(())
     }
 
+    /// Whether any of its commands writes.
+    pub fn writes(&self) -> bool {
+        self.commands.iter().any(|(spec, _)| spec.access() == Access::Write)
+    }
+
     /// Notes that a command could not be queued, so that `EXEC` will refuse.
     pub fn spoil(&mut self) {
         self.broken = true;
