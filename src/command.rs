@@ -286,6 +286,12 @@ pub fn is_exec(words: Words<'_>) -> bool {
     words.name().eq_ignore_ascii_case(b"exec")
 }
 
+/// Whether it is a line of an HTTP request: a web page may have a browser send one whose body is
+/// commands, so the connection ends before anything behind it is executed.
+pub fn is_http(words: Words<'_>) -> bool {
+    [&b"post"[..], b"host:"].iter().any(|name| words.name().eq_ignore_ascii_case(name))
+}
+
 fn wrong_arity_text(name: &str) -> String {
     format!("ERR wrong number of arguments for '{name}' command")
 }

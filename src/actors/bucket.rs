@@ -288,6 +288,8 @@ pub struct Report {
     pub core: core::Counts,
     /// Bytes of its tables.
     pub bytes: usize,
+    /// Keys that clients watch in them.
+    pub watched: usize,
     /// Items and volatile items by table.
     pub tables: Vec<(usize, usize)>,
     /// Intents and outcomes that are not settled.
@@ -752,6 +754,7 @@ impl Handler<Observe> for Bucket {
         for partition in self.core.partitions() {
             let replica = partition.replica();
             report.bytes += replica.tables().bytes();
+            report.watched += replica.tables().watches().len();
             report.unsettled += replica.intents().len() + replica.outcomes().len();
             let preferred = self.core.preferred(partition.id()).map(|node| node.0);
             report.partitions.push(PartitionReport::of(partition, preferred));

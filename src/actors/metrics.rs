@@ -97,6 +97,8 @@ struct Shown {
     errors: BTreeMap<String, u64>,
     /// Clients that a pause holds back.
     blocked: u64,
+    /// Keys that clients watch, in the partitions that this node leads.
+    watched: u64,
     unreachable: BTreeSet<NodeId>,
     /// The partitions held, by number.
     partitions: Vec<PartitionReport>,
@@ -208,6 +210,7 @@ impl Metrics {
             hits_total: Some(snapshot.hits.saturating_sub(before.hits)),
             misses_total: Some(snapshot.misses.saturating_sub(before.misses)),
             clients_blocked: told.blocked,
+            keys_watched: told.watched,
             errors: told.errors.iter().map(|(kind, count)| (kind.clone(), *count)).collect(),
             input_bytes: Some(counters.bytes_in),
             output_bytes: Some(counters.bytes_out),
@@ -373,6 +376,7 @@ async fn look(book: Arc<Book>, disk: Disk, connected: u64, refused: u64) -> Look
         snapshot.misses += report.core.misses;
         snapshot.table_bytes += report.bytes as u64;
         snapshot.unsettled += report.unsettled as u64;
+        told.watched += report.watched as u64;
         for (sum, (items, volatile)) in snapshot.tables.iter_mut().zip(report.tables) {
             sum.0 += items as u64;
             sum.1 += volatile as u64;

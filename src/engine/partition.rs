@@ -28,7 +28,7 @@ use crate::engine::machine::{Access, Machine, Scope};
 use crate::engine::marks::{Marks, Released};
 use crate::engine::protocol::{
     Acquire, Claim, Granule, Image, Lock, Prepare, Prepared, Share, Term, Ticket, ToCoordinator,
-    ToLocks, ToPartition,
+    ToLocks, ToPartition, Watched,
 };
 use crate::engine::replica::{Applied, Mutation, Replica};
 use crate::engine::rules::{Rule, kept};
@@ -185,6 +185,8 @@ struct Held {
     unlogged: Option<Term>,
     /// When unlogged locks were set, or last asked about.
     since: Millis,
+    /// Keys that must still be as they were when the intent is applied.
+    watched: Vec<Watched>,
 }
 
 /// A partition and what its leader knows.
@@ -615,7 +617,7 @@ impl<M: Machine> Partition<M> {
         for claim in &claims {
             self.marks.hold(claim, txn, age);
         }
-        let replaced = self.held.insert(txn, Held { claims, unlogged, since });
+        let replaced = self.held.insert(txn, Held { claims, unlogged, since, watched: Vec::new() });
         assert!(replaced.is_none(), "a transaction locks a partition once");
     }
 
