@@ -120,3 +120,64 @@ fn too_few_descriptors_are_a_plain_error() {
     assert!(told.contains("quorate: cannot start: this process may open 16 files"), "{told}");
     assert!(told.contains("ulimit -n"), "{told}");
 }
+
+/// Holds back every sync of a process while a file is there.
+const HANGING_DISK: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+static void wait_while_it_hangs(void) {
+    const char *path = getenv("HANGS_WHILE");
+    while (path && access(path, F_OK) == 0) usleep(5000);
+}
+
+int fdatasync(int fd) {
+    wait_while_it_hangs();
+    return ((int (*)(int))dlsym(RTLD_NEXT, "fdatasync"))(fd);
+}
+
+int fsync(int fd) {
+    wait_while_it_hangs();
+    return ((int (*)(int))dlsym(RTLD_NEXT, "fsync"))(fd);
+}
+"#;
+
+#[test]
+fn a_node_whose_disk_hangs_leads_nothing() {
+    let mut cluster = Cluster::new(3);
+    let source = cluster.write("disk.c", HANGING_DISK);
+    let (library, hangs) = (source.with_extension("so"), source.with_file_name("hangs"));
+    let built = Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .args([&library, &source])
+        .arg("-ldl")
+        .status()
+        .expect("a C compiler");
+    assert!(built.success(), "{built}");
+    cluster.spawn_by(1, |command| {
+        command.env("LD_PRELOAD", &library).env("HANGS_WHILE", &hangs);
+    });
+    cluster.start_all();
+    let key = cluster.key_on(1, "key");
+    let mut client = cluster.connect(2);
+    assert_eq!(client.say(&format!("SET {key} before")), "OK");
+
+    cluster.write("hangs", "");
+    eventually("another node leads", PATIENCE, || {
+        (client.say(&format!("SET {key} meanwhile")) == "OK").then_some(())
+    });
+    assert_ne!(cluster.leader_now(&key, 2), Some(1));
+    assert_eq!(client.say(&format!("GET {key}")), "\"meanwhile\"");
+    // What does not concern the disk goes on, through the node itself too.
+    assert_eq!(cluster.connect(1).say(&format!("GET {key}")), "\"meanwhile\"");
+    assert_eq!(health(cluster.ports(1).http), Some(200));
+
+    std::fs::remove_file(&hangs).expect("the disk goes on");
+    eventually("it leads again", PATIENCE, || {
+        let is_back = cluster.leader_now(&key, 1) == Some(1);
+        (is_back && client.say(&format!("SET {key} after")) == "OK").then_some(())
+    });
+    assert_eq!(cluster.connect(3).say(&format!("GET {key}")), "\"after\"");
+}
