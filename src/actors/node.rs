@@ -40,6 +40,11 @@ const RETIRE_MAX: Duration = Duration::from_secs(5);
 const HAND_OVER_MAX: Duration = Duration::from_secs(2);
 const HAND_OVER_LOOK: Duration = Duration::from_millis(5);
 
+/// How often a node that has no room to start looks for some, and after how many looks it says so
+/// again.
+const ROOM_EVERY: Duration = Duration::from_secs(1);
+const ROOM_TELL: u32 = 30;
+
 /// Questions over HTTP that may wait.
 const HTTP_QUEUE: usize = 64;
 
@@ -110,9 +115,7 @@ pub async fn start(
         let known = known.join(", ");
         return Err(Error::Config(format!("there is no node {id}; the file has nodes {known}")));
     };
-    let clients = open(&config, &own, Service::Client).await?;
-    let peers = open(&config, &own, Service::Peer).await?;
-    let web = open(&config, &own, Service::Http).await?;
+    let mut doors = open_all(&config, &own).await?;
 
     let partitions = || (0..config.groups()).map(PartitionId);
     let replicas: Vec<Vec<NodeId>> = partitions().map(|id| config.replicas_of(id)).collect();
@@ -120,9 +123,19 @@ pub async fn start(
     let durability: Vec<Durability> =
         partitions().map(|id| config.class_of(id).durability).collect();
     let mut found = match durability.iter().any(|durability| is_logged(*durability)) {
-        true => Some(recovery::open(&config, id, &(birth.boot)())?),
+        true => match recovery::open(&config, id, &(birth.boot)()) {
+            Err(error @ Error::Full(_)) => {
+                // Nobody is to wait at them meanwhile.
+                drop(doors);
+                let found = open_once_there_is_room(&config, id, birth, error).await?;
+                doors = open_all(&config, &own).await?;
+                Some(found)
+            }
+            outcome => Some(outcome?),
+        },
         false => None,
     };
+    let [clients, peers, web] = doors;
     let hasher = KeyHasher::new(config.hash_seed());
     let connected = Arc::new(AtomicUsize::new(0));
     let setup = Setup {
@@ -358,6 +371,35 @@ fn start_disk(
         }
         Placement::Here => (Log::create(log), Archive::create(archive)),
     }
+}
+
+/// Reads what is on the disk as soon as there is room for what has to be written for that.
+async fn open_once_there_is_room(
+    config: &Config,
+    id: NodeId,
+    birth: Birth,
+    mut error: Error,
+) -> Result<Found> {
+    for tries in 0_u32.. {
+        if tries.is_multiple_of(ROOM_TELL) {
+            log::warn!(target: "node", "{error}; waiting for room");
+        }
+        sleep(ROOM_EVERY).await;
+        match recovery::open(config, id, &(birth.boot)()) {
+            Err(again @ Error::Full(_)) => error = again,
+            outcome => return outcome,
+        }
+    }
+    Err(error)
+}
+
+/// Opens the ports for clients, for the other nodes and for HTTP.
+async fn open_all(config: &Config, node: &crate::config::Node) -> Result<[TcpListener; 3]> {
+    Ok([
+        open(config, node, Service::Client).await?,
+        open(config, node, Service::Peer).await?,
+        open(config, node, Service::Http).await?,
+    ])
 }
 
 async fn open(

@@ -58,9 +58,22 @@ pub fn run(mut config: Config, nodes: &[NodeId], ready: impl FnOnce(&Config, u64
             }
             Ok(())
         };
-        if let Err(error) = served.await {
-            stop(running, others_go_on).await;
-            return Err(error);
+        // A node may wait long for room on its disk.
+        let served = tokio::select! {
+            biased;
+            () = &mut stopping => None,
+            served = served => Some(served),
+        };
+        match served {
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                stop(running, others_go_on).await;
+                return Err(error);
+            }
+            None => {
+                stop(running, others_go_on).await;
+                return Ok(());
+            }
         }
         let formed: Vec<oneshot::Receiver<()>> = running.iter_mut().map(Running::formed).collect();
         let serving = async {
