@@ -17,6 +17,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("error", &["ids"]),
     ("config", &["ids", "error"]),
     ("logging", &["ids"]),
+    ("memory", &[]),
     ("metrics", &["ids"]),
     ("engine", &["ids", "error"]),
     ("command", &["ids", "error", "engine"]),
@@ -24,7 +25,10 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("net", &["ids", "error", "metrics", "engine", "command"]),
     (
         "actors",
-        &["ids", "error", "config", "logging", "metrics", "engine", "command", "storage", "net"],
+        &[
+            "ids", "error", "config", "logging", "memory", "metrics", "engine", "command",
+            "storage", "net",
+        ],
     ),
     (
         "cli",

@@ -15,6 +15,7 @@ use crate::config::Durability;
 use crate::engine::consensus::Persist;
 use crate::engine::record::must_sync;
 use crate::ids::PartitionId;
+use crate::memory::{self, Calm};
 use crate::metrics::LogCounts;
 use crate::storage::{Directory, Records, SegmentLog};
 use actix::fut::ActorFuture;
@@ -25,6 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// How often what nobody waits for is synced: the durability `interval` promises a second.
 const SYNC_EVERY: Duration = Duration::from_millis(900);
@@ -63,6 +65,8 @@ pub struct Log {
     /// A log that is longer asks for snapshots of what keeps it from being collected.
     bytes_max: u64,
     counts: Arc<LogCounts>,
+    calm: Calm,
+    epoch: Instant,
     stop: Stop,
     failpoint: Failpoint,
 }
@@ -177,6 +181,8 @@ impl Log {
             urgent,
             bytes_max,
             counts,
+            calm: Calm::default(),
+            epoch: Instant::now(),
             stop,
             failpoint,
         }
@@ -245,6 +251,11 @@ impl Log {
             archive.do_send(archive::Collected { left: collected.left, is_long });
         }
         self.count();
+        let mono = self.epoch.elapsed().as_millis() as u64;
+        let busy = |log: &Log| log.log.usage().batches;
+        if self.calm.is_due(mono, false) && self.calm.look(mono, busy(self), false) {
+            memory::give_back();
+        }
         let pause = if collected.dropped { DROP_EVERY } else { COLLECT_EVERY };
         ctx.run_later(pause, Log::collect);
     }

@@ -655,12 +655,7 @@ impl Group {
         if self.raw.store().bytes() <= retain {
             return;
         }
-        let mut to = self.applied_index();
-        if leads {
-            let matched = self.raw.raft.prs().iter().map(|(_, progress)| progress.matched);
-            to = to.min(matched.min().unwrap_or(0));
-        }
-        self.keep(to, retain);
+        self.keep(self.applied_index().min(self.known_everywhere()), retain);
     }
 
     /// Its part.
@@ -771,10 +766,20 @@ impl Group {
         self.raw.raft.lead_transferee.is_some()
     }
 
-    /// Entries up to `to` are in a durable snapshot. The newest of them stay in memory, up to the
-    /// bytes that the setup says.
-    pub fn compact(&mut self, to: u64) {
-        self.keep(to.min(self.applied_index()), self.retain_bytes);
+    /// Entries up to `to` are in a durable snapshot of so many bytes. The newest of them stay in
+    /// memory, up to the bytes that the setup says; and no more than the snapshot has where no
+    /// replica is known to lack them: it is the shorter way to whoever does.
+    pub fn compact(&mut self, to: u64, snapshot_bytes: u64) {
+        let to = to.min(self.applied_index());
+        self.keep(to, self.retain_bytes);
+        self.keep(to.min(self.known_everywhere()), self.retain_bytes.min(snapshot_bytes));
+    }
+
+    /// The last entry that no replica is known to lack.
+    fn known_everywhere(&self) -> u64 {
+        let leads = self.raw.raft.state == StateRole::Leader;
+        let matched = self.raw.raft.prs().iter().map(|(_, progress)| progress.matched);
+        if leads { matched.min().unwrap_or(0) } else { u64::MAX }
     }
 
     /// Lets go of the oldest entries up to `to`, but for the newest that weigh `retain` bytes. The

@@ -566,7 +566,7 @@ fn behind() -> Cluster {
     let meta = cluster[1].snapshot_meta().unwrap();
     assert!(cluster[1].log_bytes() > 0);
     cluster[1].retain_bytes = 0;
-    cluster[1].compact(meta.index);
+    cluster[1].compact(meta.index, u64::MAX);
     assert_eq!(cluster[1].log_bytes(), 0);
     cluster.heal();
     cluster.run(300);
@@ -1032,4 +1032,32 @@ fn a_follower_takes_no_more_than_its_disk_keeps_up_with() {
     cluster.replica(3).sync();
     cluster.settle();
     assert!(cluster.run_until(10_000, |c| c.data(3).len() == 100), "{}", cluster.data(3).len());
+}
+
+#[test]
+fn no_more_log_stays_in_memory_than_a_snapshot_of_it_weighs() {
+    let mut cluster = Cluster::led(3);
+    for _ in 0..100 {
+        write(&mut cluster, 1, &[7; 64]);
+    }
+    cluster.run(200);
+    // What somebody lacks stays, as far as is allowed.
+    cluster.isolate(3);
+    for _ in 0..100 {
+        write(&mut cluster, 1, &[7; 64]);
+    }
+    cluster.run(200);
+    for node in 1..=2 {
+        let index = cluster[node].applied_index();
+        cluster[node].compact(index, 200);
+    }
+    assert!((100 * 64..=110 * (64 + 48)).contains(&cluster[1].log_bytes()));
+    assert!(cluster[2].log_bytes() <= 200);
+    cluster.heal();
+    cluster.run(1_000);
+    assert!(cluster.wants_snapshot.is_empty() && cluster.snapshots.is_empty());
+    assert_eq!(cluster.data(3), cluster.data(1));
+    let index = cluster[1].applied_index();
+    cluster[1].compact(index, 200);
+    assert!(cluster[1].log_bytes() <= 200);
 }

@@ -9,6 +9,7 @@
 
 use super::snapshots::ToArchive;
 use super::{Effect, Partition};
+use crate::engine::batch::Replies;
 use crate::engine::bucket::Parked;
 use crate::engine::consensus::Ticket as Confirmation;
 use crate::engine::consensus::{Envelope, Group, Output, Persist, Position, Role};
@@ -96,7 +97,7 @@ pub struct Turn {
     /// What was applied last, with its replies.
     answers: Answers,
     /// Replies of operations, one after the other.
-    pub replies: crate::engine::batch::Replies,
+    pub replies: Replies,
     /// Who leads now, in which term, if that has changed.
     pub leader: Option<(NodeId, Term)>,
     /// Whether this node's office here began or ended.
@@ -104,6 +105,22 @@ pub struct Turn {
     /// What the archive is asked.
     pub orders: Vec<ToArchive>,
     output: Output,
+}
+
+/// Buffers for replies that have grown larger do not stay so.
+const REPLIES_KEPT_MAX: usize = 1 << 20;
+
+impl Turn {
+    /// Forgets the replies, and keeps the buffers unless they are large.
+    pub fn forget(&mut self) {
+        self.replies.clear();
+        if self.replies.bytes.capacity() > REPLIES_KEPT_MAX {
+            self.replies = Replies::default();
+        }
+        if self.answers.replies.bytes.capacity() > REPLIES_KEPT_MAX {
+            self.answers.replies = Replies::default();
+        }
+    }
 }
 
 /// The log side of a replicated partition.
