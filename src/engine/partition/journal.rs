@@ -9,7 +9,7 @@
 
 use super::snapshots::ToArchive;
 use super::{Effect, Partition};
-use crate::engine::batch::Replies;
+use crate::engine::batch::Part;
 use crate::engine::bucket::Parked;
 use crate::engine::consensus::Ticket as Confirmation;
 use crate::engine::consensus::{Envelope, Group, Output, Persist, Position, Role};
@@ -77,6 +77,8 @@ pub(super) struct Flight {
 pub enum Fate {
     /// It ran; its reply is this one of [`Turn::replies`].
     Replied(u32),
+    /// It only reads, and was not executed, for there are many replies already.
+    Left,
     /// It was not even proposed: it may be asked of the leader.
     Elsewhere,
     /// It was proposed, and another leader's entry took its place: it was not executed.
@@ -97,7 +99,7 @@ pub struct Turn {
     /// What was applied last, with its replies.
     answers: Answers,
     /// Replies of operations, one after the other.
-    pub replies: Replies,
+    pub replies: crate::engine::batch::Replies,
     /// Who leads now, in which term, if that has changed.
     pub leader: Option<(NodeId, Term)>,
     /// Whether this node's office here began or ended.
@@ -105,22 +107,6 @@ pub struct Turn {
     /// What the archive is asked.
     pub orders: Vec<ToArchive>,
     output: Output,
-}
-
-/// Buffers for replies that have grown larger do not stay so.
-const REPLIES_KEPT_MAX: usize = 1 << 20;
-
-impl Turn {
-    /// Forgets the replies, and keeps the buffers unless they are large.
-    pub fn forget(&mut self) {
-        self.replies.clear();
-        if self.replies.bytes.capacity() > REPLIES_KEPT_MAX {
-            self.replies = Replies::default();
-        }
-        if self.answers.replies.bytes.capacity() > REPLIES_KEPT_MAX {
-            self.answers.replies = Replies::default();
-        }
-    }
 }
 
 /// The log side of a replicated partition.
@@ -370,6 +356,7 @@ impl<M: Machine> Partition<M> {
             return Ok(());
         }
         let mut answers = std::mem::take(&mut turn.answers);
+        answers.waiting = turn.replies.bytes.len();
         let applied = self.replica.apply_entry(entry, own.is_some(), &mut answers);
         if let Err(damaged) = applied {
             return Err(format!("partition {}, entry {index}: {damaged}", self.id));
@@ -380,8 +367,14 @@ impl<M: Machine> Partition<M> {
             settled += 1;
             match after {
                 After::Reply(waiter) => {
-                    turn.fates.push((waiter, Fate::Replied(turn.replies.len() as u32)));
-                    turn.replies.push(answers.replies.get(run));
+                    let fate = match answers.replies.part(run) {
+                        Part::Answered(reply) => {
+                            turn.replies.push(reply);
+                            Fate::Replied(turn.replies.len() as u32 - 1)
+                        }
+                        Part::Left | Part::Misplaced => Fate::Left,
+                    };
+                    turn.fates.push((waiter, fate));
                     run += 1;
                 }
                 after => {
@@ -391,6 +384,7 @@ impl<M: Machine> Partition<M> {
             }
         }
         drop(others);
+        answers.clear();
         turn.answers = answers;
         if let Some(journal) = &mut self.journal {
             journal.settled += settled;
