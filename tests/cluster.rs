@@ -51,6 +51,8 @@ mod operations;
 mod peers;
 #[path = "cluster/pipelines.rs"]
 mod pipelines;
+#[path = "cluster/resources.rs"]
+mod resources;
 #[path = "cluster/server.rs"]
 mod server;
 #[path = "cluster/transactions.rs"]

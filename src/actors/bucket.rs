@@ -30,6 +30,7 @@ use crate::engine::partition::Partition;
 use crate::engine::partition::snapshots::FromArchive;
 use crate::engine::protocol::{Refusal, Ticket, ToPartition};
 use crate::ids::{Incarnation, Millis, NodeId, Now, PartitionId};
+use crate::memory::{self, Calm};
 use crate::net::listen::{LooseStream, TcpStream};
 use crate::net::packet::Packet;
 use actix::fut::ActorFuture;
@@ -70,6 +71,7 @@ pub struct Bucket {
     counted: usize,
     local: Option<Rc<Local>>,
     moves: Moves,
+    calm: Calm,
     failpoint: Failpoint,
 }
 
@@ -320,6 +322,7 @@ impl Bucket {
             counted: 0,
             local: None,
             moves: Moves::default(),
+            calm: Calm::default(),
             failpoint,
         }
     }
@@ -345,6 +348,17 @@ impl Bucket {
         all.fetch_add(bytes, Ordering::Relaxed);
         all.fetch_sub(self.counted, Ordering::Relaxed);
         self.counted = bytes;
+    }
+
+    /// Gives back memory that a burst took, at a calm moment.
+    fn give_back(&mut self, mono: u64) {
+        let scarce = self.core.is_full();
+        if self.calm.is_due(mono, scarce) {
+            let counts = self.core.counts();
+            if self.calm.look(mono, counts.operations + counts.expired, scarce) {
+                memory::give_back();
+            }
+        }
     }
 
     /// Looks at the clock, and whether the node has room: its other Buckets may have filled it.
@@ -453,6 +467,7 @@ impl Actor for Bucket {
             bucket.answer();
             bucket.moves.tell();
             bucket.measure();
+            bucket.give_back(now.mono);
             if let Some(local) = &bucket.local {
                 local.tick(now.wall);
             }

@@ -730,6 +730,7 @@ impl Thresholds {
 fn settings(limits: &Limits) -> Settings {
     let mut settings = Settings::default();
     settings.begin("maxclients", limits.connections.to_string());
+    settings.limit_clients(limits.connections_max);
     settings.begin("maxmemory", limits.memory.to_string());
     settings.begin("proto-max-bulk-len", limits.value.to_string());
     settings.begin("client-query-buffer-limit", limits.query_buffer.to_string());

@@ -317,6 +317,11 @@ impl<M: Machine> Bucket<M> {
         self.expires_actively = active;
     }
 
+    /// Whether memory is scarce: operations that need more of it are refused.
+    pub fn is_full(&self) -> bool {
+        self.full
+    }
+
     /// A partition is copied to a snapshot when its log has grown by so many bytes.
     pub fn snapshot_after(&mut self, bytes: u64) {
         self.snapshot_after = bytes;
@@ -720,7 +725,7 @@ impl<M: Machine> Bucket<M> {
             let of_it = (id, NodeId(0))..=(id, NodeId(u16::MAX));
             let generations = self.generations.range(of_it);
             partition.renew_members(generations.map(|((_, node), number)| (*node, *number)));
-            if partition.snapshot_is_due(self.snapshot_after, now.mono) {
+            if partition.snapshot_is_due(self.snapshot_after, now.mono, self.full) {
                 partition.ask_for_snapshot(&mut self.orders);
                 let orders = self.orders.drain(..);
                 out.archive.extend(orders.map(|order| (PartitionId(index as u16), order)));
