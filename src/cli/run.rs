@@ -1,6 +1,7 @@
 //! Runs nodes until they are told to stop: the one place that makes arbiters.
 
 use super::failpoint;
+use super::output;
 use crate::actors::node::{Birth, Node, Placement, start};
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -159,7 +160,7 @@ fn boot() -> String {
 /// Ends the process: a node that cannot write its log has nothing more to promise.
 fn give_up(why: &str) {
     log::error!(target: "node", "{why}; stopping");
-    eprintln!("quorate: {why}; stopping");
+    output::complain(&format!("{why}; stopping"));
     log::logger().flush();
     std::process::exit(1);
 }
@@ -194,6 +195,6 @@ fn told_to_stop() -> Result<impl Future<Output = ()>> {
 
 /// Tells the operator what is wrong, and the shell by the exit code.
 pub fn report(error: &Error, advice: &str) -> ExitCode {
-    eprintln!("quorate: {error}{advice}");
+    output::complain(&format!("{error}{advice}"));
     ExitCode::from(error.exit_code())
 }

@@ -159,6 +159,12 @@ fn transfer(_: &Client, facts: &Facts, words: Words<'_>, reply: &mut Reply<'_>) 
         reply.error(&format!("ERR there is no node {node}"));
         return None;
     }
+    // Each class has its own. There are no facts in a node's first second.
+    let count = facts.partitions.len() * facts.classes.len();
+    if count > 0 && usize::from(partition) >= count {
+        reply.error(&format!("ERR there is no partition {partition}: the last is {}", count - 1));
+        return None;
+    }
     // Partitions of other tables' classes follow those of table 0.
     let held = facts.partitions.get(usize::from(partition));
     if held.is_some_and(|held| held.leader != node && !held.followers.contains(&node)) {

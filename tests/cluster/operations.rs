@@ -77,8 +77,18 @@ fn a_leader_moves_when_it_is_told_to_and_stays() {
     assert_eq!(refused, "-ERR there is no node 9");
     let refused = client.say("CLUSTER TRANSFER x 1");
     assert_eq!(refused, "-ERR value is not an integer or out of range");
-    let (code, _, err) = admin(&cluster, &["transfer-leader", "0", "9"]);
-    assert_eq!((code, err.as_str()), (Some(1), "quorate: node 1: ERR there is no node 9\n"));
+    let refused = client.say("CLUSTER TRANSFER 12 1");
+    assert_eq!(refused, "-ERR there is no partition 12: the last is 11");
+    for (partition, node, why) in [
+        ("0", "9", "there is no node 9: the nodes are 1, 2, 3"),
+        ("12", "1", "there is no partition 12: the last is 11"),
+        ("65535", "1", "there is no partition 65535: the last is 11"),
+    ] {
+        let (code, _, err) = admin(&cluster, &["transfer-leader", partition, node]);
+        assert_eq!((code, err), (Some(1), format!("quorate: {why}\n")));
+    }
+    let (code, _, err) = run(&["--role", "admin", "--port", "65500", "status"]);
+    assert!(code == Some(1) && err.contains("--port 65500"), "{err}");
 }
 
 #[test]

@@ -8,7 +8,7 @@
 //! Nothing in a backup says where a key lay: it is put back by ordinary writes, and lies where the
 //! new cluster has it.
 
-use super::{ask, said};
+use super::{ask, said, show};
 use crate::cli::client::link::Link;
 use crate::cli::run::wall_clock;
 use crate::command::ImageRecord;
@@ -81,8 +81,10 @@ pub(super) fn take(link: &mut Link, cluster: &str, dir: &Path) -> Result<(), Str
     write(&dir.join(MANIFEST), &text)?;
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(problem)?;
     let (keys, files) = (manifest.keys, manifest.images.len());
-    println!("backed up {keys} keys of cluster '{cluster}' in {files} files: {}", dir.display());
-    Ok(())
+    show(&format!(
+        "backed up {keys} keys of cluster '{cluster}' in {files} files: {}",
+        dir.display()
+    ))
 }
 
 /// Puts a backup's keys into the cluster.
@@ -117,8 +119,7 @@ pub(super) fn put_back(link: &mut Link, dir: &Path, force: bool) -> Result<(), S
     }
     writer.settle()?;
     let (keys, cluster) = (manifest.keys, &manifest.cluster);
-    println!("restored {keys} keys of cluster '{cluster}' from {}", dir.display());
-    Ok(())
+    show(&format!("restored {keys} keys of cluster '{cluster}' from {}", dir.display()))
 }
 
 /// Reads a backup and checks it against its manifest.
