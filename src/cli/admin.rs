@@ -1,10 +1,16 @@
 //! `--role admin`: how a cluster is, and what its operator may do about it.
 //!
 //! What is told comes over HTTP (`/status`); what changes something goes as a command to the
-//! client port (`CLUSTER TRANSFER`, `CLUSTER SNAPSHOT`, `CLUSTER IMAGE`). HTTP only answers
+//! client port (`CLUSTER TRANSFER`, `CLUSTER SNAPSHOT`, `CLUSTER BACKUP`). HTTP only answers
 //! questions, so no page that a browser on the same machine has open can do anything.
 
+mod asker;
 mod backup;
+#[cfg(test)]
+mod fake;
+mod image;
+mod manifest;
+mod restore;
 mod show;
 
 use super::client::link::Link;
@@ -12,6 +18,7 @@ use super::output;
 use crate::config::Config;
 use crate::net::resp::Value;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use restore::Held;
 use serde_json::Value as Json;
 use std::io::{Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -70,14 +77,23 @@ enum Verb {
     Backup {
         /// The directory
         dir: PathBuf,
+        /// How long to try while nothing comes of it
+        #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+        patience: u16,
     },
     /// Put a backup's keys into a cluster, of whatever size
     Restore {
         /// The directory
         dir: PathBuf,
-        /// If the cluster holds keys, delete all of them first
+        /// If the cluster holds keys, delete all of them first, once the backup was found whole
         #[arg(long)]
         force: bool,
+        /// Go on with a restore that has ended after so many keys
+        #[arg(long, value_name = "KEYS", conflicts_with = "force")]
+        from: Option<u64>,
+        /// How long to try while nothing comes of it
+        #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+        patience: u16,
     },
 }
 
@@ -102,13 +118,27 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
 }
 
 fn serve(admin: &Admin) -> Result<(), String> {
+    // The whole backup is looked at before any node is.
+    let verified = match &admin.verb {
+        Verb::Restore { dir, .. } => Some(restore::verify(dir)?),
+        _ => None,
+    };
     let cluster = Cluster::find(admin)?;
+    let seconds = |patience: &u16| Duration::from_secs((*patience).into());
     match &admin.verb {
         Verb::Status { json } => show::status(&cluster, *json),
         Verb::TransferLeader { partition, node } => transfer(&cluster, *partition, *node),
         Verb::Snapshot => snapshot(&cluster),
-        Verb::Backup { dir } => backup::take(&mut cluster.link()?, &cluster.name, dir),
-        Verb::Restore { dir, force } => backup::put_back(&mut cluster.link()?, dir, *force),
+        Verb::Backup { dir, patience } => backup::take(&cluster, dir, seconds(patience)),
+        Verb::Restore { force, from, patience, .. } => {
+            let held = match (from, force) {
+                (Some(keys), _) => Held::Restored(*keys),
+                (None, true) => Held::Deleted,
+                (None, false) => Held::Refused,
+            };
+            let Some(verified) = verified else { return Ok(()) };
+            verified.put_back(&cluster, held, seconds(patience))
+        }
     }
 }
 
@@ -190,21 +220,6 @@ impl Cluster {
         });
         let name = status["cluster"].as_str().unwrap_or_default().to_owned();
         Ok(Cluster { name, nodes: nodes.collect() })
-    }
-
-    /// A connection to any node that serves.
-    fn link(&self) -> Result<Link, String> {
-        let formed = |node: &&Node| {
-            node.status.as_ref().is_some_and(|status| status["formed"] == Json::Bool(true))
-        };
-        let mut last = "no node serves".to_owned();
-        for node in self.nodes.iter().filter(formed) {
-            match node.link() {
-                Ok(link) => return Ok(link),
-                Err(problem) => last = problem,
-            }
-        }
-        Err(last)
     }
 
     /// Asks every node that answers; tells how many said what number.

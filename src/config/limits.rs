@@ -31,6 +31,8 @@ pub struct Limits {
     /// Bytes that may wait for another node that does not read, beside one message, before it is
     /// taken for lost: 1 GiB.
     pub peer_queue: usize,
+    /// Bytes that a backup may hold in a node's memory, of what has changed since its moment: 1 GiB.
+    pub backup: usize,
     /// How long a client may leave its replies unread: 300 s.
     pub unread: Duration,
     /// How long a request waits for keys that a transaction holds: 5 s.
@@ -54,6 +56,7 @@ impl Default for Limits {
             memory: 0,
             connections: 10_000,
             peer_queue: 1 << 30,
+            backup: 1 << 30,
             idle: Duration::ZERO,
             unread: Duration::from_secs(300),
             lock_wait: Duration::from_secs(5),
