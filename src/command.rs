@@ -39,8 +39,6 @@ mod tests;
 pub mod transaction;
 pub mod words;
 
-pub use self::cluster::ImageRecord;
-
 use crate::engine::batch::{Args, Op, OpCode, OpHead};
 use crate::engine::machine::{Access, Machine, Scope};
 use crate::engine::protocol::Refusal;

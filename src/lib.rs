@@ -3,6 +3,8 @@
 //! Decisions are in [`engine`] and [`command`], plain synchronous code; mailboxes in [`actors`];
 //! bytes in [`net`] and [`storage`]. ARCHITECTURE.md is the map.
 
+#![cfg_attr(test, allow(clippy::disallowed_macros, reason = "a test may print what it has found"))]
+
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

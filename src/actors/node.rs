@@ -184,6 +184,7 @@ pub async fn start(
         if sleeps {
             core.sleep();
         }
+        core.backup_bytes_max(config.limits.backup / config.arbiters.max(1));
         core.snapshot_after(recovery::share(&config, id, config.replication.snapshot_after));
         cores.push(core);
     }

@@ -295,6 +295,9 @@ pub enum Split {
     Walk,
     /// It has no keys and asks the partition of the slot that its third word names.
     Slot,
+    /// It has no keys and asks the partition that its third word names, in no order with what
+    /// others do to its keys.
+    Partition,
     /// It has no keys and asks every partition of some tables.
     Everywhere {
         /// Of which tables.
@@ -659,7 +662,11 @@ mod tests {
                 Split::Single => assert_eq!(spec.keys.count(9), 1, "{name}"),
                 Split::PerKey(_) => assert_eq!(spec.keys.last, -1, "{name}"),
                 Split::Gather => assert!(spec.keys.count(9) > 0, "{name}"),
-                Split::Slot | Split::Scan | Split::Walk | Split::Everywhere { .. } => {
+                Split::Slot
+                | Split::Partition
+                | Split::Scan
+                | Split::Walk
+                | Split::Everywhere { .. } => {
                     assert_eq!(spec.keys, NO_KEYS, "{name}");
                 }
             }

@@ -35,6 +35,8 @@ pub struct Limits {
     /// Bytes that may wait for another node that does not read, beside one message, before it is
     /// taken for lost: 1 GiB.
     pub peer_queue: usize,
+    /// Bytes that a backup may hold in a node's memory, of what has changed since its moment: 1 GiB.
+    pub backup: usize,
     /// How long a client may leave its replies unread: 300 s.
     pub unread: Duration,
     /// How long a request waits for keys that a transaction holds: 5 s.
@@ -60,6 +62,7 @@ impl Default for Limits {
             connections_max: 1_000_000,
             http_connections: 256,
             peer_queue: 1 << 30,
+            backup: 1 << 30,
             idle: Duration::ZERO,
             unread: Duration::from_secs(300),
             lock_wait: Duration::from_secs(5),

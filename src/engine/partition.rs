@@ -16,6 +16,7 @@
 //! when the group has it for good. What the leader alone knows (marks, queues, unlogged locks) is
 //! made anew from the replica's intents by whoever leads next.
 
+pub mod backups;
 mod commit;
 mod inquiry;
 pub mod journal;
@@ -215,6 +216,8 @@ pub struct Partition<M> {
     repeated: BTreeMap<TxnId, Millis>,
     sweep: Sweep,
     snapshots: snapshots::Snapshots<M>,
+    /// When a backup's copy was last seen to be pulled from, by the monotonic clock.
+    backup_pulled: u64,
 }
 
 impl<M: Machine> Partition<M> {
@@ -268,6 +271,7 @@ impl<M: Machine> Partition<M> {
             repeated: BTreeMap::new(),
             sweep: Sweep::default(),
             snapshots: snapshots::Snapshots::default(),
+            backup_pulled: 0,
         }
     }
 
@@ -555,6 +559,7 @@ impl<M: Machine> Partition<M> {
         for txn in holding {
             self.release(txn, effects);
         }
+        self.replica.abandon_backup();
         self.tickets.clear();
         self.inquiries.clear();
         self.confirmations.clear();

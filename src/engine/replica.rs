@@ -274,6 +274,7 @@ impl<M: Machine> Replica<M> {
     /// Begins the watches of a life of the node, and forgets old ones.
     pub fn watch_from(&mut self, life: Incarnation) {
         *self.tables.watches_mut() = Watches::new(life);
+        self.tables.backups_from(life);
     }
 
     /// Forgets keys that have not been watched for long.

@@ -11,13 +11,17 @@
 //!
 //! An item expires *at* its expiry: it is there at the millisecond before.
 
+mod backup;
+
 use crate::engine::item::Item;
 pub use crate::engine::item::{ItemRef, Origin};
 use crate::engine::machine::Access;
 use crate::engine::protocol::{Held, Image};
-use crate::engine::table::{Place, Table};
+use crate::engine::table::{Place, Purpose, Table};
 use crate::engine::watches::Watches;
 use crate::ids::{Millis, TABLES, TableIndex};
+use backup::Backups;
+pub use backup::{Begun, PIECE_BYTES};
 use foldhash::SharedSeed;
 use foldhash::quality::FoldHasher;
 use std::hash::Hasher;
@@ -83,6 +87,7 @@ pub struct Tables {
     watches: Watches,
     /// Tables that were cleared while they were copied.
     retired: Vec<Table>,
+    backups: Backups,
 }
 
 impl std::fmt::Debug for Tables {
@@ -107,6 +112,7 @@ impl Tables {
             expired: Vec::new(),
             watches: Watches::default(),
             retired: Vec::new(),
+            backups: Backups::default(),
         }
     }
 
@@ -404,7 +410,7 @@ impl Tables {
             }
         }
         let cleared = self.tables[table.index()].take();
-        self.retired.extend(cleared.filter(|table| table.is_copying()).map(|table| *table));
+        self.retired.extend(cleared.filter(|table| table.is_copied()).map(|table| *table));
     }
 
     /// How many items the table holds, those included that are expired and not removed yet.
@@ -431,10 +437,14 @@ impl Tables {
 
     /// Begins a snapshot of what the tables hold now. One that is under way is given up.
     pub fn begin_snapshot(&mut self) {
-        self.abandon_snapshot();
+        self.begin_copy(Purpose::Snapshot);
+    }
+
+    fn begin_copy(&mut self, purpose: Purpose) {
+        self.abandon_copy(purpose);
         for (index, table) in TableIndex::all().zip(&mut self.tables) {
             if let Some(table) = table {
-                table.begin_copy(index);
+                table.begin_copy(purpose, index);
             }
         }
     }
@@ -443,24 +453,33 @@ impl Tables {
     /// it is complete. `budget` is the bytes to append, which are exceeded by no more than a part
     /// of a table or a single large item.
     pub fn snapshot_step(&mut self, out: &mut Vec<u8>, budget: usize) -> bool {
+        self.copy_some(Purpose::Snapshot, out, budget)
+    }
+
+    fn copy_some(&mut self, purpose: Purpose, out: &mut Vec<u8>, budget: usize) -> bool {
         let hasher = self.hasher;
         let full = out.len().saturating_add(budget.max(1));
         let tables = self.tables.iter_mut().flatten().map(Box::as_mut);
         let mut tables = tables.chain(&mut self.retired);
-        let more = tables.any(|table| table.copy_some(out, full, |key| hasher.hash(key)));
-        self.retired.retain(|table| table.is_copying());
+        let more = tables.any(|table| table.copy_some(purpose, out, full, |key| hasher.hash(key)));
+        self.retired.retain(Table::is_copied);
         more
     }
 
     /// Gives up the snapshot, if one is under way.
     pub fn abandon_snapshot(&mut self) {
-        self.tables.iter_mut().flatten().for_each(|table| table.abandon_copy());
-        self.retired.clear();
+        self.abandon_copy(Purpose::Snapshot);
+    }
+
+    fn abandon_copy(&mut self, purpose: Purpose) {
+        let tables = self.tables.iter_mut().flatten().map(Box::as_mut);
+        tables.chain(&mut self.retired).for_each(|table| table.abandon_copy(purpose));
+        self.retired.retain(Table::is_copied);
     }
 
     /// Bytes that a snapshot has had to copy ahead of its steps: it falls behind the writes.
     pub fn snapshot_backlog(&self) -> usize {
-        self.held().map(Table::copied_ahead).sum()
+        self.held().map(|table| table.copied_ahead(Purpose::Snapshot)).sum()
     }
 
     /// Makes room for so many items in a table that holds none.

@@ -153,6 +153,13 @@ impl Process {
         Process { child: command.spawn().expect("the binary starts") }
     }
 
+    /// The same, with a standard error that goes to a file.
+    pub fn start_with_outputs(args: &[&str], out: impl Into<Stdio>, err: File) -> Process {
+        let mut command = Command::new(binary());
+        command.args(args).stdin(Stdio::null()).stdout(out).stderr(err);
+        Process { child: command.spawn().expect("the binary starts") }
+    }
+
     /// Any other process that is to end with the test.
     pub fn adopt(child: Child) -> Process {
         Process { child }

@@ -330,6 +330,95 @@ fn a_watched_key_that_expires_while_its_transaction_is_logged_has_changed() {
     }
 }
 
+const IMAGE: OpCode = OpCode(93);
+const BACKUP: OpCode = OpCode(94);
+const RELEASE: OpCode = OpCode(95);
+
+/// The reply of an operation without a key to each partition, at a moment.
+fn ask_all(bucket: &mut Bucket<Redis>, code: OpCode, words: &[&str], now: u64) -> [String; 2] {
+    [0, 1].map(|partition| {
+        let partition = PartitionId(partition);
+        let head = OpHead { code, partition, table: TableIndex::default(), resp3: false, hash: 0 };
+        let mut batch = Batch::new();
+        batch.push(head, words.iter().map(|word| word.as_bytes()));
+        match bucket.execute(batch, Replies::default(), at(now), &mut Outbox::default()) {
+            Executed::Done(_, replies) => String::from_utf8_lossy(replies.get(0)).into_owned(),
+            Executed::Parked(_) => panic!("nobody holds a lock"),
+        }
+    })
+}
+
+/// A backup of both partitions: the token of each.
+fn begin_backup(bucket: &mut Bucket<Redis>, name: &str, now: u64) -> [String; 2] {
+    ask_all(bucket, BACKUP, &["backup", name], now).map(|reply| {
+        let token = reply.split("\r\n").nth(3).unwrap_or_default();
+        assert_eq!(token.len(), 16, "{reply}");
+        token.to_owned()
+    })
+}
+
+/// Whether both partitions still have the copies.
+fn has_copies(bucket: &mut Bucket<Redis>, tokens: &[String; 2], now: u64) -> bool {
+    let have = [0, 1].map(|index| {
+        let words = ["image", &index.to_string(), &tokens[index], "0"];
+        ask_all(bucket, IMAGE, &words, now)[index].starts_with('$')
+    });
+    assert_eq!(have[0], have[1]);
+    have[0]
+}
+
+const NAMES: [&str; 2] = ["00000000000000a1", "00000000000000a2"];
+
+#[test]
+fn a_backup_that_nobody_pulls_is_given_up() {
+    use crate::engine::partition::backups::BACKUP_PATIENCE_MS;
+
+    let (mut bucket, hasher) = bucket();
+    for number in 0..100 {
+        run(&mut bucket, hasher, SET, &[&format!("key{number}"), "value"], 5);
+    }
+    let mut out = Outbox::default();
+    let tokens = begin_backup(&mut bucket, NAMES[0], 5);
+    bucket.tick(at(10), &mut out);
+    bucket.tick(at(5 + BACKUP_PATIENCE_MS), &mut out);
+    assert!(has_copies(&mut bucket, &tokens, 5), "not long enough");
+    bucket.tick(at(6 + BACKUP_PATIENCE_MS), &mut out);
+    bucket.tick(at(9 + BACKUP_PATIENCE_MS), &mut out);
+    let others = ask_all(&mut bucket, BACKUP, &["backup", NAMES[1]], 5);
+    assert!(others[0].starts_with("-TRYAGAIN another backup"), "{others:?}");
+    bucket.tick(at(6 + 2 * BACKUP_PATIENCE_MS), &mut out);
+    assert!(!has_copies(&mut bucket, &tokens, 5));
+
+    // The other one may begin now; and it ends at once when it is told to.
+    let tokens = begin_backup(&mut bucket, NAMES[1], 5);
+    assert!(has_copies(&mut bucket, &tokens, 5));
+    assert_eq!(ask_all(&mut bucket, RELEASE, &["release", NAMES[0]], 5)[0], "+OK\r\n");
+    assert!(has_copies(&mut bucket, &tokens, 5), "not that one");
+    assert_eq!(ask_all(&mut bucket, RELEASE, &["release", NAMES[1]], 5)[0], "+OK\r\n");
+    assert!(!has_copies(&mut bucket, &tokens, 5));
+}
+
+#[test]
+fn a_backup_that_holds_too_much_is_given_up() {
+    const KEYS: usize = 5_000;
+    let (mut bucket, hasher) = bucket();
+    bucket.backup_bytes_max(KEYS * 50);
+    let value = "v".repeat(100);
+    let set_all = |bucket: &mut Bucket<Redis>, keys: usize| {
+        for number in 0..keys {
+            run(bucket, hasher, SET, &[&format!("key{number}"), &value], 5);
+        }
+    };
+    set_all(&mut bucket, KEYS);
+    let mut out = Outbox::default();
+    let tokens = begin_backup(&mut bucket, NAMES[0], 5);
+    bucket.tick(at(10), &mut out);
+    assert!(has_copies(&mut bucket, &tokens, 5));
+    set_all(&mut bucket, KEYS);
+    bucket.tick(at(20), &mut out);
+    assert!(!has_copies(&mut bucket, &tokens, 5));
+}
+
 /// An operation and its words.
 type Line<'a> = (OpCode, &'a [&'a str]);
 
