@@ -39,8 +39,6 @@ mod tests;
 pub mod transaction;
 pub mod words;
 
-pub use self::cluster::ImageRecord;
-
 use crate::engine::batch::{Args, Op, OpCode, OpHead};
 use crate::engine::machine::{Access, Machine, Scope};
 use crate::engine::protocol::Refusal;
@@ -299,6 +297,12 @@ pub fn resolve(words: Words<'_>, reply: &mut Reply<'_>) -> Option<&'static Spec>
 /// Whether it is `EXEC`: one that [`resolve`] refuses ends the transaction all the same.
 pub fn is_exec(words: Words<'_>) -> bool {
     words.name().eq_ignore_ascii_case(b"exec")
+}
+
+/// Whether it is a line of an HTTP request: a web page may have a browser send one whose body is
+/// commands, so the connection ends before anything behind it is executed.
+pub fn is_http(words: Words<'_>) -> bool {
+    [&b"post"[..], b"host:"].iter().any(|name| words.name().eq_ignore_ascii_case(name))
 }
 
 fn wrong_arity_text(name: &str) -> String {
