@@ -19,13 +19,16 @@ use crate::actors::failpoint::{Failpoint, Point};
 use crate::actors::post::Post;
 use crate::command::Redis;
 use crate::engine::barrier::Hello;
-use crate::engine::batch::{Batch, OpCode, Replies};
+use crate::engine::batch::{Batch, OpCode, Part, Replies};
+use crate::engine::consensus::is_beat;
 use crate::engine::link::{self, Complaints, DialFailure, Effect, Link, StreamId, Word};
-use crate::engine::machine::{Access, Machine};
+use crate::engine::machine::{Access, Machine, too_long};
 use crate::engine::protocol::Refusal;
 use crate::ids::{Incarnation, NodeId, PartitionId};
-use crate::net::frame;
-use crate::net::listen::{OwnedReadHalf, OwnedWriteHalf, TcpListener, TcpStream, dial};
+use crate::net::frame::{
+    self, FRAME_BYTES_MAX, FrameError, Incoming, Outgoing, PIECE_BYTES, PIECES_BYTES_MAX,
+};
+use crate::net::listen::{Acceptor, OwnedReadHalf, OwnedWriteHalf, TcpListener, TcpStream, dial};
 use crate::net::packet::{Extent, Packet};
 use actix::fut::{ActorFutureExt, WrapFuture};
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
@@ -55,6 +58,9 @@ const HELLO_BYTES_MAX: usize = 64 << 10;
 
 /// Bytes of a buffer that a stream keeps when all of it is written.
 const BUFFER_BYTES_KEPT: usize = 1 << 20;
+
+/// Pieces of long packets that a stream is given in one turn of the arbiter.
+const PIECES_AT_ONCE: usize = 16;
 
 /// Streams of strangers at a time: the oldest gives way.
 const STRANGERS_MAX: usize = 64;
@@ -114,7 +120,11 @@ struct Stream {
     open: Option<oneshot::Sender<()>>,
     out: Vec<u8>,
     written: usize,
-    /// The socket is full and will say when it is not.
+    /// Long batches and replies: their pieces go to `out` once it is written.
+    outgoing: Outgoing,
+    /// Those that have come in part.
+    incoming: Incoming,
+    /// The socket is full and will say when it is not, or was given enough for one turn.
     blocked: bool,
 }
 
@@ -281,8 +291,16 @@ impl Peer {
         let (reader, writer) = stream.into_split();
         let (open, opened) = oneshot::channel();
         actix_rt::spawn(read(reader, rest, id, opened, ctx.address()));
-        let (writer, open) = (Rc::new(writer), Some(open));
-        self.streams.push(Stream { id, writer, open, out: Vec::new(), written: 0, blocked: false });
+        self.streams.push(Stream {
+            id,
+            writer: Rc::new(writer),
+            open: Some(open),
+            out: Vec::new(),
+            written: 0,
+            outgoing: Outgoing::default(),
+            incoming: Incoming::default(),
+            blocked: false,
+        });
         id
     }
 
@@ -420,8 +438,8 @@ impl Peer {
             return true;
         };
         // A single packet may always wait, however long it is.
-        let waiting = stream.out.len() - stream.written;
-        if let Err(error) = frame::push(packet, &mut stream.out) {
+        let waiting = stream.out.len() - stream.written + stream.outgoing.waiting();
+        if let Err(error) = stream.push(packet) {
             log::error!(target: "peer", "cannot tell node {}: {error}", self.other);
             return false;
         }
@@ -452,7 +470,12 @@ impl Peer {
             }
         }
         for (id, writer) in full {
-            let writable = async move { writer.writable().await }.into_actor(self);
+            let writable = async move {
+                // There may be room: the arbiter's other tasks go first all the same.
+                tokio::task::yield_now().await;
+                writer.writable().await
+            };
+            let writable = writable.into_actor(self);
             ctx.spawn(writable.map(move |result, peer, ctx| match result {
                 Ok(()) => peer.unblock(id, ctx),
                 Err(error) => peer.on_closed(id, &error.to_string(), ctx),
@@ -471,6 +494,10 @@ impl Peer {
         self.flush(ctx);
     }
 
+    fn stream_mut(&mut self, id: StreamId) -> Option<&mut Stream> {
+        self.streams.iter_mut().find(|known| known.id == id)
+    }
+
     fn receive(&mut self, stream: StreamId, packet: Packet, ctx: &mut Context<Self>) {
         let Some(book) = self.book.clone() else { return };
         let extent = Extent { from: self.other, replicas: &book.replicas, nodes: &self.nodes };
@@ -481,12 +508,20 @@ impl Peer {
             Packet::Execute { id, batch } => self.on_execute(stream, id, batch, &book, ctx),
             Packet::Executed { id, replies } => {
                 if let Some((batch, answer)) = self.pending.remove(&id) {
-                    if replies.len() > batch.len() || replies.is_empty() && !batch.is_empty() {
+                    if replies.len() > batch.len() {
                         fail(answer, batch, Failure::Unknown(self.other));
                         self.cut_off(stream, "it answers what was not asked", ctx);
                         return;
                     }
                     give(answer, batch, replies);
+                }
+            }
+            Packet::Piece { number, bytes, last } => {
+                let Some(known) = self.stream_mut(stream) else { return };
+                match known.incoming.take(number, &bytes, last) {
+                    Ok(Some(packet)) => self.receive(stream, packet, ctx),
+                    Ok(None) => {}
+                    Err(error) => self.cut_off(stream, &error.to_string(), ctx),
                 }
             }
             // A message for a partition that is not here would come straight back.
@@ -633,6 +668,10 @@ fn nonce() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
+fn is_long(messages: &[(PartitionId, serde_bytes::ByteBuf)]) -> bool {
+    messages.iter().map(|(_, message)| message.len()).sum::<usize>() > PIECE_BYTES
+}
+
 /// Serves a batch whose partitions lie with several Buckets of this node.
 async fn split(batch: Batch, answer: Answer, book: Arc<Book>) {
     let mut shares: BTreeMap<usize, Batch> = BTreeMap::new();
@@ -649,25 +688,23 @@ async fn split(batch: Batch, answer: Answer, book: Arc<Book>) {
         book.buckets[bucket].do_send(Execute { batch: share, replies: Replies::default(), answer });
         waiting.push((bucket, outcome));
     }
-    let mut done: BTreeMap<usize, (Replies, usize)> = BTreeMap::new();
+    let mut done: BTreeMap<usize, Replies> = BTreeMap::new();
     for (bucket, outcome) in waiting {
         // Without an answer the node is stopping, and its stream with it.
         let Ok(Ok((_, replies))) = outcome.await else { return };
-        done.insert(bucket, (replies, 0));
+        done.insert(bucket, replies);
     }
-    let mut replies = Replies::default();
-    for op in batch.iter() {
-        let Some((share, next)) = done.get_mut(&place(&op)) else { return };
-        // What a Bucket left for later ends the answer here: the rest is asked for again.
-        if *next == share.len() {
-            break;
-        }
-        if share.misplaced.binary_search(&(*next as u32)).is_ok() {
-            replies.misplaced.push(replies.len() as u32);
-        }
-        replies.push(share.get(*next));
-        *next += 1;
-    }
+    let mut next: BTreeMap<usize, usize> = BTreeMap::new();
+    // What one Bucket left is asked for again, without what another one has executed.
+    let replies = Replies::gather(
+        batch.iter().map(|op| {
+            let bucket = place(&op);
+            let next = next.entry(bucket).or_default();
+            *next += 1;
+            done.get(&bucket).map_or(Part::Left, |replies| replies.part(*next - 1))
+        }),
+        |index, reply| Redis::refuse(&too_long::<Redis>(batch.head(index)), reply),
+    );
     give(answer, batch, replies);
 }
 
@@ -688,6 +725,44 @@ fn fail(answer: Answer, batch: Batch, failure: Failure) {
 }
 
 impl Stream {
+    /// Queues a packet. A long one leaves in pieces, and once one does whose place matters,
+    /// everything follows it that comes later to the same actors: only beats may overtake it.
+    fn push(&mut self, packet: &Packet) -> Result<(), FrameError> {
+        let follows = self.outgoing.is_in_order();
+        match packet {
+            Packet::Execute { batch, .. } if batch.bytes() > PIECE_BYTES => {
+                // Its entry of the log has to fit a frame.
+                self.outgoing.push(packet, FRAME_BYTES_MAX)
+            }
+            Packet::Executed { replies, .. } if replies.bytes.len() > PIECE_BYTES => {
+                self.outgoing.push(packet, PIECES_BYTES_MAX)
+            }
+            Packet::Raft(messages) if follows || is_long(messages) => {
+                let (beats, rest): (Vec<_>, Vec<_>) =
+                    messages.iter().cloned().partition(|(_, message)| is_beat(message));
+                if !beats.is_empty() {
+                    frame::push(&Packet::Raft(beats), &mut self.out)?;
+                }
+                match rest.is_empty() {
+                    true => Ok(()),
+                    false => self.outgoing.push_in_order(&Packet::Raft(rest)),
+                }
+            }
+            Packet::Partition(..) | Packet::Coordinator(_) if follows => {
+                self.outgoing.push_in_order(packet)
+            }
+            Packet::Partition(..) | Packet::Coordinator(_) => {
+                let begun = self.out.len();
+                frame::push(packet, &mut self.out)?;
+                if self.out.len() - begun > PIECE_BYTES {
+                    self.outgoing.move_in_order(&mut self.out, begun);
+                }
+                Ok(())
+            }
+            packet => frame::push(packet, &mut self.out),
+        }
+    }
+
     /// Gives up the room of what is written, once that is most of it: a stream that is never
     /// quite empty must not keep all that it has ever carried.
     fn give_up_written(&mut self) {
@@ -697,8 +772,22 @@ impl Stream {
         }
     }
 
-    /// Writes what is queued; tells whether all of it is gone.
+    /// Writes what is queued; tells whether all of it is gone. A piece of what is long is queued
+    /// when nothing else is, so that whatever is said meanwhile waits for one piece at most.
     fn write(&mut self) -> io::Result<bool> {
+        for _ in 0..PIECES_AT_ONCE {
+            if !self.write_out()? {
+                return Ok(false);
+            }
+            let more = self.outgoing.pop(&mut self.out);
+            if !more.map_err(|error| io::Error::other(error.to_string()))? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn write_out(&mut self) -> io::Result<bool> {
         while self.written < self.out.len() {
             match self.writer.try_write(&self.out[self.written..]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -779,6 +868,7 @@ async fn listen_to(stream: &mut TcpStream) -> io::Result<(Packet, Vec<u8>)> {
 /// as a node of the cluster, and even then it has to be proven: see [`crate::engine::link`].
 pub async fn accept(listener: TcpListener, book: Arc<Book>) {
     let epoch = Instant::now();
+    let mut listener = Acceptor::new(listener, b"");
     let mut complaints = Complaints::default();
     let mut strangers: JoinSet<Result<(), String>> = JoinSet::new();
     let mut order: VecDeque<AbortHandle> = VecDeque::new();
@@ -795,7 +885,11 @@ pub async fn accept(listener: TcpListener, book: Arc<Book>) {
             accepted = listener.accept() => accepted,
         };
         let (stream, from) = match accepted {
-            Ok(accepted) => accepted,
+            Ok(Some(accepted)) => accepted,
+            Ok(None) => {
+                log::warn!(target: "peer", "no file descriptor left for a node");
+                continue;
+            }
             Err(error) => {
                 log::warn!(target: "peer", "cannot accept a node: {error}");
                 sleep(Duration::from_millis(100)).await;
@@ -863,6 +957,9 @@ async fn read(
         }
         if let Err(error) = taken {
             break error.to_string();
+        }
+        if buffer.is_empty() {
+            buffer.shrink_to(BUFFER_BYTES_KEPT);
         }
         buffer.reserve(frame::missing(&buffer).clamp(16 << 10, 1 << 20));
         match reader.read_buf(&mut buffer).await {
@@ -994,17 +1091,9 @@ impl Handler<Answered> for Peer {
 
     fn handle(&mut self, answered: Answered, ctx: &mut Context<Self>) {
         let Answered { stream, id, replies, .. } = answered;
-        if !self.link.has(stream) {
-            return;
-        }
-        let count = replies.len();
-        if !self.queue(&Packet::Executed { id, replies }, ctx) {
-            let mut replies = Replies::default();
-            for _ in 0..count {
-                Redis::refuse(&Refusal::TooLong, &mut replies.bytes);
-                replies.end();
-            }
-            self.queue(&Packet::Executed { id, replies }, ctx);
+        // What cannot be told was executed all the same: the other node must not take it for refused.
+        if self.link.has(stream) && !self.queue(&Packet::Executed { id, replies }, ctx) {
+            self.cut_off(stream, "its replies are too long to be told", ctx);
         }
     }
 }

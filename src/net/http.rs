@@ -7,6 +7,7 @@
 //! connections are hyper's.)
 
 use crate::metrics::{Sample, csv};
+use crate::net::listen::{Acceptor, TcpListener};
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
@@ -25,7 +26,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -41,7 +41,7 @@ const HEAD_BYTES_MAX: usize = 16 << 10;
 /// How long accepting rests when there is nothing to accept with.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// What those beyond [`CONNECTIONS_MAX`] are told.
+/// What those beyond the limit are told.
 const CROWDED: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n\
     content-length: 32\r\nconnection: close\r\n\r\n{\"error\":\"too many connections\"}";
 
@@ -78,13 +78,14 @@ pub struct Unserved {
     pub why: String,
 }
 
-/// Serves until `stop` is ready.
+/// Serves until `stop` is ready, so many connections at a time.
 ///
 /// # Errors
 /// None so far: what befalls one connection is no matter of the others.
 pub async fn serve(
     listener: TcpListener,
     asks: mpsc::Sender<Ask>,
+    connections_max: usize,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     let router = Router::new()
@@ -95,7 +96,7 @@ pub async fn serve(
         .fallback(nothing)
         .method_not_allowed_fallback(only_get)
         .with_state(asks);
-    serve_within(listener, router, HEAD_MAX, stop).await;
+    serve_within(listener, router, HEAD_MAX, connections_max, stop).await;
     Ok(())
 }
 
@@ -103,9 +104,11 @@ async fn serve_within(
     listener: TcpListener,
     router: Router,
     head_max: Duration,
+    connections_max: usize,
     stop: impl Future<Output = ()>,
 ) {
     let mut stop = pin!(stop);
+    let mut listener = Acceptor::new(listener, CROWDED);
     let mut connections = JoinSet::new();
     let mut places: VecDeque<Place> = VecDeque::new();
     loop {
@@ -116,22 +119,21 @@ async fn serve_within(
             accepted = listener.accept() => accepted,
         };
         let stream = match accepted {
-            Ok((stream, _)) => stream,
+            Ok(Some((stream, _))) => stream,
+            Ok(None) => continue,
             Err(error) => {
-                // Out of file descriptors, most likely: others will close some.
                 log::warn!(target: "http", "cannot accept a connection: {error}");
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }
         };
         places.retain(|place| !place.task.is_finished());
-        if places.len() >= CONNECTIONS_MAX {
+        if places.len() >= connections_max {
             let idle = places.iter().position(|place| !place.is_busy.load(Ordering::Relaxed));
             match idle.and_then(|oldest| places.remove(oldest)) {
                 Some(oldest) => oldest.task.abort(),
                 None => {
-                    // Who cannot take even this is told by the closing.
-                    let _ = stream.try_write(CROWDED);
+                    listener.turn_away(stream);
                     continue;
                 }
             }
@@ -251,7 +253,7 @@ mod tests {
             let address = listener.local_addr().expect("an address");
             let (asks, mut asked) = mpsc::channel(1);
             let (stop, stopped) = oneshot::channel::<()>();
-            let serving = serve(listener, asks, async {
+            let serving = serve(listener, asks, CONNECTIONS_MAX, async {
                 let _ = stopped.await;
             });
             let answering = async {
@@ -345,7 +347,8 @@ mod tests {
             };
             let router = Router::new().fallback(nothing);
             let head_max = Duration::from_millis(50);
-            let serving = serve_within(listener, router, head_max, std::future::pending());
+            let serving =
+                serve_within(listener, router, head_max, CONNECTIONS_MAX, std::future::pending());
             let response = tokio::select! {
                 response = client => response,
                 () = serving => panic!("it was not told to stop"),
