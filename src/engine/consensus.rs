@@ -348,12 +348,17 @@ impl Group {
     /// Refuses a leader whose log contradicts what is committed here: the raft crate would take its
     /// entries for known ones and acknowledge them. It comes to that only after a majority has lost
     /// the end of its log at once, as it may where nothing is synced before it is acknowledged.
+    ///
+    /// Terms and commit index are both those of the raft crate's log. The store lags behind it
+    /// until the group is driven: it may still hold a tail that an earlier append replaced.
     fn check_history(&self, append: &Message) -> Result<(), String> {
         let before = (append.index, append.log_term);
         let entries = append.entries.iter().map(|entry| (entry.index, entry.term));
-        let known = self.commit_index();
+        let log = &self.raw.raft.raft_log;
         let differs = |(index, term): &(u64, u64)| {
-            *index <= known && self.raw.store().term_at(*index).is_some_and(|ours| ours != *term)
+            // The crate's term 0 is that of an entry which it does not have.
+            let ours = log.term(*index).unwrap_or_default();
+            *index <= log.committed && ours != 0 && ours != *term
         };
         match std::iter::once(before).chain(entries).find(differs) {
             None => Ok(()),

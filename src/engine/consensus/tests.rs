@@ -751,6 +751,38 @@ fn a_history_that_contradicts_what_is_committed_is_refused() {
     assert_eq!(step(&mut cluster, 2, &probe), Ok(()));
 }
 
+/// A leader that was cut off comes back with a tail that the group replaced. The appends that take
+/// the tail away and commit what stands in its place may arrive before the group is driven.
+#[test]
+fn a_replaced_tail_is_no_lost_entry() {
+    let mut cluster = Cluster::led(3);
+    write(&mut cluster, 1, b"a");
+    cluster.run(300);
+    cluster.isolate(1);
+    write(&mut cluster, 1, b"never committed");
+    write(&mut cluster, 1, b"nor this");
+    let (term, end) = (cluster[1].term(), cluster[1].commit_index());
+    assert!(cluster[1].last_index() == end + 2);
+
+    let of_next_term = |index, term| Entry { index, term, ..Entry::default() };
+    let mut first = message(MessageType::MsgAppend, 2, 1, term + 1);
+    (first.index, first.log_term, first.commit) = (end, term, end + 2);
+    first.mut_entries().extend([end + 1, end + 2].map(|index| of_next_term(index, term + 1)));
+    let mut second = message(MessageType::MsgAppend, 2, 1, term + 1);
+    (second.index, second.log_term, second.commit) = (end + 2, term + 1, end + 2);
+    second.mut_entries().push(of_next_term(end + 3, term + 1));
+    assert_eq!(step(&mut cluster, 1, &first), Ok(()));
+    assert_eq!(step(&mut cluster, 1, &second), Ok(()), "the group was not driven in between");
+    // Before and after it is driven, an entry that is truly lost is noticed.
+    let mut lost = message(MessageType::MsgAppend, 2, 1, term + 2);
+    (lost.index, lost.log_term) = (end + 1, term + 1);
+    lost.mut_entries().push(of_next_term(end + 2, term + 2));
+    assert!(step(&mut cluster, 1, &lost).unwrap_err().contains(&format!("entry {}", end + 2)));
+    cluster.drive_all(1);
+    assert_eq!((cluster[1].commit_index(), cluster[1].last_index()), (end + 2, end + 3));
+    assert!(step(&mut cluster, 1, &lost).unwrap_err().contains(&format!("entry {}", end + 2)));
+}
+
 #[test]
 fn who_leads_while_removed_steps_down() {
     let mut cluster = Cluster::led(3);
