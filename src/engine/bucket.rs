@@ -771,8 +771,7 @@ impl<M: Machine> Bucket<M> {
             }
             let first = self.neighbours.homes.get(index) == Some(&partition.node());
             if let Some(journal) = partition.journal_mut()
-                && (first && journal.group().term() == 0
-                    || journal.group().members().voters.len() == 1)
+                && (first && journal.group().term() == 0 || journal.group().members().is_sole())
             {
                 journal.group_mut().campaign();
                 self.touch(PartitionId(index as u16));

@@ -84,10 +84,9 @@ impl<M: Machine> Bucket<M> {
         let Some(Some(partition)) = self.partitions.get_mut(id.index()) else { return false };
         let Some(journal) = partition.journal_mut() else { return false };
         let group = journal.group_mut();
-        let begun = match group.progress().into_iter().find(|one| one.id.node() == node) {
-            Some(one) => group.transfer(one.id),
-            None => false,
-        };
+        // Not to a replica that learns, nor to one that another has replaced.
+        let begun =
+            heir(group, |one| one.id.node() == node).is_some_and(|heir| group.transfer(heir.id));
         self.touch(id);
         begun
     }
@@ -186,7 +185,7 @@ fn heir(group: &Group, fits: impl Fn(&Progress) -> bool) -> Option<Progress> {
     if group.role() != Role::Leader {
         return None;
     }
-    let other = |one: &Progress| one.id != group.id() && group.members().votes(one.id);
+    let other = |one: &Progress| one.id != group.id() && group.members().voters.contains(&one.id);
     let others = group.progress().into_iter().filter(|one| other(one) && fits(one));
     // The first of those that lag equally.
     others.rev().max_by_key(|one| (!one.awaits_snapshot, one.matched))
