@@ -795,8 +795,7 @@ impl<M: Machine> Bucket<M> {
 
     /// Whether a replica of a partition may still be there.
     fn lives(&self, partition: PartitionId, id: ReplicaId) -> bool {
-        let known = self.generations.get(&(partition, id.node()));
-        known.is_none_or(|generation| id.generation() >= *generation)
+        may_live(&self.generations, partition, id)
     }
 
     /// Tells of the replicas that have come to vote.
@@ -825,6 +824,16 @@ impl<M: Machine> Bucket<M> {
     pub fn life(&self) -> Incarnation {
         self.life
     }
+}
+
+/// Whether a replica of a partition may still be there, by what its node said last.
+fn may_live(
+    generations: &BTreeMap<(PartitionId, NodeId), u32>,
+    partition: PartitionId,
+    id: ReplicaId,
+) -> bool {
+    let known = generations.get(&(partition, id.node()));
+    known.is_none_or(|generation| id.generation() >= *generation)
 }
 
 /// Whether the replica of a partition here is one of those without which nothing is decided.
