@@ -4,7 +4,7 @@ use crate::actors::coordinator::Kept;
 use crate::command::Redis;
 use crate::config::{Config, Durability};
 use crate::engine::consensus::{
-    Group, Recovered as RecoveredGroup, ReplicaId, Setup, SnapshotMeta,
+    Group, Recovered as RecoveredGroup, ReplicaId, Setup, SnapshotMeta, Survivor, survive,
 };
 use crate::engine::partition::Partition;
 use crate::engine::replica::Replica;
@@ -85,6 +85,68 @@ pub fn open(config: &Config, node: NodeId, boot: &str) -> Result<Found> {
     })
 }
 
+/// A copy that is to go on without a majority of its group.
+pub struct Alone {
+    /// The partition.
+    pub id: PartitionId,
+    /// What it has to log for that.
+    pub survivor: Survivor,
+}
+
+/// The partitions on a stopped node that have lost their majority with the `lost` nodes. If
+/// `accepted`, the copies here are the only ones that count when the node starts.
+///
+/// # Errors
+/// When the data directory is in use or cannot be read, or when the cluster was never formed.
+pub fn go_on_alone(
+    config: &Config,
+    node: NodeId,
+    lost: &[NodeId],
+    boot: &str,
+    accepted: bool,
+) -> Result<Vec<Alone>> {
+    let mut found = open(config, node, boot)?;
+    if !found.directory.is_formed() {
+        let problem = format!("node {node} was never part of a formed cluster");
+        return Err(Error::Directory(problem));
+    }
+    let logged = (0..config.groups()).map(PartitionId).filter(|id| {
+        let replicas = config.replicas_of(*id);
+        is_logged(config.class_of(*id).durability) && replicas.contains(&node) && replicas.len() > 1
+    });
+    let mut all = Vec::new();
+    let mut records = Records::default();
+    for id in logged {
+        let log = found.groups.remove(&id).unwrap_or_default();
+        let snapshot = match found.latest.get(&id) {
+            Some(snapshot) => Some(meta_of(&found.snapshots.read(snapshot)?)?),
+            None => None,
+        };
+        let generation = found.directory.replica_of(id);
+        let setup = setup(config, id, node, generation, Incarnation(0), KeyHasher::new(0));
+        let recovered =
+            RecoveredGroup { state: log.state.map(Into::into), snapshot, entries: log.entries };
+        let survivor = survive(&setup, recovered, lost)
+            .map_err(|why| Error::Config(format!("partition {id} cannot go on here: {why}")))?;
+        let Some(survivor) = survivor else { continue };
+        records.state(id, &survivor.state);
+        for entry in &survivor.entries {
+            records.entry(id, entry.index, &[&entry.head, &entry.data]);
+        }
+        all.push(Alone { id, survivor });
+    }
+    if accepted && !all.is_empty() {
+        found.log.write(&records)?;
+        found.log.sync()?;
+        // Nobody is left who could vouch for them.
+        let doubted = found.directory.doubted();
+        let trusted = all.iter().map(|one| one.id).filter(|id| doubted.contains(id));
+        let trusted: Vec<PartitionId> = trusted.collect();
+        found.directory.settle(&[], &trusted, 0)?;
+    }
+    Ok(all)
+}
+
 /// Sees to it that log and snapshots belong together.
 ///
 /// A log that begins behind a snapshot needs that one or a later one. The other way round, a node
@@ -111,6 +173,11 @@ fn match_up(
     log.write(&records).and_then(|()| log.sync())
 }
 
+fn meta_of(reader: &SnapshotReader) -> Result<SnapshotMeta> {
+    let meta = SnapshotMeta::from_bytes(reader.meta());
+    meta.ok_or_else(|| reader.damaged("what it says about itself makes no sense"))
+}
+
 /// The replica that a snapshot holds, and what the snapshot says about itself.
 ///
 /// # Errors
@@ -120,8 +187,7 @@ pub fn restore(
     id: PartitionId,
     hasher: KeyHasher,
 ) -> Result<(SnapshotMeta, Replica<Redis>)> {
-    let meta = SnapshotMeta::from_bytes(reader.meta());
-    let meta = meta.ok_or_else(|| reader.damaged("what it says about itself makes no sense"))?;
+    let meta = meta_of(&reader)?;
     let mut restorer = Restorer::new(id, hasher);
     while let Some(chunk) = reader.next_chunk()? {
         restorer.push(&chunk).map_err(|damaged| reader.damaged(&damaged.to_string()))?;

@@ -5,6 +5,7 @@
 //! questions, so no page that a browser on the same machine has open can do anything.
 
 mod backup;
+mod recover;
 mod show;
 
 use super::client::link::Link;
@@ -67,6 +68,18 @@ enum Verb {
         /// The directory
         dir: PathBuf,
     },
+    /// Have a stopped node go on alone where a majority of the copies is lost for good
+    Recover {
+        /// The node, which does not run; its data directory is on this machine
+        #[arg(long, value_name = "ID")]
+        node: u16,
+        /// The nodes whose data is lost for good
+        #[arg(long, value_name = "ID,ID", required = true, value_delimiter = ',')]
+        lost: Vec<u16>,
+        /// Do it; without this option it is only said what would be done and what it may cost
+        #[arg(long)]
+        accept_loss: bool,
+    },
     /// Put a backup's keys into a cluster, of whatever size
     Restore {
         /// The directory
@@ -98,11 +111,16 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
 }
 
 fn serve(admin: &Admin) -> Result<(), String> {
+    if let Verb::Recover { node, lost, accept_loss } = &admin.verb {
+        return recover::go_on_alone(&admin.config, *node, lost, *accept_loss);
+    }
     let cluster = Cluster::find(admin)?;
     match &admin.verb {
         Verb::Status { json } => show::status(&cluster, *json),
         Verb::TransferLeader { partition, node } => transfer(&cluster, *partition, *node),
         Verb::Snapshot => snapshot(&cluster),
+        // Done above: no node is asked.
+        Verb::Recover { .. } => Ok(()),
         Verb::Backup { dir } => backup::take(&mut cluster.link()?, &cluster.name, dir),
         Verb::Restore { dir, force } => backup::put_back(&mut cluster.link()?, dir, *force),
     }

@@ -151,7 +151,7 @@ async fn launch(
 }
 
 /// Which boot of the machine this is: what was not synced is lost with it.
-fn boot() -> String {
+pub(super) fn boot() -> String {
     // Elsewhere than on Linux every start counts as one after a power cut.
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }

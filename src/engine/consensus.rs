@@ -51,6 +51,7 @@ mod pace;
 mod renewal;
 mod rules;
 mod setup;
+mod survivor;
 mod wire;
 
 #[cfg(test)]
@@ -65,6 +66,7 @@ pub use self::output::{
     Committed, Envelope, Incoming, Logged, Outgoing, Output, Persist, STATE_BYTES, SnapshotMeta,
 };
 pub use self::setup::{Recovered, Setup};
+pub use self::survivor::{Survivor, survive};
 
 use self::lease::{Lease, Promise};
 use self::log::Log;
@@ -183,6 +185,16 @@ impl Group {
     ///
     /// Fails on what no log of a replica looks like; that is for the operator.
     pub fn new(setup: &Setup, recovered: Recovered, mono: u64) -> Result<Group, String> {
+        Group::recover(setup, recovered, mono, false)
+    }
+
+    /// The same; `all_counts` takes everything in the log for committed.
+    fn recover(
+        setup: &Setup,
+        recovered: Recovered,
+        mono: u64,
+        all_counts: bool,
+    ) -> Result<Group, String> {
         if setup.election_ticks < 4 || setup.tick_ms == 0 {
             return Err("an election timeout is at least 4 ticks, and a tick 1 ms".into());
         }
@@ -195,7 +207,8 @@ impl Group {
         }
         let applied = snapshot.map_or(0, |meta| meta.index);
         let changes = changes_of_members(&log, applied);
-        log.set_state(read_state(&recovered, &log, changes.known_committed.max(applied))?);
+        let committed = if all_counts { log.last() } else { changes.known_committed };
+        log.set_state(read_state(&recovered, &log, committed.max(applied))?);
         log.compact(applied, setup.retain_bytes);
         let members = log.members().clone();
         // A sole voter that was never anything else has promised nobody anything.
@@ -864,7 +877,7 @@ fn changes_of_members(log: &Log, applied: u64) -> Changes {
     let changes = log.since(applied + 1).filter(|entry| entry.entry_type != EntryType::EntryNormal);
     let indexes: Vec<u64> = changes.map(|entry| entry.index).collect();
     let known = indexes.iter().rev().nth(1).filter(|_| kept(Rule::MembersAreRecovered));
-    let known_committed = known.copied().unwrap_or(0);
+    let known_committed = known.copied().unwrap_or(0).max(log.forced());
     Changes { any: !indexes.is_empty(), known_committed }
 }
 

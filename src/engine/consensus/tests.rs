@@ -821,6 +821,51 @@ fn voters_that_left_are_not_asked_after_a_restart() {
     assert!(!broken(Rule::ChangesAreConcluded, serves));
 }
 
+/// Two of three disks are lost for good, and the operator lets the third replica go on alone.
+#[test]
+fn a_survivor_of_a_lost_majority_goes_on_alone() {
+    for is_joint in [false, true] {
+        let mut cluster = Cluster::led(3);
+        write(&mut cluster, 1, b"a");
+        let mut others = [replica_id(2), replica_id(3)];
+        if is_joint {
+            others[1] = lose_disk(&mut cluster, 3);
+            renew_once(&mut cluster, 1, &others[1..]);
+            cluster.run(300);
+            renew_once(&mut cluster, 1, &others[1..]);
+            cluster.settle_until(|cluster| cluster[1].members().is_joint());
+            cluster.sent.clear();
+        }
+        let ids = [lose_disk(&mut cluster, 2), lose_disk(&mut cluster, 3)];
+        let lost = [NodeId(2), NodeId(3)];
+        let replica = cluster.replica(1);
+        if is_joint {
+            // That it was to be left did not get to the disk.
+            replica.entries.pop();
+        }
+        // With one other node a majority is there, and nothing is to be done.
+        assert!(survive(&replica.setup, replica.recovered(), &lost[..1]).unwrap().is_none());
+        let survivor = survive(&replica.setup, replica.recovered(), &lost).unwrap().unwrap();
+        assert_eq!(
+            (&survivor.others[..], survivor.entries.len()),
+            (&others[..], 2 + usize::from(is_joint))
+        );
+        assert_eq!(Some(survivor.last.0), replica.entries.last().map(|(index, _)| *index));
+        replica.entries.extend(survivor.entries.iter().map(payload));
+        replica.state = Some(Bytes::copy_from_slice(&survivor.state));
+        cluster.restart(1);
+        assert!(cluster.run_until(3_000, |c| c.leader() == Some(1)), "it leads alone");
+        assert_eq!(cluster[1].members().voters, [replica_id(1)]);
+        assert_eq!(cluster.data(1), [b"a"]);
+        write(&mut cluster, 1, b"b");
+        // The others come back as after any lost disk, and it is a group again.
+        assert!(renew(&mut cluster, &ids));
+        assert_eq!(cluster.data(3), [b"a", b"b"]);
+        cluster.isolate(1);
+        assert!(cluster.run_until(5_000, |c| c.leader().is_some_and(|leader| leader != 1)));
+    }
+}
+
 #[test]
 fn a_majority_that_is_lost_is_not_replaced() {
     let mut cluster = Cluster::led(3);
