@@ -10,6 +10,8 @@
 #![allow(clippy::disallowed_types, clippy::disallowed_methods)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "cluster/answers.rs"]
+mod answers;
 #[path = "cluster/atomicity.rs"]
 mod atomicity;
 #[path = "cluster/binary.rs"]

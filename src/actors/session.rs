@@ -15,6 +15,7 @@ mod round;
 mod transaction;
 
 use self::flight::{Finish, Spread, TRANSACTIONS_MAX};
+use self::round::Among;
 use self::transaction::{control_transaction, enqueue, waits_for_exec};
 use crate::actors::local::{Entry, Local};
 use crate::command;
@@ -131,6 +132,8 @@ struct Share {
     replies: Replies,
     /// Replies that were taken already.
     taken: usize,
+    /// What the operations that are asked for again were left among.
+    among: Option<Among>,
     /// How long the batch took, from when it was answered until that is noted.
     took: Option<Duration>,
 }

@@ -115,6 +115,14 @@ pub const MOVABLE_KEYS: Flags = 1 << 17;
 /// Not in the slow log.
 pub const SKIP_SLOWLOG: Flags = 1 << 18;
 
+/// Its reply may be as long as the values of its keys. Not shown as a flag.
+pub const ANSWERS_VALUES: Flags = 1 << 19;
+/// May make a value longer by more than its own arguments. Not shown as a flag.
+pub const STRETCHES: Flags = 1 << 20;
+
+/// Goes through all that its keys hold, however short its reply is. Not shown as a flag.
+pub const GOES_THROUGH: Flags = 1 << 21;
+
 /// The flags that `COMMAND` shows, in its order.
 const FLAG_NAMES: [(Flags, &str); 13] = [
     (WRITE, "write"),

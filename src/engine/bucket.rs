@@ -18,15 +18,25 @@ use crate::engine::consensus::{Persist, ReplicaId, Setup};
 use crate::engine::machine::{Access, Machine};
 use crate::engine::partition::journal::{Fate, Journal, Turn, Waiter};
 use crate::engine::partition::snapshots::{FromArchive, ToArchive};
-use crate::engine::partition::{Effect, Neighbours, Partition, Took};
+use crate::engine::partition::{Effect, Foresight, Neighbours, Partition, Took};
 use crate::engine::protocol::{Claim, Refusal, Term, Ticket, ToCoordinator, ToPartition};
+use crate::engine::replica::ANSWERS_BYTES_KEPT;
 use crate::engine::tables::{KeyHasher, Tables};
 use crate::ids::{Incarnation, Millis, NodeId, Now, PartitionId};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Replies of one batch stop growing past this: the rest is executed when it is asked for again.
+/// Those of operations that wait for a log or a lock are foreseen.
 pub const REPLY_BYTES_MAX: usize = 1 << 20;
+
+/// A batch whose operations go through more bytes than this is stopped like one with long replies:
+/// some ten milliseconds in which nobody else is served.
+const EFFORT_MAX: usize = 1 << 24;
+
+/// Late replies of one batch stop growing past this, should they be longer than was foreseen: the
+/// offsets of their ends would not do any more.
+const LATE_BYTES_MAX: usize = 1 << 31;
 
 /// A single reply that is longer is not given: it would fit no frame, and its end no offset.
 pub const ONE_REPLY_BYTES_MAX: usize = 1 << 29;
@@ -346,6 +356,8 @@ impl<M: Machine> Bucket<M> {
         self.counts.batches += 1;
         let parked = self.parking.next();
         let mut holes = 0;
+        let (mut late, mut waits) = (0_usize, Foresight::default());
+        let mut effort = 0_usize;
         for (index, op) in batch.iter().enumerate() {
             let id = op.head.partition;
             let waiter = Waiter { parked, index: index as u32 };
@@ -356,13 +368,18 @@ impl<M: Machine> Bucket<M> {
                     M::refuse(&Refusal::Full, &mut replies.bytes);
                 }
                 Some(Some(partition)) => {
+                    effort = effort.saturating_add(partition.effort(&op));
                     let took = partition.execute(&op, now, waiter, &mut replies.bytes);
                     let touched = partition.wants_turn();
                     match took {
                         Took::Done => {}
-                        Took::Filed => holes += 1,
+                        Took::Filed => {
+                            holes += 1;
+                            late = late.saturating_add(partition.foresee(&op, &mut waits));
+                        }
                         Took::Blocked(claims) => {
                             holes += 1;
+                            late = late.saturating_add(partition.foresee(&op, &mut waits));
                             self.wait(waiter, id, claims, now, out);
                         }
                         Took::Elsewhere => replies.misplaced.push(waiter.index),
@@ -373,16 +390,19 @@ impl<M: Machine> Bucket<M> {
                 }
                 _ => replies.misplaced.push(waiter.index),
             }
-            if replies.bytes.len() > REPLY_BYTES_MAX {
+            if replies.bytes.len().saturating_add(late) > REPLY_BYTES_MAX {
                 let start = replies.ends.last().map_or(0, |end| *end as usize);
                 if replies.bytes.len() - start > ONE_REPLY_BYTES_MAX + REPLY_BYTES_MAX {
                     replies.bytes.truncate(start);
-                    M::refuse(&Refusal::TooLong, &mut replies.bytes);
+                    M::refuse(&too_long::<M>(op.head), &mut replies.bytes);
                 }
                 replies.end();
                 break;
             }
             replies.end();
+            if effort > EFFORT_MAX {
+                break;
+            }
         }
         self.counts.operations += replies.len() as u64;
         if holes == 0 {
@@ -529,7 +549,13 @@ impl<M: Machine> Bucket<M> {
             return;
         }
         let start = waiting.late.len() as u32;
-        waiting.late.extend_from_slice(reply);
+        match waiting.late.len() + reply.len() > LATE_BYTES_MAX {
+            false => waiting.late.extend_from_slice(reply),
+            true => {
+                let head = waiting.batch.head(waiter.index as usize);
+                M::refuse(&too_long::<M>(head), &mut waiting.late);
+            }
+        }
         *place = (start, waiting.late.len() as u32);
         self.close(waiter.parked, out);
     }
@@ -538,6 +564,23 @@ impl<M: Machine> Bucket<M> {
     fn turn_away(&mut self, waiter: Waiter, out: &mut Outbox) {
         let Some(waiting) = self.parking.get_mut(waiter.parked) else { return };
         waiting.replies.misplaced.push(waiter.index);
+        self.close(waiter.parked, out);
+    }
+
+    /// Leaves a waiting operation that reads, to be asked for again.
+    fn leave(&mut self, waiter: Waiter, out: &mut Outbox) {
+        let Some(waiting) = self.parking.get_mut(waiter.parked) else { return };
+        let index = waiter.index as usize;
+        let head = waiting.batch.head(index);
+        // Asked again it would see what its client wrote after it.
+        let is_followed =
+            (index + 1..waiting.replies.len()).map(|later| waiting.batch.head(later)).any(
+                |later| later.partition == head.partition && M::access(later.code) == Access::Write,
+            );
+        if is_followed {
+            return self.refuse(waiter, &Refusal::Crowded, out);
+        }
+        waiting.replies.left.push(waiter.index);
         self.close(waiter.parked, out);
     }
 
@@ -559,7 +602,8 @@ impl<M: Machine> Bucket<M> {
             }
         }
         replies.misplaced.sort_unstable();
-        whole.misplaced = replies.misplaced;
+        replies.left.sort_unstable();
+        (whole.misplaced, whole.left) = (replies.misplaced, replies.left);
         out.completed.push((parked, batch, whole));
     }
 
@@ -599,6 +643,7 @@ impl<M: Machine> Bucket<M> {
         for &(waiter, fate) in &fates {
             match fate {
                 Fate::Replied(reply) => self.fill(waiter, turn.replies.get(reply as usize), out),
+                Fate::Left => self.leave(waiter, out),
                 Fate::Elsewhere => self.turn_away(waiter, out),
                 Fate::Deposed => self.refuse(waiter, &Refusal::Deposed(id), out),
                 Fate::Unknown => {
@@ -616,6 +661,7 @@ impl<M: Machine> Bucket<M> {
         turn.fates = fates;
         turn.fates.clear();
         turn.replies.clear();
+        turn.replies.bytes.shrink_to(ANSWERS_BYTES_KEPT);
         match turn.office.take() {
             Some(true) => {
                 let lives: Vec<_> = self.neighbours.lives.iter().map(|(n, l)| (*n, *l)).collect();
@@ -834,6 +880,14 @@ fn may_live(
 ) -> bool {
     let known = generations.get(&(partition, id.node()));
     known.is_none_or(|generation| id.generation() >= *generation)
+}
+
+/// Why an operation is not given its reply, which is too long.
+pub fn too_long<M: Machine>(head: OpHead) -> Refusal {
+    match M::access(head.code) {
+        Access::Read => Refusal::TooLong,
+        Access::Write => Refusal::Untold,
+    }
 }
 
 /// Whether the replica of a partition here is one of those without which nothing is decided.

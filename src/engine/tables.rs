@@ -217,6 +217,13 @@ impl Tables {
         Some(items.at(place))
     }
 
+    /// How many bytes the key's value has, 0 if there is none: nothing is used, noted or removed.
+    #[inline]
+    pub fn value_bytes(&self, table: TableIndex, hash: u64, key: &[u8]) -> usize {
+        let Some(items) = self.table(table) else { return 0 };
+        items.find(hash, key).map_or(0, |place| items.at(place).value().len())
+    }
+
     /// Sets the second in which the key was last used.
     pub fn set_used(&mut self, table: TableIndex, hash: u64, key: &[u8], second: u32) {
         if let Some((items, place)) = self.live(table, hash, key) {

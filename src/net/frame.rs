@@ -4,12 +4,111 @@
 //! without copying.
 
 use crate::net::packet::{self, Packet};
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 
 /// Bytes of one frame at most: the longest value, its key and what is around them.
 pub const FRAME_BYTES_MAX: usize = 1 << 30;
 
 const LENGTH_BYTES: usize = 4;
+
+/// Bytes of a packet that leave at once where others may go between its pieces.
+pub const PIECE_BYTES: usize = 256 << 10;
+
+/// Bytes of a packet that comes in pieces, and of all such packets that a stream has brought in part.
+pub const PIECES_BYTES_MAX: usize = 3 << 30;
+
+/// Packets that leave in pieces, each a piece in its turn: a long one does not hold up a short one.
+#[derive(Debug, Default)]
+pub struct Outgoing {
+    packets: VecDeque<Parcel>,
+    next: u64,
+    waiting: usize,
+}
+
+#[derive(Debug)]
+struct Parcel {
+    number: u64,
+    bytes: Vec<u8>,
+    sent: usize,
+}
+
+impl Outgoing {
+    /// Takes a packet of so many bytes at most.
+    ///
+    /// # Errors
+    /// When it is longer.
+    pub fn push(&mut self, packet: &Packet, max: usize) -> Result<(), FrameError> {
+        let mut bytes = Vec::new();
+        packet::encode(packet, &mut bytes).map_err(FrameError::Garbled)?;
+        if bytes.len() > max {
+            return Err(FrameError::TooLong(bytes.len()));
+        }
+        self.waiting += bytes.len();
+        self.packets.push_back(Parcel { number: self.next, bytes, sent: 0 });
+        self.next += 1;
+        Ok(())
+    }
+
+    /// Appends the next piece as a frame. False when nothing is left to be sent.
+    ///
+    /// # Errors
+    /// When the piece cannot be encoded.
+    pub fn pop(&mut self, out: &mut Vec<u8>) -> Result<bool, FrameError> {
+        let Some(mut parcel) = self.packets.pop_front() else { return Ok(false) };
+        let end = parcel.bytes.len().min(parcel.sent + PIECE_BYTES);
+        let bytes = serde_bytes::ByteBuf::from(&parcel.bytes[parcel.sent..end]);
+        let last = end == parcel.bytes.len();
+        self.waiting -= bytes.len();
+        push(&Packet::Piece { number: parcel.number, bytes, last }, out)?;
+        parcel.sent = end;
+        if !last {
+            self.packets.push_back(parcel);
+        }
+        Ok(true)
+    }
+
+    /// Bytes that wait.
+    pub fn waiting(&self) -> usize {
+        self.waiting
+    }
+}
+
+/// Packets that have come in part.
+#[derive(Debug, Default)]
+pub struct Incoming {
+    packets: BTreeMap<u64, Vec<u8>>,
+    bytes: usize,
+}
+
+impl Incoming {
+    /// Takes a piece. Returns the packet whose last one it is.
+    ///
+    /// # Errors
+    /// When there is too much, or what has come is no packet: the stream is to be closed.
+    pub fn take(
+        &mut self,
+        number: u64,
+        piece: &[u8],
+        last: bool,
+    ) -> Result<Option<Packet>, FrameError> {
+        self.bytes += piece.len();
+        if self.bytes > PIECES_BYTES_MAX {
+            return Err(FrameError::TooLong(self.bytes));
+        }
+        let bytes = self.packets.entry(number).or_default();
+        bytes.extend_from_slice(piece);
+        if !last {
+            return Ok(None);
+        }
+        let bytes = self.packets.remove(&number).unwrap_or_default();
+        self.bytes -= bytes.len();
+        match packet::decode(&bytes).map_err(FrameError::Garbled)? {
+            packet @ (Packet::Execute { .. } | Packet::Executed { .. }) => Ok(Some(packet)),
+            _ => Err(FrameError::Garbled("it does not come in pieces".into())),
+        }
+    }
+}
 
 /// Why a stream of frames cannot be read on.
 #[derive(Debug, PartialEq, Eq)]
@@ -102,6 +201,7 @@ pub fn missing(buffer: &[u8]) -> usize {
 mod tests {
     use super::*;
     use crate::engine::barrier::Hello;
+    use crate::engine::batch::Replies;
     use crate::ids::{Incarnation, NodeId};
 
     fn packets() -> Vec<Packet> {
@@ -152,5 +252,48 @@ mod tests {
                 let _ = take(&mut damaged, &mut Vec::new());
             }
         }
+    }
+
+    fn executed(id: u64, bytes: usize) -> Packet {
+        let mut replies = Replies::default();
+        replies.push(&vec![id as u8; bytes]);
+        Packet::Executed { id, replies }
+    }
+
+    #[test]
+    fn a_long_packet_leaves_in_pieces_and_holds_nothing_up() {
+        let long = executed(1, 5 * PIECE_BYTES);
+        let short = executed(2, PIECE_BYTES + 1);
+        let (mut outgoing, mut incoming) = (Outgoing::default(), Incoming::default());
+        outgoing.push(&long, PIECES_BYTES_MAX).unwrap();
+        outgoing.push(&short, PIECES_BYTES_MAX).unwrap();
+        let (mut came, mut pieces) = (Vec::new(), 0);
+        loop {
+            let waiting = outgoing.waiting();
+            let mut out = Vec::new();
+            if !outgoing.pop(&mut out).unwrap() {
+                break;
+            }
+            assert!(out.len() < PIECE_BYTES + 64, "one piece at a time");
+            assert!(outgoing.waiting() < waiting);
+            let mut packets = Vec::new();
+            take(&mut out, &mut packets).unwrap();
+            let [Packet::Piece { number, bytes, last }] = &packets[..] else { panic!("a piece") };
+            came.extend(incoming.take(*number, bytes, *last).unwrap());
+            pieces += 1;
+        }
+        assert_eq!(came, [short, long], "the shorter one is there first");
+        assert_eq!((outgoing.waiting(), pieces), (0, 8));
+    }
+
+    #[test]
+    fn what_comes_in_pieces_is_bounded_and_no_other_packet() {
+        let long = executed(1, 100);
+        let refused = Outgoing::default().push(&long, 99);
+        assert!(matches!(refused, Err(FrameError::TooLong(bytes)) if bytes > 99));
+        let mut bytes = Vec::new();
+        packet::encode(&Packet::Ready, &mut bytes).unwrap();
+        let garbled = Incoming::default().take(0, &bytes, true);
+        assert!(matches!(garbled, Err(FrameError::Garbled(_))));
     }
 }

@@ -83,8 +83,7 @@ impl Session {
             Plan::One(head) => {
                 let destination = local.book.route(head.partition);
                 self.gathered.shares[destination].batch.push(head, words.from(1));
-                self.ask().await?;
-                out.extend_from_slice(self.gathered.shares[destination].replies.get(0));
+                out.extend_from_slice(self.ask_one(destination).await?);
                 self.recycle();
             }
             Plan::Each { batches, layout } => return self.ask_each(batches, layout, out).await,
@@ -105,8 +104,7 @@ impl Session {
                 let destination = self.local.book.route(head.partition);
                 let keys = keys.iter().map(Vec::as_slice);
                 self.gathered.shares[destination].batch.push(head, keys);
-                self.ask().await?;
-                told.extend_from_slice(self.gathered.shares[destination].replies.get(0));
+                told.extend_from_slice(self.ask_one(destination).await?);
             }
             Plan::Spread { work, layout } => {
                 let ended = self.coordinate(work).await?;

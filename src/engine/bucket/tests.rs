@@ -1,5 +1,6 @@
 use super::*;
 use crate::command::Redis;
+use crate::engine::batch::Part;
 use crate::engine::batch::{OpCode, OpHead};
 use crate::engine::consensus::{Group, Recovered, Setup};
 use crate::engine::locks::{self, LockTable};
@@ -15,6 +16,10 @@ const GET: OpCode = OpCode(4);
 const MSET: OpCode = OpCode(13);
 const TOUCH: OpCode = OpCode(50);
 const UNLINK: OpCode = OpCode(53);
+const GETEX: OpCode = OpCode(6);
+const SETRANGE: OpCode = OpCode(19);
+const COPY: OpCode = OpCode(57);
+const LCS: OpCode = OpCode(22);
 
 fn bucket() -> (Bucket<Redis>, KeyHasher) {
     let hasher = KeyHasher::new(7);
@@ -172,7 +177,8 @@ impl Alone {
         let mut told = Vec::new();
         for effect in out.effects {
             if let Effect::Locks(message) = effect {
-                self.locks.handle(message, &mut told);
+                self.locks.push(message);
+                self.locks.work(&mut { usize::MAX }, &mut told);
             }
         }
         self.grants.extend(told.into_iter().filter_map(|effect| match effect {
@@ -265,5 +271,154 @@ fn a_batch_takes_effect_in_its_order_whatever_waits() {
         let replies: Vec<Vec<u8>> =
             (0..batch.len()).map(|index| replies.get(index).to_vec()).collect();
         assert_eq!(replies, expected, "seed {seed}, logged {logged}: {batch:?}");
+    }
+}
+
+/// An operation and its words.
+type Line<'a> = (OpCode, &'a [&'a str]);
+
+impl Alone {
+    fn run(&mut self, lines: &[Line<'_>]) -> (Batch, Replies) {
+        let mut batch = Batch::new();
+        lines.iter().for_each(|(code, words)| self.op(&mut batch, *code, words));
+        self.answer(batch)
+    }
+
+    /// Executes a batch and goes on until it is answered.
+    fn answer(&mut self, batch: Batch) -> (Batch, Replies) {
+        self.execute(batch);
+        self.settle(1);
+        self.answered.remove(0)
+    }
+
+    /// Goes on until so many batches are answered.
+    fn settle(&mut self, batches: usize) {
+        while self.answered.len() < batches {
+            let goes_on = [self.grant(), self.sync()].contains(&true);
+            self.turn();
+            assert!(goes_on || self.answered.len() == batches || !self.unsynced.is_empty());
+        }
+    }
+
+    /// Asks again for what is left, until nothing is. Returns the parts of the replies.
+    fn answer_all(&mut self, mut batch: Batch) -> Vec<Replies> {
+        let mut parts = Vec::new();
+        loop {
+            let (asked, replies) = self.answer(batch);
+            let left = |index: &usize| replies.part(*index) == Part::Left;
+            let mut rest = Batch::new();
+            (0..asked.len()).filter(left).for_each(|index| rest.push_op(&asked.op(index)));
+            parts.push(replies);
+            if rest.is_empty() {
+                return parts;
+            }
+            batch = rest;
+        }
+    }
+}
+
+/// What a batch of operations that wait is answered with is as bounded as what is answered at once.
+#[test]
+fn late_replies_of_a_batch_are_bounded_as_prompt_ones_are() {
+    const READS: usize = 40;
+    const BYTES: usize = 300 << 10;
+    let long = "v".repeat(BYTES);
+    let offset = (BYTES - 1).to_string();
+    let cases: [(&str, &[Line<'_>], OpCode, &str); 6] = [
+        ("behind a write", &[(SET, &["a", "1"])], GET, "b"),
+        ("writes that answer with values", &[], GETEX, "b"),
+        ("behind the write of a long value", &[(SET, &["a", &long])], GET, "a"),
+        ("behind one that makes it long", &[(SETRANGE, &["a", &offset, "v"])], GET, "a"),
+        ("behind a copy", &[(COPY, &["b", "c"])], GET, "c"),
+        ("behind a lock", &[], GET, "b"),
+    ];
+    for (what, first, code, key) in cases {
+        let mut alone = Alone::new(1, true);
+        alone.run(&[(SET, &["a", "0"]), (SET, &["b", &long])]);
+        let txn = TxnId { node: NodeId(2), incarnation: Incarnation(1), sequence: 1, attempt: 0 };
+        if what == "behind a lock" {
+            let granule = Granule::Key(TableIndex::default(), b"b".to_vec());
+            let claim = Claim { granule, access: Access::Write };
+            let share = Share { batch: Batch::new(), claims: vec![claim], watched: Vec::new() };
+            let age = Age { time: 0, node: NodeId(2), tie: 1 };
+            let lock = Lock { txn, age, mode: Mode::Gather, share, done_below: 0 };
+            alone.tell(ToPartition::Lock(Box::new(lock)));
+        }
+        let mut batch = Batch::new();
+        first.iter().for_each(|(code, words)| alone.op(&mut batch, *code, words));
+        (0..READS).for_each(|_| alone.op(&mut batch, code, &[key]));
+        if what == "behind a lock" {
+            alone.execute(batch.clone());
+            alone.unlock(txn);
+            alone.settle(1);
+            let (_, replies) = alone.answered.remove(0);
+            let bytes = replies.bytes.len();
+            assert!((BYTES..REPLY_BYTES_MAX + BYTES + 64).contains(&bytes), "{what}: {bytes}");
+            continue;
+        }
+        let parts = alone.answer_all(batch);
+        let answered: usize = parts.iter().map(|part| part.len() - part.left.len()).sum();
+        assert_eq!(answered, first.len() + READS, "{what}");
+        let longest = parts.iter().map(|part| part.bytes.len()).max().unwrap();
+        assert!(longest < REPLY_BYTES_MAX + BYTES + 64, "{what}: {longest}");
+        let all: usize = parts.iter().map(|part| part.bytes.len()).sum();
+        assert!(all >= READS * BYTES, "{what}: {all} bytes of replies");
+    }
+}
+
+/// Values may have grown between the moment at which a batch is admitted and that at which it is
+/// applied. Reads of many batches are left then, unless their client wrote after them.
+#[test]
+fn replies_that_nobody_foresaw_are_bounded() {
+    const BATCHES: usize = 40;
+    let offset = ((4 << 20) - 1).to_string();
+    let mut alone = Alone::new(1, true);
+    alone.run(&[(SET, &["a", "0"])]);
+    let mut grow = Batch::new();
+    alone.op(&mut grow, SETRANGE, &["a", &offset, "v"]);
+    alone.execute(grow);
+    for number in 0..BATCHES {
+        let mut batch = Batch::new();
+        alone.op(&mut batch, SET, &["b", "1"]);
+        alone.op(&mut batch, GET, &["a"]);
+        if number % 2 == 0 {
+            alone.op(&mut batch, SET, &["c", "1"]);
+        }
+        alone.execute(batch);
+    }
+    alone.settle(1 + BATCHES);
+    let answered = std::mem::take(&mut alone.answered);
+    let bytes: usize = answered.iter().map(|(_, replies)| replies.bytes.len()).sum();
+    assert!((64 << 20..70 << 20).contains(&bytes), "{bytes} bytes of replies");
+    let mut counts = [0; 3];
+    for (batch, replies) in answered.iter().skip(1) {
+        let long = replies.bytes.len() > 4 << 20;
+        let refused = !long && replies.bytes.windows(9).any(|words| words == b"-TRYAGAIN");
+        counts[usize::from(refused) + 2 * usize::from(!long && !refused)] += 1;
+        // A write is answered, and a read that its client wrote after is not asked for again.
+        assert_eq!(replies.left.is_empty(), long || batch.len() == 3, "{replies:?}");
+        assert!((0..batch.len()).step_by(2).all(|at| replies.get(at) == b"+OK\r\n"));
+    }
+    assert_eq!(counts, [16, 12, 12], "given, refused, left");
+    // All of it is given when it is asked for again.
+    let (_, replies) = alone.run(&[(GET, &["a"])]);
+    assert!(replies.bytes.len() > 4 << 20);
+}
+
+/// One client's long commands are served one at a time, and others between them.
+#[test]
+fn a_batch_of_long_commands_ends_early() {
+    let long = "v".repeat(5000);
+    for logged in [false, true] {
+        let mut alone = Alone::new(1, logged);
+        alone.run(&[(SET, &["a", &long]), (SET, &["b", &long])]);
+        let mut batch = Batch::new();
+        alone.op(&mut batch, SET, &["c", "1"]);
+        (0..3).for_each(|_| alone.op(&mut batch, LCS, &["a", "b", "LEN"]));
+        alone.op(&mut batch, SET, &["c", "2"]);
+        let parts = alone.answer_all(batch);
+        let begun: Vec<usize> = parts.iter().map(Replies::len).collect();
+        assert_eq!(begun, [2, 1, 1, 1], "logged {logged}");
+        assert!(parts[1..3].iter().all(|part| part.bytes == b":5000\r\n"), "logged {logged}");
     }
 }

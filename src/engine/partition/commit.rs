@@ -411,9 +411,7 @@ impl<M: Machine> Partition<M> {
         if let (Some(_), Some(held)) = (&self.journal, self.held.get_mut(&txn)) {
             held.claims = claims;
         }
-        for claim in released {
-            self.unmark(&claim.granule, txn, effects);
-        }
+        self.unmark(released, txn, effects);
     }
 
     fn vote(&self, txn: TxnId, vote: Option<Replies>, effects: &mut Vec<Effect>) {
