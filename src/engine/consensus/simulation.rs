@@ -545,7 +545,12 @@ impl World {
             }
             Event::Synced { node, .. } => self.synced(node),
             Event::Apply { node, .. } => self.apply(node),
-            _ => {}
+            Event::Client
+            | Event::Fault
+            | Event::Renew
+            | Event::LoseDisk { .. }
+            | Event::Restart { .. }
+            | Event::Heal { .. } => {}
         }
     }
 
