@@ -4,6 +4,7 @@
 //! DIR/lock               held while a process uses the directory
 //! DIR/identity           whose directory this is, in readable text
 //! DIR/log/0000000007.log segments of the log, in order of their numbers
+//! DIR/reserve            room for a start on a full disk
 //! DIR/snapshots/...      a partition up to an index, one file each
 //! ```
 //!
@@ -25,6 +26,7 @@ mod index;
 pub mod log;
 pub mod record;
 mod recovery;
+pub mod reserve;
 mod segment;
 pub mod snapshot;
 #[cfg(test)]

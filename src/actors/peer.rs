@@ -16,11 +16,13 @@ use crate::actors::post::Post;
 use crate::command::Redis;
 use crate::engine::barrier::Hello;
 use crate::engine::batch::{Batch, Part, Replies};
-use crate::engine::bucket::too_long;
-use crate::engine::machine::Machine;
+use crate::engine::consensus::is_beat;
+use crate::engine::machine::{Machine, too_long};
 use crate::engine::protocol::Refusal;
 use crate::ids::{Incarnation, NodeId, PartitionId};
-use crate::net::frame::{self, Incoming, Outgoing};
+use crate::net::frame::{
+    self, FRAME_BYTES_MAX, FrameError, Incoming, Outgoing, PIECE_BYTES, PIECES_BYTES_MAX,
+};
 use crate::net::listen::{OwnedReadHalf, OwnedWriteHalf, TcpStream, dial};
 use crate::net::packet::Packet;
 use actix::fut::{ActorFutureExt, WrapFuture};
@@ -58,6 +60,9 @@ const HELLO_BYTES_MAX: usize = 64 << 10;
 
 /// Bytes of a buffer that a stream keeps when all of it is written.
 const BUFFER_BYTES_KEPT: usize = 1 << 20;
+
+/// Pieces of long packets that a stream is given in one turn of the arbiter.
+const PIECES_AT_ONCE: usize = 16;
 
 /// Complaints remembered so that they are not repeated: strangers may think up any number.
 const COMPLAINTS_MAX: usize = 64;
@@ -118,7 +123,7 @@ struct Stream {
     outgoing: Outgoing,
     /// Those that have come in part.
     incoming: Incoming,
-    /// The socket is full and will say when it is not.
+    /// The socket is full and will say when it is not, or was given enough for one turn.
     blocked: bool,
     /// Who is at its other end.
     from: String,
@@ -400,17 +405,7 @@ impl Peer {
         let Some(stream) = stream else { return true };
         // A single packet may always wait, however long it is.
         let waiting = stream.out.len() - stream.written + stream.outgoing.waiting();
-        let pushed = match packet {
-            Packet::Execute { batch, .. } if batch.bytes() > frame::PIECE_BYTES => {
-                // Its entry of the log has to fit a frame.
-                stream.outgoing.push(packet, frame::FRAME_BYTES_MAX)
-            }
-            Packet::Executed { replies, .. } if replies.bytes.len() > frame::PIECE_BYTES => {
-                stream.outgoing.push(packet, frame::PIECES_BYTES_MAX)
-            }
-            packet => frame::push(packet, &mut stream.out),
-        };
-        if let Err(error) = pushed {
+        if let Err(error) = stream.push(packet) {
             log::error!(target: "peer", "cannot tell node {}: {error}", self.other);
             return false;
         }
@@ -437,7 +432,12 @@ impl Peer {
                 Ok(false) => {
                     stream.blocked = true;
                     let (id, writer) = (stream.id, stream.writer.clone());
-                    let writable = async move { writer.writable().await }.into_actor(self);
+                    let writable = async move {
+                        // There may be room: the arbiter's other tasks go first all the same.
+                        tokio::task::yield_now().await;
+                        writer.writable().await
+                    };
+                    let writable = writable.into_actor(self);
                     ctx.spawn(writable.map(move |result, peer, ctx| match result {
                         Ok(()) => peer.unblock(id, ctx),
                         Err(error) => peer.on_closed(id, &error.to_string(), false, ctx),
@@ -614,6 +614,10 @@ impl Peer {
     }
 }
 
+fn is_long(messages: &[(PartitionId, serde_bytes::ByteBuf)]) -> bool {
+    messages.iter().map(|(_, message)| message.len()).sum::<usize>() > PIECE_BYTES
+}
+
 /// Serves a batch whose partitions lie with several Buckets of this node.
 async fn split(batch: Batch, answer: Answer, book: Arc<Book>) {
     let mut shares: BTreeMap<usize, Batch> = BTreeMap::new();
@@ -665,6 +669,44 @@ fn fail(answer: Answer, batch: Batch, failure: Failure) {
 }
 
 impl Stream {
+    /// Queues a packet. A long one leaves in pieces, and once one does whose place matters,
+    /// everything follows it that comes later to the same actors: only beats may overtake it.
+    fn push(&mut self, packet: &Packet) -> Result<(), FrameError> {
+        let follows = self.outgoing.is_in_order();
+        match packet {
+            Packet::Execute { batch, .. } if batch.bytes() > PIECE_BYTES => {
+                // Its entry of the log has to fit a frame.
+                self.outgoing.push(packet, FRAME_BYTES_MAX)
+            }
+            Packet::Executed { replies, .. } if replies.bytes.len() > PIECE_BYTES => {
+                self.outgoing.push(packet, PIECES_BYTES_MAX)
+            }
+            Packet::Raft(messages) if follows || is_long(messages) => {
+                let (beats, rest): (Vec<_>, Vec<_>) =
+                    messages.iter().cloned().partition(|(_, message)| is_beat(message));
+                if !beats.is_empty() {
+                    frame::push(&Packet::Raft(beats), &mut self.out)?;
+                }
+                match rest.is_empty() {
+                    true => Ok(()),
+                    false => self.outgoing.push_in_order(&Packet::Raft(rest)),
+                }
+            }
+            Packet::Partition(..) | Packet::Coordinator(_) if follows => {
+                self.outgoing.push_in_order(packet)
+            }
+            Packet::Partition(..) | Packet::Coordinator(_) => {
+                let begun = self.out.len();
+                frame::push(packet, &mut self.out)?;
+                if self.out.len() - begun > PIECE_BYTES {
+                    self.outgoing.move_in_order(&mut self.out, begun);
+                }
+                Ok(())
+            }
+            packet => frame::push(packet, &mut self.out),
+        }
+    }
+
     /// Gives up the room of what is written, once that is most of it: a stream that is never
     /// quite empty must not keep all that it has ever carried.
     fn give_up_written(&mut self) {
@@ -677,18 +719,16 @@ impl Stream {
     /// Writes what is queued; tells whether all of it is gone. A piece of what is long is queued
     /// when nothing else is, so that whatever is said meanwhile waits for one piece at most.
     fn write(&mut self) -> io::Result<bool> {
-        loop {
+        for _ in 0..PIECES_AT_ONCE {
             if !self.write_out()? {
                 return Ok(false);
             }
-            if !self
-                .outgoing
-                .pop(&mut self.out)
-                .map_err(|error| io::Error::other(error.to_string()))?
-            {
+            let more = self.outgoing.pop(&mut self.out);
+            if !more.map_err(|error| io::Error::other(error.to_string()))? {
                 return Ok(true);
             }
         }
+        Ok(false)
     }
 
     fn write_out(&mut self) -> io::Result<bool> {

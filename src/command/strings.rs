@@ -210,9 +210,11 @@ fn expiry(call: &mut Call<'_>, command: &str, unit: Unit, number: &[u8]) -> Opti
     moment
 }
 
-/// Puts a value that expires; what has expired already is as good as removed.
+/// Puts a value that expires; what has expired already is as good as removed. Either way the key
+/// was written, also if it held nothing before.
 fn put_until(call: &mut Call<'_>, value: &[u8], moment: Millis) {
     if moment <= call.now {
+        call.tables.touch(call.table, call.hash);
         call.remove();
     } else {
         call.put(value, Expires::At(moment));

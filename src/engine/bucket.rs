@@ -15,7 +15,7 @@ pub use self::leadership::DRIFT_AFTER_MS;
 use self::leadership::Wishes;
 use crate::engine::batch::{Batch, Op, OpHead, Replies};
 use crate::engine::consensus::{Persist, ReplicaId, Setup};
-use crate::engine::machine::{Access, Machine};
+use crate::engine::machine::{Access, Machine, too_long};
 use crate::engine::partition::journal::{Fate, Journal, Turn, Waiter};
 use crate::engine::partition::snapshots::{FromArchive, ToArchive};
 use crate::engine::partition::{Effect, Foresight, Neighbours, Partition, Took};
@@ -188,6 +188,7 @@ pub struct Bucket<M> {
     wishes: Wishes,
     /// The log that a partition may write between two snapshots.
     snapshot_after: u64,
+    backup_bytes_max: usize,
     orders: Vec<ToArchive>,
     /// The generation of each other node's replicas, where it said one.
     generations: BTreeMap<(PartitionId, NodeId), u32>,
@@ -231,6 +232,7 @@ impl<M: Machine> Bucket<M> {
             dirty: Vec::new(),
             turn: None,
             snapshot_after: u64::MAX,
+            backup_bytes_max: usize::MAX,
             orders: Vec::new(),
             generations: BTreeMap::new(),
             doubted: BTreeSet::new(),
@@ -317,9 +319,31 @@ impl<M: Machine> Bucket<M> {
         self.expires_actively = active;
     }
 
+    /// Whether memory is scarce: operations that need more of it are refused.
+    pub fn is_full(&self) -> bool {
+        self.full
+    }
+
     /// A partition is copied to a snapshot when its log has grown by so many bytes.
     pub fn snapshot_after(&mut self, bytes: u64) {
         self.snapshot_after = bytes;
+    }
+
+    /// How many bytes the copies of a backup may hold here.
+    pub fn backup_bytes_max(&mut self, bytes: usize) {
+        self.backup_bytes_max = bytes;
+    }
+
+    /// Gives up copies of a backup that nobody pulls from, or all of them if they hold too much: the
+    /// writes are faster than whoever pulls.
+    fn tend_backups(&mut self, now: Now) {
+        let partitions = self.partitions.iter_mut().flatten();
+        let held: usize = partitions.map(|partition| partition.tend_backup(now.mono)).sum();
+        if held > self.backup_bytes_max {
+            let max = self.backup_bytes_max;
+            log::warn!(target: "backup", "the copies hold {held} bytes of {max}: given up");
+            self.partitions.iter_mut().flatten().for_each(Partition::abandon_backup);
+        }
     }
 
     /// Bytes of its tables.
@@ -720,12 +744,13 @@ impl<M: Machine> Bucket<M> {
             let of_it = (id, NodeId(0))..=(id, NodeId(u16::MAX));
             let generations = self.generations.range(of_it);
             partition.renew_members(generations.map(|((_, node), number)| (*node, *number)));
-            if partition.snapshot_is_due(self.snapshot_after, now.mono) {
+            if partition.snapshot_is_due(self.snapshot_after, now.mono, self.full) {
                 partition.ask_for_snapshot(&mut self.orders);
                 let orders = self.orders.drain(..);
                 out.archive.extend(orders.map(|order| (PartitionId(index as u16), order)));
             }
         }
+        self.tend_backups(now);
         self.vouch(out);
         self.drift_back(now);
         self.expire(now.wall);
@@ -880,14 +905,6 @@ fn may_live(
 ) -> bool {
     let known = generations.get(&(partition, id.node()));
     known.is_none_or(|generation| id.generation() >= *generation)
-}
-
-/// Why an operation is not given its reply, which is too long.
-pub fn too_long<M: Machine>(head: OpHead) -> Refusal {
-    match M::access(head.code) {
-        Access::Read => Refusal::TooLong,
-        Access::Write => Refusal::Untold,
-    }
 }
 
 /// Whether the replica of a partition here is one of those without which nothing is decided.

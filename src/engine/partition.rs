@@ -16,6 +16,7 @@
 //! when the group has it for good. What the leader alone knows (marks, queues, unlogged locks) is
 //! made anew from the replica's intents by whoever leads next.
 
+pub mod backups;
 mod commit;
 mod inquiry;
 pub mod journal;
@@ -28,7 +29,7 @@ use crate::engine::machine::{Access, Machine, Scope};
 use crate::engine::marks::{Marks, Released};
 use crate::engine::protocol::{
     Acquire, Claim, Granule, Image, Lock, Prepare, Prepared, Share, Term, Ticket, ToCoordinator,
-    ToLocks, ToPartition,
+    ToLocks, ToPartition, Watched,
 };
 use crate::engine::replica::{Applied, Mutation, Replica};
 use crate::engine::rules::{Rule, kept};
@@ -185,6 +186,8 @@ struct Held {
     unlogged: Option<Term>,
     /// When unlogged locks were set, or last asked about.
     since: Millis,
+    /// Keys that must still be as they were when the intent is applied.
+    watched: Vec<Watched>,
 }
 
 /// A partition and what its leader knows.
@@ -213,6 +216,8 @@ pub struct Partition<M> {
     repeated: BTreeMap<TxnId, Millis>,
     sweep: Sweep,
     snapshots: snapshots::Snapshots<M>,
+    /// When a backup's copy was last seen to be pulled from, by the monotonic clock.
+    backup_pulled: u64,
 }
 
 impl<M: Machine> Partition<M> {
@@ -266,6 +271,7 @@ impl<M: Machine> Partition<M> {
             repeated: BTreeMap::new(),
             sweep: Sweep::default(),
             snapshots: snapshots::Snapshots::default(),
+            backup_pulled: 0,
         }
     }
 
@@ -402,12 +408,13 @@ impl<M: Machine> Partition<M> {
             });
             bytes
         });
-        let written = op.args.bytes().len();
-        if M::stretches(op.head.code) {
+        let written = op.args.bytes().len().max(M::stretches(op));
+        if written == usize::MAX {
             waits.stretched = true;
         } else if written >= GROWN_BYTES && M::access(op.head.code) == Access::Write {
             M::keys(op, &mut |table, key| {
-                *grown.entry((table, tables.hasher().hash(key))).or_default() += written;
+                let more = grown.entry((table, tables.hasher().hash(key))).or_default();
+                *more = more.saturating_add(written);
             });
         }
         bytes
@@ -553,6 +560,7 @@ impl<M: Machine> Partition<M> {
         for txn in holding {
             self.release(txn, effects);
         }
+        self.replica.abandon_backup();
         self.tickets.clear();
         self.inquiries.clear();
         self.confirmations.clear();
@@ -615,7 +623,7 @@ impl<M: Machine> Partition<M> {
         for claim in &claims {
             self.marks.hold(claim, txn, age);
         }
-        let replaced = self.held.insert(txn, Held { claims, unlogged, since });
+        let replaced = self.held.insert(txn, Held { claims, unlogged, since, watched: Vec::new() });
         assert!(replaced.is_none(), "a transaction locks a partition once");
     }
 
