@@ -125,6 +125,9 @@ pub struct SegmentLog<D: Disk = RealDisk> {
     usage: Usage,
 }
 
+/// The segment that is written to is looked through once this part of it is full.
+const CURRENT_PART: u64 = 4;
+
 /// A dropped segment, or one in the making: what the next segment is made of.
 const SPARE: &str = "spare";
 
@@ -211,14 +214,17 @@ impl<D: Disk> SegmentLog<D> {
 
     /// Drops the oldest segment if nothing needs it and the log is longer than
     /// [`Options::retain_bytes`]. Records in it that still count are copied forward if they are few
-    /// (a sixteenth of a segment at most).
+    /// (a sixteenth of a segment at most). The segment that is written to is no exception once a
+    /// part of it is full of what is not needed: a log at rest is short.
     ///
     /// One segment a call: whoever waits for a write waits for this too.
     pub fn collect(&mut self) -> Result<Collected> {
         self.usable()?;
         let mut collected = Collected::default();
-        let Some((&number, _)) = self.segments.first_key_value() else { return Ok(collected) };
-        if number == self.current || self.usage().bytes <= self.options.retain_bytes {
+        let Some((&number, oldest)) = self.segments.first_key_value() else { return Ok(collected) };
+        let is_current = number == self.current;
+        let is_short = oldest.end - FIRST_BATCH < self.options.segment_bytes / CURRENT_PART;
+        if is_current && is_short || self.usage().bytes <= self.options.retain_bytes {
             return Ok(collected);
         }
         if let Some(holders) = &self.held_by {
@@ -230,12 +236,15 @@ impl<D: Disk> SegmentLog<D> {
             self.held_by = Some(collected.held_by.clone());
             return Ok(collected);
         };
+        if is_current {
+            self.leave_current()?;
+        }
         // The batch goes first: it says that the segment is not needed, so that a segment that is
         // missing for any other reason is noticed.
         self.oldest = number + 1;
         self.append(records.as_bytes(), records.len() as u32)?;
         self.sync()?;
-        let outcome = self.drop_segment(number);
+        let outcome = self.drop_segment(number, !is_current);
         collected.left = self.or_break(outcome)?;
         collected.dropped = true;
         collected.copied = records.len();
@@ -436,6 +445,18 @@ impl<D: Disk> SegmentLog<D> {
         Ok(())
     }
 
+    /// Starts a segment that takes no more room than it needs.
+    fn leave_current(&mut self) -> Result<()> {
+        self.sync()?;
+        let spare = self.dir.join(SPARE);
+        let names = self.disk.list(&self.dir).map_err(failed("list", &self.dir))?;
+        if names.iter().any(|name| name == SPARE) {
+            self.disk.remove(&spare).map_err(failed("remove", &spare))?;
+        }
+        let end = self.segments[&self.current].end;
+        self.start_segment(end)
+    }
+
     /// The records of a segment that still count, to be written again; `None` if they are too many.
     fn still_needed(&self, number: u32) -> Result<Option<Records>> {
         let mut needed: Vec<(Place, PartitionId)> =
@@ -472,15 +493,15 @@ impl<D: Disk> SegmentLog<D> {
         counts
     }
 
-    /// Drops the oldest segment: it becomes the spare if there is none and it is no larger than
-    /// others. One at a time and synced, so that what is left is always a run of numbers.
-    fn drop_segment(&mut self, number: u32) -> Result<Option<PathBuf>> {
+    /// Drops the oldest segment: it becomes the spare if one is to be kept, there is none and it is
+    /// no larger than others. One at a time and synced, so that what is left is always a run of numbers.
+    fn drop_segment(&mut self, number: u32, keep_spare: bool) -> Result<Option<PathBuf>> {
         let path = segment::path(&self.dir, number);
         let spare = self.dir.join(SPARE);
         let names = self.disk.list(&self.dir).map_err(failed("list", &self.dir))?;
         let length = self.segments.remove(&number).map_or(0, |segment| segment.length);
         let usual = length <= self.preallocated_length(self.options.segment_bytes + END as u64);
-        let is_spare = usual && !names.iter().any(|name| name == SPARE);
+        let is_spare = keep_spare && usual && !names.iter().any(|name| name == SPARE);
         let to = if is_spare { spare } else { path.with_extension(&DROPPED[1..]) };
         self.disk.rename(&path, &to).map_err(failed("rename", &path))?;
         self.disk.sync_dir(&self.dir).map_err(failed("sync", &self.dir))?;
