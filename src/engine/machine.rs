@@ -69,6 +69,12 @@ pub trait Machine: 'static {
         0
     }
 
+    /// How many bytes the operation may add to those that its keys hold, beyond its own arguments;
+    /// `values` tells how many those are. Asked of operations on one partition that stretch.
+    fn growth(_: &Op<'_>, _values: &mut dyn FnMut() -> usize) -> usize {
+        0
+    }
+
     /// Whether the operation may make a value longer by more bytes than its own arguments have.
     fn stretches(_: OpCode) -> bool {
         false
