@@ -363,8 +363,8 @@ impl Bucket {
 
     /// Looks at the clock, and whether the node has room: its other Buckets may have filled it.
     fn look(&mut self) -> Now {
-        let full = self.local.as_ref().is_some_and(|local| local.is_full());
-        self.core.refuse_growth(full);
+        let room = self.local.as_ref().map_or(usize::MAX, |local| local.room());
+        self.core.allow_growth(room);
         self.now()
     }
 

@@ -38,6 +38,9 @@ const EFFORT_MAX: usize = 1 << 24;
 /// offsets of their ends would not do any more.
 const LATE_BYTES_MAX: usize = 1 << 31;
 
+/// With more room than that, the tables may grow by whatever an operation asks for.
+const GROWTH_BYTES_MAX: usize = 1 << 30;
+
 /// A single reply that is longer is not given: it would fit no frame, and its end no offset.
 pub const ONE_REPLY_BYTES_MAX: usize = 1 << 29;
 
@@ -175,8 +178,9 @@ pub struct Bucket<M> {
     tickets: BTreeMap<Ticket, (Waiter, PartitionId, Millis)>,
     next: u64,
     lock_wait_ms: u64,
-    /// Operations that need more memory are refused.
-    full: bool,
+    /// Bytes that the node's tables may grow by. Operations that need more memory are refused where
+    /// there are none, and those that stretch a value by more.
+    room: usize,
     /// Expired items are removed by themselves, not only when they are met.
     expires_actively: bool,
     counts: Counts,
@@ -226,7 +230,7 @@ impl<M: Machine> Bucket<M> {
             tickets: BTreeMap::new(),
             next: first_ticket,
             lock_wait_ms,
-            full: false,
+            room: usize::MAX,
             expires_actively: true,
             counts: Counts::default(),
             dirty: Vec::new(),
@@ -309,9 +313,9 @@ impl<M: Machine> Bucket<M> {
         counts
     }
 
-    /// Whether operations that need more memory are refused from now on.
-    pub fn refuse_growth(&mut self, full: bool) {
-        self.full = full;
+    /// By how many bytes the node's tables may grow from now on.
+    pub fn allow_growth(&mut self, room: usize) {
+        self.room = room;
     }
 
     /// Whether expired items are removed by themselves from now on.
@@ -321,7 +325,7 @@ impl<M: Machine> Bucket<M> {
 
     /// Whether memory is scarce: operations that need more of it are refused.
     pub fn is_full(&self) -> bool {
-        self.full
+        self.room == 0
     }
 
     /// A partition is copied to a snapshot when its log has grown by so many bytes.
@@ -387,7 +391,11 @@ impl<M: Machine> Bucket<M> {
             let waiter = Waiter { parked, index: index as u32 };
             match self.partitions.get_mut(id.index()) {
                 Some(Some(partition))
-                    if self.full && M::grows(op.head.code) && partition.is_led_here() =>
+                    if self.room < GROWTH_BYTES_MAX
+                        && M::grows(op.head.code)
+                        && partition.is_led_here()
+                        && (self.room == 0
+                            || M::stretches(&op) > 0 && partition.growth(&op) > self.room) =>
                 {
                     M::refuse(&Refusal::Full, &mut replies.bytes);
                 }
@@ -480,9 +488,9 @@ impl<M: Machine> Bucket<M> {
     pub fn handle(&mut self, to: PartitionId, message: ToPartition, now: Now, out: &mut Outbox) {
         let ticket = Ticket(self.next());
         if let Some(Some(partition)) = self.partitions.get_mut(to.index()) {
-            if self.full
+            if self.room < GROWTH_BYTES_MAX
                 && partition.is_led_here()
-                && let Some(txn) = partition.needs_memory(&message, now.wall)
+                && let Some(txn) = partition.needs_memory(&message, self.room, now.wall)
             {
                 out.effects.push(Effect::Coordinator(txn.node, ToCoordinator::Full { txn }));
                 return;
@@ -744,7 +752,7 @@ impl<M: Machine> Bucket<M> {
             let of_it = (id, NodeId(0))..=(id, NodeId(u16::MAX));
             let generations = self.generations.range(of_it);
             partition.renew_members(generations.map(|((_, node), number)| (*node, *number)));
-            if partition.snapshot_is_due(self.snapshot_after, now.mono, self.full) {
+            if partition.snapshot_is_due(self.snapshot_after, now.mono, self.room == 0) {
                 partition.ask_for_snapshot(&mut self.orders);
                 let orders = self.orders.drain(..);
                 out.archive.extend(orders.map(|order| (PartitionId(index as u16), order)));
