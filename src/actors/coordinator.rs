@@ -176,9 +176,7 @@ impl Coordinator {
         let Some(book) = self.book.clone() else { return };
         for effect in effects {
             match effect {
-                barrier::Effect::SayReady => {
-                    book.peers.values().for_each(|peer| peer.do_send(Convey(Packet::Ready)));
-                }
+                barrier::Effect::SayReady => self.say_ready(&book, ctx),
                 barrier::Effect::Form => self.form(ctx),
                 barrier::Effect::Join => self.begin_anew(ctx),
             }
@@ -192,17 +190,36 @@ impl Coordinator {
         }
     }
 
-    /// All nodes are there for the first time.
+    /// Tells the other nodes that this one has met all, once its disk has the note.
+    fn say_ready(&mut self, book: &Arc<Book>, ctx: &mut Context<Self>) {
+        let say = |book: &Book| {
+            book.peers.values().for_each(|peer| peer.do_send(Convey(Packet::Ready)));
+        };
+        let Some(log) = &self.log else { return say(book) };
+        let marked = log.send(disk::Ready).into_actor(self);
+        let book = book.clone();
+        ctx.spawn(marked.map(move |marked, coordinator, _| {
+            // A node that was lost meanwhile is told once it is back.
+            if marked.unwrap_or(false) && coordinator.barrier.says_ready() {
+                coordinator.failpoint.pass(|| Some(Point::ReadyMarked));
+                say(&book);
+            }
+        }));
+    }
+
+    /// All nodes were ready, this one among them.
     fn form(&mut self, ctx: &mut Context<Self>) {
         let Some(log) = self.log.clone() else {
             log::info!(target: "barrier", "all nodes are ready, serving");
             return self.serve();
         };
         self.joining = true;
+        self.failpoint.pass(|| Some(Point::FormBegun));
         let marked = log.send(disk::Formed).into_actor(self);
         ctx.spawn(marked.map(|marked, coordinator, ctx| {
             // A Log that cannot write has stopped the node.
             if marked.unwrap_or(false) {
+                coordinator.failpoint.pass(|| Some(Point::FormMarked));
                 log::info!(target: "barrier", "all nodes are ready, serving");
                 coordinator.join(ctx);
             }

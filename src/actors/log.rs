@@ -117,6 +117,12 @@ pub struct Persisted {
 #[rtype(result = "()")]
 pub struct Wire(pub Vec<Addr<Bucket>>, pub Option<Addr<Archive>>);
 
+/// The node is ready for the cluster's formation. The answer comes once that is durable; no: the node
+/// has to stop.
+#[derive(Message)]
+#[rtype(result = "bool")]
+pub struct Ready;
+
 /// The cluster is formed: from now on a majority starts without waiting for everybody. The answer
 /// comes once that is durable, for who acknowledges anything before would be taken for a new node;
 /// no: the node has to stop.
@@ -307,6 +313,15 @@ impl Handler<Wire> for Log {
     fn handle(&mut self, Wire(buckets, archive): Wire, _: &mut Context<Self>) {
         self.waiting = vec![Waiting::default(); buckets.len()];
         (self.buckets, self.archive) = (buckets, archive);
+    }
+}
+
+impl Handler<Ready> for Log {
+    type Result = bool;
+
+    fn handle(&mut self, _: Ready, _: &mut Context<Self>) -> bool {
+        let marked = self.directory.mark_ready();
+        marked.map_err(|error| (self.stop)(&error.to_string())).is_ok()
     }
 }
 

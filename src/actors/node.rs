@@ -133,6 +133,7 @@ pub async fn start(
     // A disk that knows of no cluster may be in place of one that did. Whoever has no peers need not
     // ask.
     let formed = found.as_ref().is_some_and(|found| found.directory.is_formed());
+    let was_ready = found.as_ref().is_some_and(|found| found.directory.is_ready());
     let sleeps = found.is_some() && !formed && config.nodes().len() > 1;
     let arbiters = placement.arbiters();
     let placed = place(&replicas, id, arbiters);
@@ -203,7 +204,7 @@ pub async fn start(
     let lock_wait = setup.limits.lock_wait.as_millis() as u64;
     let mut transactions = Transactions::new(id, birth.life, homes, hasher, lock_wait);
     partitions().for_each(|id| transactions.keep(id, strength(config.class_of(id))));
-    let barrier = Barrier::new(hello, others);
+    let barrier = Barrier::new(hello, others, was_ready);
     let replicas_here =
         Replicas::new(kept_here, unsound, makers(config.clone(), id, birth, hasher));
     let coordinator = Coordinator::new(

@@ -4,6 +4,10 @@
 //! so (`Ready`), and once all have said so the cluster is formed: everybody can reach everybody.
 //! Formation happens once. A node that meets a formed one is admitted at once, whoever else is
 //! missing: a running cluster is never held up by a barrier.
+//!
+//! A node notes on its disk that it is ready before it says so. So a node whose disk has that note
+//! takes part in the formation whenever it hears of it, also after a power cut in the middle: it has
+//! promised nothing before. A node without that note that meets a formed one has lost its disk.
 
 use crate::ids::{Incarnation, NodeId, PartitionId};
 use serde::{Deserialize, Serialize};
@@ -89,11 +93,11 @@ pub enum Standing {
 /// What the barrier wants done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Tell every other node that this one has met all.
+    /// Note that this node is ready, then tell every other node that it has met all.
     SayReady,
-    /// Serve: all are ready for the first time.
+    /// Serve: all were ready, this node as it is now among them.
     Form,
-    /// Serve, in a cluster that was formed before.
+    /// Serve, in a cluster that was formed without this node as it is now.
     Join,
 }
 
@@ -104,14 +108,19 @@ pub struct Barrier {
     others: BTreeSet<NodeId>,
     met: BTreeMap<NodeId, Incarnation>,
     ready: BTreeMap<NodeId, Incarnation>,
+    /// Since all were met last.
     said: bool,
+    /// Ever, in an earlier life too.
+    was_ready: bool,
 }
 
 impl Barrier {
     /// The barrier of the node that introduces itself by `own`, before it met any of `others`.
-    pub fn new(own: Hello, others: impl IntoIterator<Item = NodeId>) -> Barrier {
+    /// `was_ready`: whether its disk says that it was ready in an earlier life.
+    pub fn new(own: Hello, others: impl IntoIterator<Item = NodeId>, was_ready: bool) -> Barrier {
         let others = others.into_iter().filter(|node| *node != own.node).collect();
-        Barrier { own, others, met: BTreeMap::new(), ready: BTreeMap::new(), said: false }
+        let (met, ready) = (BTreeMap::new(), BTreeMap::new());
+        Barrier { own, others, met, ready, said: false, was_ready }
     }
 
     /// How this node introduces itself now.
@@ -137,6 +146,11 @@ impl Barrier {
         Standing::Waiting(if unmet.is_empty() { without(&self.ready) } else { unmet })
     }
 
+    /// Whether all are met, and are told so.
+    pub fn says_ready(&self) -> bool {
+        self.said
+    }
+
     /// A node introduced itself, [`Hello::judge`] accepted it, and both can reach each other.
     pub fn met(&mut self, hello: &Hello, effects: &mut Vec<Effect>) {
         self.met.insert(hello.node, hello.life);
@@ -144,7 +158,7 @@ impl Barrier {
         self.ready.retain(|node, life| *node != hello.node || *life == hello.life);
         if hello.formed && !self.own.formed {
             self.own.formed = true;
-            effects.push(Effect::Join);
+            effects.push(if self.was_ready { Effect::Form } else { Effect::Join });
         }
         self.advance(effects);
     }
@@ -170,6 +184,7 @@ impl Barrier {
         }
         if !self.said {
             self.said = true;
+            self.was_ready = true;
             effects.push(Effect::SayReady);
         }
         if self.ready.len() == self.others.len() {
@@ -215,7 +230,9 @@ mod tests {
                 "node" => {
                     let own: u16 = args.next()?;
                     let others: u16 = args.key("of", 3)?;
-                    let mut barrier = Barrier::new(hello(own, 1, false), (1..=others).map(NodeId));
+                    let was_ready: bool = args.key("was_ready", false)?;
+                    let all = (1..=others).map(NodeId);
+                    let mut barrier = Barrier::new(hello(own, 1, false), all, was_ready);
                     barrier.start(&mut effects);
                     self.0 = Some(barrier);
                 }

@@ -5,6 +5,10 @@
 //! file that an operator can read, and a lock that the kernel gives back however the process ends.
 //!
 //! It also remembers what must outlive the process and is no part of the log:
+//! - that the node was **ready** for the cluster's formation, before it says so to another node:
+//!   a cluster is formed once every node has said so, and until then no node promises anything. So a
+//!   directory that was ready and is not formed has lost nothing, and one that was never ready has
+//!   no part in a cluster that is formed: it stands in the place of one that was lost;
 //! - that the cluster was **formed**, so that a restart waits for a majority and not for everybody;
 //! - which **replica** of each partition this is: another one when the node must rejoin as a new
 //!   member, because what it acknowledged may be lost;
@@ -54,12 +58,15 @@ struct Record {
     /// The partitions whose replica is a later one.
     renewed: BTreeMap<PartitionId, u32>,
     doubted: BTreeSet<PartitionId>,
+    ready: bool,
     formed: bool,
     boot: Option<String>,
     clean: bool,
 }
 
-const FORMAT: &str = "1";
+/// What is written. A file of an earlier format says less and is read as well.
+const FORMAT: &str = "2";
+const FORMATS: [&str; 2] = ["1", FORMAT];
 const IDENTITY: &str = "identity";
 const HEAD: &str = "# Whose data this directory holds. Kept by the node; do not edit.\n";
 
@@ -89,6 +96,7 @@ impl<D: Disk> Directory<D> {
             replica: 1,
             renewed: BTreeMap::new(),
             doubted: BTreeSet::new(),
+            ready: false,
             formed: false,
             boot: None,
             clean: true,
@@ -133,6 +141,16 @@ impl<D: Disk> Directory<D> {
     /// Whether this process made the directory.
     pub fn is_new(&self) -> bool {
         self.is_new
+    }
+
+    /// Whether the node was ready for the cluster's formation, in this process or an earlier one.
+    pub fn is_ready(&self) -> bool {
+        self.record.ready
+    }
+
+    /// The node has met all others and is about to say so.
+    pub fn mark_ready(&mut self) -> Result<()> {
+        self.change(|record| record.ready = true)
     }
 
     /// Whether the cluster has been formed.
@@ -225,7 +243,7 @@ impl<D: Disk> Directory<D> {
     /// Writes the identity aside and puts it in place: there is always a whole one.
     fn save(&self, record: &Record) -> Result<()> {
         let (aside, place) = (self.path.join("identity.new"), self.path.join(IDENTITY));
-        let text = record.text();
+        let text = record.text(FORMAT);
         let needed = text.len() as u64;
         let file = self.disk.create(&aside).map_err(no_room(&aside, needed))?;
         file.write_at(text.as_bytes(), 0).map_err(no_room(&aside, needed))?;
@@ -256,30 +274,31 @@ fn read<D: Disk>(disk: &D, dir: &Path) -> Result<Record> {
     if !sealed(text) {
         return Err(damaged("its checksum is wrong"));
     }
-    if format != FORMAT {
+    if !FORMATS.contains(&format) {
         let problem = format!("{} is of format {format}, which is not known", path.display());
         return Err(Error::Directory(problem));
     }
-    Record::parse(text).ok_or_else(|| damaged("a field is missing or makes no sense"))
+    Record::parse(text, format).ok_or_else(|| damaged("a field is missing or makes no sense"))
 }
 
 impl Record {
-    fn text(&self) -> String {
+    fn text(&self, format: &str) -> String {
         let Record { owner: Identity { cluster, node }, replica, formed, boot, clean, .. } = self;
         let boot = boot.as_deref().unwrap_or("none");
         let formed = if *formed { "yes" } else { "no" };
         let stopped = if *clean { "cleanly" } else { "not yet" };
         let text = format!(
-            "{HEAD}format: {FORMAT}\ncluster: {cluster}\nnode: {node}\nreplica: {replica}\n\
-             {}{}formed: {formed}\nboot: {boot}\nstopped: {stopped}\n",
+            "{HEAD}format: {format}\ncluster: {cluster}\nnode: {node}\nreplica: {replica}\n\
+             {}{}{}formed: {formed}\nboot: {boot}\nstopped: {stopped}\n",
             line("renewed", self.renewed.iter().map(|(id, number)| format!("{id}={number}"))),
             line("doubted", self.doubted.iter().map(PartitionId::to_string)),
+            line("ready", self.ready.then(|| "yes".to_owned()).into_iter()),
         );
         let crc = crc32fast::hash(text.as_bytes());
         format!("{text}crc: {crc:08x}\n")
     }
 
-    fn parse(text: &str) -> Option<Record> {
+    fn parse(text: &str, format: &str) -> Option<Record> {
         let word = |name| field(text, name);
         let record = Record {
             owner: Identity {
@@ -292,12 +311,13 @@ impl Record {
                 Some((PartitionId(id.parse().ok()?), number.parse().ok()?))
             })?,
             doubted: list(word("doubted"), |id| Some(PartitionId(id.parse().ok()?)))?,
+            ready: word("ready").is_some(),
             formed: word("formed")? == "yes",
             boot: word("boot").filter(|boot| *boot != "none").map(str::to_owned),
             clean: word("stopped")? == "cleanly",
         };
         // Whatever was not understood would be lost by the next write.
-        (record.text() == text).then_some(record)
+        (record.text(format) == text).then_some(record)
     }
 }
 

@@ -49,16 +49,7 @@ fn remember(cluster: &Cluster, id: u16) -> PathBuf {
 
 /// The node, which does not run, was last used in another boot of the machine.
 fn reboot(cluster: &Cluster, id: u16) {
-    let file = cluster.data(id).join("identity");
-    let text = fs::read_to_string(&file).expect("an identity");
-    let lines = text.lines().filter(|line| !line.starts_with("crc: "));
-    let lines = lines.map(|line| match line.starts_with("boot: ") {
-        true => "boot: another\n".to_owned(),
-        false => format!("{line}\n"),
-    });
-    let text: String = lines.collect();
-    let crc = crc32fast::hash(text.as_bytes());
-    fs::write(&file, format!("{text}crc: {crc:08x}\n")).expect("written");
+    cluster.edit_identity(id, "boot", "another");
 }
 
 #[track_caller]

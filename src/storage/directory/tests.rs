@@ -24,12 +24,13 @@ fn what_it_is_told_it_remembers() {
     assert!(directory.is_new() && !directory.is_formed());
     assert_eq!(directory.replica_of(PartitionId(3)), 1);
     directory.mark_running("boot-1\n", []).expect("marked");
+    directory.mark_ready().expect("marked");
     directory.mark_formed().expect("marked");
     drop(directory);
 
     disk.cut_power();
     let mut directory = open(&disk).expect("the directory");
-    assert!(!directory.is_new() && directory.is_formed());
+    assert!(!directory.is_new() && directory.is_ready() && directory.is_formed());
     assert_eq!(directory.begin_anew(1_700_000_000).expect("anew"), 1_700_000_000);
     directory.mark_running("boot-2", []).expect("marked");
     directory.mark_clean().expect("marked");
@@ -44,8 +45,9 @@ fn what_it_is_told_it_remembers() {
     let (fields, _) = text.split_once("crc: ").expect("a checksum");
     assert_eq!(
         fields,
-        "# Whose data this directory holds. Kept by the node; do not edit.\nformat: 1\n\
-         cluster: shop\nnode: 2\nreplica: 1700000000\nformed: yes\nboot: boot-2\nstopped: cleanly\n"
+        "# Whose data this directory holds. Kept by the node; do not edit.\nformat: 2\n\
+         cluster: shop\nnode: 2\nreplica: 1700000000\nready: yes\nformed: yes\n\
+         boot: boot-2\nstopped: cleanly\n"
     );
 }
 
@@ -150,11 +152,11 @@ fn a_damaged_identity_is_refused() {
         let error = open(&disk).err().expect("refused");
         assert!(matches!(error, Error::Corrupt(_)), "{length} bytes: {error}");
     }
-    let newer = String::from_utf8(whole).expect("text").replace("format: 1", "format: 2");
+    let newer = String::from_utf8(whole).expect("text").replace("format: 2", "format: 3");
     let (fields, _) = newer.split_once("crc: ").expect("a checksum");
     let crc = crc32fast::hash(fields.as_bytes());
     disk.put(&path, format!("{fields}crc: {crc:08x}\n").as_bytes());
-    let expected = format!("{DIR}/identity is of format 2, which is not known");
+    let expected = format!("{DIR}/identity is of format 3, which is not known");
     assert_eq!(refusal(open(&disk)), expected);
 }
 
@@ -182,4 +184,17 @@ fn a_power_cut_at_any_step_leaves_the_old_or_the_new() {
             assert!(!made || !directory.is_new(), "seed {seed}, {steps} steps");
         }
     }
+}
+
+#[test]
+fn an_identity_of_an_earlier_format_is_read() {
+    let disk = FaultyDisk::new(1);
+    drop(open(&disk).expect("a directory"));
+    let text = "# Whose data this directory holds. Kept by the node; do not edit.\nformat: 1\n\
+                cluster: shop\nnode: 2\nreplica: 7\nformed: yes\nboot: boot-1\nstopped: cleanly\n";
+    let crc = crc32fast::hash(text.as_bytes());
+    disk.put(&Path::new(DIR).join("identity"), format!("{text}crc: {crc:08x}\n").as_bytes());
+    let directory = open(&disk).expect("the directory");
+    assert!(directory.is_formed() && !directory.is_ready());
+    assert_eq!(directory.replica_of(PartitionId(0)), 7);
 }
