@@ -14,7 +14,7 @@ use crate::actors::failpoint::{Failpoint, Point};
 use crate::config::Durability;
 use crate::engine::consensus::Persist;
 use crate::engine::record::must_sync;
-use crate::ids::PartitionId;
+use crate::ids::{Incarnation, LastSeen, NodeId, PartitionId};
 use crate::metrics::LogCounts;
 use crate::storage::{Directory, Records, SegmentLog};
 use actix::fut::ActorFuture;
@@ -131,10 +131,26 @@ pub struct Ready;
 pub struct Formed;
 
 /// The cluster was formed before, and what this node acknowledged is lost: its replicas are of the
-/// generation that is the answer; none: the node has to stop. The second is that of the wall clock.
+/// generation that is the answer; none: the node has to stop.
 #[derive(Message)]
 #[rtype(result = "Option<u32>")]
-pub struct BeginAnew(pub u64);
+pub struct BeginAnew {
+    /// The wall clock's.
+    pub second: u64,
+    /// The latest generation that other nodes have seen.
+    pub seen: u32,
+}
+
+/// This was seen of another node. What comes of it is logged by a later message.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Seen(pub NodeId, pub LastSeen);
+
+/// A node has seen this one in a later life. The answer is the life that it goes on in; none: the
+/// node has to stop.
+#[derive(Message)]
+#[rtype(result = "Option<Incarnation>")]
+pub struct Outlived(pub NodeId, pub LastSeen);
 
 /// The doubt about these partitions is settled. The answer are the generations of those that are
 /// renewed; none: the node has to stop.
@@ -337,9 +353,28 @@ impl Handler<Formed> for Log {
 impl Handler<BeginAnew> for Log {
     type Result = MessageResult<BeginAnew>;
 
-    fn handle(&mut self, BeginAnew(second): BeginAnew, _: &mut Context<Self>) -> Self::Result {
-        let generation = self.directory.begin_anew(second);
+    fn handle(&mut self, anew: BeginAnew, _: &mut Context<Self>) -> Self::Result {
+        let generation = self.directory.begin_anew(anew.second, anew.seen);
         MessageResult(generation.map_err(|error| (self.stop)(&error.to_string())).ok())
+    }
+}
+
+impl Handler<Seen> for Log {
+    type Result = ();
+
+    fn handle(&mut self, Seen(node, seen): Seen, _: &mut Context<Self>) {
+        if let Err(error) = self.directory.mark_seen(node, seen) {
+            (self.stop)(&error.to_string());
+        }
+    }
+}
+
+impl Handler<Outlived> for Log {
+    type Result = MessageResult<Outlived>;
+
+    fn handle(&mut self, Outlived(by, seen): Outlived, _: &mut Context<Self>) -> Self::Result {
+        let life = self.directory.outlived(by, seen);
+        MessageResult(life.map_err(|error| (self.stop)(&error.to_string())).ok())
     }
 }
 

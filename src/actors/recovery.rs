@@ -11,7 +11,7 @@ use crate::engine::replica::Replica;
 use crate::engine::snapshot::Restorer;
 use crate::engine::tables::KeyHasher;
 use crate::error::{Corrupt, Error, Result};
-use crate::ids::{Incarnation, NodeId, PartitionId, TableIndex};
+use crate::ids::{Incarnation, Millis, NodeId, PartitionId, TableIndex};
 use crate::storage::{
     Directory, GroupLog, Identity, Options, RealDisk, Records, SegmentLog, Snapshot,
     SnapshotReader, Snapshots, Torn,
@@ -34,6 +34,8 @@ pub struct Found {
     pub log: SegmentLog,
     /// The snapshots.
     pub snapshots: Snapshots,
+    /// The node's life.
+    pub life: Incarnation,
     groups: BTreeMap<PartitionId, GroupLog>,
     latest: BTreeMap<PartitionId, Snapshot>,
     begun: Instant,
@@ -49,11 +51,10 @@ pub struct Found {
 ///
 /// # Errors
 /// When it is another's, in use, damaged or cannot be written: with the file named.
-pub fn open(config: &Config, node: NodeId, boot: &str) -> Result<Found> {
+pub fn open(config: &Config, node: NodeId, boot: &str, clock: Millis) -> Result<Found> {
     let begun = Instant::now();
-    let owner = Identity { cluster: config.cluster().to_owned(), node };
-    let path = config.data_of(node);
-    let mut directory = Directory::open(RealDisk, &path, owner.clone())?;
+    let owner = owner(config, node);
+    let mut directory = Directory::open(RealDisk, &config.data_of(node), owner.clone())?;
     let snapshots = Snapshots::open(RealDisk, &directory.snapshots_dir())?;
     let mut latest = BTreeMap::new();
     for snapshot in snapshots.all()? {
@@ -70,11 +71,12 @@ pub fn open(config: &Config, node: NodeId, boot: &str) -> Result<Found> {
     };
     let (mut log, found) = SegmentLog::open(RealDisk, &directory.log_dir(), options)?;
     match_up(&latest, &found.groups, &mut log, &directory.snapshots_dir())?;
-    directory.mark_running(boot, unsynced(config, node))?;
+    let life = directory.mark_running(boot, clock, unsynced(config, node))?;
     Ok(Found {
         directory,
         log,
         snapshots,
+        life,
         groups: found.groups,
         latest,
         begun,
@@ -83,6 +85,25 @@ pub fn open(config: &Config, node: NodeId, boot: &str) -> Result<Found> {
         partitions: 0,
         items: 0,
     })
+}
+
+/// Opens the data directory of a node that logs nothing: it remembers the node's lives.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_record(
+    config: &Config,
+    node: NodeId,
+    boot: &str,
+    clock: Millis,
+) -> Result<(Directory, Incarnation)> {
+    let mut directory = Directory::open(RealDisk, &config.data_of(node), owner(config, node))?;
+    let life = directory.mark_running(boot, clock, [])?;
+    Ok((directory, life))
+}
+
+fn owner(config: &Config, node: NodeId) -> Identity {
+    Identity { cluster: config.cluster().to_owned(), node }
 }
 
 /// Sees to it that log and snapshots belong together.

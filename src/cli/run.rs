@@ -4,7 +4,7 @@ use super::failpoint;
 use crate::actors::node::{Birth, Node, Placement, start};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::ids::{Incarnation, Millis, NodeId};
+use crate::ids::{Millis, NodeId};
 use crate::logging;
 use crate::metrics::Usage;
 use actix_rt::{Arbiter, System};
@@ -114,7 +114,6 @@ async fn launch(
         handle.spawn_fn(move || logging::set_node(id));
     }
     let birth = Birth {
-        life: Incarnation(started.0),
         clock: wall_clock,
         usage,
         started,

@@ -9,12 +9,12 @@
 //! takes part in the formation whenever it hears of it, also after a power cut in the middle: it has
 //! promised nothing before. A node without that note that meets a formed one has lost its disk.
 
-use crate::ids::{Incarnation, NodeId, PartitionId};
+use crate::ids::{Incarnation, LastSeen, NodeId, PartitionId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The version of the messages between nodes. Nodes of different versions refuse each other.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// How a node introduces itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +37,10 @@ pub struct Hello {
     /// Nodes of an earlier version do not say it, and are to be refused for that version.
     #[serde(default)]
     pub unsound: Vec<PartitionId>,
+    /// What it has seen of the node that it introduces itself to. A node that has lost its data
+    /// directory learns from it what it may not be again.
+    #[serde(default)]
+    pub seen: LastSeen,
 }
 
 impl Hello {
@@ -128,6 +132,16 @@ impl Barrier {
         &self.own
     }
 
+    /// Whether all others are linked.
+    pub fn has_met_all(&self) -> bool {
+        self.met.len() == self.others.len()
+    }
+
+    /// The node goes on in a later life, before it was formed.
+    pub fn relive(&mut self, life: Incarnation) {
+        self.own.life = life;
+    }
+
     /// Starts: a cluster of one node is formed at once.
     pub fn start(&mut self, effects: &mut Vec<Effect>) {
         self.advance(effects);
@@ -179,7 +193,7 @@ impl Barrier {
     }
 
     fn advance(&mut self, effects: &mut Vec<Effect>) {
-        if self.own.formed || self.met.len() < self.others.len() {
+        if self.own.formed || !self.has_met_all() {
             return;
         }
         if !self.said {
@@ -209,6 +223,7 @@ mod tests {
             digest: 0xabc,
             formed,
             unsound: Vec::new(),
+            seen: LastSeen::default(),
         }
     }
 

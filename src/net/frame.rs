@@ -102,7 +102,7 @@ pub fn missing(buffer: &[u8]) -> usize {
 mod tests {
     use super::*;
     use crate::engine::barrier::Hello;
-    use crate::ids::{Incarnation, NodeId};
+    use crate::ids::{Incarnation, LastSeen, NodeId};
 
     fn packets() -> Vec<Packet> {
         let hello = Hello {
@@ -113,6 +113,7 @@ mod tests {
             digest: 9,
             unsound: Vec::new(),
             formed: false,
+            seen: LastSeen { life: Incarnation(8), generation: 2 },
         };
         vec![Packet::Hello(hello), Packet::Ready, Packet::Ping(3)]
     }

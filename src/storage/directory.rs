@@ -14,12 +14,14 @@
 //!   member, because what it acknowledged may be lost;
 //! - the partitions in **doubt**: their log may lack what was acknowledged, and until that is
 //!   settled the node takes no part in them;
+//! - its **life**, so that the next one is later whatever the clock says, and what was **seen** of
+//!   the other nodes, so that one that has lost its directory can be told;
 //! - the **boot** of the machine it last ran in and whether it **stopped** cleanly: a process that
 //!   dies leaves its unsynced writes to the kernel, a machine that goes down takes them along.
 
 use super::disk::{Disk, File, RealDisk, failed, no_room};
 use crate::error::{Corrupt, Error, Result};
-use crate::ids::{NodeId, PartitionId};
+use crate::ids::{Incarnation, LastSeen, Millis, NodeId, PartitionId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
@@ -45,6 +47,9 @@ pub struct Directory<D: Disk = RealDisk> {
     disk: D,
     path: PathBuf,
     is_new: bool,
+    /// The cluster was formed when the directory was opened, and this was the last life.
+    was_formed: bool,
+    last_life: Incarnation,
     /// As it is in the file.
     record: Record,
     _lock: D::Lock,
@@ -54,12 +59,14 @@ pub struct Directory<D: Disk = RealDisk> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Record {
     owner: Identity,
+    life: Incarnation,
     replica: u32,
     /// The partitions whose replica is a later one.
     renewed: BTreeMap<PartitionId, u32>,
     doubted: BTreeSet<PartitionId>,
     ready: bool,
     formed: bool,
+    seen: BTreeMap<NodeId, LastSeen>,
     boot: Option<String>,
     clean: bool,
 }
@@ -93,11 +100,13 @@ impl<D: Disk> Directory<D> {
         let is_new = !names.iter().any(|name| name == IDENTITY);
         let new = Record {
             owner,
+            life: Incarnation::default(),
             replica: 1,
             renewed: BTreeMap::new(),
             doubted: BTreeSet::new(),
             ready: false,
             formed: false,
+            seen: BTreeMap::new(),
             boot: None,
             clean: true,
         };
@@ -107,7 +116,10 @@ impl<D: Disk> Directory<D> {
             let problem = format!("data directory {shown} belongs to {found}, not to {wanted}");
             return Err(Error::Directory(problem));
         }
-        let directory = Directory { disk, path: path.to_owned(), is_new, record, _lock: lock };
+        let (path, was_formed, last_life) = (path.to_owned(), record.formed, record.life);
+        let directory =
+            Directory { disk, path, is_new, was_formed, last_life, record, _lock: lock };
+        let path = &directory.path;
         for dir in [directory.log_dir(), directory.snapshots_dir()] {
             if is_new && has_files(&directory.disk, &dir) {
                 let problem =
@@ -169,12 +181,18 @@ impl<D: Disk> Directory<D> {
         self.record.replica.max(renewed.unwrap_or_default())
     }
 
+    /// The latest generation of any of its replicas.
+    pub fn latest_replica(&self) -> u32 {
+        self.record.renewed.values().copied().fold(self.record.replica, u32::max)
+    }
+
     /// All that the node acknowledged is lost, in a cluster that is formed: it goes on as another
-    /// replica of each partition, whose number this answers. `second` is the time in seconds: a
-    /// directory that is lost again does not know the number that the one before it chose.
-    pub fn begin_anew(&mut self, second: u64) -> Result<u32> {
+    /// replica of each partition, whose number this answers. A directory that is lost again does not
+    /// know the number that the one before it chose: `seen` is the latest one that other nodes know,
+    /// `second` is the wall clock's, for what none of them has seen.
+    pub fn begin_anew(&mut self, second: u64, seen: u32) -> Result<u32> {
+        let last = self.latest_replica().max(seen);
         self.change(|record| {
-            let last = record.renewed.values().copied().fold(record.replica, u32::max);
             record.replica = later(last, second);
             record.renewed.clear();
             record.doubted.clear();
@@ -206,13 +224,68 @@ impl<D: Disk> Directory<D> {
         self.change(|record| *record = next)
     }
 
-    /// The node runs, in this boot of the machine. If it ran when the machine went down, the
-    /// partitions of which it acknowledged what was `unsynced` are in doubt from now on.
+    /// What was seen of another node.
+    pub fn last_seen(&self, node: NodeId) -> LastSeen {
+        self.record.seen.get(&node).copied().unwrap_or_default()
+    }
+
+    /// Another node was seen in this life, with replicas of this generation.
+    pub fn mark_seen(&mut self, node: NodeId, seen: LastSeen) -> Result<()> {
+        self.change(|record| {
+            let known = record.seen.entry(node).or_default();
+            *known = known.and(seen);
+        })
+    }
+
+    /// The last life that no other node can have seen a later one than, before this process; none if
+    /// the directory cannot know.
+    pub fn last_life(&self) -> Option<Incarnation> {
+        (self.was_formed && self.last_life != Incarnation::default()).then_some(self.last_life)
+    }
+
+    /// Node `by` has seen this node in a later life, or replicas of it of a later generation. Answers
+    /// the life that the node goes on in.
+    ///
+    /// # Errors
+    /// [`Error::Directory`] when the directory is of a node that was formed: then an earlier copy of
+    /// it is in its place, and what was acknowledged since is not there.
+    pub fn outlived(&mut self, by: NodeId, seen: LastSeen) -> Result<Incarnation> {
+        if self.was_formed {
+            let (shown, owner) = (self.path.display(), &self.record.owner);
+            let own = self.last_life.0;
+            return Err(Error::Directory(format!(
+                "data directory {shown} is older than what node {by} has seen of {owner} (life \
+                 {own} and {}, replicas of generation {} and {}): an earlier copy is in its place, \
+                 and what was acknowledged since is missing. Move it away and start the node again, \
+                 which then rejoins with new replicas",
+                seen.life.0,
+                self.latest_replica(),
+                seen.generation
+            )));
+        }
+        let late = seen.generation > self.latest_replica();
+        self.change(|record| {
+            // It may have been heard before.
+            if late || record.life <= seen.life {
+                record.life = Incarnation(record.life.max(seen.life).0.saturating_add(1));
+            }
+            if late && record.formed {
+                record.replica = seen.generation.saturating_add(1);
+                record.renewed.clear();
+            }
+        })?;
+        Ok(self.record.life)
+    }
+
+    /// The node runs, in this boot of the machine; `clock` is the wall clock's, in milliseconds.
+    /// Answers the life that begins, later than any before. If the node ran when the machine went
+    /// down, the partitions of which it acknowledged what was `unsynced` are in doubt from now on.
     pub fn mark_running(
         &mut self,
         boot: &str,
+        clock: Millis,
         unsynced: impl IntoIterator<Item = PartitionId>,
-    ) -> Result<()> {
+    ) -> Result<Incarnation> {
         let boot: String = boot.chars().filter(|c| !c.is_control()).collect();
         let boot = boot.trim().to_owned();
         self.change(|record| {
@@ -222,7 +295,9 @@ impl<D: Disk> Directory<D> {
             }
             record.boot = Some(boot);
             record.clean = false;
-        })
+            record.life = Incarnation(record.life.0.saturating_add(1).max(clock.0));
+        })?;
+        Ok(self.record.life)
     }
 
     /// The node has synced everything and stops.
@@ -283,16 +358,24 @@ fn read<D: Disk>(disk: &D, dir: &Path) -> Result<Record> {
 
 impl Record {
     fn text(&self, format: &str) -> String {
-        let Record { owner: Identity { cluster, node }, replica, formed, boot, clean, .. } = self;
+        let Record { owner: Identity { cluster, node }, life, replica, .. } = self;
+        let Record { formed, boot, clean, .. } = self;
         let boot = boot.as_deref().unwrap_or("none");
         let formed = if *formed { "yes" } else { "no" };
         let stopped = if *clean { "cleanly" } else { "not yet" };
         let text = format!(
-            "{HEAD}format: {format}\ncluster: {cluster}\nnode: {node}\nreplica: {replica}\n\
-             {}{}{}formed: {formed}\nboot: {boot}\nstopped: {stopped}\n",
+            "{HEAD}format: {format}\ncluster: {cluster}\nnode: {node}\n{}replica: {replica}\n\
+             {}{}{}formed: {formed}\n{}boot: {boot}\nstopped: {stopped}\n",
+            line("life", (life.0 > 0).then(|| life.0.to_string()).into_iter()),
             line("renewed", self.renewed.iter().map(|(id, number)| format!("{id}={number}"))),
             line("doubted", self.doubted.iter().map(PartitionId::to_string)),
             line("ready", self.ready.then(|| "yes".to_owned()).into_iter()),
+            line(
+                "seen",
+                self.seen.iter().map(|(node, LastSeen { life, generation })| {
+                    format!("{node}={}/{generation}", life.0)
+                })
+            ),
         );
         let crc = crc32fast::hash(text.as_bytes());
         format!("{text}crc: {crc:08x}\n")
@@ -305,6 +388,7 @@ impl Record {
                 cluster: word("cluster")?.to_owned(),
                 node: NodeId(word("node")?.parse().ok()?),
             },
+            life: Incarnation(word("life").map_or(Some(0), |life| life.parse().ok())?),
             replica: word("replica")?.parse().ok()?,
             renewed: list(word("renewed"), |word| {
                 let (id, number) = word.split_once('=')?;
@@ -313,6 +397,13 @@ impl Record {
             doubted: list(word("doubted"), |id| Some(PartitionId(id.parse().ok()?)))?,
             ready: word("ready").is_some(),
             formed: word("formed")? == "yes",
+            seen: list(word("seen"), |word| {
+                let (node, seen) = word.split_once('=')?;
+                let (life, generation) = seen.split_once('/')?;
+                let life = Incarnation(life.parse().ok()?);
+                let seen = LastSeen { life, generation: generation.parse().ok()? };
+                Some((NodeId(node.parse().ok()?), seen))
+            })?,
             boot: word("boot").filter(|boot| *boot != "none").map(str::to_owned),
             clean: word("stopped")? == "cleanly",
         };

@@ -166,3 +166,67 @@ fn a_lost_disk_is_remembered_until_the_node_has_rejoined() {
     cluster.wait_log(3, &["rejoining with replicas of generation"]);
     cluster.ids().for_each(|id| check(&mut cluster.connect(id), "old"));
 }
+
+/// Far ahead of any clock that a test machine has: as if its clock had been set back since.
+const AHEAD: u64 = 99_999_999_999_999;
+
+/// The clocks of all nodes are behind what they were.
+#[test]
+fn nodes_whose_clocks_are_behind_serve() {
+    let mut cluster = Cluster::start();
+    for round in 0..2 {
+        cluster.ids().for_each(|id| cluster.kill(id));
+        if round == 0 {
+            cluster.ids().for_each(|id| cluster.edit_identity(id, "life", &AHEAD.to_string()));
+            // Nobody has seen them yet.
+        }
+        cluster.start_all();
+        for id in cluster.ids() {
+            let keys = cluster.keys_everywhere("clock", 2);
+            cluster.connect(id).mset_all(&keys, "x").expect("a transaction over all nodes");
+        }
+    }
+    // One alone is let in, and commits.
+    cluster.kill(3);
+    cluster.spawn(3);
+    cluster.wait_ready(3);
+    cluster.wait_led(3);
+    let keys = cluster.keys_everywhere("clock", 2);
+    cluster.connect(3).mset_all(&keys, "y").expect("a transaction over all nodes");
+}
+
+/// A node whose disk is lost and whose clock is behind: the others know what it was.
+#[test]
+fn a_lost_disk_behind_a_wrong_clock_gets_names_that_are_new() {
+    let mut cluster = Cluster::start();
+    write(&mut cluster.connect(1), "old");
+    cluster.ids().for_each(|id| cluster.kill(id));
+    let seen = format!("3={AHEAD}/4000000000");
+    cluster.edit_identity(1, "seen", &format!("2=1/1 {seen}"));
+    cluster.edit_identity(2, "seen", &format!("1=1/1 {seen}"));
+    fs::remove_dir_all(cluster.data(3)).expect("the disk is lost");
+    cluster.start_all();
+    cluster.wait_log(3, &["going on as life", &(AHEAD + 1).to_string()]);
+    cluster.wait_log(3, &["rejoining with replicas of generation 4000000001"]);
+    let keys = cluster.keys_everywhere("clock", 2);
+    cluster.connect(3).mset_all(&keys, "x").expect("a transaction over all nodes");
+    cluster.ids().for_each(|id| check(&mut cluster.connect(id), "old"));
+}
+
+/// An earlier copy of a node's folder lacks what was acknowledged since.
+#[test]
+fn an_earlier_copy_of_a_data_directory_is_refused() {
+    let mut cluster = Cluster::start();
+    let then = remember(&cluster, 3);
+    cluster.kill(3);
+    cluster.spawn(3);
+    cluster.wait_ready(3);
+    cluster.wait_led(3);
+    cluster.kill(3);
+    fs::remove_dir_all(cluster.data(3)).expect("the folder");
+    fs::rename(then, cluster.data(3)).expect("the folder of before");
+    cluster.spawn(3);
+    let status = cluster.process(3).wait();
+    assert_eq!(status.code(), Some(1), "{status}");
+    cluster.wait_log(3, &["is older than what node", "Move it away"]);
+}

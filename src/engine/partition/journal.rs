@@ -10,6 +10,7 @@
 use super::snapshots::ToArchive;
 use super::{Effect, Partition};
 use crate::engine::bucket::Parked;
+use crate::engine::consensus::ReplicaId;
 use crate::engine::consensus::Ticket as Confirmation;
 use crate::engine::consensus::{Envelope, Group, Output, Persist, Position, Role};
 use crate::engine::machine::Machine;
@@ -103,6 +104,8 @@ pub struct Turn {
     pub office: Option<bool>,
     /// What the archive is asked.
     pub orders: Vec<ToArchive>,
+    /// The replicas in the group, if that has changed.
+    pub members: Vec<ReplicaId>,
     output: Output,
 }
 
@@ -297,6 +300,7 @@ impl<M: Machine> Partition<M> {
         if let Some(members) = &output.members {
             let voters: Vec<String> = members.voters.iter().map(ToString::to_string).collect();
             log::info!(target: "raft", "partition {}: replicas {} vote", self.id, voters.join(", "));
+            turn.members.extend(members.voters.iter().chain(&members.learners));
             // It would be refused by who is not in it, and lead nobody to who is.
             journal.group.withdraw_snapshot();
         }

@@ -23,7 +23,7 @@ fn what_it_is_told_it_remembers() {
     let mut directory = open(&disk).expect("a new directory");
     assert!(directory.is_new() && !directory.is_formed());
     assert_eq!(directory.replica_of(PartitionId(3)), 1);
-    directory.mark_running("boot-1\n", []).expect("marked");
+    directory.mark_running("boot-1\n", Millis(5), []).expect("marked");
     directory.mark_ready().expect("marked");
     directory.mark_formed().expect("marked");
     drop(directory);
@@ -31,8 +31,8 @@ fn what_it_is_told_it_remembers() {
     disk.cut_power();
     let mut directory = open(&disk).expect("the directory");
     assert!(!directory.is_new() && directory.is_ready() && directory.is_formed());
-    assert_eq!(directory.begin_anew(1_700_000_000).expect("anew"), 1_700_000_000);
-    directory.mark_running("boot-2", []).expect("marked");
+    assert_eq!(directory.begin_anew(1_700_000_000, 9).expect("anew"), 1_700_000_000);
+    directory.mark_running("boot-2", Millis(5), []).expect("marked");
     directory.mark_clean().expect("marked");
     drop(directory);
 
@@ -46,7 +46,7 @@ fn what_it_is_told_it_remembers() {
     assert_eq!(
         fields,
         "# Whose data this directory holds. Kept by the node; do not edit.\nformat: 2\n\
-         cluster: shop\nnode: 2\nreplica: 1700000000\nready: yes\nformed: yes\n\
+         cluster: shop\nnode: 2\nlife: 6\nreplica: 1700000000\nready: yes\nformed: yes\n\
          boot: boot-2\nstopped: cleanly\n"
     );
 }
@@ -57,7 +57,7 @@ fn what_was_not_synced_is_doubted_once_the_machine_went_down() {
     let unsynced = [PartitionId(4), PartitionId(9)];
     let run = |boot: &str, then: &dyn Fn(&mut Directory<FaultyDisk>) -> Result<()>| {
         let mut directory = open(&disk).expect("the directory");
-        directory.mark_running(boot, unsynced).expect("marked");
+        directory.mark_running(boot, Millis(5), unsynced).expect("marked");
         let doubted: Vec<u16> = directory.doubted().iter().map(|id| id.0).collect();
         then(&mut directory).expect("changed");
         (doubted, unsynced.map(|id| directory.replica_of(id)))
@@ -78,7 +78,7 @@ fn what_was_not_synced_is_doubted_once_the_machine_went_down() {
     // A clock that stands still gives no number twice.
     assert_eq!(run("boot-4", &|one| one.settle(&renewed, &[], 100)), (vec![], [101, 1]));
     // All is lost: the next number is later than any that was given.
-    let anew = |one: &mut Directory<FaultyDisk>| one.begin_anew(50).map(drop);
+    let anew = |one: &mut Directory<FaultyDisk>| one.begin_anew(50, 0).map(drop);
     assert_eq!(run("boot-5", &anew), (vec![4, 9], [102, 102]));
     assert_eq!(run("boot-5", &nothing), (vec![], [102, 102]));
 }
@@ -90,8 +90,8 @@ fn all_partitions_of_the_largest_cluster_are_remembered() {
     let mut directory = open(&disk).expect("a new directory");
     directory.mark_formed().expect("marked");
     directory.settle(&all, &[], u64::from(u32::MAX)).expect("settled");
-    directory.mark_running("boot-1", []).expect("marked");
-    directory.mark_running("boot-2", all.iter().copied()).expect("marked");
+    directory.mark_running("boot-1", Millis(5), []).expect("marked");
+    directory.mark_running("boot-2", Millis(5), all.iter().copied()).expect("marked");
     drop(directory);
     let directory = open(&disk).expect("the directory");
     assert_eq!(directory.doubted().len(), all.len());
@@ -168,7 +168,7 @@ fn a_power_cut_at_any_step_leaves_the_old_or_the_new() {
             drop(open(&disk).expect("a directory"));
             disk.fuse(steps);
             let marked = open(&disk).and_then(|mut directory| {
-                directory.mark_running("boot-1", [PartitionId(1)])?;
+                directory.mark_running("boot-1", Millis(5), [PartitionId(1)])?;
                 directory.mark_formed()
             });
             disk.cut_power();
@@ -197,4 +197,45 @@ fn an_identity_of_an_earlier_format_is_read() {
     let directory = open(&disk).expect("the directory");
     assert!(directory.is_formed() && !directory.is_ready());
     assert_eq!(directory.replica_of(PartitionId(0)), 7);
+}
+
+#[test]
+fn lives_and_generations_are_later_than_any_before_whatever_the_clock_says() {
+    let disk = FaultyDisk::new(1);
+    let life = |clock| {
+        let mut directory = open(&disk).expect("the directory");
+        directory.mark_running("boot-1", Millis(clock), []).expect("marked").0
+    };
+    assert_eq!([1_000, 2_000, 1_500, 0, 3_000].map(life), [1_000, 2_000, 2_001, 2_002, 3_000]);
+    let mut directory = open(&disk).expect("the directory");
+    // Others remember what a lost directory had.
+    assert_eq!(directory.begin_anew(100, 7_000).expect("anew"), 7_001);
+    assert_eq!(directory.begin_anew(100, 0).expect("anew"), 7_002);
+    assert_eq!(directory.begin_anew(8_000, 0).expect("anew"), 8_000);
+}
+
+#[test]
+fn a_lost_directory_learns_of_its_lives_and_an_earlier_copy_is_refused() {
+    let disk = FaultyDisk::new(1);
+    let seen = |life, generation| LastSeen { life: Incarnation(life), generation };
+    let mut directory = open(&disk).expect("a new directory");
+    directory.mark_running("boot-1", Millis(10), []).expect("marked");
+    assert_eq!(directory.last_life(), None);
+    assert_eq!(directory.outlived(NodeId(1), seen(500, 3)).expect("raised"), Incarnation(501));
+    directory.mark_seen(NodeId(1), seen(40, 1)).expect("noted");
+    directory.mark_seen(NodeId(1), seen(30, 2)).expect("noted");
+    assert_eq!(directory.begin_anew(1, 3).expect("anew"), 4);
+    // Not all others had been asked.
+    assert_eq!(directory.outlived(NodeId(3), seen(100, 8)).expect("raised"), Incarnation(502));
+    assert_eq!(directory.replica_of(PartitionId(0)), 9);
+    drop(directory);
+
+    let mut directory = open(&disk).expect("the directory");
+    assert_eq!(directory.last_seen(NodeId(1)), seen(40, 2));
+    assert_eq!(directory.last_seen(NodeId(3)), seen(0, 0));
+    assert_eq!(directory.last_life(), Some(Incarnation(502)));
+    assert_eq!(directory.mark_running("boot-1", Millis(10), []).expect("life"), Incarnation(503));
+    let refused = directory.outlived(NodeId(1), seen(600, 9)).expect_err("an earlier copy");
+    let text = refused.to_string();
+    assert!(text.contains("is older than what node 1 has seen") && text.contains("600"), "{text}");
 }
