@@ -54,7 +54,8 @@ pub struct Found {
 pub fn open(config: &Config, node: NodeId, boot: &str, clock: Millis) -> Result<Found> {
     let begun = Instant::now();
     let owner = owner(config, node);
-    let mut directory = Directory::open(RealDisk, &config.data_of(node), owner.clone())?;
+    let mut directory =
+        Directory::open(RealDisk, &config.data_of(node), owner.clone(), &config.layout())?;
     let snapshots = Snapshots::open(RealDisk, &directory.snapshots_dir())?;
     let mut latest = BTreeMap::new();
     for snapshot in snapshots.all()? {
@@ -97,7 +98,8 @@ pub fn open_record(
     boot: &str,
     clock: Millis,
 ) -> Result<(Directory, Incarnation)> {
-    let mut directory = Directory::open(RealDisk, &config.data_of(node), owner(config, node))?;
+    let mut directory =
+        Directory::open(RealDisk, &config.data_of(node), owner(config, node), &config.layout())?;
     let life = directory.mark_running(boot, clock, [])?;
     Ok((directory, life))
 }

@@ -4,6 +4,9 @@
 //! break promises that were made with what lies there. So the directory carries an identity, in a
 //! file that an operator can read, and a lock that the kernel gives back however the process ends.
 //!
+//! It names the **layout** of what lies in it as well: of how many partitions, on which nodes. With
+//! another one the node would look for its keys in the wrong places.
+//!
 //! It also remembers what must outlive the process and is no part of the log:
 //! - that the node was **ready** for the cluster's formation, before it says so to another node:
 //!   a cluster is formed once every node has said so, and until then no node promises anything. So a
@@ -59,6 +62,8 @@ pub struct Directory<D: Disk = RealDisk> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Record {
     owner: Identity,
+    /// Names and values, in order.
+    layout: Vec<(String, String)>,
     life: Incarnation,
     replica: u32,
     /// The partitions whose replica is a later one.
@@ -77,17 +82,26 @@ const FORMATS: [&str; 2] = ["1", FORMAT];
 const IDENTITY: &str = "identity";
 const HEAD: &str = "# Whose data this directory holds. Kept by the node; do not edit.\n";
 
+/// What stands before the name of a field of the layout.
+const LAYOUT: &str = "layout.";
+
 /// No identity is longer: it may name the most partitions that a cluster has twice.
 const IDENTITY_BYTES_MAX: u64 = 4 << 20;
 
 impl<D: Disk> Directory<D> {
-    /// Opens a node's directory, and makes it if there is none.
+    /// Opens a node's directory, and makes it if there is none. `layout` names what must be as it was
+    /// for its data to be found; it is empty where nothing is to be kept.
     ///
     /// # Errors
     /// [`Error::Directory`] names the directory and both sides when it belongs to another node or
-    /// cluster, when a process uses it, when a newer version made it, or when it holds a log but
+    /// cluster or is of another layout, when a process uses it, when a newer version made it, or when it holds a log but
     /// does not say whose. [`Error::Corrupt`] when its identity cannot be read.
-    pub fn open(disk: D, path: &Path, owner: Identity) -> Result<Directory<D>> {
+    pub fn open(
+        disk: D,
+        path: &Path,
+        owner: Identity,
+        layout: &[(&str, String)],
+    ) -> Result<Directory<D>> {
         let shown = path.display();
         disk.make_dir(path).map_err(no_room(path, 0))?;
         let lock = disk.lock(&path.join("lock")).map_err(|error| match error.kind() {
@@ -98,8 +112,11 @@ impl<D: Disk> Directory<D> {
         })?;
         let names = disk.list(path).map_err(failed("list", path))?;
         let is_new = !names.iter().any(|name| name == IDENTITY);
+        let layout: Vec<(String, String)> =
+            layout.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
         let new = Record {
             owner,
+            layout,
             life: Incarnation::default(),
             replica: 1,
             renewed: BTreeMap::new(),
@@ -110,12 +127,20 @@ impl<D: Disk> Directory<D> {
             boot: None,
             clean: true,
         };
-        let record = if is_new { new.clone() } else { read(&disk, path)? };
+        let mut record = if is_new { new.clone() } else { read(&disk, path)? };
         if record.owner != new.owner {
             let (found, wanted) = (record.owner, new.owner);
             let problem = format!("data directory {shown} belongs to {found}, not to {wanted}");
             return Err(Error::Directory(problem));
         }
+        if let Some(problem) = record.moved(&new.layout) {
+            return Err(Error::Directory(format!(
+                "data directory {shown} is laid out otherwise: {problem}. Keys would be looked for \
+                 where they are not. Put it back as it was; to change it, save the cluster with \
+                 --role admin backup and restore that into a new one"
+            )));
+        }
+        record.layout = new.layout;
         let (path, was_formed, last_life) = (path.to_owned(), record.formed, record.life);
         let directory =
             Directory { disk, path, is_new, was_formed, last_life, record, _lock: lock };
@@ -357,14 +382,29 @@ fn read<D: Disk>(disk: &D, dir: &Path) -> Result<Record> {
 }
 
 impl Record {
+    /// Which field of the layout is not what it was, if any. A record that has none is of an earlier
+    /// format, or of a node that kept nothing.
+    fn moved(&self, layout: &[(String, String)]) -> Option<String> {
+        let now = |name: &String| {
+            let field = layout.iter().find(|(other, _)| other == name);
+            field.map_or("nothing", |(_, value)| value.as_str())
+        };
+        let moved = self.layout.iter().find(|(name, was)| now(name) != was);
+        moved.map(|(name, was)| {
+            format!("{name} was {was} when it was made, and cluster.yaml says {}", now(name))
+        })
+    }
+
     fn text(&self, format: &str) -> String {
         let Record { owner: Identity { cluster, node }, life, replica, .. } = self;
         let Record { formed, boot, clean, .. } = self;
+        let layout = self.layout.iter().map(|(name, value)| format!("{LAYOUT}{name}: {value}\n"));
+        let layout: String = layout.collect();
         let boot = boot.as_deref().unwrap_or("none");
         let formed = if *formed { "yes" } else { "no" };
         let stopped = if *clean { "cleanly" } else { "not yet" };
         let text = format!(
-            "{HEAD}format: {format}\ncluster: {cluster}\nnode: {node}\n{}replica: {replica}\n\
+            "{HEAD}format: {format}\ncluster: {cluster}\nnode: {node}\n{layout}{}replica: {replica}\n\
              {}{}{}formed: {formed}\n{}boot: {boot}\nstopped: {stopped}\n",
             line("life", (life.0 > 0).then(|| life.0.to_string()).into_iter()),
             line("renewed", self.renewed.iter().map(|(id, number)| format!("{id}={number}"))),
@@ -388,6 +428,11 @@ impl Record {
                 cluster: word("cluster")?.to_owned(),
                 node: NodeId(word("node")?.parse().ok()?),
             },
+            layout: text
+                .lines()
+                .filter_map(|line| line.strip_prefix(LAYOUT)?.split_once(": "))
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect(),
             life: Incarnation(word("life").map_or(Some(0), |life| life.parse().ok())?),
             replica: word("replica")?.parse().ok()?,
             renewed: list(word("renewed"), |word| {

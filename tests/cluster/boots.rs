@@ -230,3 +230,22 @@ fn an_earlier_copy_of_a_data_directory_is_refused() {
     assert_eq!(status.code(), Some(1), "{status}");
     cluster.wait_log(3, &["is older than what node", "Move it away"]);
 }
+
+/// Of another number of partitions, or nodes, keys would be looked for where they are not.
+#[test]
+fn another_layout_over_data_is_refused() {
+    let mut cluster = Cluster::start();
+    write(&mut cluster.connect(1), "old");
+    cluster.ids().for_each(|id| cluster.kill(id));
+    let text = cluster.yaml(cluster.name(), 6);
+    let other = cluster.write("other.yaml", &text);
+    for id in cluster.ids() {
+        cluster.spawn_with(id, &other);
+        let status = cluster.process(id).wait();
+        assert_eq!(status.code(), Some(2), "{status}");
+        cluster.wait_log(id, &["partitions was 12 when it was made, and cluster.yaml says 6"]);
+        cluster.kill(id);
+    }
+    cluster.start_all();
+    cluster.ids().for_each(|id| check(&mut cluster.connect(id), "old"));
+}

@@ -10,7 +10,11 @@ fn owner(cluster: &str, node: u16) -> Identity {
 }
 
 fn open(disk: &FaultyDisk) -> Result<Directory<FaultyDisk>> {
-    Directory::open(disk.clone(), Path::new(DIR), owner("shop", 2))
+    Directory::open(disk.clone(), Path::new(DIR), owner("shop", 2), &layout("12"))
+}
+
+fn layout(partitions: &str) -> Vec<(&'static str, String)> {
+    vec![("partitions", partitions.to_owned()), ("nodes", "1 2 3".to_owned())]
 }
 
 fn refusal<D: Disk>(outcome: Result<Directory<D>>) -> String {
@@ -46,7 +50,8 @@ fn what_it_is_told_it_remembers() {
     assert_eq!(
         fields,
         "# Whose data this directory holds. Kept by the node; do not edit.\nformat: 2\n\
-         cluster: shop\nnode: 2\nlife: 6\nreplica: 1700000000\nready: yes\nformed: yes\n\
+         cluster: shop\nnode: 2\nlayout.partitions: 12\nlayout.nodes: 1 2 3\nlife: 6\n\
+         replica: 1700000000\nready: yes\nformed: yes\n\
          boot: boot-2\nstopped: cleanly\n"
     );
 }
@@ -105,7 +110,10 @@ fn anothers_directory_is_refused() {
     for other in [owner("shop", 3), owner("stall", 2)] {
         let expected =
             format!("data directory {DIR} belongs to node 2 of cluster shop, not to {other}");
-        assert_eq!(refusal(Directory::open(disk.clone(), Path::new(DIR), other)), expected);
+        assert_eq!(
+            refusal(Directory::open(disk.clone(), Path::new(DIR), other, &layout("12"))),
+            expected
+        );
     }
     open(&disk).expect("and left as it was");
 }
@@ -113,7 +121,7 @@ fn anothers_directory_is_refused() {
 #[test]
 fn a_second_process_is_refused() {
     let dir = tempfile::tempdir().expect("a directory");
-    let open = || Directory::open(RealDisk, &dir.path().join("node-2"), owner("shop", 2));
+    let open = || Directory::open(RealDisk, &dir.path().join("node-2"), owner("shop", 2), &[]);
     let first = open().expect("a new directory");
     let path = dir.path().join("node-2");
     let expected = format!(
@@ -238,4 +246,27 @@ fn a_lost_directory_learns_of_its_lives_and_an_earlier_copy_is_refused() {
     let refused = directory.outlived(NodeId(1), seen(600, 9)).expect_err("an earlier copy");
     let text = refused.to_string();
     assert!(text.contains("is older than what node 1 has seen") && text.contains("600"), "{text}");
+}
+
+#[test]
+fn another_layout_is_refused_by_name() {
+    let disk = FaultyDisk::new(1);
+    let open_as = |layout: &[(&'static str, String)]| {
+        Directory::open(disk.clone(), Path::new(DIR), owner("shop", 2), layout)
+    };
+    // Nothing is kept as long as no table is on disk.
+    let mut directory = open_as(&[]).expect("a new directory");
+    directory.mark_running("boot-1", Millis(5), []).expect("marked");
+    drop(directory);
+    let mut directory = open_as(&layout("12")).expect("it held nothing");
+    directory.mark_running("boot-1", Millis(5), []).expect("marked");
+    drop(directory);
+    let text = refusal(open_as(&layout("6")));
+    assert!(text.contains("partitions was 12") && text.contains("cluster.yaml says 6"), "{text}");
+    let mut more = layout("12");
+    more[1].1 += " 4 5";
+    let text = refusal(open_as(&more));
+    assert!(text.contains("nodes was 1 2 3") && text.contains("says 1 2 3 4 5"), "{text}");
+    assert!(refusal(open_as(&[])).contains("says nothing"));
+    drop(open_as(&layout("12")).expect("and left as it was"));
 }
