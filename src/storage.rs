@@ -3,6 +3,7 @@
 //! ```text
 //! DIR/lock               held while a process uses the directory
 //! DIR/identity           whose directory this is, in readable text
+//! DIR/synced             how far the log was synced last
 //! DIR/log/0000000007.log segments of the log, in order of their numbers
 //! DIR/snapshots/...      a partition up to an index, one file each
 //! ```
@@ -27,6 +28,7 @@ pub mod record;
 mod recovery;
 mod segment;
 pub mod snapshot;
+mod synced;
 #[cfg(test)]
 mod tests;
 

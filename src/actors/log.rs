@@ -14,6 +14,7 @@ use crate::actors::failpoint::{Failpoint, Point};
 use crate::config::Durability;
 use crate::engine::consensus::Persist;
 use crate::engine::record::must_sync;
+use crate::error::{Error, Result};
 use crate::ids::{Incarnation, LastSeen, NodeId, PartitionId};
 use crate::metrics::LogCounts;
 use crate::storage::{Directory, Records, SegmentLog};
@@ -217,7 +218,7 @@ impl Log {
         if self.records.is_empty() && self.waiting.iter().all(Waiting::is_empty) {
             return;
         }
-        if let Err(error) = self.log.write(&self.records) {
+        if let Err(error) = self.log.write(&self.records).and_then(|()| self.note_segment()) {
             return (self.stop)(&error.to_string());
         }
         self.records.clear();
@@ -231,6 +232,15 @@ impl Log {
         }
         self.count();
         self.tell(|waiting| &mut waiting.synced);
+    }
+
+    /// Has the directory know the segment that is written to, before anything in it counts.
+    fn note_segment(&mut self) -> Result<()> {
+        let newest = self.log.newest();
+        match newest == self.directory.segment() {
+            true => Ok(()),
+            false => self.directory.mark_segment(newest),
+        }
     }
 
     /// Tells the Buckets what is kept now.
@@ -247,7 +257,9 @@ impl Log {
     /// Drops the oldest segment if nobody needs it, else has a snapshot made of whoever does once
     /// the log is too long.
     fn collect(&mut self, ctx: &mut Context<Self>) {
-        let collected = match self.log.collect() {
+        let noted =
+            self.log.collect().and_then(|collected| self.note_segment().map(|()| collected));
+        let collected = match noted {
             Ok(collected) => collected,
             Err(error) => return (self.stop)(&error.to_string()),
         };
@@ -363,8 +375,11 @@ impl Handler<Seen> for Log {
     type Result = ();
 
     fn handle(&mut self, Seen(node, seen): Seen, _: &mut Context<Self>) {
-        if let Err(error) = self.directory.mark_seen(node, seen) {
-            (self.stop)(&error.to_string());
+        match self.directory.mark_seen(node, seen) {
+            Ok(()) => {}
+            // Whether the log has room for what comes of it shows when it is written.
+            Err(error @ Error::Full(_)) => log::warn!(target: "log", "node {node}: {error}"),
+            Err(error) => (self.stop)(&error.to_string()),
         }
     }
 }
@@ -395,7 +410,8 @@ impl Handler<Finish> for Log {
 
     fn handle(&mut self, _: Finish, _: &mut Context<Self>) {
         self.flush();
-        if let Err(error) = self.log.finish().and_then(|()| self.directory.mark_clean()) {
+        let finished = self.log.finish().and_then(|()| self.note_segment());
+        if let Err(error) = finished.and_then(|()| self.directory.mark_clean()) {
             log::error!(target: "log", "not stopped cleanly: {error}");
         }
     }

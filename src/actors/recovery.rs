@@ -68,6 +68,8 @@ pub fn open(config: &Config, node: NodeId, boot: &str, clock: Millis) -> Result<
         step_bytes: STEP_BYTES.min(timing.segment),
         retain_bytes: timing.retain,
         direct: relaxed(config, node).next().is_none(),
+        newest: directory.segment(),
+        synced: Some(directory.synced_file()),
         ..Options::new(owner)
     };
     let (mut log, found) = SegmentLog::open(RealDisk, &directory.log_dir(), options)?;

@@ -155,6 +155,10 @@ fn boot() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
+/// What to do about data that was damaged or is missing.
+pub const LOST: &str = "; put it back as it was, or move the node's data directory away and start it \
+                        again: it then learns from the other nodes, under a new name";
+
 /// Ends the process: a node that cannot write its log has nothing more to promise.
 fn give_up(why: &str) {
     log::error!(target: "node", "{why}; stopping");

@@ -17,6 +17,7 @@
 //!   member, because what it acknowledged may be lost;
 //! - the partitions in **doubt**: their log may lack what was acknowledged, and until that is
 //!   settled the node takes no part in them;
+//! - the newest **segment** of the log, so that a log without it is refused;
 //! - its **life**, so that the next one is later whatever the clock says, and what was **seen** of
 //!   the other nodes, so that one that has lost its directory can be told;
 //! - the **boot** of the machine it last ran in and whether it **stopped** cleanly: a process that
@@ -65,6 +66,7 @@ struct Record {
     /// Names and values, in order.
     layout: Vec<(String, String)>,
     life: Incarnation,
+    segment: u32,
     replica: u32,
     /// The partitions whose replica is a later one.
     renewed: BTreeMap<PartitionId, u32>,
@@ -118,6 +120,7 @@ impl<D: Disk> Directory<D> {
             owner,
             layout,
             life: Incarnation::default(),
+            segment: 0,
             replica: 1,
             renewed: BTreeMap::new(),
             doubted: BTreeSet::new(),
@@ -173,6 +176,21 @@ impl<D: Disk> Directory<D> {
     /// Where the snapshots are.
     pub fn snapshots_dir(&self) -> PathBuf {
         self.path.join("snapshots")
+    }
+
+    /// Where it is noted how far the log is synced.
+    pub fn synced_file(&self) -> PathBuf {
+        self.path.join("synced")
+    }
+
+    /// The newest segment of the log; 0 if there was none.
+    pub fn segment(&self) -> u32 {
+        self.record.segment
+    }
+
+    /// This segment of the log is written to, and nothing in it counts yet.
+    pub fn mark_segment(&mut self, segment: u32) -> Result<()> {
+        self.change(|record| record.segment = segment)
     }
 
     /// Whether this process made the directory.
@@ -404,9 +422,10 @@ impl Record {
         let formed = if *formed { "yes" } else { "no" };
         let stopped = if *clean { "cleanly" } else { "not yet" };
         let text = format!(
-            "{HEAD}format: {format}\ncluster: {cluster}\nnode: {node}\n{layout}{}replica: {replica}\n\
+            "{HEAD}format: {format}\ncluster: {cluster}\nnode: {node}\n{layout}{}{}replica: {replica}\n\
              {}{}{}formed: {formed}\n{}boot: {boot}\nstopped: {stopped}\n",
             line("life", (life.0 > 0).then(|| life.0.to_string()).into_iter()),
+            line("segment", (self.segment > 0).then(|| self.segment.to_string()).into_iter()),
             line("renewed", self.renewed.iter().map(|(id, number)| format!("{id}={number}"))),
             line("doubted", self.doubted.iter().map(PartitionId::to_string)),
             line("ready", self.ready.then(|| "yes".to_owned()).into_iter()),
@@ -434,6 +453,7 @@ impl Record {
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .collect(),
             life: Incarnation(word("life").map_or(Some(0), |life| life.parse().ok())?),
+            segment: word("segment").map_or(Some(0), |segment| segment.parse().ok())?,
             replica: word("replica")?.parse().ok()?,
             renewed: list(word("renewed"), |word| {
                 let (id, number) = word.split_once('=')?;

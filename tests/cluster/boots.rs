@@ -249,3 +249,46 @@ fn another_layout_over_data_is_refused() {
     cluster.start_all();
     cluster.ids().for_each(|id| check(&mut cluster.connect(id), "old"));
 }
+
+/// The files of a folder of a node's data, by name.
+fn files(cluster: &Cluster, id: u16, folder: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(cluster.data(id).join(folder)).expect("a folder");
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
+    files.sort();
+    files
+}
+
+/// A log that is gone, or has lost its end, is no log that was never written to.
+#[test]
+fn a_log_or_a_snapshot_that_is_lost_is_noticed() {
+    let mut cluster = Cluster::start();
+    cluster.kill(2);
+    wait_led(&cluster, 1, 0);
+    write(&mut cluster.connect(1), "new");
+    cluster.connect(3).ask(&["CLUSTER", "SNAPSHOT"]).expect("made");
+    cluster.wait_log(3, &["snapshot of partition"]);
+    [1, 3].into_iter().for_each(|id| cluster.kill(id));
+    let newest = files(&cluster, 3, "log")
+        .into_iter()
+        .rfind(|path| path.extension().is_some_and(|extension| extension == "log"));
+    let newest = newest.expect("a segment");
+    let losses = [cluster.data(3).join("log"), newest, cluster.data(3).join("snapshots")];
+    for lost in losses {
+        let aside = cluster.data(3).with_extension("lost");
+        fs::rename(&lost, &aside).expect("lost");
+        cluster.spawn(3);
+        let status = cluster.process(3).wait();
+        assert_eq!(status.code(), Some(1), "{lost:?}: {status}");
+        cluster.wait_log(3, &["missing", "move the node's data directory away"]);
+        cluster.kill(3);
+        if lost.is_dir() {
+            fs::remove_dir_all(&lost).expect("an empty folder");
+        }
+        fs::rename(&aside, &lost).expect("found again");
+    }
+    // Nothing was made of it: with the others all is there.
+    [2, 3].into_iter().for_each(|id| cluster.spawn(id));
+    [2, 3].into_iter().for_each(|id| cluster.wait_ready(id));
+    wait_led(&cluster, 2, 0);
+    check(&mut cluster.connect(2), "new");
+}
