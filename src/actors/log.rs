@@ -56,6 +56,8 @@ pub struct Log {
     waiting: Vec<Waiting>,
     /// Whether anybody waits for that sync.
     urgent: bool,
+    /// The directory says that everything is synced: nothing is written any more.
+    finished: bool,
     /// A log that is longer asks for snapshots of what keeps it from being collected.
     bytes_max: u64,
     counts: Arc<LogCounts>,
@@ -198,6 +200,7 @@ impl Log {
             records,
             waiting,
             urgent,
+            finished: false,
             bytes_max,
             counts,
             stop,
@@ -257,6 +260,9 @@ impl Log {
     /// Drops the oldest segment if nobody needs it, else has a snapshot made of whoever does once
     /// the log is too long.
     fn collect(&mut self, ctx: &mut Context<Self>) {
+        if self.finished {
+            return;
+        }
         let noted =
             self.log.collect().and_then(|collected| self.note_segment().map(|()| collected));
         let collected = match noted {
@@ -318,6 +324,9 @@ impl Handler<Append> for Log {
     type Result = ();
 
     fn handle(&mut self, append: Append, _: &mut Context<Self>) {
+        if self.finished {
+            return;
+        }
         let Append { bucket, mut records, numbers, sync } = append;
         if self.records.is_empty() {
             std::mem::swap(&mut self.records, &mut records);
@@ -410,6 +419,8 @@ impl Handler<Finish> for Log {
 
     fn handle(&mut self, _: Finish, _: &mut Context<Self>) {
         self.flush();
+        // What comes from now on is neither written nor acknowledged.
+        self.finished = true;
         let finished = self.log.finish().and_then(|()| self.note_segment());
         if let Err(error) = finished.and_then(|()| self.directory.mark_clean()) {
             log::error!(target: "log", "not stopped cleanly: {error}");
@@ -511,6 +522,47 @@ impl Link {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::Millis;
+    use crate::storage::{Identity, Options, RealDisk};
+
+    #[test]
+    fn nothing_is_written_or_acknowledged_once_the_directory_is_clean() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let owner = Identity { cluster: "test".into(), node: NodeId(1) };
+        let mut directory =
+            Directory::open(RealDisk, &dir.path().join("node-1"), owner.clone(), &[])
+                .expect("a directory");
+        let options =
+            Options { segment_bytes: 1 << 20, step_bytes: 1 << 20, ..Options::new(owner) };
+        let (log, _) = SegmentLog::open(RealDisk, &directory.log_dir(), options).expect("a log");
+        directory.mark_running("boot", Millis(1), []).expect("marked");
+        let stop: Stop = |why| panic!("{why}");
+        let mut log =
+            Log::new(log, directory, u64::MAX, Arc::default(), stop, Failpoint::default());
+        log.waiting = vec![Waiting::default()];
+        let mut ctx = Context::new();
+        let append = |number| {
+            let mut records = Records::default();
+            records.entry(PartitionId(1), number, &[b"x"]);
+            Append {
+                bucket: 0,
+                records,
+                numbers: vec![(PartitionId(1), number, false)],
+                sync: false,
+            }
+        };
+        log.handle(append(1), &mut ctx);
+        log.flush();
+        let before = log.log.usage().batches;
+        log.handle(append(2), &mut ctx);
+        log.handle(Finish, &mut ctx);
+        let finished = log.log.usage().batches;
+        assert_eq!(finished, before + 2, "what had come, and the word that all is synced");
+        log.handle(append(3), &mut ctx);
+        assert!(log.records.is_empty() && log.waiting.iter().all(Waiting::is_empty));
+        log.sync();
+        assert_eq!(log.log.usage().batches, finished);
+    }
 
     #[test]
     fn nothing_counts_before_what_its_partition_asked_for_earlier() {

@@ -74,6 +74,7 @@ pub fn open(config: &Config, node: NodeId, boot: &str, clock: Millis) -> Result<
     };
     let (mut log, found) = SegmentLog::open(RealDisk, &directory.log_dir(), options)?;
     match_up(&latest, &found.groups, &mut log, &directory.snapshots_dir())?;
+    directory.mark_segment(log.newest())?;
     let life = directory.mark_running(boot, clock, unsynced(config, node))?;
     Ok(Found {
         directory,

@@ -320,7 +320,8 @@ impl<D: Disk> Directory<D> {
         Ok(self.record.life)
     }
 
-    /// The node runs, in this boot of the machine; `clock` is the wall clock's, in milliseconds.
+    /// The node runs, in this boot of the machine, or in one that nothing is known of (empty), which
+    /// may be another one than the last; `clock` is the wall clock's, in milliseconds.
     /// Answers the life that begins, later than any before. If the node ran when the machine went
     /// down, the partitions of which it acknowledged what was `unsynced` are in doubt from now on.
     pub fn mark_running(
@@ -332,11 +333,11 @@ impl<D: Disk> Directory<D> {
         let boot: String = boot.chars().filter(|c| !c.is_control()).collect();
         let boot = boot.trim().to_owned();
         self.change(|record| {
-            let went_down = record.boot.as_ref().is_some_and(|last| *last != boot);
+            let went_down = boot.is_empty() || record.boot.as_deref() != Some(boot.as_str());
             if went_down && !record.clean && record.formed {
                 record.doubted.extend(unsynced);
             }
-            record.boot = Some(boot);
+            record.boot = Some(boot).filter(|boot| !boot.is_empty());
             record.clean = false;
             record.life = Incarnation(record.life.0.saturating_add(1).max(clock.0));
         })?;

@@ -270,3 +270,25 @@ fn another_layout_is_refused_by_name() {
     assert!(refusal(open_as(&[])).contains("says nothing"));
     drop(open_as(&layout("12")).expect("and left as it was"));
 }
+
+#[test]
+fn a_boot_that_cannot_be_told_is_another_one() {
+    let disk = FaultyDisk::new(1);
+    let doubted = |boot: &str, clean: bool| {
+        let mut directory = open(&disk).expect("the directory");
+        directory.mark_formed().expect("marked");
+        directory.mark_running(boot, Millis(5), [PartitionId(4)]).expect("marked");
+        let doubted = directory.doubted().len();
+        directory.settle(&[], &[PartitionId(4)], 1).expect("settled");
+        if clean {
+            directory.mark_clean().expect("marked");
+        }
+        doubted
+    };
+    assert_eq!(doubted("", true), 0, "it never ran");
+    assert_eq!(doubted("", false), 0, "it had stopped");
+    assert_eq!(doubted("", false), 1);
+    assert_eq!(doubted("boot-1", false), 1);
+    assert_eq!(doubted("boot-1", false), 0);
+    assert_eq!(doubted("", false), 1);
+}
