@@ -57,11 +57,7 @@ pub fn open(config: &Config, node: NodeId, boot: &str, clock: Millis) -> Result<
     let mut directory =
         Directory::open(RealDisk, &config.data_of(node), owner.clone(), &config.layout())?;
     let snapshots = Snapshots::open(RealDisk, &directory.snapshots_dir())?;
-    let mut latest = BTreeMap::new();
-    for snapshot in snapshots.all()? {
-        // The last one stands: a removal of those before it may have been cut off.
-        latest.insert(snapshot.partition, snapshot);
-    }
+    let latest = choose(&snapshots, KeyHasher::new(config.hash_seed()))?;
     let timing = config.replication;
     let options = Options {
         segment_bytes: timing.segment,
@@ -109,6 +105,37 @@ pub fn open_record(
 
 fn owner(config: &Config, node: NodeId) -> Identity {
     Identity { cluster: config.cluster().to_owned(), node }
+}
+
+/// The snapshot that each partition is made of again: the newest. Where one stands before it, it may
+/// have come from another node and not have been restored yet: one that cannot be is removed.
+fn choose(snapshots: &Snapshots, hasher: KeyHasher) -> Result<BTreeMap<PartitionId, Snapshot>> {
+    let mut all: BTreeMap<PartitionId, Vec<Snapshot>> = BTreeMap::new();
+    for snapshot in snapshots.all()? {
+        all.entry(snapshot.partition).or_default().push(snapshot);
+    }
+    let mut latest = BTreeMap::new();
+    for (id, mut found) in all {
+        while let [.., newest] = found[..] {
+            let restored = match found.len() {
+                1 => Ok(()),
+                _ => snapshots.read(&newest).and_then(|read| restore(read, id, hasher)).map(drop),
+            };
+            match restored {
+                Ok(()) => {
+                    latest.insert(id, newest);
+                    break;
+                }
+                Err(error @ Error::Corrupt(_)) => {
+                    log::warn!(target: "archive", "the snapshot before it is taken: {error}");
+                    snapshots.remove(&newest)?;
+                    found.pop();
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(latest)
 }
 
 /// Sees to it that log and snapshots belong together.
