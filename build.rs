@@ -1,5 +1,7 @@
 //! Tells the binary which commit it is built from, where that can be known.
 
+#![allow(clippy::disallowed_macros, reason = "this is how cargo is told")]
+
 use std::path::Path;
 use std::process::Command;
 

@@ -6,9 +6,11 @@
 mod admin;
 pub mod bench;
 mod client;
+mod descriptors;
 mod failpoint;
 mod local;
 mod node;
+mod output;
 mod run;
 
 use clap::Command;
@@ -68,14 +70,14 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     let (name, rest) = match take_role(args) {
         Ok(chosen) => chosen,
         Err(problem) => {
-            eprintln!("quorate: {problem}");
+            output::complain(&problem);
             return ExitCode::from(USAGE);
         }
     };
     let wanted = name.as_deref().unwrap_or("local");
     let Some(role) = ROLES.iter().find(|role| role.name == wanted) else {
         let known: Vec<&str> = ROLES.iter().map(|role| role.name).collect();
-        eprintln!("quorate: no role '{wanted}': the roles are {}", known.join(", "));
+        output::complain(&format!("no role '{wanted}': the roles are {}", known.join(", ")));
         return ExitCode::from(USAGE);
     };
     let mut command = (role.command)();
@@ -87,10 +89,12 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     match command.version(VERSION).disable_version_flag(false).try_get_matches_from(rest) {
         Ok(matches) => (role.run)(&matches),
         Err(error) => {
-            // Help and version are "errors" that go to the standard output. A closed pipe there
-            // is nobody's problem.
-            let _ = error.print();
-            ExitCode::from(if error.use_stderr() { USAGE } else { 0 })
+            // Help and version are "errors" that go to the standard output.
+            let code = ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
+            match error.print() {
+                Err(problem) if !error.use_stderr() => output::failed(&problem, code),
+                _ => code,
+            }
         }
     }
 }

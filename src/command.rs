@@ -39,8 +39,6 @@ mod tests;
 pub mod transaction;
 pub mod words;
 
-pub use self::cluster::ImageRecord;
-
 use crate::engine::batch::{Args, Op, OpCode, OpHead};
 use crate::engine::machine::{Access, Machine, Scope};
 use crate::engine::protocol::Refusal;
@@ -94,6 +92,33 @@ impl Machine for Redis {
     }
 
     #[inline]
+    fn reply_bytes(op: &Op<'_>, values: &mut dyn FnMut() -> usize) -> usize {
+        match spec::by_code(op.head.code) {
+            Some((spec, _)) if spec.flags & spec::ANSWERS_VALUES != 0 => {
+                value_bytes_answered(spec, op.args, values)
+            }
+            _ => 0,
+        }
+    }
+
+    #[inline]
+    fn effort(op: &Op<'_>, values: &mut dyn FnMut() -> usize) -> usize {
+        match spec::by_code(op.head.code) {
+            Some((spec, _)) if spec.flags & spec::GOES_THROUGH != 0 => match spec.name {
+                // Each byte of the one value is compared with each of the other.
+                "lcs" => (values() / 2).saturating_pow(2),
+                _ => values(),
+            },
+            _ => 0,
+        }
+    }
+
+    #[inline]
+    fn stretches(code: OpCode) -> bool {
+        spec::by_code(code).is_some_and(|(spec, _)| spec.flags & spec::STRETCHES != 0)
+    }
+
+    #[inline]
     fn run(op: &Op<'_>, tables: &mut Tables, now: Millis, reply: &mut Vec<u8>) {
         let mut reply = Reply::new(reply, op.head.resp3);
         let Some((_, data)) = spec::by_code(op.head.code) else {
@@ -121,6 +146,27 @@ impl Machine for Redis {
     }
 }
 
+/// How long `LCS` tells a match of one byte.
+const MATCH_BYTES: usize = 64;
+
+/// About how long the reply is of a command that answers with values of so many bytes.
+fn value_bytes_answered(spec: &Spec, args: Args<'_>, values: &mut dyn FnMut() -> usize) -> usize {
+    match spec.name {
+        // Without options.
+        "set" if args.len() <= 2 => 0,
+        "getrange" | "substr" => {
+            let ends = [1, 2].map(|at| number::parse_int(args.get(at)));
+            match ends {
+                [Some(start @ 0..), Some(end @ 0..)] => values()
+                    .min(usize::try_from(end.saturating_sub(start).saturating_add(1)).unwrap_or(0)),
+                _ => values(),
+            }
+        }
+        "lcs" => values().saturating_mul(MATCH_BYTES),
+        _ => values(),
+    }
+}
+
 /// The error that tells a client why it was not served.
 pub fn refusal_text(refusal: &Refusal) -> String {
     match refusal {
@@ -137,6 +183,10 @@ pub fn refusal_text(refusal: &Refusal) -> String {
              have been applied"
         ),
         Refusal::TooLong => "ERR the request or its reply is too long".into(),
+        Refusal::Untold => {
+            "UNKNOWN the write was applied, and its reply is too long to be given".into()
+        }
+        Refusal::Crowded => "TRYAGAIN the replies given beside it are too long".into(),
         Refusal::Locked => "TRYAGAIN a transaction holds the key for too long".into(),
         Refusal::Contention => "TRYAGAIN the transaction lost its locks too often".into(),
         Refusal::Full => "OOM command not allowed when used memory > 'maxmemory'.".into(),
@@ -232,6 +282,12 @@ pub fn resolve(words: Words<'_>, reply: &mut Reply<'_>) -> Option<&'static Spec>
 /// Whether it is `EXEC`: one that [`resolve`] refuses ends the transaction all the same.
 pub fn is_exec(words: Words<'_>) -> bool {
     words.name().eq_ignore_ascii_case(b"exec")
+}
+
+/// Whether it is a line of an HTTP request: a web page may have a browser send one whose body is
+/// commands, so the connection ends before anything behind it is executed.
+pub fn is_http(words: Words<'_>) -> bool {
+    [&b"post"[..], b"host:"].iter().any(|name| words.name().eq_ignore_ascii_case(name))
 }
 
 fn wrong_arity_text(name: &str) -> String {

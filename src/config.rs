@@ -26,7 +26,9 @@ use crate::error::{Error, Result};
 use crate::ids::{NodeId, TABLES, TableIndex};
 use log::LevelFilter;
 use placement::Classes;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// Where nodes keep their data when the file does not say.
@@ -35,6 +37,9 @@ pub const DATA: &str = "./data";
 pub const PARTITIONS: u16 = 12;
 /// How many partitions a cluster may have in each storage class.
 pub const PARTITIONS_MAX: u16 = 4096;
+
+/// A longer file is not read: every node there may be takes a small part of it.
+const FILE_BYTES_MAX: u64 = 1 << 20;
 /// How many nodes a cluster may have.
 pub const NODES_MAX: usize = 64;
 /// How many arbiters a node may have.
@@ -132,8 +137,21 @@ impl Node {
 impl Config {
     /// Reads a file.
     pub fn load(path: &Path) -> Result<Config> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|cause| Error::Config(format!("cannot read {}: {cause}", path.display())))?;
+        let unreadable = |why: &dyn fmt::Display| {
+            Error::Config(format!("cannot read {}: {why}", path.display()))
+        };
+        let mut bytes = Vec::new();
+        // A device never ends, whatever it says its length is.
+        let read = File::open(path)
+            .and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes))
+            .map_err(|cause| unreadable(&cause))?;
+        if read as u64 > FILE_BYTES_MAX {
+            let kilobytes = FILE_BYTES_MAX >> 10;
+            return Err(unreadable(&format!(
+                "it has more than {kilobytes} KiB, no cluster.yaml has"
+            )));
+        }
+        let text = String::from_utf8(bytes).map_err(|_| unreadable(&"it is not text in UTF-8"))?;
         let config = Config::parse(&path.display().to_string(), &text)?;
         // Redis tells the whole path.
         let file = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());

@@ -3,6 +3,8 @@
 //! Decisions are in [`engine`] and [`command`], plain synchronous code; mailboxes in [`actors`];
 //! bytes in [`net`] and [`storage`]. ARCHITECTURE.md is the map.
 
+#![cfg_attr(test, allow(clippy::disallowed_macros, reason = "a test may print what it has found"))]
+
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -31,6 +33,7 @@ pub mod engine;
 pub mod error;
 pub mod ids;
 pub mod logging;
+pub mod memory;
 pub mod metrics;
 pub mod net;
 pub mod storage;

@@ -5,6 +5,7 @@
 //! DIR/identity           whose directory this is, in readable text
 //! DIR/synced             how far the log was synced last
 //! DIR/log/0000000007.log segments of the log, in order of their numbers
+//! DIR/reserve            room for a start on a full disk
 //! DIR/snapshots/...      a partition up to an index, one file each
 //! ```
 //!
@@ -26,6 +27,7 @@ mod index;
 pub mod log;
 pub mod record;
 mod recovery;
+pub mod reserve;
 mod segment;
 pub mod snapshot;
 mod synced;

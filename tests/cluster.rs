@@ -7,9 +7,11 @@
 //! `QUORATE_BINARY` names another binary to test than the one cargo has just built.
 
 // Tests measure time and wait in threads of their own; a failing test may panic anywhere.
-#![allow(clippy::disallowed_types, clippy::disallowed_methods)]
+#![allow(clippy::disallowed_types, clippy::disallowed_methods, clippy::disallowed_macros)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "cluster/answers.rs"]
+mod answers;
 #[path = "cluster/atomicity.rs"]
 mod atomicity;
 #[path = "cluster/binary.rs"]
@@ -49,6 +51,8 @@ mod operations;
 mod peers;
 #[path = "cluster/pipelines.rs"]
 mod pipelines;
+#[path = "cluster/resources.rs"]
+mod resources;
 #[path = "cluster/server.rs"]
 mod server;
 #[path = "cluster/transactions.rs"]

@@ -9,7 +9,7 @@
 //! failure tells the seed and the shortest sequence that was found to show it.
 
 // Tests measure time and wait in threads of their own; a failing test may panic anywhere.
-#![allow(clippy::disallowed_types, clippy::disallowed_methods)]
+#![allow(clippy::disallowed_types, clippy::disallowed_methods, clippy::disallowed_macros)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 // The cluster tests use more of the harness than this one.
 #[allow(dead_code)]

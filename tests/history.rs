@@ -13,7 +13,7 @@
 //! node takes its keys along, so there the record is about the keys of the others.
 
 // Tests measure time and wait in threads of their own; a failing test may panic anywhere.
-#![allow(clippy::disallowed_types, clippy::disallowed_methods)]
+#![allow(clippy::disallowed_types, clippy::disallowed_methods, clippy::disallowed_macros)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "history/appends.rs"]

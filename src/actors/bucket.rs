@@ -30,6 +30,7 @@ use crate::engine::partition::Partition;
 use crate::engine::partition::snapshots::FromArchive;
 use crate::engine::protocol::{Refusal, Ticket, ToPartition};
 use crate::ids::{Incarnation, Millis, NodeId, Now, PartitionId};
+use crate::memory::{self, Calm};
 use crate::net::listen::{LooseStream, TcpStream};
 use crate::net::packet::Packet;
 use actix::fut::ActorFuture;
@@ -70,6 +71,7 @@ pub struct Bucket {
     counted: usize,
     local: Option<Rc<Local>>,
     moves: Moves,
+    calm: Calm,
     failpoint: Failpoint,
 }
 
@@ -293,6 +295,8 @@ pub struct Report {
     pub core: core::Counts,
     /// Bytes of its tables.
     pub bytes: usize,
+    /// Keys that clients watch in them.
+    pub watched: usize,
     /// Items and volatile items by table.
     pub tables: Vec<(usize, usize)>,
     /// Intents and outcomes that are not settled.
@@ -323,6 +327,7 @@ impl Bucket {
             counted: 0,
             local: None,
             moves: Moves::default(),
+            calm: Calm::default(),
             failpoint,
         }
     }
@@ -348,6 +353,17 @@ impl Bucket {
         all.fetch_add(bytes, Ordering::Relaxed);
         all.fetch_sub(self.counted, Ordering::Relaxed);
         self.counted = bytes;
+    }
+
+    /// Gives back memory that a burst took, at a calm moment.
+    fn give_back(&mut self, mono: u64) {
+        let scarce = self.core.is_full();
+        if self.calm.is_due(mono, scarce) {
+            let counts = self.core.counts();
+            if self.calm.look(mono, counts.operations + counts.expired, scarce) {
+                memory::give_back();
+            }
+        }
     }
 
     /// Looks at the clock, and whether the node has room: its other Buckets may have filled it.
@@ -461,6 +477,7 @@ impl Actor for Bucket {
             bucket.answer();
             bucket.moves.tell();
             bucket.measure();
+            bucket.give_back(now.mono);
             if let Some(local) = &bucket.local {
                 local.tick(now.wall);
             }
@@ -770,6 +787,7 @@ impl Handler<Observe> for Bucket {
         for partition in self.core.partitions() {
             let replica = partition.replica();
             report.bytes += replica.tables().bytes();
+            report.watched += replica.tables().watches().len();
             report.unsettled += replica.intents().len() + replica.outcomes().len();
             let preferred = self.core.preferred(partition.id()).map(|node| node.0);
             report.partitions.push(PartitionReport::of(partition, preferred));

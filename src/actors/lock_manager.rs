@@ -5,18 +5,25 @@ use crate::actors::bucket;
 use crate::actors::post::Post;
 use crate::engine::locks::{Effect, LockTable};
 use crate::engine::protocol::{ToCoordinator, ToLocks};
-use actix::{Actor, AsyncContext, Context, Handler, Message, MessageResult};
+use actix::{
+    Actor, ActorFutureExt, AsyncContext, Context, Handler, Message, MessageResult, WrapFuture,
+};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// How often wounds that were not answered are sent again.
 const TICK: Duration = Duration::from_millis(100);
 
+/// Claims looked at before the thread's other actors have their turn: about a millisecond's work.
+const STEPS_A_TURN: usize = 8_192;
+
 /// The actor around a [`LockTable`].
 #[derive(Debug, Default)]
 pub struct LockManager {
     table: LockTable,
     effects: Vec<Effect>,
+    /// There is more to do than one turn may take.
+    working: bool,
     book: Option<Arc<Book>>,
 }
 
@@ -57,9 +64,11 @@ impl Handler<Wire> for LockManager {
 impl Handler<ForLocks> for LockManager {
     type Result = ();
 
-    fn handle(&mut self, message: ForLocks, _: &mut Context<Self>) {
-        self.table.handle(message.0, &mut self.effects);
-        self.carry();
+    fn handle(&mut self, message: ForLocks, ctx: &mut Context<Self>) {
+        self.table.push(message.0);
+        if !self.working {
+            self.work(ctx);
+        }
     }
 }
 
@@ -72,6 +81,18 @@ impl Handler<CountWaiting> for LockManager {
 }
 
 impl LockManager {
+    /// Does what a turn may take, and goes on in another one once the thread's other actors have
+    /// had theirs.
+    fn work(&mut self, ctx: &mut Context<Self>) {
+        let mut steps = STEPS_A_TURN;
+        self.working = !self.table.work(&mut steps, &mut self.effects);
+        self.carry();
+        if self.working {
+            let others = tokio::task::yield_now().into_actor(self);
+            ctx.spawn(others.map(|(), manager, ctx| manager.work(ctx)));
+        }
+    }
+
     fn carry(&mut self) {
         let Some(book) = &self.book else { return };
         let mut post = Post::default();

@@ -16,15 +16,18 @@ use crate::engine::consensus::Persist;
 use crate::engine::record::must_sync;
 use crate::error::{Error, Result};
 use crate::ids::{Incarnation, LastSeen, NodeId, PartitionId};
+use crate::memory::{self, Calm};
 use crate::metrics::LogCounts;
 use crate::storage::{Directory, Records, SegmentLog};
 use actix::fut::ActorFuture;
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, MessageResult};
+use smallvec::SmallVec;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// How often what nobody waits for is synced: the durability `interval` promises a second.
 const SYNC_EVERY: Duration = Duration::from_millis(900);
@@ -38,6 +41,10 @@ const DROP_EVERY: Duration = Duration::from_millis(50);
 
 /// Records that may wait in a mailbox, in messages: a Bucket has at most a few under way.
 const MAILBOX: usize = 1 << 16;
+
+/// Bytes of records that are written and synced together. A Bucket hands over no more at a time,
+/// but for a single entry that is longer.
+const RECORDS_BYTES_MAX: usize = 32 << 20;
 
 /// Buffers for records that a Bucket keeps: while one is written, the next ones fill.
 const SPARES_MAX: usize = 4;
@@ -61,6 +68,8 @@ pub struct Log {
     /// A log that is longer asks for snapshots of what keeps it from being collected.
     bytes_max: u64,
     counts: Arc<LogCounts>,
+    calm: Calm,
+    epoch: Instant,
     stop: Stop,
     failpoint: Failpoint,
 }
@@ -173,11 +182,6 @@ pub struct Settle {
 #[rtype(result = "()")]
 pub struct Finish;
 
-/// What does the log take, and what has it done?
-#[derive(Message)]
-#[rtype(result = "crate::storage::log::Usage")]
-pub struct Observe;
-
 impl Log {
     /// The log and the directory around it, as they were opened. Once it is longer than
     /// `bytes_max`, it asks for a snapshot of the partition that needs most of its beginning.
@@ -203,6 +207,8 @@ impl Log {
             finished: false,
             bytes_max,
             counts,
+            calm: Calm::default(),
+            epoch: Instant::now(),
             stop,
             failpoint,
         }
@@ -211,9 +217,14 @@ impl Log {
     /// Tells what was counted.
     fn count(&self) {
         let usage = self.log.usage();
-        self.counts.syncs.store(usage.syncs, Ordering::Relaxed);
-        self.counts.batches.store(usage.batches, Ordering::Relaxed);
-        self.counts.bytes.store(usage.appended, Ordering::Relaxed);
+        let LogCounts { segments, length, written, syncs, batches, bytes, copied } = &*self.counts;
+        segments.store(usage.segments as u64, Ordering::Relaxed);
+        length.store(usage.bytes, Ordering::Relaxed);
+        written.store(usage.written, Ordering::Relaxed);
+        syncs.store(usage.syncs, Ordering::Relaxed);
+        batches.store(usage.batches, Ordering::Relaxed);
+        bytes.store(usage.appended, Ordering::Relaxed);
+        copied.store(usage.copied, Ordering::Relaxed);
     }
 
     /// One write and one sync for all that has come, and word of it to all who asked.
@@ -279,6 +290,12 @@ impl Log {
         if let Some(archive) = &self.archive {
             archive.do_send(archive::Collected { left: collected.left, is_long });
         }
+        self.count();
+        let mono = self.epoch.elapsed().as_millis() as u64;
+        let busy = |log: &Log| log.log.usage().batches;
+        if self.calm.is_due(mono, false) && self.calm.look(mono, busy(self), false) {
+            memory::give_back();
+        }
         let pause = if collected.dropped { DROP_EVERY } else { COLLECT_EVERY };
         ctx.run_later(pause, Log::collect);
     }
@@ -297,6 +314,7 @@ impl Actor for Log {
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         ctx.set_mailbox_capacity(MAILBOX);
+        self.count();
         ctx.run_interval(SYNC_EVERY, |log, _| log.sync());
         ctx.run_later(COLLECT_EVERY, Log::collect);
         ctx.spawn(Drained);
@@ -328,6 +346,9 @@ impl Handler<Append> for Log {
             return;
         }
         let Append { bucket, mut records, numbers, sync } = append;
+        if self.records.bytes() + records.bytes() > RECORDS_BYTES_MAX {
+            self.flush();
+        }
         if self.records.is_empty() {
             std::mem::swap(&mut self.records, &mut records);
         } else {
@@ -428,14 +449,6 @@ impl Handler<Finish> for Log {
     }
 }
 
-impl Handler<Observe> for Log {
-    type Result = MessageResult<Observe>;
-
-    fn handle(&mut self, _: Observe, _: &mut Context<Self>) -> MessageResult<Observe> {
-        MessageResult(self.log.usage())
-    }
-}
-
 /// A Bucket's way to the log.
 #[derive(Debug)]
 pub struct Link {
@@ -460,22 +473,33 @@ impl Link {
         self.spares.extend(spares.into_iter().take(room));
     }
 
-    /// Hands over what the groups must keep.
+    /// Hands over what the groups must keep, in messages of a bounded length.
     pub fn append(&mut self, persists: &mut Vec<(PartitionId, Persist)>) {
-        if persists.is_empty() {
-            return;
+        let bytes = |persist: &Persist| {
+            let entries = persist.entries.iter();
+            entries.map(|entry| entry.head.len() + entry.data.len()).sum::<usize>()
+        };
+        let mut left = persists.drain(..).peekable();
+        while left.peek().is_some() {
+            let (mut taken, mut length) = (SmallVec::<[_; 4]>::new(), 0);
+            while length < RECORDS_BYTES_MAX
+                && let Some((partition, persist)) = left.next()
+            {
+                length += bytes(&persist);
+                taken.push((partition, persist));
+            }
+            self.hand_over(&taken, length);
         }
+    }
+
+    /// Hands over what these groups must keep, with entries of so many bytes.
+    fn hand_over(&mut self, persists: &[(PartitionId, Persist)], bytes: usize) {
         let mut records = self.spares.pop().unwrap_or_default();
-        records.reserve(
-            persists
-                .iter()
-                .flat_map(|(_, persist)| &persist.entries)
-                .fold((0, 0), |(count, bytes), entry| {
-                    (count + 1, bytes + entry.head.len() + entry.data.len())
-                }),
-        );
+        let count = persists.iter().map(|(_, persist)| persist.entries.len()).sum();
+        records.reserve((count, bytes));
         let mut numbers: Vec<(PartitionId, u64, bool)> = Vec::with_capacity(persists.len());
-        for (partition, persist) in persists.drain(..) {
+        for (partition, persist) in persists {
+            let partition = *partition;
             let mut sync = false;
             if let Some(snapshot) = &persist.snapshot {
                 records.reset(partition, snapshot.meta.index);
@@ -558,8 +582,10 @@ mod tests {
         log.handle(Finish, &mut ctx);
         let finished = log.log.usage().batches;
         assert_eq!(finished, before + 2, "what had come, and the word that all is synced");
+        // Nobody is there to be told.
+        let asked = log.waiting[0].written.len();
         log.handle(append(3), &mut ctx);
-        assert!(log.records.is_empty() && log.waiting.iter().all(Waiting::is_empty));
+        assert!(log.records.is_empty() && log.waiting[0].written.len() == asked);
         log.sync();
         assert_eq!(log.log.usage().batches, finished);
     }

@@ -16,11 +16,15 @@ use crate::actors::log::{self as disk, Log};
 use crate::actors::post::Post;
 use crate::command::Redis;
 use crate::engine::barrier::Hello;
-use crate::engine::batch::{Batch, Replies};
+use crate::engine::batch::{Batch, Part, Replies};
+use crate::engine::bucket::too_long;
+use crate::engine::consensus::is_beat;
 use crate::engine::machine::Machine;
 use crate::engine::protocol::Refusal;
 use crate::ids::{Incarnation, LastSeen, NodeId, PartitionId};
-use crate::net::frame;
+use crate::net::frame::{
+    self, FRAME_BYTES_MAX, FrameError, Incoming, Outgoing, PIECE_BYTES, PIECES_BYTES_MAX,
+};
 use crate::net::listen::{OwnedReadHalf, OwnedWriteHalf, TcpStream, dial};
 use crate::net::packet::Packet;
 use actix::fut::{ActorFutureExt, WrapFuture};
@@ -117,6 +121,10 @@ struct Stream {
     writer: Rc<OwnedWriteHalf>,
     out: Vec<u8>,
     written: usize,
+    /// Long batches and replies: their pieces go to `out` once it is written.
+    outgoing: Outgoing,
+    /// Those that have come in part.
+    incoming: Incoming,
     /// The socket is full and will say when it is not.
     blocked: bool,
     /// Who is at its other end.
@@ -348,7 +356,16 @@ impl Peer {
         let from = name_of(&stream);
         let (reader, writer) = stream.into_split();
         actix_rt::spawn(read(reader, rest, id, ctx.address()));
-        Stream { id, writer: Rc::new(writer), out: Vec::new(), written: 0, blocked: false, from }
+        Stream {
+            id,
+            writer: Rc::new(writer),
+            out: Vec::new(),
+            written: 0,
+            outgoing: Outgoing::default(),
+            incoming: Incoming::default(),
+            blocked: false,
+            from,
+        }
     }
 
     /// The link stands once both streams do, to one and the same life of the other node.
@@ -428,8 +445,8 @@ impl Peer {
         let stream = if dialled { &mut self.dialled } else { &mut self.accepted };
         let Some(stream) = stream else { return true };
         // A single packet may always wait, however long it is.
-        let waiting = stream.out.len() - stream.written;
-        if let Err(error) = frame::push(packet, &mut stream.out) {
+        let waiting = stream.out.len() - stream.written + stream.outgoing.waiting();
+        if let Err(error) = stream.push(packet) {
             log::error!(target: "peer", "cannot tell node {}: {error}", self.other);
             return false;
         }
@@ -478,6 +495,11 @@ impl Peer {
         self.flush(ctx);
     }
 
+    fn stream_mut(&mut self, id: u64) -> Option<&mut Stream> {
+        let mut streams = [&mut self.dialled, &mut self.accepted].into_iter().flatten();
+        streams.find(|known| known.id == id)
+    }
+
     /// Whether the link still has this stream.
     fn has(&self, id: u64) -> bool {
         [&self.dialled, &self.accepted].into_iter().flatten().any(|known| known.id == id)
@@ -509,12 +531,20 @@ impl Peer {
             Packet::Execute { id, batch } => self.on_execute(stream, id, batch, &book, ctx),
             Packet::Executed { id, replies } => {
                 if let Some((batch, answer)) = self.pending.remove(&id) {
-                    if replies.len() > batch.len() || replies.is_empty() && !batch.is_empty() {
+                    if replies.len() > batch.len() {
                         fail(answer, batch, Failure::Unknown(self.other));
                         self.cut_off(stream, "it answers what was not asked", ctx);
                         return;
                     }
                     give(answer, batch, replies);
+                }
+            }
+            Packet::Piece { number, bytes, last } => {
+                let Some(known) = self.stream_mut(stream) else { return };
+                match known.incoming.take(number, &bytes, last) {
+                    Ok(Some(packet)) => self.receive(stream, packet, ctx),
+                    Ok(None) => {}
+                    Err(error) => self.cut_off(stream, &error.to_string(), ctx),
                 }
             }
             // A message for a partition that is not here would come straight back.
@@ -623,6 +653,10 @@ impl Peer {
     }
 }
 
+fn is_long(messages: &[(PartitionId, serde_bytes::ByteBuf)]) -> bool {
+    messages.iter().map(|(_, message)| message.len()).sum::<usize>() > PIECE_BYTES
+}
+
 /// Serves a batch whose partitions lie with several Buckets of this node.
 async fn split(batch: Batch, answer: Answer, book: Arc<Book>) {
     let mut shares: BTreeMap<usize, Batch> = BTreeMap::new();
@@ -639,25 +673,23 @@ async fn split(batch: Batch, answer: Answer, book: Arc<Book>) {
         book.buckets[bucket].do_send(Execute { batch: share, replies: Replies::default(), answer });
         waiting.push((bucket, outcome));
     }
-    let mut done: BTreeMap<usize, (Replies, usize)> = BTreeMap::new();
+    let mut done: BTreeMap<usize, Replies> = BTreeMap::new();
     for (bucket, outcome) in waiting {
         // Without an answer the node is stopping, and its stream with it.
         let Ok(Ok((_, replies))) = outcome.await else { return };
-        done.insert(bucket, (replies, 0));
+        done.insert(bucket, replies);
     }
-    let mut replies = Replies::default();
-    for op in batch.iter() {
-        let Some((share, next)) = done.get_mut(&place(&op)) else { return };
-        // What a Bucket left for later ends the answer here: the rest is asked for again.
-        if *next == share.len() {
-            break;
-        }
-        if share.misplaced.binary_search(&(*next as u32)).is_ok() {
-            replies.misplaced.push(replies.len() as u32);
-        }
-        replies.push(share.get(*next));
-        *next += 1;
-    }
+    let mut next: BTreeMap<usize, usize> = BTreeMap::new();
+    // What one Bucket left is asked for again, without what another one has executed.
+    let replies = Replies::gather(
+        batch.iter().map(|op| {
+            let bucket = place(&op);
+            let next = next.entry(bucket).or_default();
+            *next += 1;
+            done.get(&bucket).map_or(Part::Left, |replies| replies.part(*next - 1))
+        }),
+        |index, reply| Redis::refuse(&too_long::<Redis>(batch.head(index)), reply),
+    );
     give(answer, batch, replies);
 }
 
@@ -676,6 +708,44 @@ fn fail(answer: Answer, batch: Batch, failure: Failure) {
 }
 
 impl Stream {
+    /// Queues a packet. A long one leaves in pieces, and once one does whose place matters,
+    /// everything follows it that comes later to the same actors: only beats may overtake it.
+    fn push(&mut self, packet: &Packet) -> Result<(), FrameError> {
+        let follows = self.outgoing.is_in_order();
+        match packet {
+            Packet::Execute { batch, .. } if batch.bytes() > PIECE_BYTES => {
+                // Its entry of the log has to fit a frame.
+                self.outgoing.push(packet, FRAME_BYTES_MAX)
+            }
+            Packet::Executed { replies, .. } if replies.bytes.len() > PIECE_BYTES => {
+                self.outgoing.push(packet, PIECES_BYTES_MAX)
+            }
+            Packet::Raft(messages) if follows || is_long(messages) => {
+                let (beats, rest): (Vec<_>, Vec<_>) =
+                    messages.iter().cloned().partition(|(_, message)| is_beat(message));
+                if !beats.is_empty() {
+                    frame::push(&Packet::Raft(beats), &mut self.out)?;
+                }
+                match rest.is_empty() {
+                    true => Ok(()),
+                    false => self.outgoing.push_in_order(&Packet::Raft(rest)),
+                }
+            }
+            Packet::Partition(..) | Packet::Coordinator(_) if follows => {
+                self.outgoing.push_in_order(packet)
+            }
+            Packet::Partition(..) | Packet::Coordinator(_) => {
+                let begun = self.out.len();
+                frame::push(packet, &mut self.out)?;
+                if self.out.len() - begun > PIECE_BYTES {
+                    self.outgoing.move_in_order(&mut self.out, begun);
+                }
+                Ok(())
+            }
+            packet => frame::push(packet, &mut self.out),
+        }
+    }
+
     /// Gives up the room of what is written, once that is most of it: a stream that is never
     /// quite empty must not keep all that it has ever carried.
     fn give_up_written(&mut self) {
@@ -685,8 +755,24 @@ impl Stream {
         }
     }
 
-    /// Writes what is queued; tells whether all of it is gone.
+    /// Writes what is queued; tells whether all of it is gone. A piece of what is long is queued
+    /// when nothing else is, so that whatever is said meanwhile waits for one piece at most.
     fn write(&mut self) -> io::Result<bool> {
+        loop {
+            if !self.write_out()? {
+                return Ok(false);
+            }
+            if !self
+                .outgoing
+                .pop(&mut self.out)
+                .map_err(|error| io::Error::other(error.to_string()))?
+            {
+                return Ok(true);
+            }
+        }
+    }
+
+    fn write_out(&mut self) -> io::Result<bool> {
         while self.written < self.out.len() {
             match self.writer.try_write(&self.out[self.written..]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -808,6 +894,9 @@ async fn read(mut reader: OwnedReadHalf, mut buffer: Vec<u8>, stream: u64, peer:
             garbled = true;
             break error.to_string();
         }
+        if buffer.is_empty() {
+            buffer.shrink_to(BUFFER_BYTES_KEPT);
+        }
         buffer.reserve(frame::missing(&buffer).clamp(16 << 10, 1 << 20));
         match reader.read_buf(&mut buffer).await {
             Ok(0) => break CLOSED_THERE.into(),
@@ -909,17 +998,9 @@ impl Handler<Answered> for Peer {
 
     fn handle(&mut self, answered: Answered, ctx: &mut Context<Self>) {
         let Answered { stream, id, replies, .. } = answered;
-        if !self.has(stream) {
-            return;
-        }
-        let count = replies.len();
-        if !self.queue(&Packet::Executed { id, replies }, ctx) {
-            let mut replies = Replies::default();
-            for _ in 0..count {
-                Redis::refuse(&Refusal::TooLong, &mut replies.bytes);
-                replies.end();
-            }
-            self.queue(&Packet::Executed { id, replies }, ctx);
+        // What cannot be told was executed all the same: the other node must not take it for refused.
+        if self.has(stream) && !self.queue(&Packet::Executed { id, replies }, ctx) {
+            self.cut_off(stream, "its replies are too long to be told", ctx);
         }
     }
 }

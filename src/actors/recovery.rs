@@ -12,6 +12,7 @@ use crate::engine::snapshot::Restorer;
 use crate::engine::tables::KeyHasher;
 use crate::error::{Corrupt, Error, Result};
 use crate::ids::{Incarnation, Millis, NodeId, PartitionId, TableIndex};
+use crate::storage::reserve;
 use crate::storage::{
     Directory, GroupLog, Identity, Options, RealDisk, Records, SegmentLog, Snapshot,
     SnapshotReader, Snapshots, Torn,
@@ -47,11 +48,26 @@ pub struct Found {
     items: usize,
 }
 
-/// Opens a node's data directory and reads its log.
+/// Opens a node's data directory and reads its log, with the room set aside for it if need be.
 ///
 /// # Errors
 /// When it is another's, in use, damaged or cannot be written: with the file named.
 pub fn open(config: &Config, node: NodeId, boot: &str, clock: Millis) -> Result<Found> {
+    let dir = config.data_of(node);
+    let found = match open_as_it_is(config, node, boot, clock) {
+        Err(error @ Error::Full(_)) if reserve::give_up(&RealDisk, &dir) => {
+            log::warn!(target: "node", "{error}; the room set aside is used to start");
+            open_as_it_is(config, node, boot, clock)
+        }
+        outcome => outcome,
+    }?;
+    if let Err(error) = reserve::keep(&RealDisk, &dir) {
+        log::warn!(target: "node", "no room is set aside for another start: {error}");
+    }
+    Ok(found)
+}
+
+fn open_as_it_is(config: &Config, node: NodeId, boot: &str, clock: Millis) -> Result<Found> {
     let begun = Instant::now();
     let owner = owner(config, node);
     let mut directory =

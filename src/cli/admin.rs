@@ -1,16 +1,24 @@
 //! `--role admin`: how a cluster is, and what its operator may do about it.
 //!
 //! What is told comes over HTTP (`/status`); what changes something goes as a command to the
-//! client port (`CLUSTER TRANSFER`, `CLUSTER SNAPSHOT`, `CLUSTER IMAGE`). HTTP only answers
+//! client port (`CLUSTER TRANSFER`, `CLUSTER SNAPSHOT`, `CLUSTER BACKUP`). HTTP only answers
 //! questions, so no page that a browser on the same machine has open can do anything.
 
+mod asker;
 mod backup;
+#[cfg(test)]
+mod fake;
+mod image;
+mod manifest;
+mod restore;
 mod show;
 
 use super::client::link::Link;
+use super::output;
 use crate::config::Config;
 use crate::net::resp::Value;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use restore::Held;
 use serde_json::Value as Json;
 use std::io::{Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -20,6 +28,9 @@ use std::time::Duration;
 
 /// How long a node may take to answer over HTTP.
 const HTTP_PATIENCE: Duration = Duration::from_secs(3);
+
+/// A longer status is cut off: it is none.
+const STATUS_BYTES_MAX: u64 = 64 << 20;
 
 /// How long a transfer may take before it is said not to have come about, and how often is looked.
 const TRANSFER_LOOKS: u32 = 100;
@@ -66,14 +77,23 @@ enum Verb {
     Backup {
         /// The directory
         dir: PathBuf,
+        /// How long to try while nothing comes of it
+        #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+        patience: u16,
     },
     /// Put a backup's keys into a cluster, of whatever size
     Restore {
         /// The directory
         dir: PathBuf,
-        /// If the cluster holds keys, delete all of them first
+        /// If the cluster holds keys, delete all of them first, once the backup was found whole
         #[arg(long)]
         force: bool,
+        /// Go on with a restore that has ended after so many keys
+        #[arg(long, value_name = "KEYS", conflicts_with = "force")]
+        from: Option<u64>,
+        /// How long to try while nothing comes of it
+        #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+        patience: u16,
     },
 }
 
@@ -91,20 +111,34 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
     match serve(&admin) {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
-            eprintln!("quorate: {problem}");
+            output::complain(&problem);
             ExitCode::FAILURE
         }
     }
 }
 
 fn serve(admin: &Admin) -> Result<(), String> {
+    // The whole backup is looked at before any node is.
+    let verified = match &admin.verb {
+        Verb::Restore { dir, .. } => Some(restore::verify(dir)?),
+        _ => None,
+    };
     let cluster = Cluster::find(admin)?;
+    let seconds = |patience: &u16| Duration::from_secs((*patience).into());
     match &admin.verb {
         Verb::Status { json } => show::status(&cluster, *json),
         Verb::TransferLeader { partition, node } => transfer(&cluster, *partition, *node),
         Verb::Snapshot => snapshot(&cluster),
-        Verb::Backup { dir } => backup::take(&mut cluster.link()?, &cluster.name, dir),
-        Verb::Restore { dir, force } => backup::put_back(&mut cluster.link()?, dir, *force),
+        Verb::Backup { dir, patience } => backup::take(&cluster, dir, seconds(patience)),
+        Verb::Restore { force, from, patience, .. } => {
+            let held = match (from, force) {
+                (Some(keys), _) => Held::Restored(*keys),
+                (None, true) => Held::Deleted,
+                (None, false) => Held::Refused,
+            };
+            let Some(verified) = verified else { return Ok(()) };
+            verified.put_back(&cluster, held, seconds(patience))
+        }
     }
 }
 
@@ -170,7 +204,11 @@ impl Cluster {
         let ports = (1..=LOCAL_NODES).filter_map(|node| base.checked_add(200 + node));
         let found = ports.filter_map(|port| status_of(host, port).ok()).next();
         let Some(status) = found else {
-            return Err(format!("no node answers over HTTP at {host}:{}...", base + 201));
+            let first = u32::from(base) + 201;
+            return Err(match base.checked_add(200 + LOCAL_NODES) {
+                Some(_) => format!("no node answers over HTTP at {host}:{first}..."),
+                None => format!("--port {base}: the nodes' HTTP ports, from {first} on, are none"),
+            });
         };
         let port = |node: &Json, name: &str| node[name].as_u64().unwrap_or_default() as u16;
         let nodes = status["nodes"].as_array().into_iter().flatten().map(|node| Node {
@@ -182,21 +220,6 @@ impl Cluster {
         });
         let name = status["cluster"].as_str().unwrap_or_default().to_owned();
         Ok(Cluster { name, nodes: nodes.collect() })
-    }
-
-    /// A connection to any node that serves.
-    fn link(&self) -> Result<Link, String> {
-        let formed = |node: &&Node| {
-            node.status.as_ref().is_some_and(|status| status["formed"] == Json::Bool(true))
-        };
-        let mut last = "no node serves".to_owned();
-        for node in self.nodes.iter().filter(formed) {
-            match node.link() {
-                Ok(link) => return Ok(link),
-                Err(problem) => last = problem,
-            }
-        }
-        Err(last)
     }
 
     /// Asks every node that answers; tells how many said what number.
@@ -228,6 +251,11 @@ fn ask(link: &mut Link, words: &[&str]) -> Result<Value, String> {
     link.send(&words).and_then(|()| link.receive()).map_err(|error| error.to_string())
 }
 
+/// Prints what the operator asked for, and ends the line.
+fn show(text: &str) -> Result<(), String> {
+    output::print_line(text).map_err(|error| format!("{}: {error}", output::NOT_WRITTEN))
+}
+
 fn said(value: &Value) -> String {
     match value {
         Value::Error(error) | Value::Simple(error) => error.clone(),
@@ -235,7 +263,43 @@ fn said(value: &Value) -> String {
     }
 }
 
+/// Whether a node can lead a partition: what is wrong is said at once.
+fn check_transfer(cluster: &Cluster, partition: u16, node: u16) -> Result<(), String> {
+    let ids = |ids: &mut dyn Iterator<Item = u64>| -> String {
+        ids.map(|id| id.to_string()).collect::<Vec<_>>().join(", ")
+    };
+    let Some(named) = cluster.nodes.iter().find(|one| one.id == node) else {
+        let known = ids(&mut cluster.nodes.iter().map(|one| one.id.into()));
+        return Err(format!("there is no node {node}: the nodes are {known}"));
+    };
+    let holders = |id: u64| cluster.nodes.iter().filter(move |one| held(one).any(|one| one == id));
+    let partition = u64::from(partition);
+    if holders(partition).next().is_none() {
+        let last = cluster.nodes.iter().flat_map(held).max().unwrap_or_default();
+        return Err(match partition > last {
+            true => format!("there is no partition {partition}: the last is {last}"),
+            false => format!("no node that answers holds a copy of partition {partition}"),
+        });
+    }
+    if named.status.is_none() {
+        return Err(format!("node {node} does not answer over HTTP: it cannot lead anything now"));
+    }
+    if !holders(partition).any(|one| one.id == node) {
+        let holders = ids(&mut holders(partition).map(|one| one.id.into()));
+        return Err(format!("node {node} holds no copy of partition {partition}: {holders} do"));
+    }
+    Ok(())
+}
+
+/// The partitions of which a node holds a copy, as it says.
+fn held(node: &Node) -> impl Iterator<Item = u64> {
+    let status = node.status.as_ref();
+    let replicas = status.and_then(|status| status["replicas"].as_array());
+    replicas.into_iter().flatten().filter_map(|one| one["id"].as_u64())
+}
+
 fn transfer(cluster: &Cluster, partition: u16, node: u16) -> Result<(), String> {
+    check_transfer(cluster, partition, node)?;
     let before = cluster.leader(partition);
     let words = ["CLUSTER", "TRANSFER", &partition.to_string(), &node.to_string()];
     // All of them are to know whom to wish for; one hands over.
@@ -254,8 +318,8 @@ fn transfer(cluster: &Cluster, partition: u16, node: u16) -> Result<(), String> 
                 Some(before) if before != node => format!(", which node {before} led"),
                 _ => String::new(),
             };
-            println!("node {node} leads partition {partition}{was}");
-            return Ok(());
+            let text = format!("node {node} leads partition {partition}{was}");
+            return show(&text);
         }
         std::thread::sleep(TRANSFER_LOOK);
     }
@@ -263,10 +327,13 @@ fn transfer(cluster: &Cluster, partition: u16, node: u16) -> Result<(), String> 
 }
 
 fn snapshot(cluster: &Cluster) -> Result<(), String> {
+    let mut lines = Vec::new();
     for (node, count) in cluster.ask_all(&["CLUSTER", "SNAPSHOT"])? {
-        println!("node {node} makes snapshots of {count} partitions, one after the other");
+        lines.push(format!(
+            "node {node} makes snapshots of {count} partitions, one after the other"
+        ));
     }
-    Ok(())
+    show(&lines.join("\n"))
 }
 
 /// What a node says of itself.
@@ -282,7 +349,7 @@ fn status_of(host: &str, port: u16) -> Result<Json, String> {
                     );
                     stream.write_all(request.as_bytes())?;
                     let mut response = String::new();
-                    stream.read_to_string(&mut response)?;
+                    stream.take(STATUS_BYTES_MAX).read_to_string(&mut response)?;
                     return Ok(response);
                 }
                 Err(error) => last = error,

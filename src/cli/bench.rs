@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
 use serde::Serialize;
 
+use super::output;
 use crate::net::load::requests::{KEY_SIZE_MIN, KEYS_MAX, Kind, Mix, Workload};
 use crate::net::load::tally::Tally;
 use crate::net::load::{Load, LoadError, Outcome, Until};
@@ -97,10 +99,7 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
     };
     match bench.run() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => error.end(),
     }
 }
 
@@ -202,6 +201,21 @@ enum BenchError {
     Output(io::Error),
 }
 
+impl BenchError {
+    /// Ends the role: quietly if the reader of its output went away.
+    fn end(&self) -> ExitCode {
+        match self {
+            Self::Output(error) | Self::File(_, error) if output::is_closed(error) => {
+                ExitCode::SUCCESS
+            }
+            _ => {
+                output::tell(&format!("error: {self}"));
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
 impl std::fmt::Display for BenchError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -226,7 +240,8 @@ impl Bench {
         load.probe().map_err(BenchError::Load)?;
         if self.prefill {
             let filled = load.fill().map_err(BenchError::Load)?;
-            eprintln!("wrote {} keys in {:.2} s", self.keys, filled.elapsed.as_secs_f64());
+            let seconds = filled.elapsed.as_secs_f64();
+            output::tell(&format!("wrote {} keys in {seconds:.2} s", self.keys));
         }
 
         let kinds = self.kinds_reported();
@@ -234,14 +249,14 @@ impl Bench {
         let mut written = rows.as_mut().map_or(Ok(()), |rows| rows.header(&kinds));
         let outcome = load.run(|time, tally| {
             let second = Second::new(time, tally, &kinds);
-            if let Some(rows) = &mut rows
-                && written.is_ok()
-            {
+            if let Some(rows) = &mut rows {
                 written = rows.row(&second);
             }
             if self.svg.is_some() {
                 seconds.push(second);
             }
+            // A load whose rows nobody can read any more is of no use.
+            if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         });
         written?;
         // Drawn before a failed run is reported: the seconds before the failure are what explains it.

@@ -8,6 +8,7 @@ pub(super) mod link;
 mod print;
 mod shell;
 
+use super::output;
 use crate::command::words::Phrase;
 use crate::net::resp::request::split_line;
 use clap::{ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser};
@@ -82,8 +83,9 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
     };
     match outcome {
         Ok(()) if !shell.failed() => ExitCode::SUCCESS,
-        // The standard output was closed: nobody is left to be told.
-        Ok(()) | Err(_) => ExitCode::FAILURE,
+        Ok(()) => ExitCode::FAILURE,
+        // Lines that were not run yet are not run: a reader that went away did not see them all.
+        Err(error) => output::failed(&error, ExitCode::FAILURE),
     }
 }
 
@@ -136,7 +138,7 @@ fn converse(shell: &mut Shell) -> io::Result<()> {
     if let Some(file) = &history
         && let Err(error) = editor.save_history(file)
     {
-        eprintln!("the history could not be kept in {}: {error}", file.display());
+        output::tell(&format!("the history could not be kept in {}: {error}", file.display()));
     }
     end
 }

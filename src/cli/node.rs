@@ -1,5 +1,6 @@
 //! `--role node`: one node of a cluster, in the foreground.
 
+use super::output;
 use super::run::{LOST, report, run as run_nodes, wall_clock};
 use crate::config::{ARBITERS_MAX, Config};
 use crate::error::Error;
@@ -68,8 +69,9 @@ fn serve(options: &One) -> crate::error::Result<()> {
     if options.check {
         let (file, nodes) = (options.config.display(), config.nodes().len());
         let (cluster, partitions) = (config.cluster(), config.partitions());
-        println!("{file}: cluster '{cluster}', {nodes} nodes, {partitions} partitions: sound");
-        return Ok(());
+        let sizes = format!("{nodes} nodes, {partitions} partitions");
+        return output::print_line(&format!("{file}: cluster '{cluster}', {sizes}: sound"))
+            .map_err(|cause| Error::Io(output::NOT_WRITTEN.into(), cause));
     }
     let Some(id) = options.id.map(NodeId) else {
         return Err(Error::Arguments("--id is missing: which of the file's nodes?".into()));

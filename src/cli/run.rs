@@ -1,6 +1,6 @@
 //! Runs nodes until they are told to stop: the one place that makes arbiters.
 
-use super::failpoint;
+use super::{descriptors, failpoint};
 use crate::actors::node::{Birth, Node, Placement, start};
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -41,7 +41,9 @@ fn usage() -> Option<Usage> {
 
 /// Runs these nodes of a cluster in this process until SIGINT or SIGTERM. `ready` is called once
 /// all of them serve, with the milliseconds that took.
-pub fn run(config: Config, nodes: &[NodeId], ready: impl FnOnce(&Config, u64)) -> Result<()> {
+pub fn run(mut config: Config, nodes: &[NodeId], ready: impl FnOnce(&Config, u64)) -> Result<()> {
+    // Before the first thread: each needs some.
+    descriptors::fit(&mut config, nodes.len())?;
     let config = Arc::new(config);
     let started = wall_clock();
     System::new().block_on(async {
@@ -56,9 +58,22 @@ pub fn run(config: Config, nodes: &[NodeId], ready: impl FnOnce(&Config, u64)) -
             }
             Ok(())
         };
-        if let Err(error) = served.await {
-            stop(running, others_go_on).await;
-            return Err(error);
+        // A node may wait long for room on its disk.
+        let served = tokio::select! {
+            biased;
+            () = &mut stopping => None,
+            served = served => Some(served),
+        };
+        match served {
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                stop(running, others_go_on).await;
+                return Err(error);
+            }
+            None => {
+                stop(running, others_go_on).await;
+                return Ok(());
+            }
         }
         let formed: Vec<oneshot::Receiver<()>> = running.iter_mut().map(Running::formed).collect();
         let serving = async {
@@ -162,8 +177,7 @@ pub const LOST: &str = "; put it back as it was, or move the node's data directo
 /// Ends the process: a node that cannot write its log has nothing more to promise.
 fn give_up(why: &str) {
     log::error!(target: "node", "{why}; stopping");
-    eprintln!("quorate: {why}; stopping");
-    log::logger().flush();
+    logging::last(&format!("quorate: {why}; stopping"));
     std::process::exit(1);
 }
 
@@ -197,6 +211,6 @@ fn told_to_stop() -> Result<impl Future<Output = ()>> {
 
 /// Tells the operator what is wrong, and the shell by the exit code.
 pub fn report(error: &Error, advice: &str) -> ExitCode {
-    eprintln!("quorate: {error}{advice}");
+    logging::last(&format!("quorate: {error}{advice}"));
     ExitCode::from(error.exit_code())
 }

@@ -1,7 +1,10 @@
 //! Commands on strings as arrays of bits. Bit 0 is the highest of the first byte.
 
 use super::number::parse_int;
-use super::spec::{DENYOOM, Doc, FAST, Group, KEY, Keys, READONLY, Spec, Split, WRITE, data};
+use super::spec::{
+    DENYOOM, Doc, FAST, GOES_THROUGH, Group, KEY, Keys, READONLY, STRETCHES, Spec, Split, WRITE,
+    data,
+};
 use super::{Call, NOT_AN_INTEGER, SYNTAX, VALUE_BYTES_MAX};
 use crate::engine::tables::{Expires, Origin};
 
@@ -19,20 +22,20 @@ const BEHIND_OPERATION: Keys = Keys { first: 2, last: -1, step: 1 };
 
 #[rustfmt::skip]
 pub(super) const COMMANDS: &[Spec] = &[
-    Spec { name: "bitcount", arity: -2, flags: READONLY, keys: KEY, run: data(23, bitcount, Split::Single),
+    Spec { name: "bitcount", arity: -2, flags: READONLY | GOES_THROUGH, keys: KEY, run: data(23, bitcount, Split::Single),
         doc: doc("2.6.0", "O(N) with N the length counted", "Counts the bits that are set in a string or a part of it.", "key [start end [BYTE | BIT]]") },
-    Spec { name: "bitfield", arity: -2, flags: WRITE | DENYOOM, keys: KEY, run: data(24, bitfield, Split::Single),
+    Spec { name: "bitfield", arity: -2, flags: WRITE | DENYOOM | STRETCHES, keys: KEY, run: data(24, bitfield, Split::Single),
         doc: doc("3.2.0", "O(N) with N the number of subcommands", "Reads and writes integers of any width anywhere in a string.",
             "key [GET encoding offset | [OVERFLOW WRAP | SAT | FAIL] SET encoding offset value | INCRBY encoding offset increment ...]") },
     Spec { name: "bitfield_ro", arity: -2, flags: READONLY | FAST, keys: KEY, run: data(25, bitfield_ro, Split::Single),
         doc: doc("6.0.0", "O(N) with N the number of subcommands", "Reads integers of any width anywhere in a string.", "key [GET encoding offset ...]") },
-    Spec { name: "bitop", arity: -4, flags: WRITE | DENYOOM, keys: BEHIND_OPERATION, run: data(26, bitop, Split::Gather),
+    Spec { name: "bitop", arity: -4, flags: WRITE | DENYOOM | STRETCHES | GOES_THROUGH, keys: BEHIND_OPERATION, run: data(26, bitop, Split::Gather),
         doc: doc("2.6.0", "O(N) with N the length of the strings", "Combines strings bit by bit and stores the result.", "AND | OR | XOR | NOT destkey key [key ...]") },
-    Spec { name: "bitpos", arity: -3, flags: READONLY, keys: KEY, run: data(27, bitpos, Split::Single),
+    Spec { name: "bitpos", arity: -3, flags: READONLY | GOES_THROUGH, keys: KEY, run: data(27, bitpos, Split::Single),
         doc: doc("2.8.7", "O(N) with N the length searched", "Finds the first bit that is set, or clear.", "key bit [start [end [BYTE | BIT]]]") },
     Spec { name: "getbit", arity: 3, flags: READONLY | FAST, keys: KEY, run: data(28, getbit, Split::Single),
         doc: doc("2.2.0", "O(1)", "Reads one bit of a string.", "key offset") },
-    Spec { name: "setbit", arity: 4, flags: WRITE | DENYOOM, keys: KEY, run: data(29, setbit, Split::Single),
+    Spec { name: "setbit", arity: 4, flags: WRITE | DENYOOM | STRETCHES, keys: KEY, run: data(29, setbit, Split::Single),
         doc: doc("2.2.0", "O(1)", "Sets or clears one bit of a string, filling up with zero bytes.", "key offset value") },
 ];
 

@@ -9,13 +9,13 @@ use super::number::parse_int;
 use super::order::{Order, Question, Show};
 use super::reply::Reply;
 use super::spec::{
-    ADMIN, DANGEROUS, Doc, Group, LOADING, Merge, NO_KEYS, Over, READONLY, Run, STALE, Spec, Split,
-    data,
+    ADMIN, DANGEROUS, Doc, Group, LOADING, Merge, NO_KEYS, NO_MULTI, Over, READONLY, Run, STALE,
+    Spec, Split, data,
 };
 use super::words::Words;
 use super::{Call, NOT_AN_INTEGER};
 use crate::engine::slots::slot_of;
-use crate::ids::{NodeId, PartitionId, Slot, TableIndex};
+use crate::ids::{NodeId, PartitionId, Slot};
 use std::fmt::Write as _;
 
 const fn doc(since: &'static str, summary: &'static str, syntax: &'static str) -> Doc {
@@ -28,14 +28,21 @@ pub(super) const COMMANDS: &[Spec] = &[
         doc: doc("3.0.0", "Holds the commands on the cluster.", "") },
 ];
 
+/// What is for backups: there is no access control yet that would keep other clients from it.
+const BACKUP: u32 = READONLY | ADMIN | DANGEROUS | NO_MULTI;
+
 #[rustfmt::skip]
 const CLUSTER: &[Spec] = &[
     Spec { name: "countkeysinslot", arity: 3, flags: READONLY | STALE, keys: NO_KEYS, run: data(91, count_keys, Split::Slot),
         doc: doc("3.0.0", "Counts the table's keys in a slot.", "slot") },
     Spec { name: "getkeysinslot", arity: 4, flags: READONLY | STALE, keys: NO_KEYS, run: data(92, get_keys, Split::Slot),
         doc: doc("3.0.0", "Names some of the table's keys in a slot.", "slot count") },
-    Spec { name: "image", arity: 2, flags: READONLY | ADMIN | DANGEROUS, keys: NO_KEYS, run: data(93, image, Split::Everywhere { merge: Merge::Array, locked: true, over: Over::AllTables }),
-        doc: doc("7.0.0", "Gives all keys of all tables as they are at one moment, for a backup: an image a partition.", "") },
+    Spec { name: "backup", arity: 3, flags: BACKUP, keys: NO_KEYS, run: data(94, begin_backup, Split::Everywhere { merge: Merge::Array, locked: true, over: Over::AllTables }),
+        doc: doc("7.0.0", "Begins a copy of all keys as they are at one moment; for each partition, tells the copy's token and how many keys it has.", "name") },
+    Spec { name: "image", arity: 5, flags: BACKUP, keys: NO_KEYS, run: data(93, image, Split::Partition),
+        doc: doc("7.0.0", "Gives the piece of a partition's copy that begins at a position; an empty one at its end.", "partition token position") },
+    Spec { name: "release", arity: 3, flags: BACKUP, keys: NO_KEYS, run: data(95, release_backup, Split::Everywhere { merge: Merge::Status, locked: false, over: Over::AllTables }),
+        doc: doc("7.0.0", "Gives up the copies that a backup of this name began.", "name") },
     Spec { name: "help", arity: 2, flags: LOADING | STALE, keys: NO_KEYS, run: Run::Session(help),
         doc: doc("5.0.0", "Lists the subcommands.", "") },
     Spec { name: "info", arity: 2, flags: STALE | LOADING, keys: NO_KEYS, run: Run::Session(info),
@@ -97,56 +104,49 @@ fn get_keys(call: &mut Call<'_>) {
     keys.iter().for_each(|key| call.reply.bulk(key));
 }
 
-/// All keys of one partition, one record after the other: see [`ImageRecord`].
-fn image(call: &mut Call<'_>) {
-    let mut image = Vec::new();
-    for table in TableIndex::all() {
-        let mut cursor = 0;
-        loop {
-            cursor = call.tables.scan(table, cursor, STEP, &mut |item| {
-                let expires = item.expires().map_or(0, |at| at.0);
-                image.push(table.index() as u8);
-                image.extend_from_slice(&expires.to_le_bytes());
-                image.extend_from_slice(&(item.key().len() as u32).to_le_bytes());
-                image.extend_from_slice(&(item.value().len() as u32).to_le_bytes());
-                image.extend_from_slice(item.key());
-                image.extend_from_slice(item.value());
-            });
-            if cursor == 0 {
-                break;
-            }
+/// A number that nobody has to make sense of: sixteen hexadecimal digits.
+fn name(word: &[u8]) -> Option<u64> {
+    let digits = std::str::from_utf8(word).ok().filter(|word| word.len() == 16)?;
+    u64::from_str_radix(digits, 16).ok()
+}
+
+const NO_NAME: &str = "ERR a backup's name is sixteen hexadecimal digits";
+
+fn begin_backup(call: &mut Call<'_>) {
+    let Some(name) = name(call.args.get(1)) else { return call.reply.error(NO_NAME) };
+    match call.tables.begin_backup(name) {
+        Some(begun) => {
+            call.reply.array(1);
+            call.reply.array(2);
+            call.reply.bulk(format!("{:016x}", begun.token).as_bytes());
+            call.reply.int(begun.items as i64);
         }
+        None => call.reply.error(&format!(
+            "TRYAGAIN another backup is under way in partition {}",
+            call.partition
+        )),
     }
-    call.reply.array(1);
-    call.reply.bulk(&image);
 }
 
-/// A record of an image: a key with its table, when it expires (Unix time in ms) and its value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ImageRecord<'a> {
-    /// The table's index.
-    pub table: u8,
-    /// When it expires, if it does.
-    pub expires: Option<u64>,
-    /// The key.
-    pub key: &'a [u8],
-    /// Its value.
-    pub value: &'a [u8],
+fn image(call: &mut Call<'_>) {
+    let position = parse_int(call.args.get(3)).and_then(|position| u64::try_from(position).ok());
+    let (Some(token), Some(position)) = (name(call.args.get(2)), position) else {
+        return call.reply.error(NOT_AN_INTEGER);
+    };
+    match call.tables.backup_piece(token, position) {
+        Some(piece) => call.reply.bulk(piece),
+        None => call.reply.error(&format!(
+            "NOCOPY partition {} has not this copy of the backup any more: its leader changed, \
+             the copy was left alone for too long, or it held more than limits.backup",
+            call.partition
+        )),
+    }
 }
 
-impl<'a> ImageRecord<'a> {
-    /// Takes the first record off an image; `None` where there is none that is whole.
-    pub fn take(image: &mut &'a [u8]) -> Option<ImageRecord<'a>> {
-        let (table, rest) = image.split_first()?;
-        let (expires, rest) = rest.split_first_chunk::<8>()?;
-        let (key, rest) = rest.split_first_chunk::<4>()?;
-        let (value, rest) = rest.split_first_chunk::<4>()?;
-        let (key, rest) = rest.split_at_checked(u32::from_le_bytes(*key) as usize)?;
-        let (value, rest) = rest.split_at_checked(u32::from_le_bytes(*value) as usize)?;
-        *image = rest;
-        let expires = Some(u64::from_le_bytes(*expires)).filter(|at| *at > 0);
-        Some(ImageRecord { table: *table, expires, key, value })
-    }
+fn release_backup(call: &mut Call<'_>) {
+    let Some(name) = name(call.args.get(1)) else { return call.reply.error(NO_NAME) };
+    call.tables.release_backup(name);
+    call.reply.ok();
 }
 
 fn transfer(_: &Client, facts: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Option<Order> {
@@ -157,6 +157,12 @@ fn transfer(_: &Client, facts: &Facts, words: Words<'_>, reply: &mut Reply<'_>) 
     };
     if !facts.cluster.iter().any(|one| one.node == node) {
         reply.error(&format!("ERR there is no node {node}"));
+        return None;
+    }
+    // Each class has its own. There are no facts in a node's first second.
+    let count = facts.partitions.len() * facts.classes.len();
+    if count > 0 && usize::from(partition) >= count {
+        reply.error(&format!("ERR there is no partition {partition}: the last is {}", count - 1));
         return None;
     }
     // Partitions of other tables' classes follow those of table 0.

@@ -7,7 +7,9 @@
 
 use super::Call;
 use super::number::parse_int;
-use super::spec::{DANGEROUS, DENYOOM, Doc, Group, KEY, READONLY, Spec, Split, WRITE, data};
+use super::spec::{
+    ANSWERS_VALUES, DANGEROUS, DENYOOM, Doc, Group, KEY, READONLY, Spec, Split, WRITE, data,
+};
 use super::{NOT_AN_INTEGER, SYNTAX, VALUE_BYTES_MAX};
 use crate::engine::tables::Expires;
 use crate::ids::Millis;
@@ -19,7 +21,7 @@ const fn doc(since: &'static str, summary: &'static str, syntax: &'static str) -
 
 #[rustfmt::skip]
 pub(super) const COMMANDS: &[Spec] = &[
-    Spec { name: "dump", arity: 2, flags: READONLY, keys: KEY, run: data(68, dump, Split::Single),
+    Spec { name: "dump", arity: 2, flags: READONLY | ANSWERS_VALUES, keys: KEY, run: data(68, dump, Split::Single),
         doc: doc("2.6.0", "Serialises a key's value, with a version and a checksum.", "key") },
     Spec { name: "restore", arity: -4, flags: WRITE | DENYOOM | DANGEROUS, keys: KEY, run: data(69, restore, Split::Single),
         doc: doc("2.6.0", "Makes a key of a serialised value.",

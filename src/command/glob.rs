@@ -7,6 +7,11 @@
 /// range is turned around. Only the last `*` is ever tried again, so the time is bounded by the
 /// product of the lengths.
 pub fn matches(pattern: &[u8], text: &[u8], ignore_case: bool) -> bool {
+    matches_counted(pattern, text, ignore_case, &mut 0)
+}
+
+/// As [`matches`], and adds to `work` about how many bytes were compared.
+pub fn matches_counted(pattern: &[u8], text: &[u8], ignore_case: bool, work: &mut usize) -> bool {
     let (mut p, mut t) = (0, 0);
     // Where to go on when the rest does not match: behind the last star, one character later.
     let mut retry: Option<(usize, usize)> = None;
@@ -17,7 +22,7 @@ pub fn matches(pattern: &[u8], text: &[u8], ignore_case: bool) -> bool {
             continue;
         }
         let step = match text.get(t) {
-            Some(&byte) => match_one(&pattern[p..], byte, ignore_case),
+            Some(&byte) => match_one(&pattern[p..], byte, ignore_case, work),
             None if p == pattern.len() => return true,
             None => return false,
         };
@@ -37,7 +42,8 @@ pub fn matches(pattern: &[u8], text: &[u8], ignore_case: bool) -> bool {
 }
 
 /// How many bytes of the pattern stand for this one byte, if they match it.
-fn match_one(pattern: &[u8], byte: u8, ignore_case: bool) -> Option<usize> {
+fn match_one(pattern: &[u8], byte: u8, ignore_case: bool, work: &mut usize) -> Option<usize> {
+    *work += 1;
     let fold = |byte: u8| if ignore_case { byte.to_ascii_lowercase() } else { byte };
     let byte = fold(byte);
     match *pattern {
@@ -45,6 +51,7 @@ fn match_one(pattern: &[u8], byte: u8, ignore_case: bool) -> Option<usize> {
         [b'?', ..] => Some(1),
         [b'[', ref class @ ..] => {
             let (length, within) = match_class(class, byte, fold);
+            *work += length;
             within.then_some(1 + length)
         }
         [b'\\', literal, ..] => (fold(literal) == byte).then_some(2),
@@ -128,5 +135,19 @@ mod tests {
     fn many_stars_take_no_exponential_time() {
         let pattern = "a*".repeat(40) + "b";
         assert!(!matches(pattern.as_bytes(), "a".repeat(2000).as_bytes(), false));
+    }
+
+    #[test]
+    fn work_is_counted_where_it_is_done() {
+        let work = |pattern: &str, text: &str| {
+            let mut work = 0;
+            matches_counted(pattern.as_bytes(), text.as_bytes(), false, &mut work);
+            work
+        };
+        assert_eq!(work("abc", "abd"), 3);
+        assert_eq!(work("x*", &"a".repeat(1000)), 1);
+        let class = format!("*[{}]x", "b".repeat(100));
+        assert!(work(&class, &"a".repeat(100)) >= 10_000);
+        assert!(work("*aaaaaaaaab", &"a".repeat(100)) >= 900);
     }
 }

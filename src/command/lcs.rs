@@ -2,7 +2,7 @@
 //! (Cormen et al., section 15.4) and a walk back through it.
 
 use super::number::parse_int;
-use super::spec::{Doc, Group, Keys, READONLY, Spec, Split, data};
+use super::spec::{ANSWERS_VALUES, Doc, GOES_THROUGH, Group, Keys, READONLY, Spec, Split, data};
 use super::{Call, NOT_AN_INTEGER, SYNTAX};
 
 /// Entries that the table of lengths may have: 128 MiB, about a tenth of a second.
@@ -10,7 +10,7 @@ const CELLS_MAX: usize = 32 << 20;
 
 #[rustfmt::skip]
 pub(super) const COMMANDS: &[Spec] = &[
-    Spec { name: "lcs", arity: -3, flags: READONLY, keys: Keys { first: 1, last: 2, step: 1 }, run: data(22, lcs, Split::Gather),
+    Spec { name: "lcs", arity: -3, flags: READONLY | ANSWERS_VALUES | GOES_THROUGH, keys: Keys { first: 1, last: 2, step: 1 }, run: data(22, lcs, Split::Gather),
         doc: Doc { group: Group::String, since: "7.0.0", complexity: "O(N*M) with N and M the lengths of the strings",
             summary: "Finds the longest common subsequence of two strings.",
             syntax: "key1 key2 [LEN] [IDX] [MINMATCHLEN min-match-len] [WITHMATCHLEN]" } },

@@ -159,6 +159,17 @@ pub fn plan(spec: &Spec, words: Words<'_>, place: &Place<'_>) -> Plan {
                 None => Plan::Refused(super::NOT_AN_INTEGER.into()),
             };
         }
+        Split::Partition => {
+            let all = place.atlas.all();
+            let number = parse_int(words.get(2)).and_then(|number| u16::try_from(number).ok());
+            return match number.map(PartitionId).filter(|partition| all.contains(*partition)) {
+                Some(partition) => Plan::One(place.head_without_keys(data, partition)),
+                None => Plan::Refused(format!(
+                    "ERR there is no such partition: they are 0 to {}",
+                    all.last()
+                )),
+            };
+        }
         Split::Single | Split::PerKey(_) | Split::Gather => {}
     }
     if data.reach.is_some() {

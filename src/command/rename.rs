@@ -2,8 +2,8 @@
 
 use super::number::parse_int;
 use super::spec::{
-    DANGEROUS, DENYOOM, Doc, FAST, Group, KEY, KEYSPACE, Keys, Merge, NO_KEYS, Over, Spec, Split,
-    WRITE, data, reaching,
+    DANGEROUS, DENYOOM, Doc, FAST, GOES_THROUGH, Group, KEY, KEYSPACE, Keys, Merge, NO_KEYS, Over,
+    STRETCHES, Spec, Split, WRITE, data, reaching,
 };
 use super::words::Words;
 use super::{Call, NOT_AN_INTEGER, SYNTAX};
@@ -25,14 +25,14 @@ const EVERYWHERE: Split = Split::Everywhere { over: Over::Two, merge: Merge::Sta
 
 #[rustfmt::skip]
 pub(super) const COMMANDS: &[Spec] = &[
-    Spec { name: "copy", arity: -3, flags: WRITE | DENYOOM, keys: TWO_KEYS, run: reaching(57, copy, Split::Gather, copy_reach),
+    Spec { name: "copy", arity: -3, flags: WRITE | DENYOOM | STRETCHES | GOES_THROUGH, keys: TWO_KEYS, run: reaching(57, copy, Split::Gather, copy_reach),
         doc: doc("6.2.0", "O(N) with N the length of the value", "Copies a key's value and expiry to another key.",
             "source destination [DB destination-db] [REPLACE]") },
-    Spec { name: "move", arity: 3, flags: WRITE | FAST, keys: KEY, run: reaching(58, move_to, Split::Gather, move_reach),
+    Spec { name: "move", arity: 3, flags: WRITE | FAST | STRETCHES, keys: KEY, run: reaching(58, move_to, Split::Gather, move_reach),
         doc: doc("1.0.0", "O(1)", "Moves a key to another table.", "key db") },
-    Spec { name: "rename", arity: 3, flags: WRITE, keys: TWO_KEYS, run: data(59, rename, Split::Gather),
+    Spec { name: "rename", arity: 3, flags: WRITE | STRETCHES, keys: TWO_KEYS, run: data(59, rename, Split::Gather),
         doc: doc("1.0.0", "O(N) with N the length of the value", "Renames a key, whatever the new name held.", "key newkey") },
-    Spec { name: "renamenx", arity: 3, flags: WRITE | FAST, keys: TWO_KEYS, run: data(60, renamenx, Split::Gather),
+    Spec { name: "renamenx", arity: 3, flags: WRITE | FAST | STRETCHES, keys: TWO_KEYS, run: data(60, renamenx, Split::Gather),
         doc: doc("1.0.0", "O(N) with N the length of the value", "Renames a key if the new name is free.", "key newkey") },
     Spec { name: "swapdb", arity: 3, flags: WRITE | FAST | KEYSPACE | DANGEROUS, keys: NO_KEYS, run: data(61, swapdb, EVERYWHERE),
         doc: doc("4.0.0", "O(N) with N the number of partitions", "Exchanges the keys of two tables at one moment.", "index1 index2") },

@@ -49,6 +49,14 @@ pub(super) const COMMANDS: &[Spec] = &[
 
 /// Cells that a step visits at most, whatever `COUNT` says: about a millisecond.
 const CELLS_MAX: usize = 16 << 10;
+/// Cells that are visited before the time they took is looked at.
+const CELLS_AT_ONCE: usize = 64;
+/// Bytes of patterns and keys that a step compares, about: some milliseconds. The last
+/// [`CELLS_AT_ONCE`] cells may make it more.
+const COMPARED_MAX: usize = 4 << 20;
+/// The longest pattern: one key's name is compared with it as a whole, whatever that takes.
+const PATTERN_BYTES_MAX: usize = 1 << 10;
+const LONG_PATTERN: &str = "ERR the pattern is longer than 1024 bytes";
 /// Cells that a step visits when nothing is said.
 const COUNT_USUAL: usize = 10;
 
@@ -135,12 +143,16 @@ fn options<'a>(call: &Call<'a>) -> Result<Options<'a>, &'static str> {
                 options.count =
                     usize::try_from(count).ok().filter(|count| *count > 0).ok_or(SYNTAX)?;
             }
-            () if is(b"match") => options.pattern = Some(word),
+            () if is(b"match") => options.pattern = Some(pattern(word)?),
             () if is(b"type") => options.strings = word.eq_ignore_ascii_case(b"string"),
             () => return Err(SYNTAX),
         }
     }
     Ok(options)
+}
+
+fn pattern(word: &[u8]) -> Result<&[u8], &'static str> {
+    if word.len() > PATTERN_BYTES_MAX { Err(LONG_PATTERN) } else { Ok(word) }
 }
 
 fn scan(call: &mut Call<'_>) {
@@ -159,15 +171,24 @@ fn scan(call: &mut Call<'_>) {
     let mut found = 0;
     let mut elements = Vec::new();
     let mut element = Reply::new(&mut elements, false);
-    let cells = options.count.min(CELLS_MAX);
-    let place = call.tables.scan(call.table, cursor.place, cells, &mut |item| {
-        let wanted =
-            options.pattern.is_none_or(|pattern| glob::matches(pattern, item.key(), false));
-        if wanted && options.strings {
-            element.bulk(item.key());
-            found += 1;
+    let (mut place, mut cells) = (cursor.place, options.count.min(CELLS_MAX));
+    let mut compared = 0;
+    loop {
+        let few = cells.min(CELLS_AT_ONCE);
+        place = call.tables.scan(call.table, place, few, &mut |item| {
+            let wanted = options.pattern.is_none_or(|pattern| {
+                glob::matches_counted(pattern, item.key(), false, &mut compared)
+            });
+            if wanted && options.strings {
+                element.bulk(item.key());
+                found += 1;
+            }
+        });
+        cells -= few;
+        if place == 0 || cells == 0 || compared > COMPARED_MAX {
+            break;
         }
-    });
+    }
     let next = Cursor::after(call.partition, place).encode();
     call.reply.array(2);
     call.reply.bulk(next.to_string().as_bytes());
@@ -177,7 +198,10 @@ fn scan(call: &mut Call<'_>) {
 
 /// All matching keys of one partition.
 fn keys(call: &mut Call<'_>) {
-    let pattern = call.args.get(0);
+    let pattern = match pattern(call.args.get(0)) {
+        Ok(pattern) => pattern,
+        Err(error) => return call.reply.error(error),
+    };
     let (mut found, mut elements, mut place) = (0, Vec::new(), 0);
     let mut element = Reply::new(&mut elements, false);
     loop {

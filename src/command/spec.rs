@@ -115,6 +115,14 @@ pub const MOVABLE_KEYS: Flags = 1 << 17;
 /// Not in the slow log.
 pub const SKIP_SLOWLOG: Flags = 1 << 18;
 
+/// Its reply may be as long as the values of its keys. Not shown as a flag.
+pub const ANSWERS_VALUES: Flags = 1 << 19;
+/// May make a value longer by more than its own arguments. Not shown as a flag.
+pub const STRETCHES: Flags = 1 << 20;
+
+/// Goes through all that its keys hold, however short its reply is. Not shown as a flag.
+pub const GOES_THROUGH: Flags = 1 << 21;
+
 /// The flags that `COMMAND` shows, in its order.
 const FLAG_NAMES: [(Flags, &str); 13] = [
     (WRITE, "write"),
@@ -251,8 +259,8 @@ pub enum Control {
     Discard,
     /// The next transaction depends on keys: an operation reads their versions.
     Watch(Data),
-    /// It depends on none any more.
-    Unwatch,
+    /// It depends on none any more: an operation says so to their partitions.
+    Unwatch(Data),
 }
 
 /// A command that works on data.
@@ -287,6 +295,9 @@ pub enum Split {
     Walk,
     /// It has no keys and asks the partition of the slot that its third word names.
     Slot,
+    /// It has no keys and asks the partition that its third word names, in no order with what
+    /// others do to its keys.
+    Partition,
     /// It has no keys and asks every partition of some tables.
     Everywhere {
         /// Of which tables.
@@ -376,6 +387,14 @@ impl Spec {
         }
     }
 
+    /// The operation that it sends to partitions, if any.
+    const fn operation(&self) -> Option<Data> {
+        match self.run {
+            Run::Control(Control::Unwatch(data)) => Some(data),
+            _ => self.data(),
+        }
+    }
+
     /// Its subcommands.
     pub fn subcommands(&self) -> &'static [Spec] {
         match self.run {
@@ -399,9 +418,14 @@ impl Spec {
         self.doc.group == Group::Connection && matches!(self.name, "quit" | "reset")
     }
 
+    /// Whether it is `EXEC`.
+    pub fn executes(&self) -> bool {
+        matches!(self.run, Run::Control(Control::Exec))
+    }
+
     /// Whether it is `UNWATCH`, which has no effect inside a transaction.
     pub fn run_is_unwatch(&self) -> bool {
-        matches!(self.run, Run::Control(Control::Unwatch))
+        matches!(self.run, Run::Control(Control::Unwatch(_)))
     }
 
     /// The names of its flags, as `COMMAND` shows them.
@@ -460,7 +484,7 @@ pub fn lookup(name: &[u8]) -> Option<&'static Spec> {
 #[inline]
 pub fn by_code(code: OpCode) -> Option<(&'static Spec, Data)> {
     let spec = (*BY_CODE.get(usize::from(code.0))?)?;
-    Some((spec, spec.data()?))
+    Some((spec, spec.operation()?))
 }
 
 /// A command's whole name: a subcommand's begins with its container's.
@@ -543,7 +567,7 @@ static BY_CODE: [Option<&Spec>; CODES] = {
 };
 
 const fn index_code(index: &mut [Option<&'static Spec>; CODES], spec: &'static Spec) {
-    if let Some(data) = spec.data() {
+    if let Some(data) = spec.operation() {
         let code = data.code.0 as usize;
         assert!(code > 0 && code < CODES, "a command's code is out of range");
         assert!(index[code].is_none(), "a command's code is given twice");
@@ -638,7 +662,11 @@ mod tests {
                 Split::Single => assert_eq!(spec.keys.count(9), 1, "{name}"),
                 Split::PerKey(_) => assert_eq!(spec.keys.last, -1, "{name}"),
                 Split::Gather => assert!(spec.keys.count(9) > 0, "{name}"),
-                Split::Slot | Split::Scan | Split::Walk | Split::Everywhere { .. } => {
+                Split::Slot
+                | Split::Partition
+                | Split::Scan
+                | Split::Walk
+                | Split::Everywhere { .. } => {
                     assert_eq!(spec.keys, NO_KEYS, "{name}");
                 }
             }
@@ -649,7 +677,7 @@ mod tests {
     fn codes_stay_what_logs_hold() {
         let mut codes: Vec<(u16, String)> = Vec::new();
         for spec in all().flat_map(|spec| std::iter::once(spec).chain(spec.subcommands())) {
-            if let Some(data) = spec.data() {
+            if let Some(data) = spec.operation() {
                 codes.push((data.code.0, full_name(spec)));
             }
         }

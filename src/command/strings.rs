@@ -3,7 +3,8 @@
 use super::float::{Float, is_infinite};
 use super::number::parse_int;
 use super::spec::{
-    DENYOOM, Doc, FAST, Group, KEY, KEYS, Merge, PAIRS, READONLY, Spec, Split, WRITE, data,
+    ANSWERS_VALUES, DENYOOM, Doc, FAST, Group, KEY, KEYS, Merge, PAIRS, READONLY, STRETCHES, Spec,
+    Split, WRITE, data,
 };
 use super::{Call, NOT_AN_INTEGER, SYNTAX, VALUE_BYTES_MAX};
 use crate::engine::tables::{Expires, ItemRef, Origin};
@@ -26,16 +27,16 @@ pub(super) const COMMANDS: &[Spec] = &[
         doc: doc("1.0.0", "O(1)", "Takes one from a key's integer, which begins at 0.", "key") },
     Spec { name: "decrby", arity: 3, flags: WRITE | DENYOOM | FAST, keys: KEY, run: data(3, decrby, Split::Single),
         doc: doc("1.0.0", "O(1)", "Takes a number from a key's integer, which begins at 0.", "key decrement") },
-    Spec { name: "get", arity: 2, flags: READONLY | FAST, keys: KEY, run: data(4, get, Split::Single),
+    Spec { name: "get", arity: 2, flags: READONLY | FAST | ANSWERS_VALUES, keys: KEY, run: data(4, get, Split::Single),
         doc: doc("1.0.0", "O(1)", "Reads a key's string.", "key") },
-    Spec { name: "getdel", arity: 2, flags: WRITE | FAST, keys: KEY, run: data(5, getdel, Split::Single),
+    Spec { name: "getdel", arity: 2, flags: WRITE | FAST | ANSWERS_VALUES, keys: KEY, run: data(5, getdel, Split::Single),
         doc: doc("6.2.0", "O(1)", "Reads a key's string and deletes the key.", "key") },
-    Spec { name: "getex", arity: -2, flags: WRITE | FAST, keys: KEY, run: data(6, getex, Split::Single),
+    Spec { name: "getex", arity: -2, flags: WRITE | FAST | ANSWERS_VALUES, keys: KEY, run: data(6, getex, Split::Single),
         doc: doc("6.2.0", "O(1)", "Reads a key's string and sets or clears its expiry.",
             "key [EX seconds | PX milliseconds | EXAT unix-time-seconds | PXAT unix-time-milliseconds | PERSIST]") },
-    Spec { name: "getrange", arity: 4, flags: READONLY, keys: KEY, run: data(7, getrange, Split::Single),
+    Spec { name: "getrange", arity: 4, flags: READONLY | ANSWERS_VALUES, keys: KEY, run: data(7, getrange, Split::Single),
         doc: doc("2.4.0", "O(N) with N the length read", "Reads a part of a key's string.", "key start end") },
-    Spec { name: "getset", arity: 3, flags: WRITE | DENYOOM | FAST, keys: KEY, run: data(8, getset, Split::Single),
+    Spec { name: "getset", arity: 3, flags: WRITE | DENYOOM | FAST | ANSWERS_VALUES, keys: KEY, run: data(8, getset, Split::Single),
         doc: doc("1.0.0", "O(1)", "Replaces a key's string and reads the one before it.", "key value") },
     Spec { name: "incr", arity: 2, flags: WRITE | DENYOOM | FAST, keys: KEY, run: data(9, incr, Split::Single),
         doc: doc("1.0.0", "O(1)", "Adds one to a key's integer, which begins at 0.", "key") },
@@ -43,7 +44,7 @@ pub(super) const COMMANDS: &[Spec] = &[
         doc: doc("1.0.0", "O(1)", "Adds a number to a key's integer, which begins at 0.", "key increment") },
     Spec { name: "incrbyfloat", arity: 3, flags: WRITE | DENYOOM | FAST, keys: KEY, run: data(11, incrbyfloat, Split::Single),
         doc: doc("2.6.0", "O(1)", "Adds a floating-point number to a key's number, which begins at 0.", "key increment") },
-    Spec { name: "mget", arity: -2, flags: READONLY | FAST, keys: KEYS, run: data(12, mget, Split::PerKey(Merge::Array)),
+    Spec { name: "mget", arity: -2, flags: READONLY | FAST | ANSWERS_VALUES, keys: KEYS, run: data(12, mget, Split::PerKey(Merge::Array)),
         doc: doc("1.0.0", "O(N) with N the number of keys", "Reads the strings of several keys at one moment.", "key [key ...]") },
     Spec { name: "mset", arity: -3, flags: WRITE | DENYOOM, keys: PAIRS, run: data(13, mset, Split::PerKey(Merge::Status)),
         doc: doc("1.0.1", "O(N) with N the number of keys", "Sets several keys at one moment.", "key value [key value ...]") },
@@ -51,18 +52,18 @@ pub(super) const COMMANDS: &[Spec] = &[
         doc: doc("1.0.1", "O(N) with N the number of keys", "Sets several keys at one moment if none of them exists.", "key value [key value ...]") },
     Spec { name: "psetex", arity: 4, flags: WRITE | DENYOOM, keys: KEY, run: data(15, psetex, Split::Single),
         doc: doc("2.6.0", "O(1)", "Sets a key that expires after milliseconds.", "key milliseconds value") },
-    Spec { name: "set", arity: -3, flags: WRITE | DENYOOM, keys: KEY, run: data(16, set, Split::Single),
+    Spec { name: "set", arity: -3, flags: WRITE | DENYOOM | ANSWERS_VALUES, keys: KEY, run: data(16, set, Split::Single),
         doc: doc("1.0.0", "O(1)", "Sets a key to a string, whatever it held.",
             "key value [NX | XX] [GET] [EX seconds | PX milliseconds | EXAT unix-time-seconds | PXAT unix-time-milliseconds | KEEPTTL]") },
     Spec { name: "setex", arity: 4, flags: WRITE | DENYOOM, keys: KEY, run: data(17, setex, Split::Single),
         doc: doc("2.0.0", "O(1)", "Sets a key that expires after seconds.", "key seconds value") },
     Spec { name: "setnx", arity: 3, flags: WRITE | DENYOOM | FAST, keys: KEY, run: data(18, setnx, Split::Single),
         doc: doc("1.0.0", "O(1)", "Sets a key if it does not exist.", "key value") },
-    Spec { name: "setrange", arity: 4, flags: WRITE | DENYOOM, keys: KEY, run: data(19, setrange, Split::Single),
+    Spec { name: "setrange", arity: 4, flags: WRITE | DENYOOM | STRETCHES, keys: KEY, run: data(19, setrange, Split::Single),
         doc: doc("2.2.0", "O(N) with N the length written", "Overwrites a part of a key's string, filling up with zero bytes.", "key offset value") },
     Spec { name: "strlen", arity: 2, flags: READONLY | FAST, keys: KEY, run: data(20, strlen, Split::Single),
         doc: doc("2.2.0", "O(1)", "Tells the length of a key's string.", "key") },
-    Spec { name: "substr", arity: 4, flags: READONLY, keys: KEY, run: data(21, getrange, Split::Single),
+    Spec { name: "substr", arity: 4, flags: READONLY | ANSWERS_VALUES, keys: KEY, run: data(21, getrange, Split::Single),
         doc: doc("1.0.0", "O(N) with N the length read", "Reads a part of a key's string.", "key start end") },
 ];
 
@@ -209,9 +210,11 @@ fn expiry(call: &mut Call<'_>, command: &str, unit: Unit, number: &[u8]) -> Opti
     moment
 }
 
-/// Puts a value that expires; what has expired already is as good as removed.
+/// Puts a value that expires; what has expired already is as good as removed. Either way the key
+/// was written, also if it held nothing before.
 fn put_until(call: &mut Call<'_>, value: &[u8], moment: Millis) {
     if moment <= call.now {
+        call.tables.touch(call.table, call.hash);
         call.remove();
     } else {
         call.put(value, Expires::At(moment));

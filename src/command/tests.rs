@@ -594,3 +594,22 @@ fn the_commands_page_is_what_the_table_says() {
     let known = std::fs::read_to_string(path).unwrap_or_default();
     assert_eq!(known, page, "docs/commands.md is made from the table: make it anew");
 }
+
+/// A hard pattern makes a step's page shorter, and no key is passed over for it.
+#[test]
+fn a_step_ends_when_it_has_compared_much() {
+    let mut cluster = Cluster::new(1);
+    let name = |number: usize| format!("{}{number:04}", "a".repeat(20_000));
+    let names: Vec<String> = (0..300).map(name).collect();
+    names.iter().for_each(|name| drop(reply_of(&mut cluster, &format!("set {name} x"))));
+    let hard = format!("*[{}a]*0*[{}9]", "b".repeat(400), "b".repeat(400));
+    let first = reply_of(&mut cluster, &format!("scan 0 match {hard} count 10000"));
+    assert!(!first.starts_with("*2\r\n$1\r\n0\r\n"), "all keys in one step");
+    let listed = reply_of(&mut cluster, &format!("keys {hard}"));
+    let nines = names.iter().filter(|name| name.ends_with('9'));
+    assert!(listed.starts_with(&format!("*{}\r\n", nines.count())), "{}", &listed[..40]);
+    let long = "a".repeat(1025);
+    let refused = "-ERR the pattern is longer than 1024 bytes\r\n";
+    assert_eq!(reply_of(&mut cluster, &format!("scan 0 match {long}")), refused);
+    assert_eq!(reply_of(&mut cluster, &format!("keys {long}")), refused);
+}

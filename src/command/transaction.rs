@@ -28,11 +28,12 @@ use super::spec::{
     Run, SKIP_SLOWLOG, STALE, Spec, Split,
 };
 use super::words::{Phrase, Words};
-use super::{Call, Redis};
+use super::{Call, KEY_BYTES_MAX, Redis};
 use crate::engine::batch::{Batch, OpCode, OpHead, Replies};
 use crate::engine::machine::{Access, Machine, Scope};
 use crate::engine::protocol::{Claim, Granule, Mode, Share, Watched, Work};
 use crate::engine::slots::Atlas;
+use crate::engine::tables::KeyHasher;
 use crate::ids::{PartitionId, TableIndex};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -50,21 +51,118 @@ pub(super) const COMMANDS: &[Spec] = &[
         doc: doc("1.2.0", "Executes the queued commands, all or none.", "") },
     Spec { name: "multi", arity: 1, flags: CONTROL, keys: NO_KEYS, run: Run::Control(Control::Multi),
         doc: doc("1.2.0", "Queues the commands that follow.", "") },
-    Spec { name: "unwatch", arity: 1, flags: CONTROL, keys: NO_KEYS, run: Run::Control(Control::Unwatch),
+    Spec { name: "unwatch", arity: 1, flags: CONTROL, keys: NO_KEYS, run: Run::Control(Control::Unwatch(Data { code: UNWATCH, run: unwatch, split: Split::Slot, reach: None })),
         doc: doc("2.2.0", "Forgets the watched keys.", "") },
     Spec { name: "watch", arity: -2, flags: CONTROL, keys: KEYS,
         run: Run::Control(Control::Watch(Data { code: OpCode(400), run: versions, split: Split::PerKey(Merge::Array), reach: None })),
         doc: doc("2.2.0", "Lets the next EXEC fail if one of the keys has changed by then.", "key [key ...]") },
 ];
 
+/// The operation by which a watcher of keys leaves them.
+const UNWATCH: OpCode = OpCode(401);
+
+/// Keys that one client can watch, and their bytes: any single key can be watched.
+const CLIENT_WATCHED_MAX: usize = 1 << 14;
+const CLIENT_WATCHED_BYTES_MAX: usize = KEY_BYTES_MAX;
+
 /// Watches the keys and tells their versions: what a session asks when its client says `WATCH`.
 fn versions(call: &mut Call<'_>) {
-    call.reply.array(call.args.len());
-    for key in call.args.iter() {
-        let now = call.now;
-        let version = call.tables.watches_mut().watch(call.table, key, now);
+    let args = call.args;
+    let mut told = Vec::with_capacity(args.len());
+    for (index, key) in args.iter().enumerate() {
+        let hash = call.hash_of(index);
+        let Some(version) = call.tables.watch(call.table, hash, key) else {
+            for (hash, version) in told {
+                call.tables.watches_mut().unwatch(call.table, hash, version);
+            }
+            return call.reply.error("ERR too many keys are watched");
+        };
+        told.push((hash, version));
+    }
+    call.reply.array(told.len());
+    for (_, version) in told {
         // Versions count from a time in milliseconds shifted by 20 bits, which leaves room.
         call.reply.int(version.cast_signed());
+    }
+}
+
+/// Takes a watcher off keys: their hashes and the versions that it was told, 8 bytes each.
+fn unwatch(call: &mut Call<'_>) {
+    for pair in call.args.iter().flat_map(|arg| arg.as_chunks::<8>().0.as_chunks::<2>().0) {
+        let [hash, version] = pair.map(u64::from_le_bytes);
+        call.tables.watches_mut().unwatch(call.table, hash, version);
+    }
+    call.reply.ok();
+}
+
+/// The keys that a client watches.
+#[derive(Debug, Default)]
+pub struct Watching {
+    /// Where each lies, and the version that its partition told.
+    keys: BTreeMap<(TableIndex, Vec<u8>), (PartitionId, u64)>,
+    bytes: usize,
+}
+
+impl Watching {
+    /// Whether it watches none.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// How many keys it watches.
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// The words of a `WATCH` of keys that are not watched yet, each once.
+    ///
+    /// # Errors
+    /// When it would watch too many.
+    pub fn lacks(&self, words: Words<'_>, table: TableIndex) -> Result<Phrase, String> {
+        let keys: BTreeSet<&[u8]> = words.from(1).collect();
+        let is_new = |key: &&[u8]| !self.keys.contains_key(&(table, key.to_vec()));
+        let new: Vec<&[u8]> = keys.into_iter().filter(is_new).collect();
+        let bytes = self.bytes + new.iter().map(|key| key.len()).sum::<usize>();
+        if self.keys.len() + new.len() > CLIENT_WATCHED_MAX || bytes > CLIENT_WATCHED_BYTES_MAX {
+            return Err(format!(
+                "ERR a client can watch {CLIENT_WATCHED_MAX} keys of {CLIENT_WATCHED_BYTES_MAX} \
+                 bytes together"
+            ));
+        }
+        Ok(std::iter::once(words.name()).chain(new).collect())
+    }
+
+    /// A key is watched from now on.
+    pub fn watch(&mut self, table: TableIndex, key: &[u8], partition: PartitionId, version: u64) {
+        self.bytes += key.len();
+        self.keys.insert((table, key.to_vec()), (partition, version));
+    }
+
+    /// What each partition compares when the transaction is executed.
+    fn watched(&self) -> impl Iterator<Item = (PartitionId, Watched)> {
+        self.keys.iter().map(|((table, key), (partition, version))| {
+            (*partition, Watched { table: *table, key: key.clone(), version: *version })
+        })
+    }
+
+    /// Forgets the keys. Tells the operations by which their partitions do.
+    pub fn clear(&mut self, hasher: KeyHasher) -> Vec<(PartitionId, Batch)> {
+        self.bytes = 0;
+        let mut leaves: BTreeMap<(PartitionId, TableIndex), Vec<u8>> = BTreeMap::new();
+        for ((table, key), (partition, version)) in std::mem::take(&mut self.keys) {
+            let leaves = leaves.entry((partition, table)).or_default();
+            leaves.extend_from_slice(&hasher.hash(&key).to_le_bytes());
+            leaves.extend_from_slice(&version.to_le_bytes());
+        }
+        let batch = |((partition, table), arg): ((PartitionId, TableIndex), Vec<u8>)| {
+            let mut batch = Batch::new();
+            batch.push(
+                OpHead { code: UNWATCH, partition, table, resp3: false, hash: 0 },
+                [&arg[..]],
+            );
+            (partition, batch)
+        };
+        leaves.into_iter().map(batch).collect()
     }
 }
 
@@ -143,6 +241,11 @@ impl Queue {
         Ok(())
     }
 
+    /// Whether any of its commands writes.
+    pub fn writes(&self) -> bool {
+        self.commands.iter().any(|(spec, _)| spec.access() == Access::Write)
+    }
+
     /// Notes that a command could not be queued, so that `EXEC` will refuse.
     pub fn spoil(&mut self) {
         self.broken = true;
@@ -153,7 +256,7 @@ impl Queue {
         self,
         client: &Client,
         facts: &Facts,
-        watched: &[(PartitionId, Watched)],
+        watching: &Watching,
         place: &Place<'_>,
     ) -> Exec {
         if self.broken {
@@ -171,7 +274,7 @@ impl Queue {
             }
             draft.add(spec, phrase, &place);
         }
-        draft.finish(watched, place.atlas)
+        draft.finish(watching, place.atlas)
     }
 }
 
@@ -360,7 +463,7 @@ impl Draft {
         Drafted::Data(layout.merge, layout.pieces.iter().map(place).collect())
     }
 
-    fn finish(mut self, watched: &[(PartitionId, Watched)], atlas: &Atlas) -> Exec {
+    fn finish(mut self, watching: &Watching, atlas: &Atlas) -> Exec {
         let counts = self.steps.iter().any(|step| matches!(step, Drafted::Census { .. }));
         let mut before = BTreeMap::new();
         if self.gathers {
@@ -373,8 +476,8 @@ impl Draft {
                 share.batch = batch;
             }
         }
-        for (id, key) in watched {
-            self.shares.entry(*id).or_default().watched.push(key.clone());
+        for (id, watched) in watching.watched() {
+            self.shares.entry(id).or_default().watched.push(watched);
         }
         let order: BTreeMap<PartitionId, u32> = self.shares.keys().copied().zip(0..).collect();
         let first = |(id, op): (PartitionId, u32)| Piece { share: order[&id], op };

@@ -26,11 +26,17 @@ pub struct Limits {
     pub memory: usize,
     /// Client connections of a node: 10,000.
     pub connections: usize,
+    /// What a client may raise that to (`CONFIG SET maxclients`): what the machine has room for.
+    pub connections_max: usize,
+    /// Connections over HTTP.
+    pub http_connections: usize,
     /// How long a connection may be quiet: 0 s, which is for ever.
     pub idle: Duration,
     /// Bytes that may wait for another node that does not read, beside one message, before it is
     /// taken for lost: 1 GiB.
     pub peer_queue: usize,
+    /// Bytes that a backup may hold in a node's memory, of what has changed since its moment: 1 GiB.
+    pub backup: usize,
     /// How long a client may leave its replies unread: 300 s.
     pub unread: Duration,
     /// How long a request waits for keys that a transaction holds: 5 s.
@@ -53,7 +59,10 @@ impl Default for Limits {
             transaction: 512 << 20,
             memory: 0,
             connections: 10_000,
+            connections_max: 1_000_000,
+            http_connections: 256,
             peer_queue: 1 << 30,
+            backup: 1 << 30,
             idle: Duration::ZERO,
             unread: Duration::from_secs(300),
             lock_wait: Duration::from_secs(5),

@@ -322,6 +322,7 @@ fn limits(field: Field<'_>) -> Result<Limits, Fault> {
         "memory",
         "connections",
         "peer_queue",
+        "backup",
         "idle",
         "unread",
         "lock_wait",
@@ -369,6 +370,10 @@ fn limits(field: Field<'_>) -> Result<Limits, Fault> {
     if let Some(field) = section.get("peer_queue") {
         // What followers are sent ahead of their answers must fit by far.
         limits.peer_queue = field.bytes(16 << 20..=1 << 40)?;
+    }
+    if let Some(field) = section.get("backup") {
+        // The pieces of all partitions must fit by far.
+        limits.backup = field.bytes(16 << 20..=1 << 40)?;
     }
     if let Some(field) = section.get("lock_wait") {
         limits.lock_wait = field.duration(Duration::from_millis(1)..=Duration::from_secs(3600))?;

@@ -381,6 +381,10 @@ impl<'de> Deserialize<'de> for Batch {
 }
 
 /// Replies in the order of their operations, encoded for the client.
+///
+/// Each operation of a batch was executed, or another node leads its partition, or it was left
+/// ([`Part`]). Operations past the last reply were left. An operation of a partition is never
+/// executed after an earlier one of that partition that was left and shares a key with it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Replies {
     /// The encoded replies, end to end.
@@ -390,9 +394,68 @@ pub struct Replies {
     /// Operations, by place and in order, that were not executed because another node leads their
     /// partition: they may be asked of that one. Their replies are empty.
     pub misplaced: Vec<u32>,
+    /// Operations, by place and in order, that were left before others of the batch were executed.
+    /// Their replies are empty.
+    pub left: Vec<u32>,
+}
+
+/// Bytes of replies that are gathered at most: the offsets of longer ones would not do.
+const GATHERED_BYTES_MAX: usize = 1 << 31;
+
+/// What became of one operation of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part<'a> {
+    /// It was executed, or refused for good: this is its reply.
+    Answered(&'a [u8]),
+    /// It was not executed: another node leads its partition.
+    Misplaced,
+    /// It was not begun, for the replies before it are long: it may be asked for again.
+    Left,
 }
 
 impl Replies {
+    /// The replies of an operation after the other. Operations left at the end get none.
+    /// `refuse` answers an operation by place whose reply does not fit in with the others.
+    pub fn gather<'a>(
+        parts: impl IntoIterator<Item = Part<'a>>,
+        refuse: impl Fn(usize, &mut Vec<u8>),
+    ) -> Replies {
+        let mut replies = Replies::default();
+        for part in parts {
+            let place = replies.len() as u32;
+            match part {
+                Part::Answered(reply) if replies.bytes.len() + reply.len() > GATHERED_BYTES_MAX => {
+                    refuse(place as usize, &mut replies.bytes);
+                }
+                Part::Answered(reply) => replies.bytes.extend_from_slice(reply),
+                Part::Misplaced => replies.misplaced.push(place),
+                Part::Left => replies.left.push(place),
+            }
+            replies.end();
+        }
+        while let Some(last) = replies.left.last()
+            && *last as usize + 1 == replies.len()
+        {
+            replies.left.pop();
+            replies.ends.pop();
+        }
+        replies
+    }
+
+    /// What became of the operation at `index`.
+    #[inline]
+    pub fn part(&self, index: usize) -> Part<'_> {
+        let is_in =
+            |places: &[u32]| !places.is_empty() && places.binary_search(&(index as u32)).is_ok();
+        if index >= self.len() || is_in(&self.left) {
+            Part::Left
+        } else if is_in(&self.misplaced) {
+            Part::Misplaced
+        } else {
+            Part::Answered(self.get(index))
+        }
+    }
+
     /// How many replies there are.
     #[inline]
     pub fn len(&self) -> usize {
@@ -411,20 +474,30 @@ impl Replies {
         self.ends.push(self.bytes.len() as u32);
     }
 
+    /// Takes back what was written since the last reply ended.
+    pub fn retract(&mut self) {
+        self.bytes.truncate(self.ends.last().map_or(0, |end| *end as usize));
+    }
+
     /// Appends a whole reply.
     pub fn push(&mut self, reply: &[u8]) {
         self.bytes.extend_from_slice(reply);
         self.end();
     }
 
+    /// Where the reply at `index` begins in `bytes`.
+    #[inline]
+    pub fn start(&self, index: usize) -> usize {
+        match index {
+            0 => 0,
+            _ => self.ends[index - 1] as usize,
+        }
+    }
+
     /// The reply at `index`.
     #[inline]
     pub fn get(&self, index: usize) -> &[u8] {
-        let start = match index {
-            0 => 0,
-            _ => self.ends[index - 1],
-        };
-        &self.bytes[start as usize..self.ends[index] as usize]
+        &self.bytes[self.start(index)..self.ends[index] as usize]
     }
 
     /// Forgets the replies and keeps the buffers.
@@ -432,6 +505,7 @@ impl Replies {
         self.bytes.clear();
         self.ends.clear();
         self.misplaced.clear();
+        self.left.clear();
     }
 }
 
@@ -439,29 +513,34 @@ impl Serialize for Replies {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut ends = Vec::with_capacity(self.ends.len() * END_BYTES);
         self.ends.iter().for_each(|end| put_end(&mut ends, *end));
-        let mut tuple = serializer.serialize_tuple(3)?;
+        let mut tuple = serializer.serialize_tuple(4)?;
         tuple.serialize_element(serde_bytes::Bytes::new(&self.bytes))?;
         tuple.serialize_element(serde_bytes::Bytes::new(&ends))?;
         tuple.serialize_element(&self.misplaced)?;
+        tuple.serialize_element(&self.left)?;
         tuple.end()
     }
 }
 
 impl<'de> Deserialize<'de> for Replies {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (bytes, ends, misplaced): (serde_bytes::ByteBuf, &serde_bytes::Bytes, Vec<u32>) =
-            Deserialize::deserialize(deserializer)?;
+        type Parts<'de> = (serde_bytes::ByteBuf, &'de serde_bytes::Bytes, Vec<u32>, Vec<u32>);
+        let (bytes, ends, misplaced, left): Parts<'de> = Deserialize::deserialize(deserializer)?;
         let bytes = bytes.into_vec();
         let (ends, rest) = ends.as_chunks::<4>();
         let ends: Vec<u32> = ends.iter().map(|end| u32::from_le_bytes(*end)).collect();
-        if misplaced.iter().any(|place| *place as usize >= ends.len()) || !misplaced.is_sorted() {
-            return Err(de::Error::custom("replies: misplaced operations that there are not"));
+        let fits = |places: &[u32]| {
+            places.last().is_none_or(|last| (*last as usize) < ends.len())
+                && places.is_sorted_by(|one, next| one < next)
+        };
+        if !fits(&misplaced) || !fits(&left) {
+            return Err(de::Error::custom("replies: places of operations that there are not"));
         }
         let whole = ends.last().map_or(0, |end| *end as usize) == bytes.len();
         if !rest.is_empty() || !ends.is_sorted() || !whole {
             return Err(de::Error::custom("replies: ends do not fit the bytes"));
         }
-        Ok(Replies { bytes, ends, misplaced })
+        Ok(Replies { bytes, ends, misplaced, left })
     }
 }
 
@@ -501,6 +580,8 @@ mod tests {
         let mut replies = Replies::default();
         replies.push(b"+OK\r\n");
         replies.push(b"");
+        replies.push(b"");
+        (replies.misplaced, replies.left) = (vec![1], vec![2]);
         let bytes = rmp_serde::to_vec(&replies).unwrap();
         assert_eq!(rmp_serde::from_slice::<Replies>(&bytes).unwrap(), replies);
     }
@@ -517,5 +598,16 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn replies_are_gathered_by_what_became_of_each_operation() {
+        use Part::{Answered, Left, Misplaced};
+        let parts = [Left, Answered(b"one"), Misplaced, Left, Answered(b""), Left, Left];
+        let replies = Replies::gather(parts, |_, _| {});
+        assert_eq!((replies.len(), &replies.left[..]), (5, &[0, 3][..]));
+        let told: Vec<Part<'_>> = (0..parts.len()).map(|index| replies.part(index)).collect();
+        assert_eq!(told, parts, "what is left at the end is told by the lack of a reply");
+        assert_eq!(Replies::gather([Left, Left], |_, _| {}), Replies::default());
     }
 }

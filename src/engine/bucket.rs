@@ -18,15 +18,25 @@ use crate::engine::consensus::{Persist, ReplicaId, Setup};
 use crate::engine::machine::{Access, Machine};
 use crate::engine::partition::journal::{Fate, Journal, Turn, Waiter};
 use crate::engine::partition::snapshots::{FromArchive, ToArchive};
-use crate::engine::partition::{Effect, Neighbours, Partition, Took};
+use crate::engine::partition::{Effect, Foresight, Neighbours, Partition, Took};
 use crate::engine::protocol::{Claim, Refusal, Term, Ticket, ToCoordinator, ToPartition};
+use crate::engine::replica::ANSWERS_BYTES_KEPT;
 use crate::engine::tables::{KeyHasher, Tables};
 use crate::ids::{Incarnation, Millis, NodeId, Now, PartitionId};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Replies of one batch stop growing past this: the rest is executed when it is asked for again.
+/// Those of operations that wait for a log or a lock are foreseen.
 pub const REPLY_BYTES_MAX: usize = 1 << 20;
+
+/// A batch whose operations go through more bytes than this is stopped like one with long replies:
+/// some ten milliseconds in which nobody else is served.
+const EFFORT_MAX: usize = 1 << 24;
+
+/// Late replies of one batch stop growing past this, should they be longer than was foreseen: the
+/// offsets of their ends would not do any more.
+const LATE_BYTES_MAX: usize = 1 << 31;
 
 /// A single reply that is longer is not given: it would fit no frame, and its end no offset.
 pub const ONE_REPLY_BYTES_MAX: usize = 1 << 29;
@@ -180,6 +190,7 @@ pub struct Bucket<M> {
     wishes: Wishes,
     /// The log that a partition may write between two snapshots.
     snapshot_after: u64,
+    backup_bytes_max: usize,
     orders: Vec<ToArchive>,
     /// The generation of each other node's replicas, where it said one.
     generations: BTreeMap<(PartitionId, NodeId), u32>,
@@ -223,6 +234,7 @@ impl<M: Machine> Bucket<M> {
             dirty: Vec::new(),
             turn: None,
             snapshot_after: u64::MAX,
+            backup_bytes_max: usize::MAX,
             orders: Vec::new(),
             generations: BTreeMap::new(),
             doubted: BTreeSet::new(),
@@ -309,9 +321,31 @@ impl<M: Machine> Bucket<M> {
         self.expires_actively = active;
     }
 
+    /// Whether memory is scarce: operations that need more of it are refused.
+    pub fn is_full(&self) -> bool {
+        self.full
+    }
+
     /// A partition is copied to a snapshot when its log has grown by so many bytes.
     pub fn snapshot_after(&mut self, bytes: u64) {
         self.snapshot_after = bytes;
+    }
+
+    /// How many bytes the copies of a backup may hold here.
+    pub fn backup_bytes_max(&mut self, bytes: usize) {
+        self.backup_bytes_max = bytes;
+    }
+
+    /// Gives up copies of a backup that nobody pulls from, or all of them if they hold too much: the
+    /// writes are faster than whoever pulls.
+    fn tend_backups(&mut self, now: Now) {
+        let partitions = self.partitions.iter_mut().flatten();
+        let held: usize = partitions.map(|partition| partition.tend_backup(now.mono)).sum();
+        if held > self.backup_bytes_max {
+            let max = self.backup_bytes_max;
+            log::warn!(target: "backup", "the copies hold {held} bytes of {max}: given up");
+            self.partitions.iter_mut().flatten().for_each(Partition::abandon_backup);
+        }
     }
 
     /// Bytes of its tables.
@@ -348,6 +382,8 @@ impl<M: Machine> Bucket<M> {
         self.counts.batches += 1;
         let parked = self.parking.next();
         let mut holes = 0;
+        let (mut late, mut waits) = (0_usize, Foresight::default());
+        let mut effort = 0_usize;
         for (index, op) in batch.iter().enumerate() {
             let id = op.head.partition;
             let waiter = Waiter { parked, index: index as u32 };
@@ -358,13 +394,18 @@ impl<M: Machine> Bucket<M> {
                     M::refuse(&Refusal::Full, &mut replies.bytes);
                 }
                 Some(Some(partition)) => {
+                    effort = effort.saturating_add(partition.effort(&op));
                     let took = partition.execute(&op, now, waiter, &mut replies.bytes);
                     let touched = partition.wants_turn();
                     match took {
                         Took::Done => {}
-                        Took::Filed => holes += 1,
+                        Took::Filed => {
+                            holes += 1;
+                            late = late.saturating_add(partition.foresee(&op, &mut waits));
+                        }
                         Took::Blocked(claims) => {
                             holes += 1;
+                            late = late.saturating_add(partition.foresee(&op, &mut waits));
                             self.wait(waiter, id, claims, now, out);
                         }
                         Took::Elsewhere => replies.misplaced.push(waiter.index),
@@ -375,16 +416,19 @@ impl<M: Machine> Bucket<M> {
                 }
                 _ => replies.misplaced.push(waiter.index),
             }
-            if replies.bytes.len() > REPLY_BYTES_MAX {
+            if replies.bytes.len().saturating_add(late) > REPLY_BYTES_MAX {
                 let start = replies.ends.last().map_or(0, |end| *end as usize);
                 if replies.bytes.len() - start > ONE_REPLY_BYTES_MAX + REPLY_BYTES_MAX {
                     replies.bytes.truncate(start);
-                    M::refuse(&Refusal::TooLong, &mut replies.bytes);
+                    M::refuse(&too_long::<M>(op.head), &mut replies.bytes);
                 }
                 replies.end();
                 break;
             }
             replies.end();
+            if effort > EFFORT_MAX {
+                break;
+            }
         }
         self.counts.operations += replies.len() as u64;
         if holes == 0 {
@@ -531,7 +575,13 @@ impl<M: Machine> Bucket<M> {
             return;
         }
         let start = waiting.late.len() as u32;
-        waiting.late.extend_from_slice(reply);
+        match waiting.late.len() + reply.len() > LATE_BYTES_MAX {
+            false => waiting.late.extend_from_slice(reply),
+            true => {
+                let head = waiting.batch.head(waiter.index as usize);
+                M::refuse(&too_long::<M>(head), &mut waiting.late);
+            }
+        }
         *place = (start, waiting.late.len() as u32);
         self.close(waiter.parked, out);
     }
@@ -540,6 +590,23 @@ impl<M: Machine> Bucket<M> {
     fn turn_away(&mut self, waiter: Waiter, out: &mut Outbox) {
         let Some(waiting) = self.parking.get_mut(waiter.parked) else { return };
         waiting.replies.misplaced.push(waiter.index);
+        self.close(waiter.parked, out);
+    }
+
+    /// Leaves a waiting operation that reads, to be asked for again.
+    fn leave(&mut self, waiter: Waiter, out: &mut Outbox) {
+        let Some(waiting) = self.parking.get_mut(waiter.parked) else { return };
+        let index = waiter.index as usize;
+        let head = waiting.batch.head(index);
+        // Asked again it would see what its client wrote after it.
+        let is_followed =
+            (index + 1..waiting.replies.len()).map(|later| waiting.batch.head(later)).any(
+                |later| later.partition == head.partition && M::access(later.code) == Access::Write,
+            );
+        if is_followed {
+            return self.refuse(waiter, &Refusal::Crowded, out);
+        }
+        waiting.replies.left.push(waiter.index);
         self.close(waiter.parked, out);
     }
 
@@ -561,7 +628,8 @@ impl<M: Machine> Bucket<M> {
             }
         }
         replies.misplaced.sort_unstable();
-        whole.misplaced = replies.misplaced;
+        replies.left.sort_unstable();
+        (whole.misplaced, whole.left) = (replies.misplaced, replies.left);
         out.completed.push((parked, batch, whole));
     }
 
@@ -601,6 +669,7 @@ impl<M: Machine> Bucket<M> {
         for &(waiter, fate) in &fates {
             match fate {
                 Fate::Replied(reply) => self.fill(waiter, turn.replies.get(reply as usize), out),
+                Fate::Left => self.leave(waiter, out),
                 Fate::Elsewhere => self.turn_away(waiter, out),
                 Fate::Deposed => self.refuse(waiter, &Refusal::Deposed(id), out),
                 Fate::Unknown => {
@@ -618,6 +687,7 @@ impl<M: Machine> Bucket<M> {
         turn.fates = fates;
         turn.fates.clear();
         turn.replies.clear();
+        turn.replies.bytes.shrink_to(ANSWERS_BYTES_KEPT);
         match turn.office.take() {
             Some(true) => {
                 let lives: Vec<_> = self.neighbours.lives.iter().map(|(n, l)| (*n, *l)).collect();
@@ -677,12 +747,13 @@ impl<M: Machine> Bucket<M> {
             let of_it = (id, NodeId(0))..=(id, NodeId(u16::MAX));
             let generations = self.generations.range(of_it);
             partition.renew_members(generations.map(|((_, node), number)| (*node, *number)));
-            if partition.snapshot_is_due(self.snapshot_after, now.mono) {
+            if partition.snapshot_is_due(self.snapshot_after, now.mono, self.full) {
                 partition.ask_for_snapshot(&mut self.orders);
                 let orders = self.orders.drain(..);
                 out.archive.extend(orders.map(|order| (PartitionId(index as u16), order)));
             }
         }
+        self.tend_backups(now);
         self.vouch(out);
         self.drift_back(now);
         self.expire(now.wall);
@@ -834,6 +905,14 @@ impl<M: Machine> Bucket<M> {
     /// The life of the node it runs on.
     pub fn life(&self) -> Incarnation {
         self.life
+    }
+}
+
+/// Why an operation is not given its reply, which is too long.
+pub fn too_long<M: Machine>(head: OpHead) -> Refusal {
+    match M::access(head.code) {
+        Access::Read => Refusal::TooLong,
+        Access::Write => Refusal::Untold,
     }
 }
 

@@ -62,6 +62,7 @@ pub use self::output::{
     Committed, Envelope, Incoming, Logged, Outgoing, Output, Persist, STATE_BYTES, SnapshotMeta,
 };
 pub use self::setup::{Recovered, Setup};
+pub use self::wire::is_beat;
 
 use self::lease::{Lease, Promise};
 use self::log::Log;
@@ -143,6 +144,10 @@ pub struct Progress {
 /// A ready whose messages wait for the disk.
 struct Held {
     number: u64,
+    /// When it was given to the disk, in ticks.
+    since: usize,
+    /// Bytes of its entries.
+    bytes: u64,
     /// Whether there is anything of its own to wait for; if not, it only keeps its place.
     on_disk: bool,
     messages: Vec<Message>,
@@ -159,6 +164,16 @@ pub struct Group {
     promise: Promise,
     lease: Lease,
     retain_bytes: u64,
+    election_ticks: usize,
+    window_bytes: u64,
+    appends_max: usize,
+    /// The appends that may be under way to a follower now.
+    window: usize,
+    unsynced_bytes_max: u64,
+    /// Bytes of entries that the disk has not got yet.
+    unsynced_bytes: u64,
+    /// Leadership was offered to another because of the disk.
+    yields: bool,
     /// The latest moment that was told.
     mono: u64,
     held: VecDeque<Held>,
@@ -205,6 +220,13 @@ impl Group {
             promise: Promise::new(setup.promise_ms()),
             lease: Lease::new(setup.lease_ms()),
             retain_bytes: setup.retain_bytes,
+            election_ticks: setup.election_ticks,
+            window_bytes: setup.window_bytes,
+            appends_max: setup.appends_max,
+            window: setup.appends_max,
+            unsynced_bytes_max: setup.unsynced_bytes_max,
+            unsynced_bytes: 0,
+            yields: false,
             mono,
             held: VecDeque::new(),
             released: Vec::new(),
@@ -247,6 +269,9 @@ impl Group {
         let asked = self.ask_again();
         if !self.ticks.due(self.mono) {
             return asked;
+        }
+        if self.yield_to_a_faster_disk() {
+            return true;
         }
         let raft = &self.raw.raft;
         let stands = raft.state != StateRole::Leader
@@ -317,6 +342,13 @@ impl Group {
             leads: self.raw.raft.state == StateRole::Leader,
         };
         let Some(message) = wire::read(message, &receiver)? else { return Ok(()) };
+        if message.msg_type == MessageType::MsgAppend
+            && !message.entries.is_empty()
+            && self.unsynced_bytes > self.unsynced_bytes_max
+        {
+            // As if it were lost: the leader finds out, and sends no more than is acknowledged.
+            return Ok(());
+        }
         if message.msg_type == MessageType::MsgAppend && message.term >= receiver.term {
             self.check_history(&message)?;
         }
@@ -332,7 +364,9 @@ impl Group {
             {
                 self.promise.renew(self.mono);
             }
-            MessageType::MsgTimeoutNow if !self.log_is_whole() => return Ok(()),
+            MessageType::MsgTimeoutNow if !self.log_is_whole() || self.disk_hangs() => {
+                return Ok(());
+            }
             _ => {}
         }
         let from = ReplicaId(message.from);
@@ -387,6 +421,7 @@ impl Group {
     }
 
     fn append(&mut self, entry: Entry) -> Option<Position> {
+        self.fit_window(entry.data.len());
         let mut message = Message::default();
         message.set_msg_type(MessageType::MsgPropose);
         message.from = self.id.0;
@@ -396,6 +431,59 @@ impl Group {
         appended.ok()?;
         let raft = &self.raw.raft;
         Some(Position { term: raft.term, index: raft.raft_log.last_index() })
+    }
+
+    /// Has no more appends under way to a follower than the window's bytes, if all entries were as
+    /// long as the one to come.
+    fn fit_window(&mut self, entry_bytes: usize) {
+        let fits = self.window_bytes / (entry_bytes as u64).max(1);
+        let window = usize::try_from(fits).unwrap_or(usize::MAX).clamp(1, self.appends_max);
+        if window != std::mem::replace(&mut self.window, window) {
+            let raft = &mut self.raw.raft;
+            let ids: Vec<u64> = raft.prs().iter().map(|(id, _)| *id).collect();
+            ids.into_iter().for_each(|id| raft.adjust_max_inflight_msgs(id, window));
+        }
+    }
+
+    /// Whether the disk has not answered for an election timeout. Told by ticks, so that a pause of
+    /// the process is no hanging disk.
+    pub fn disk_hangs(&self) -> bool {
+        let oldest = self.held.iter().find(|held| held.on_disk);
+        oldest
+            .is_some_and(|held| self.ticks.count().wrapping_sub(held.since) >= self.election_ticks)
+    }
+
+    /// Gives leadership up where nothing but this replica's disk holds the group up: the others have
+    /// an entry that is not safe here after an election timeout. The most advanced of them is asked
+    /// to lead; if it does not within a further election timeout, this replica stops leading, and
+    /// the others elect. Where their disks are no faster, another leader would be no better. Tells
+    /// whether there is anything to bring out.
+    fn yield_to_a_faster_disk(&mut self) -> bool {
+        let log = &self.raw.raft.raft_log;
+        let leads = self.raw.raft.state == StateRole::Leader;
+        if !leads || log.committed <= log.persisted || !self.disk_hangs() {
+            self.yields = false;
+            return false;
+        }
+        if self.is_transferring() {
+            return false;
+        }
+        let others = self.progress().into_iter().filter(|one| one.id != self.id && one.is_active);
+        let voters = others.filter(|one| self.latest_members().votes(one.id));
+        let best = voters.max_by_key(|one| one.matched).map(|one| one.id);
+        if !std::mem::replace(&mut self.yields, true)
+            && let Some(to) = best
+            && self.transfer(to)
+        {
+            ::log::warn!("replica {}: its disk hangs, replica {to} is asked to lead", self.id);
+            return true;
+        }
+        ::log::warn!("replica {}: its disk hangs, it stops leading", self.id);
+        self.lease.give_up();
+        let term = self.raw.raft.term;
+        self.raw.raft.become_follower(term, 0);
+        self.settle();
+        true
     }
 
     /// Brings out what is to be done at `mono`. To be called after anything else here was; what it
@@ -451,7 +539,10 @@ impl Group {
             self.send(std::mem::take(&mut messages), out);
         } else {
             let snapshot = persist.snapshot.as_ref().map(|incoming| incoming.meta.index);
-            self.held.push_back(Held { number, on_disk, messages, snapshot });
+            let bytes = persist.entries.iter().map(|entry| entry.data.len() as u64).sum();
+            self.unsynced_bytes += bytes;
+            let since = self.ticks.count();
+            self.held.push_back(Held { number, since, bytes, on_disk, messages, snapshot });
             if on_disk {
                 out.persist.push(persist);
             }
@@ -529,6 +620,7 @@ impl Group {
         while self.held.front().is_some_and(|held| held.number <= number || !held.on_disk) {
             let Some(held) = self.held.pop_front() else { break };
             last = Some(held.number);
+            self.unsynced_bytes -= held.bytes;
             installed = held.snapshot.or(installed);
             self.released.extend(held.messages);
         }
@@ -564,12 +656,7 @@ impl Group {
         if self.raw.store().bytes() <= retain {
             return;
         }
-        let mut to = self.applied_index();
-        if leads {
-            let matched = self.raw.raft.prs().iter().map(|(_, progress)| progress.matched);
-            to = to.min(matched.min().unwrap_or(0));
-        }
-        self.keep(to, retain);
+        self.keep(self.applied_index().min(self.known_everywhere()), retain);
     }
 
     /// Its part.
@@ -680,10 +767,20 @@ impl Group {
         self.raw.raft.lead_transferee.is_some()
     }
 
-    /// Entries up to `to` are in a durable snapshot. The newest of them stay in memory, up to the
-    /// bytes that the setup says.
-    pub fn compact(&mut self, to: u64) {
-        self.keep(to.min(self.applied_index()), self.retain_bytes);
+    /// Entries up to `to` are in a durable snapshot of so many bytes. The newest of them stay in
+    /// memory, up to the bytes that the setup says; and no more than the snapshot has where no
+    /// replica is known to lack them: it is the shorter way to whoever does.
+    pub fn compact(&mut self, to: u64, snapshot_bytes: u64) {
+        let to = to.min(self.applied_index());
+        self.keep(to, self.retain_bytes);
+        self.keep(to.min(self.known_everywhere()), self.retain_bytes.min(snapshot_bytes));
+    }
+
+    /// The last entry that no replica is known to lack.
+    fn known_everywhere(&self) -> u64 {
+        let leads = self.raw.raft.state == StateRole::Leader;
+        let matched = self.raw.raft.prs().iter().map(|(_, progress)| progress.matched);
+        if leads { matched.min().unwrap_or(0) } else { u64::MAX }
     }
 
     /// Lets go of the oldest entries up to `to`, but for the newest that weigh `retain` bytes. The
@@ -758,9 +855,9 @@ impl Group {
     }
 
     /// Whether it may stand for election without being asked to: no promise is broken by its own
-    /// vote, and its log is whole.
+    /// vote, its log is whole, and its disk answers.
     fn may_stand(&self) -> bool {
-        !self.promise.binds(self.mono) && self.log_is_whole()
+        !self.promise.binds(self.mono) && self.log_is_whole() && !self.disk_hangs()
     }
 
     /// Whether the log can be stood on. While a snapshot is being installed, the raft crate dies of

@@ -57,6 +57,23 @@ pub trait Machine: 'static {
     /// table other than their own), in order; duplicates are visited again.
     fn keys(op: &Op<'_>, visit: &mut dyn FnMut(TableIndex, &[u8]));
 
+    /// About how many bytes the operation's reply takes beyond a few; `values` tells how many its
+    /// keys hold, and is not asked where the reply is short whatever they are.
+    fn reply_bytes(_: &Op<'_>, _values: &mut dyn FnMut() -> usize) -> usize {
+        0
+    }
+
+    /// About how many bytes the operation goes through beyond those that it takes and replies with;
+    /// `values` tells how many its keys hold, and is not asked where it goes through few.
+    fn effort(_: &Op<'_>, _values: &mut dyn FnMut() -> usize) -> usize {
+        0
+    }
+
+    /// Whether the operation may make a value longer by more bytes than its own arguments have.
+    fn stretches(_: OpCode) -> bool {
+        false
+    }
+
     /// Runs the operation as of `now` and appends its reply.
     ///
     /// Never fails: an operation that cannot be carried out changes nothing and replies with an

@@ -38,6 +38,8 @@ pub struct Marks {
     /// Requests that wait for the whole partition, and holders of it.
     whole_waiting: u32,
     whole_held: u32,
+    /// Marks that the lock manager does not know of.
+    untold: usize,
 }
 
 /// A granule as a hash key that a borrowed key can be compared with.
@@ -98,7 +100,10 @@ impl Marks {
         if claim.granule == Granule::Whole {
             self.whole_held += 1;
         }
-        let mark = self.marks.entry(Place(claim.granule.clone())).or_default();
+        let mark = self.marks.entry(Place(claim.granule.clone())).or_insert_with(|| {
+            self.untold += 1;
+            Mark::default()
+        });
         mark.holders.push(Holder { txn, age, access: claim.access });
     }
 
@@ -133,14 +138,17 @@ impl Marks {
     pub fn wait(&mut self, claims: &[Claim]) -> Vec<(Granule, Holder)> {
         let mut news = Vec::new();
         for claim in claims {
-            let mark = self.marks.entry(Place(claim.granule.clone())).or_default();
+            let mark = self.marks.entry(Place(claim.granule.clone())).or_insert_with(|| {
+                self.untold += 1;
+                Mark::default()
+            });
             mark.waiting += 1;
-            mark.tell(&claim.granule, &mut news);
+            self.untold -= mark.tell(&claim.granule, &mut news);
             if claim.granule == Granule::Whole {
                 self.whole_waiting += 1;
             }
         }
-        if self.whole_waiting > 0 || self.whole_held > 0 {
+        if self.untold > 0 && (self.whole_waiting > 0 || self.whole_held > 0) {
             // A whole partition waits for the holders of all keys, so all are told of.
             let mut untold: Vec<&Place> =
                 self.marks.iter().filter(|(_, mark)| !mark.told).map(|(place, _)| place).collect();
@@ -148,7 +156,7 @@ impl Marks {
             let untold: Vec<Granule> = untold.into_iter().map(|place| place.0.clone()).collect();
             for granule in untold {
                 if let Some(mark) = self.marks.get_mut(&Place(granule.clone())) {
-                    mark.tell(&granule, &mut news);
+                    self.untold -= mark.tell(&granule, &mut news);
                 }
             }
         }
@@ -193,8 +201,10 @@ impl Marks {
         calm.sort_unstable();
         for granule in &calm {
             if let Some(mark) = self.mark_mut(granule) {
-                mark.told = false;
-                if mark.holders.is_empty() {
+                let told = std::mem::replace(&mut mark.told, false);
+                let unheld = mark.holders.is_empty();
+                self.untold += usize::from(told);
+                if unheld {
                     self.unmark(granule);
                 }
             }
@@ -217,10 +227,11 @@ impl Marks {
     }
 
     fn unmark(&mut self, granule: &Granule) {
-        match granule {
+        let gone = match granule {
             Granule::Whole => self.marks.remove(&Place(Granule::Whole)),
             Granule::Key(table, key) => self.marks.remove(&KeyPlace(*table, key)),
         };
+        self.untold -= usize::from(gone.is_some_and(|mark| !mark.told));
     }
 }
 
@@ -233,10 +244,13 @@ impl Mark {
             })
     }
 
-    fn tell(&mut self, granule: &Granule, news: &mut Vec<(Granule, Holder)>) {
-        if !self.told {
-            self.told = true;
-            news.extend(self.holders.iter().map(|holder| (granule.clone(), *holder)));
+    /// Adds the holders to what the lock manager is told; returns how many marks it did not know.
+    fn tell(&mut self, granule: &Granule, news: &mut Vec<(Granule, Holder)>) -> usize {
+        if self.told {
+            return 0;
         }
+        self.told = true;
+        news.extend(self.holders.iter().map(|holder| (granule.clone(), *holder)));
+        1
     }
 }

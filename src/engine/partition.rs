@@ -16,6 +16,7 @@
 //! when the group has it for good. What the leader alone knows (marks, queues, unlogged locks) is
 //! made anew from the replica's intents by whoever leads next.
 
+pub mod backups;
 mod commit;
 mod inquiry;
 pub mod journal;
@@ -28,7 +29,7 @@ use crate::engine::machine::{Access, Machine, Scope};
 use crate::engine::marks::{Marks, Released};
 use crate::engine::protocol::{
     Acquire, Claim, Granule, Image, Lock, Prepare, Prepared, Share, Term, Ticket, ToCoordinator,
-    ToLocks, ToPartition,
+    ToLocks, ToPartition, Watched,
 };
 use crate::engine::replica::{Applied, Mutation, Replica};
 use crate::engine::rules::{Rule, kept};
@@ -146,6 +147,20 @@ pub enum Took {
     Elsewhere,
 }
 
+/// Values that a batch is about to write are noted from this size on; smaller ones, at most as many
+/// as a batch has operations, make no long replies.
+const GROWN_BYTES: usize = 4 << 10;
+
+/// What the operations of a batch that wait will have done to the values that later ones answer
+/// with.
+#[derive(Debug, Default)]
+pub struct Foresight {
+    /// Bytes by which keys may grow.
+    grown: BTreeMap<(TableIndex, u64), usize>,
+    /// Some value may grow by more than is written.
+    stretched: bool,
+}
+
 /// What waits for its turn on contended keys.
 #[derive(Debug)]
 enum Waiting {
@@ -171,6 +186,8 @@ struct Held {
     unlogged: Option<Term>,
     /// When unlogged locks were set, or last asked about.
     since: Millis,
+    /// Keys that must still be as they were when the intent is applied.
+    watched: Vec<Watched>,
 }
 
 /// A partition and what its leader knows.
@@ -199,6 +216,8 @@ pub struct Partition<M> {
     repeated: BTreeMap<TxnId, Millis>,
     sweep: Sweep,
     snapshots: snapshots::Snapshots<M>,
+    /// When a backup's copy was last seen to be pulled from, by the monotonic clock.
+    backup_pulled: u64,
 }
 
 impl<M: Machine> Partition<M> {
@@ -261,6 +280,7 @@ impl<M: Machine> Partition<M> {
             repeated: BTreeMap::new(),
             sweep: Sweep::default(),
             snapshots: snapshots::Snapshots::default(),
+            backup_pulled: 0,
         }
     }
 
@@ -365,6 +385,47 @@ impl<M: Machine> Partition<M> {
         }
         journal.file(Mutation::Run(*op), After::Reply(waiter));
         Took::Filed
+    }
+
+    /// About how many bytes an operation goes through beyond those that it takes and replies with.
+    #[inline]
+    pub fn effort(&self, op: &Op<'_>) -> usize {
+        let tables = self.replica.tables();
+        M::effort(op, &mut || {
+            let mut bytes = 0;
+            M::keys(op, &mut |table, key| {
+                bytes += tables.value_bytes(table, tables.hasher().hash(key), key);
+            });
+            bytes
+        })
+    }
+
+    /// About how many bytes the reply takes of an operation that waits, behind what else `waits`
+    /// that its client sent before it. The operation waits from now on.
+    #[inline]
+    pub fn foresee(&self, op: &Op<'_>, waits: &mut Foresight) -> usize {
+        let tables = self.replica.tables();
+        let stretched = waits.stretched;
+        let grown = &mut waits.grown;
+        let bytes = M::reply_bytes(op, &mut || {
+            let mut bytes = if stretched { usize::MAX } else { 0 };
+            M::keys(op, &mut |table, key| {
+                let hash = tables.hasher().hash(key);
+                let more = grown.get(&(table, hash)).copied().unwrap_or(0);
+                let held = tables.value_bytes(table, hash, key);
+                bytes = bytes.saturating_add(held).saturating_add(more);
+            });
+            bytes
+        });
+        let written = op.args.bytes().len();
+        if M::stretches(op.head.code) {
+            waits.stretched = true;
+        } else if written >= GROWN_BYTES && M::access(op.head.code) == Access::Write {
+            M::keys(op, &mut |table, key| {
+                *grown.entry((table, tables.hasher().hash(key))).or_default() += written;
+            });
+        }
+        bytes
     }
 
     /// Reads what is applied here, whoever leads: for checks that look on from outside.
@@ -507,6 +568,7 @@ impl<M: Machine> Partition<M> {
         for txn in holding {
             self.release(txn, effects);
         }
+        self.replica.abandon_backup();
         self.tickets.clear();
         self.inquiries.clear();
         self.confirmations.clear();
@@ -569,7 +631,7 @@ impl<M: Machine> Partition<M> {
         for claim in &claims {
             self.marks.hold(claim, txn, age);
         }
-        let replaced = self.held.insert(txn, Held { claims, unlogged, since });
+        let replaced = self.held.insert(txn, Held { claims, unlogged, since, watched: Vec::new() });
         assert!(replaced.is_none(), "a transaction locks a partition once");
     }
 
@@ -598,27 +660,34 @@ impl<M: Machine> Partition<M> {
             self.cancel(ticket, effects);
         }
         if let Some(held) = self.held.remove(&txn) {
-            for claim in held.claims {
-                self.unmark(&claim.granule, txn, effects);
-            }
+            self.unmark(held.claims, txn, effects);
         }
     }
 
-    fn unmark(&mut self, granule: &Granule, txn: TxnId, effects: &mut Vec<Effect>) {
-        let released = self.marks.release(granule, txn);
-        if released != Released::Quietly {
-            let (partition, granule) = (self.id, granule.clone());
-            effects.push(Effect::Locks(ToLocks::Released { partition, granule, txn }));
+    fn unmark(&mut self, claims: Vec<Claim>, txn: TxnId, effects: &mut Vec<Effect>) {
+        let (mut contended, mut calm) = (Vec::new(), Vec::new());
+        for Claim { granule, .. } in claims {
+            match self.marks.release(&granule, txn) {
+                Released::Quietly => {}
+                Released::Contended => contended.push(granule),
+                Released::LastOfContended => {
+                    contended.push(granule.clone());
+                    calm.push(granule);
+                }
+            }
         }
-        if released == Released::LastOfContended {
-            self.forget(vec![granule.clone()], effects);
+        if !contended.is_empty() {
+            let (partition, granules) = (self.id, contended);
+            effects.push(Effect::Locks(ToLocks::Released { partition, granules, txn }));
         }
+        self.forget(calm, effects);
     }
 
     fn forget(&self, calm: Vec<Granule>, effects: &mut Vec<Effect>) {
-        let partition = self.id;
-        let calm = calm.into_iter().map(|granule| ToLocks::Uncontended { partition, granule });
-        effects.extend(calm.map(Effect::Locks));
+        if !calm.is_empty() {
+            let (partition, granules) = (self.id, calm);
+            effects.push(Effect::Locks(ToLocks::Uncontended { partition, granules }));
+        }
     }
 }
 

@@ -128,7 +128,8 @@ pub enum Refusal {
     Unknown(PartitionId),
     /// The leader lost its office before the request was logged for good: it was not executed.
     Deposed(PartitionId),
-    /// What is asked, or would be answered, is longer than can be carried.
+    /// What is asked, or would be answered to a read, is longer than can be carried: nothing was
+    /// executed.
     TooLong,
     /// The request waited too long for a key that a transaction holds.
     Locked,
@@ -138,6 +139,10 @@ pub enum Refusal {
     Full,
     /// The node is stopping.
     Stopping,
+    /// The write was applied, and its reply is longer than can be carried.
+    Untold,
+    /// The read was not executed, for the replies of what was logged with it are long.
+    Crowded,
 }
 
 /// The life of a partition's leadership that granted a lock: locks that are not logged end with
@@ -441,20 +446,32 @@ pub enum ToLocks {
         /// Its partition.
         partition: PartitionId,
     },
-    /// A holder of a contended granule is gone.
+    /// A holder of contended granules is gone.
     Released {
         /// Where.
         partition: PartitionId,
-        /// What.
-        granule: Granule,
+        /// What, each once.
+        granules: Vec<Granule>,
         /// Who held it.
         txn: TxnId,
     },
-    /// Nobody waits for the granule any more: forget it.
+    /// No request waits for these granules any more: forget them.
     Uncontended {
         /// Where.
         partition: PartitionId,
-        /// What.
-        granule: Granule,
+        /// What, each once.
+        granules: Vec<Granule>,
     },
+}
+
+impl ToLocks {
+    /// The partition it is about.
+    pub fn partition(&self) -> PartitionId {
+        match self {
+            ToLocks::Acquire(Acquire { partition, .. })
+            | ToLocks::Cancel { partition, .. }
+            | ToLocks::Released { partition, .. }
+            | ToLocks::Uncontended { partition, .. } => *partition,
+        }
+    }
 }

@@ -100,6 +100,9 @@ pub fn must_sync(entry: &[u8]) -> bool {
     entry.first().is_some_and(|version| version & SYNCED != 0)
 }
 
+/// Bytes of each buffer that a writer keeps for its next entry.
+const BUFFER_BYTES_KEPT: usize = 1 << 20;
+
 impl EntryWriter {
     /// A writer that holds nothing.
     pub fn new() -> EntryWriter {
@@ -196,6 +199,7 @@ impl EntryWriter {
         entry.extend_from_slice(&stamp.0.to_le_bytes());
         entry.extend_from_slice(&self.sections);
         self.sections.clear();
+        self.sections.shrink_to(BUFFER_BYTES_KEPT);
         self.close_runs_into(&mut entry);
         self.mutations = 0;
         Bytes::from(entry)
@@ -227,6 +231,7 @@ impl EntryWriter {
         for part in [&mut self.ends, &mut self.heads, &mut self.data] {
             out.extend_from_slice(part);
             part.clear();
+            part.shrink_to(BUFFER_BYTES_KEPT);
         }
     }
 }

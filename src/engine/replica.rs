@@ -67,8 +67,11 @@ pub enum Applied {
 /// What an applied entry answers, in recycled buffers.
 #[derive(Debug, Default)]
 pub struct Answers {
-    /// One reply for each operation of the entry, in order; none at all where nobody waits.
+    /// One reply for each operation of the entry, in order; none at all where nobody waits. Some
+    /// that only read may be left.
     pub replies: Replies,
+    /// Bytes of replies that wait already, of entries before.
+    pub waiting: usize,
     /// What each other mutation came to, in order.
     pub applied: Vec<Applied>,
     layout: Layout,
@@ -78,6 +81,7 @@ impl Answers {
     /// Forgets the answers and keeps the buffers.
     pub fn clear(&mut self) {
         self.replies.clear();
+        self.replies.bytes.shrink_to(ANSWERS_BYTES_KEPT);
         self.applied.clear();
     }
 }
@@ -86,9 +90,16 @@ impl Answers {
 /// overlap, few enough for all of it to be in the cache still when it is their turn.
 const PREFETCHED_OPS: usize = 128;
 
-/// Replies of one entry stop growing past this, where the offsets of their ends would not do any
+/// While so many bytes of replies wait that were given at once, further operations that only read
+/// are left: their clients' Sessions ask for them again.
+const READS_BYTES_MAX: usize = 64 << 20;
+
+/// Replies given at once stop growing past this, where the offsets of their ends would not do any
 /// more: what goes beyond is replaced by an error.
-const ENTRY_REPLY_BYTES_MAX: usize = 1 << 31;
+const REPLIES_BYTES_MAX: usize = 1 << 31;
+
+/// Bytes of buffers that are kept for the next entry's replies.
+pub const ANSWERS_BYTES_KEPT: usize = 1 << 20;
 
 /// An uncommitted write of a prepared transaction, and the keys it keeps locked.
 #[derive(Debug, Serialize, Deserialize)]
@@ -248,15 +259,22 @@ impl<M: Machine> Replica<M> {
         keys.map(|(table, key)| self.tables.image(table, key)).collect()
     }
 
-    /// Whether none of the watched keys has changed since its watcher was told its version.
-    pub fn is_unchanged(&mut self, watched: &[Watched]) -> bool {
-        let watches = self.tables.watches_mut();
-        watched.iter().all(|key| watches.version(key.table, &key.key) == Some(key.version))
+    /// Whether none of the watched keys has changed since its watcher was told its version. One
+    /// that has expired by `stamp` has, though nothing has removed it yet.
+    pub fn is_unchanged(&self, watched: &[Watched], stamp: Millis) -> bool {
+        let tables = &self.tables;
+        watched.iter().all(|key| tables.is_unchanged((key.table, &key.key), key.version, stamp))
+    }
+
+    /// Whether any of the watched keys has expired by `stamp`.
+    pub fn has_expired_unseen(&self, watched: &[Watched], stamp: Millis) -> bool {
+        watched.iter().any(|key| self.tables.has_expired_unseen((key.table, &key.key), stamp))
     }
 
     /// Begins the watches of a life of the node, and forgets old ones.
     pub fn watch_from(&mut self, life: Incarnation) {
         *self.tables.watches_mut() = Watches::new(life);
+        self.tables.backups_from(life);
     }
 
     /// Forgets keys that have not been watched for long.
@@ -315,12 +333,12 @@ impl<M: Machine> Replica<M> {
             let Some(section) = entry.next_section()? else { return Ok(()) };
             let mutation = match section {
                 Section::Runs(runs) => {
-                    let Answers { replies, layout, .. } = answers;
+                    let Answers { replies, layout, waiting, .. } = answers;
                     let ops = runs.read(layout)?;
                     if !M::knows_all(ops.heads(0, ops.len())) {
                         return Err(Damaged::new(at, "an operation that is not known"));
                     }
-                    self.run_all(ops, stamp, leads, replies);
+                    self.run_all(ops, stamp, leads.then_some(*waiting), replies);
                     continue;
                 }
                 Section::Expire(table, key) => Mutation::Expire(table, key),
@@ -357,8 +375,16 @@ impl<M: Machine> Replica<M> {
     }
 
     /// Runs operations in three passes, so that their cache misses overlap: the slots, the items,
-    /// the operations.
-    fn run_all(&mut self, ops: Laid<'_>, stamp: Millis, leads: bool, replies: &mut Replies) {
+    /// the operations. `waiting`: bytes of replies that wait already, where somebody waits for these.
+    fn run_all(
+        &mut self,
+        ops: Laid<'_>,
+        stamp: Millis,
+        waiting: Option<usize>,
+        replies: &mut Replies,
+    ) {
+        let leads = waiting.is_some();
+        let waiting = waiting.unwrap_or(0);
         self.stamp = self.stamp.max(stamp);
         let stamp = self.stamp;
         for from in (0..ops.len()).step_by(PREFETCHED_OPS) {
@@ -376,10 +402,17 @@ impl<M: Machine> Replica<M> {
                     continue;
                 }
                 let start = replies.bytes.len();
+                let reads = || M::access(op.head.code) == Access::Read;
+                if waiting + start > READS_BYTES_MAX && reads() {
+                    replies.left.push(replies.len() as u32);
+                    replies.end();
+                    continue;
+                }
                 self.run_one(&op, stamp, leads, &mut replies.bytes);
-                if replies.bytes.len() > ENTRY_REPLY_BYTES_MAX {
+                if waiting + replies.bytes.len() > REPLIES_BYTES_MAX {
                     replies.bytes.truncate(start);
-                    M::refuse(&Refusal::TooLong, &mut replies.bytes);
+                    let refusal = if reads() { Refusal::TooLong } else { Refusal::Untold };
+                    M::refuse(&refusal, &mut replies.bytes);
                 }
                 replies.end();
             }

@@ -19,6 +19,8 @@
 //! networks, and lies about for long. What is damaged is an error that names the byte at which its
 //! block begins.
 
+mod image;
+
 use crate::engine::item::{ItemRef, KEY_BYTES_MAX, Origin, VALUE_BYTES_MAX};
 use crate::engine::machine::Machine;
 use crate::engine::record::Damaged;
@@ -26,6 +28,9 @@ use crate::engine::replica::Replica;
 use crate::engine::tables::{KeyHasher, Tables};
 use crate::ids::{Millis, PartitionId, TABLES, TableIndex};
 use serde::{Deserialize, Serialize};
+
+pub(in crate::engine) use image::put_image_prefix;
+pub use image::{IMAGE_BLOCK_BYTES, IMAGE_PREFIX_BYTES, Image, ImageItem};
 
 const MAGIC: [u8; 4] = *b"QRSN";
 const VERSION: u8 = 1;

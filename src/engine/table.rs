@@ -55,6 +55,7 @@ mod segment;
 use crate::engine::item::{Item, ItemRef};
 use cell::Cell;
 use copying::Copying;
+pub use copying::Purpose;
 use segment::{CELLS_SPLIT, Segment};
 
 /// A scan's cursor is less than two to this power: the bits above are the caller's.
@@ -102,11 +103,11 @@ pub struct Table {
     volatile: usize,
     /// What the items' allocations take.
     item_bytes: usize,
-    /// A copy of the table that is under way.
-    copying: Option<Box<Copying>>,
-    /// The lap of segments that need not be copied any more; that of all when no copy is under
-    /// way.
-    lap: bool,
+    /// The copies of the table that are under way, one of each purpose at most.
+    copies: Vec<Copying>,
+    /// The laps of segments that need not be copied any more, a bit a purpose; that of all
+    /// segments when no copy of the purpose is under way.
+    laps: u8,
 }
 
 impl Default for Table {
@@ -137,8 +138,8 @@ impl Table {
             len: 0,
             volatile: 0,
             item_bytes: 0,
-            copying: None,
-            lap: false,
+            copies: Vec::new(),
+            laps: 0,
         }
     }
 
@@ -168,7 +169,7 @@ impl Table {
             + self.cells * size_of::<Cell>()
             + self.segments.capacity() * size_of::<Segment>()
             + self.directory.capacity() * size_of::<u32>()
-            + self.copied_ahead()
+            + self.all_copied_ahead()
     }
 
     /// The directory's entry for the hash.
@@ -190,6 +191,11 @@ impl Table {
         let segment = self.route(hash);
         let cell = self.segments[segment].find(hash, key)?;
         Some(Place { segment: segment as u32, cell: cell as u32 })
+    }
+
+    /// Whether there is an item of this hash whose key `is_it`.
+    pub fn holds(&self, hash: u64, is_it: impl Fn(&[u8]) -> bool) -> bool {
+        self.segments[self.route(hash)].holds(hash, is_it)
     }
 
     /// The item at a place just found.
@@ -235,7 +241,7 @@ impl Table {
     pub fn insert(&mut self, hash: u64, item: Item, rehash: impl Fn(&[u8]) -> u64) -> Place {
         debug_assert!(self.find(hash, item.as_ref().key()).is_none());
         let mut segment = self.route(hash);
-        if self.copying.is_some() {
+        if !self.copies.is_empty() {
             self.copy_first(segment, None);
         }
         // A split may leave everything in one part, hence a loop. It ends: splits are bounded by
@@ -269,7 +275,7 @@ impl Table {
     /// To be called before an item changes.
     #[inline]
     fn about_to_change(&mut self, place: Place) {
-        if self.copying.is_some() {
+        if !self.copies.is_empty() {
             self.copy_first(place.segment as usize, Some(place.cell as usize));
         }
     }
@@ -294,7 +300,7 @@ impl Table {
     /// Splits the segment of the hash by the next bit, doubling the directory if need be.
     fn split(&mut self, hash: u64, rehash: &impl Fn(&[u8]) -> u64) {
         let left = self.route(hash);
-        debug_assert!(self.segments[left].lap == self.lap, "what changes is copied first");
+        debug_assert!(self.segments[left].laps == self.laps, "what changes is copied first");
         let right = self.segments.len();
         let depth = u32::from(self.segments[left].depth);
         if depth == self.depth {
@@ -324,7 +330,7 @@ impl Table {
         let depth = depth as u8 + 1;
         let [left_part, right_part] = [lefts, rights].map(|cells| {
             let mut segment = Segment::with_room(cells.len(), depth);
-            segment.lap = self.lap;
+            segment.laps = self.laps;
             self.cells += segment.capacity();
             for cell in cells {
                 segment.insert(cell);

@@ -615,7 +615,8 @@ impl<M: Machine> Transactions<M> {
         let mut versions = BTreeMap::new();
         for image in grants.values().flat_map(|grant| &grant.images) {
             scratch.install(image.clone());
-            let version = scratch.watches_mut().watch(image.table, &image.key, now);
+            let hash = scratch.hasher().hash(&image.key);
+            let version = scratch.watches_mut().watch(image.table, hash, false, now);
             versions.insert((image.table, &image.key), version);
         }
         let Some(txn) = self.current(id) else { return };
@@ -635,7 +636,7 @@ impl<M: Machine> Transactions<M> {
             for claim in share_claims::<M>(share) {
                 let Granule::Key(table, key) = &claim.granule else { continue };
                 // A key that gets the value that it had is written all the same.
-                let version = scratch.watches_mut().version(*table, key);
+                let version = scratch.watches().version(*table, scratch.hasher().hash(key));
                 let mut written = version.as_ref() != versions.get(&(*table, key));
                 if let Some(bare) = &mut bare {
                     written |= bare.image(*table, key) != scratch.image(*table, key);

@@ -19,7 +19,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -135,15 +135,20 @@ impl Load {
         let workload = Workload { pipeline, ..self.workload.clone() };
         let supply = self.shares(workload.keys).map(|keys| Requests::filling(&workload, keys));
         let until = Until::Requests(workload.keys);
-        let outcome = self.drive(supply.collect(), Duration::ZERO, until, |_, _| ())?;
+        let outcome =
+            self.drive(supply.collect(), Duration::ZERO, until, |_, _| ControlFlow::Continue(()))?;
         match &outcome.tally.first_error {
             Some(error) => Err(LoadError::NotFilled(outcome.tally.errors, error.clone())),
             None => Ok(outcome),
         }
     }
 
-    /// Runs the load and tells each whole second's replies as it ends; seconds count from 1.
-    pub fn run(&self, on_second: impl FnMut(u64, &Tally)) -> Result<Outcome, LoadError> {
+    /// Runs the load and tells each whole second's replies as it ends; seconds count from 1. A
+    /// break ends the load early.
+    pub fn run(
+        &self,
+        on_second: impl FnMut(u64, &Tally) -> ControlFlow<()>,
+    ) -> Result<Outcome, LoadError> {
         let dice = (0..self.threads as u64).map(|thread| Dice::new(self.seed, thread));
         let supply = dice.map(|dice| Requests::drawn(&self.workload, dice));
         self.drive(supply.collect(), self.warmup, self.until, on_second)
@@ -162,7 +167,7 @@ impl Load {
         supply: Vec<Requests>,
         warmup: Duration,
         until: Until,
-        on_second: impl FnMut(u64, &Tally),
+        mut on_second: impl FnMut(u64, &Tally) -> ControlFlow<()>,
     ) -> Result<Outcome, LoadError> {
         assert!(self.threads >= 1 && self.clients >= self.threads, "each thread has a connection");
         let mut connections: Vec<Vec<Connection>> = Vec::new();
@@ -207,7 +212,11 @@ impl Load {
             }
             // The inbox ends when the last worker is gone.
             drop(reports);
-            let tally = collect(&inbox, self.threads, on_second);
+            let tally = collect(&inbox, self.threads, |second, tally| {
+                if on_second(second, tally).is_break() {
+                    give_up.store(true, Ordering::Relaxed);
+                }
+            });
             let mut last_reply = origin;
             for thread in threads {
                 match thread.join() {

@@ -32,6 +32,16 @@ pub enum Packet {
         /// The replies: fewer than operations if they grew too large.
         replies: Replies,
     },
+    /// A piece of an `Execute` or `Executed` that is long. Pieces of one packet come in order, and
+    /// anything else may come between them.
+    Piece {
+        /// Names the packet on this stream.
+        number: u64,
+        /// Its next bytes.
+        bytes: serde_bytes::ByteBuf,
+        /// Whether they are the last.
+        last: bool,
+    },
     /// A message of the commit protocol for a partition.
     Partition(PartitionId, ToPartition),
     /// A message of the commit protocol for the Coordinator.

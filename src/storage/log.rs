@@ -25,7 +25,9 @@ use super::frame::Frame;
 use super::index::{Index, Place};
 use super::record::{self, Kind, RECORD_HEADER, Records};
 use super::recovery::{self, Recovered, Segment, corrupt};
-use super::segment::{self, BATCH_BYTES_MAX, BATCH_HEADER, Batch, END, FIRST_BATCH, Header};
+use super::segment::{
+    self, BATCH_BYTES_MAX, BATCH_BYTES_WANTED, BATCH_HEADER, Batch, END, FIRST_BATCH, Header,
+};
 use super::synced::{SyncedFile, SyncedTo};
 use crate::error::{Error, Result};
 use crate::ids::PartitionId;
@@ -184,14 +186,15 @@ impl<D: Disk> SegmentLog<D> {
         Ok((log, reading.recovered))
     }
 
-    /// Appends the records as one batch, which will be read back whole or not at all. They are safe
-    /// after the next [`SegmentLog::sync`].
+    /// Appends the records: a batch, which will be read back whole or not at all, or several where
+    /// they are many bytes. They are safe after the next [`SegmentLog::sync`].
     ///
     /// # Errors
-    /// [`Error::Full`]: nothing was written, and it may be tried again once there is room.
+    /// [`Error::Full`]: the records from some point on were not written; all may be tried again once
+    /// there is room.
     pub fn write(&mut self, records: &Records) -> Result<()> {
         self.usable()?;
-        if records.is_empty() { Ok(()) } else { self.append(records) }
+        records.runs(BATCH_BYTES_WANTED).try_for_each(|(body, count)| self.append(body, count))
     }
 
     /// Makes everything written so far survive a power cut.
@@ -202,7 +205,7 @@ impl<D: Disk> SegmentLog<D> {
             return Ok(());
         }
         let end = segment.end;
-        let outcome = segment.file.sync_data();
+        let outcome = self.file().sync_data();
         let outcome = outcome.map_err(|error| failed("sync", &self.current_path())(error));
         self.usage.syncs += 1;
         self.or_break(outcome)?;
@@ -224,7 +227,7 @@ impl<D: Disk> SegmentLog<D> {
     /// A full disk that has no room for the vouching takes nothing back.
     pub fn finish(&mut self) -> Result<()> {
         self.sync()?;
-        self.append(&Records::default())?;
+        self.append(&[], 0)?;
         self.sync()
     }
 
@@ -252,7 +255,7 @@ impl<D: Disk> SegmentLog<D> {
         // The batch goes first: it says that the segment is not needed, so that a segment that is
         // missing for any other reason is noticed.
         self.oldest = number + 1;
-        self.append(&records)?;
+        self.append(records.as_bytes(), records.len() as u32)?;
         self.sync()?;
         let outcome = self.drop_segment(number);
         collected.left = self.or_break(outcome)?;
@@ -294,7 +297,8 @@ impl<D: Disk> SegmentLog<D> {
             if bytes >= bytes_max {
                 break;
             }
-            let record = self.read_record(place)?;
+            let file = self.open_segment(place.segment)?;
+            let record = self.read_record(&file, place)?;
             bytes += record.len();
             entries.push((index, Bytes::from(record).slice(RECORD_HEADER..)));
         }
@@ -326,9 +330,14 @@ impl<D: Disk> SegmentLog<D> {
         outcome.inspect_err(|error| self.broken = Some(error.to_string()))
     }
 
-    fn append(&mut self, records: &Records) -> Result<()> {
-        let bytes = (BATCH_HEADER + records.bytes()) as u64;
-        assert!(bytes <= BATCH_BYTES_MAX as u64, "what has arrived is bounded by its senders");
+    /// Appends so many records as one batch.
+    fn append(&mut self, body: &[u8], count: u32) -> Result<()> {
+        let bytes = (BATCH_HEADER + body.len()) as u64;
+        if bytes > BATCH_BYTES_MAX as u64 {
+            let problem = format!("a record of {} bytes, {BATCH_BYTES_MAX} at most", body.len());
+            let outcome = Err(io::Error::other(problem));
+            return self.or_break(outcome.map_err(failed("write", &self.current_path())));
+        }
         let end = self.segments[&self.current].end;
         if end + bytes > self.options.segment_bytes && end > FIRST_BATCH {
             self.sync()?;
@@ -340,13 +349,13 @@ impl<D: Disk> SegmentLog<D> {
         let batch = Batch {
             segment: self.current,
             offset,
-            count: records.len() as u32,
+            count,
             synced: self.synced,
             oldest: self.oldest,
-            body: records.as_bytes(),
+            body,
         };
         batch.encode(self.frame.begin(offset, bytes as usize + END));
-        for record in record::records(records.as_bytes()) {
+        for record in record::records(body) {
             let Ok(record) = record else {
                 unreachable!("records are read as they were written");
             };
@@ -359,6 +368,7 @@ impl<D: Disk> SegmentLog<D> {
         let outcome = self.write_frame(offset - offset % BLOCK as u64);
         let outcome = outcome.map_err(|error| no_room(&self.current_path(), bytes)(error));
         self.or_break(outcome)?;
+        self.frame.shrink();
         self.current_mut().end += bytes;
         self.usage.batches += 1;
         self.usage.appended += bytes;
@@ -368,7 +378,7 @@ impl<D: Disk> SegmentLog<D> {
     /// Writes the frame, whose first block has this offset in the current segment.
     fn write_frame(&mut self, offset: u64) -> io::Result<()> {
         let blocks = self.frame.end(END);
-        let file = &self.segments[&self.current].file;
+        let file = open_file(&self.segments[&self.current]);
         past_cache(&mut self.direct, file, |file| file.write_at(blocks, offset))
     }
 
@@ -392,7 +402,7 @@ impl<D: Disk> SegmentLog<D> {
         }
         let to = self.preallocated_length(needed);
         let path = segment::path(&self.dir, self.current);
-        let file = &self.segments[&self.current].file;
+        let file = open_file(&self.segments[&self.current]);
         past_cache(&mut self.direct, file, |file| file.preallocate(length, to))
             .map_err(no_room(&path, to - length))?;
         self.current_mut().length = to;
@@ -439,7 +449,10 @@ impl<D: Disk> SegmentLog<D> {
         self.usage.preallocated += to - length;
         self.or_break(outcome)?;
         self.direct = if self.options.direct { self.disk.open_direct(&path) } else { None };
-        self.segments.insert(number, Segment { file, end: FIRST_BATCH, length: to });
+        if let Some(before) = self.segments.get_mut(&self.current) {
+            before.file = None;
+        }
+        self.segments.insert(number, Segment { file: Some(file), end: FIRST_BATCH, length: to });
         self.current = number;
         self.synced = FIRST_BATCH;
         Ok(())
@@ -455,8 +468,9 @@ impl<D: Disk> SegmentLog<D> {
         }
         needed.sort_unstable();
         let mut records = Records::default();
+        let file = self.open_segment(number)?;
         for (place, group) in needed {
-            let bytes = self.read_record(place)?;
+            let bytes = self.read_record(&file, place)?;
             let Some(record) = record::read(&bytes) else {
                 unreachable!("a record that was read is whole");
             };
@@ -497,10 +511,20 @@ impl<D: Disk> SegmentLog<D> {
         Ok((!is_spare).then_some(to))
     }
 
+    /// The file of the current segment.
+    fn file(&self) -> &D::File {
+        open_file(&self.segments[&self.current])
+    }
+
+    /// Opens a segment to read in it.
+    fn open_segment(&self, number: u32) -> Result<D::File> {
+        let path = segment::path(&self.dir, number);
+        self.disk.open(&path).map_err(failed("open", &path))
+    }
+
     /// The bytes of the record at `place`, header included, its checksum verified.
-    fn read_record(&self, place: Place) -> Result<Vec<u8>> {
+    fn read_record(&self, file: &D::File, place: Place) -> Result<Vec<u8>> {
         let path = segment::path(&self.dir, place.segment);
-        let file = &self.segments[&place.segment].file;
         let offset = u64::from(place.offset);
         // Most records are small: one read gets header and payload.
         let mut bytes = vec![0; READ_AHEAD];
@@ -517,6 +541,12 @@ impl<D: Disk> SegmentLog<D> {
             None => Err(corrupt(&path, offset, "the checksum of a record is wrong")),
         }
     }
+}
+
+/// The file of a segment that is written to.
+fn open_file<F>(segment: &Segment<F>) -> &F {
+    let Some(file) = &segment.file else { unreachable!("the current segment is open") };
+    file
 }
 
 /// How much is read at once where a record starts.

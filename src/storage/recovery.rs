@@ -101,7 +101,8 @@ pub(super) struct Reading<F> {
 
 /// A segment of the log.
 pub(super) struct Segment<F> {
-    pub(super) file: F,
+    /// Open only where it is written to: there may be more segments than descriptors.
+    pub(super) file: Option<F>,
     /// Where its last batch ends.
     pub(super) end: u64,
     /// The file's length.
@@ -118,7 +119,7 @@ pub(super) fn read<D: Disk>(
     let mut reading = Reading {
         recovered: Recovered::default(),
         index: Index::default(),
-        segments: open_segments(disk, dir, &options.owner)?,
+        segments: find_segments(disk, dir, &options.owner)?,
     };
     let mut oldest = 0;
     let last = reading.segments.keys().next_back().copied();
@@ -133,7 +134,8 @@ pub(super) fn read<D: Disk>(
             // Looked at below, with the bytes at hand.
             segment.end = segment.length;
         }
-        let bytes = segment.file.read_range(0, segment.end).map_err(failed("read", &path))?;
+        let file = disk.open(&path).map_err(failed("open", &path))?;
+        let bytes = file.read_range(0, segment.end).map_err(failed("read", &path))?;
         let mut at = FIRST_BATCH;
         let mut vouched = FIRST_BATCH;
         while let Some(batch) = Batch::decode(&bytes, number, at) {
@@ -153,7 +155,8 @@ pub(super) fn read<D: Disk>(
             }
             reading.recovered.torn = cut(&bytes, number, at, &path)?;
             segment.end = at;
-            confirm(segment, &bytes, vouched.min(at)).map_err(failed("write", &path))?;
+            confirm(&file, &bytes[..at as usize], vouched.min(at))
+                .map_err(failed("write", &path))?;
         } else if at != segment.end {
             return Err(corrupt(&path, at, "no whole batch is there, and it was synced"));
         }
@@ -170,12 +173,12 @@ pub(super) fn read<D: Disk>(
         return Err(corrupt(dir, 0, &problem));
     }
     reading.index.settle();
-    collect_groups(&mut reading, dir)?;
+    collect_groups(&mut reading, disk, dir)?;
     Ok(reading)
 }
 
-/// Opens the segments in `dir` and says of all but the last where they end.
-fn open_segments<D: Disk>(
+/// Finds the segments in `dir` and says of all but the last where they end.
+fn find_segments<D: Disk>(
     disk: &D,
     dir: &Path,
     owner: &Identity,
@@ -210,7 +213,7 @@ fn open_segments<D: Disk>(
             segment.end = header.previous_end;
         }
         let length = file.length().map_err(failed("read", &path))?;
-        segments.insert(number, Segment { file, end: 0, length });
+        segments.insert(number, Segment { file: None, end: 0, length });
     }
     Ok(segments)
 }
@@ -244,13 +247,13 @@ fn cut(bytes: &[u8], number: u32, at: u64, path: &Path) -> Result<Option<Torn>> 
 }
 
 /// Writes again what no later batch vouches for, and syncs.
-fn confirm<F: File>(segment: &Segment<F>, bytes: &[u8], vouched: u64) -> std::io::Result<()> {
-    segment.file.write_at(&bytes[vouched as usize..segment.end as usize], vouched)?;
-    segment.file.sync_data()
+fn confirm<F: File>(file: &F, bytes: &[u8], vouched: u64) -> std::io::Result<()> {
+    file.write_at(&bytes[vouched as usize..], vouched)?;
+    file.sync_data()
 }
 
 /// Reads the entries that count, one segment at a time so as not to hold the whole log in memory.
-fn collect_groups<F: File>(reading: &mut Reading<F>, dir: &Path) -> Result<()> {
+fn collect_groups<D: Disk>(reading: &mut Reading<D::File>, disk: &D, dir: &Path) -> Result<()> {
     let mut needed: BTreeMap<u32, Vec<(Place, PartitionId)>> = BTreeMap::new();
     for (id, group) in reading.index.groups() {
         let log = GroupLog { covered: group.covered(), ..GroupLog::default() };
@@ -264,7 +267,8 @@ fn collect_groups<F: File>(reading: &mut Reading<F>, dir: &Path) -> Result<()> {
         places.sort_unstable();
         let path = segment::path(dir, number);
         let segment = &reading.segments[&number];
-        let bytes = segment.file.read_range(0, segment.end).map_err(failed("read", &path))?;
+        let file = disk.open(&path).map_err(failed("open", &path))?;
+        let bytes = file.read_range(0, segment.end).map_err(failed("read", &path))?;
         for (place, id) in places {
             let offset = u64::from(place.offset);
             let record = bytes.get(place.offset as usize..).and_then(record::read);

@@ -5,7 +5,9 @@ use crate::harness::{
     is_free, run,
 };
 use std::fs;
+use std::fs::File;
 use std::net::TcpListener;
+use std::process::Stdio;
 use std::sync::atomic::{AtomicU16, Ordering};
 use tempfile::TempDir;
 
@@ -209,5 +211,91 @@ fn a_wrong_argument_ends_with_two() {
         let (code, _, error) = run(args);
         assert_eq!(code, Some(2), "{args:?}: {error}");
         assert!(!error.is_empty(), "{args:?}");
+    }
+}
+
+/// Runs the binary to its end with this standard output: exit code and standard error.
+fn run_into(args: &[&str], out: impl Into<Stdio>) -> (Option<i32>, String) {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("err");
+    let mut process = Process::start_with_outputs(args, out, File::create(&path).unwrap());
+    let status = process.wait();
+    (status.code(), fs::read_to_string(path).unwrap())
+}
+
+/// What each role that prints something is asked for, and its exit code if all goes well.
+fn printing_roles(cluster: &Cluster) -> Vec<Vec<String>> {
+    let file = cluster.write("sound.yaml", &cluster.yaml("sound", 12));
+    let file = file.to_str().expect("a path in UTF-8").to_owned();
+    let (first, file) = (cluster.ports(1).client.to_string(), file.as_str());
+    let load = ["bench", "--port", &first, "--clients", "1", "--keys", "10"];
+    [
+        &["--help"][..],
+        &["--role", "admin", "--version"],
+        &["--role", "node", "--config", file, "--check"],
+        &["--role", "admin", "--config", file, "status"],
+        &["--role", "admin", "--config", file, "status", "--json"],
+        &["--role", "admin", "--config", file, "snapshot"],
+        &[&load[..], &["--requests", "10"]].concat(),
+        &[&load[..], &["--requests", "10", "--json"]].concat(),
+        &[&load[..], &["--duration", "1000s", "--csv", "-"]].concat(),
+    ]
+    .iter()
+    .map(|args| args.iter().map(|arg| (*arg).to_owned()).collect())
+    .collect()
+}
+
+/// As under `quorate --role admin status | head -1`.
+#[test]
+fn a_role_whose_reader_has_gone_ends_quietly() {
+    let cluster = Cluster::start();
+    for args in printing_roles(&cluster) {
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let (code, err) = run_into(&args, writer);
+        // A load tells its summary where its rows do not go.
+        let told = if err.starts_with("10 operations") { "" } else { &err };
+        assert_eq!((code, told), (Some(0), ""), "{args:?}");
+    }
+    let port = cluster.ports(1).client.to_string();
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let (code, err) = run_into(&["--role", "client", "-p", &port, "PING"], writer);
+    assert_eq!((code, err.as_str()), (Some(1), ""));
+}
+
+#[test]
+fn a_role_whose_output_is_full_says_so() {
+    let cluster = Cluster::start();
+    let mut asked = printing_roles(&cluster);
+    let port = cluster.ports(1).client.to_string();
+    asked.push(["--role", "client", "-p", &port, "PING"].map(str::to_owned).to_vec());
+    for args in asked {
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let full = File::options().write(true).open("/dev/full").expect("/dev/full");
+        let (code, err) = run_into(&args, full);
+        assert_eq!(code, Some(1), "{args:?}: {err}");
+        assert!(err.contains("cannot write") && err.contains("No space left"), "{args:?}: {err}");
+    }
+}
+
+/// A file that never ends, one that is too long, and one that is no text.
+#[test]
+fn what_cannot_be_a_configuration_is_not_read() {
+    let folder = TempDir::new().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().expect("UTF-8").to_owned();
+    let (long, binary) = (path("long.yaml"), path("binary.yaml"));
+    fs::write(&long, "# a comment\n".repeat(100_000)).unwrap();
+    fs::write(&binary, [0xff, 0xfe, 0]).unwrap();
+    for (file, word) in [("/dev/zero", "more than"), (&long, "more than"), (&binary, "UTF-8")] {
+        for args in [
+            &["--role", "node", "--id", "1", "--config", file, "--check"][..],
+            &["--role", "admin", "--config", file, "status"],
+        ] {
+            let (code, _, error) = run(args);
+            assert!(matches!(code, Some(1 | 2)), "{args:?}: {error}");
+            assert!(error.contains(file) && error.contains(word), "{args:?}: {error}");
+        }
     }
 }

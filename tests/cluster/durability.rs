@@ -256,3 +256,46 @@ fn a_full_disk_stops_a_node_and_loses_nothing() {
     audit(&cluster, &accounts);
     cluster.wait_at_rest();
 }
+
+/// A node whose disk is full starts with the room set aside, and the next time waits for some; it
+/// comes back by itself.
+#[test]
+fn a_node_starts_on_a_full_disk_or_waits_for_room() {
+    let mut cluster = Cluster::new(3);
+    let Some(small) = Small::mount(&cluster.data(1), "20m") else {
+        eprintln!("SKIPPED: this user may not mount a small file system");
+        return;
+    };
+    cluster.start_all();
+    let value = "x".repeat(100_000);
+    let fill = |cluster: &mut Cluster| {
+        let mut client = cluster.connect(3);
+        eventually("node 1 is full", PATIENCE, || {
+            let reply = client.say(&format!("SET filler {value}"));
+            assert!(reply == "OK" || reply.starts_with('-'), "{reply}");
+            cluster.process(1).ended()
+        });
+        let line = end(cluster, 1);
+        assert!(line.contains("no room") && line.contains("stopping"), "{line}");
+    };
+    fill(&mut cluster);
+    cluster.spawn(1);
+    cluster.wait_ready(1);
+    cluster.wait_log(1, &["no room", "the room set aside is used to start"]);
+    fill(&mut cluster);
+
+    cluster.spawn(1);
+    cluster.wait_log(1, &["no room", "waiting for room"]);
+    // It can be stopped meanwhile, and whoever starts it again need do no more.
+    cluster.process(1).signal("TERM");
+    assert!(cluster.process(1).wait().success());
+    cluster.kill(1);
+    cluster.spawn(1);
+    small.grow("64m");
+    cluster.wait_ready(1);
+    let mut client = cluster.connect(1);
+    let value = eventually("what was written is there", PATIENCE, || {
+        Some(client.say("STRLEN filler")).filter(|length| !length.starts_with('-'))
+    });
+    assert_eq!(value, "100000");
+}

@@ -1,8 +1,12 @@
 //! What an operator sees and does: `--role admin`, `/status`, `INFO`, `CLUSTER`.
 
-use crate::harness::{Cluster, PATIENCE, eventually, run};
+use crate::harness::{Client, Cluster, PATIENCE, Process, eventually, run};
+use redis::Value;
 use serde_json::Value as Json;
+use std::fs::{self, File};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
 
 /// Runs the admin role on a cluster's file.
 fn admin(cluster: &Cluster, words: &[&str]) -> (Option<i32>, String, String) {
@@ -77,8 +81,18 @@ fn a_leader_moves_when_it_is_told_to_and_stays() {
     assert_eq!(refused, "-ERR there is no node 9");
     let refused = client.say("CLUSTER TRANSFER x 1");
     assert_eq!(refused, "-ERR value is not an integer or out of range");
-    let (code, _, err) = admin(&cluster, &["transfer-leader", "0", "9"]);
-    assert_eq!((code, err.as_str()), (Some(1), "quorate: node 1: ERR there is no node 9\n"));
+    let refused = client.say("CLUSTER TRANSFER 12 1");
+    assert_eq!(refused, "-ERR there is no partition 12: the last is 11");
+    for (partition, node, why) in [
+        ("0", "9", "there is no node 9: the nodes are 1, 2, 3"),
+        ("12", "1", "there is no partition 12: the last is 11"),
+        ("65535", "1", "there is no partition 65535: the last is 11"),
+    ] {
+        let (code, _, err) = admin(&cluster, &["transfer-leader", partition, node]);
+        assert_eq!((code, err), (Some(1), format!("quorate: {why}\n")));
+    }
+    let (code, _, err) = run(&["--role", "admin", "--port", "65500", "status"]);
+    assert!(code == Some(1) && err.contains("--port 65500"), "{err}");
 }
 
 #[test]
@@ -189,5 +203,224 @@ fn snapshots_are_made_when_asked_for() {
             names.filter(|name| name.to_string_lossy().ends_with(".snapshot")).count()
         };
         cluster.ids().all(|node| made(node) >= 12).then_some(())
+    });
+}
+
+/// Accounts, of every node, and what is in all of them together.
+const ACCOUNTS: usize = 30;
+const SUM: i64 = 100 * ACCOUNTS as i64;
+
+fn account(number: usize) -> String {
+    format!("account:{number}")
+}
+
+/// Moves money between accounts by transactions over nodes until it is told to stop.
+fn transfer_money(client: &mut Client, mut number: usize, stop: &AtomicBool, moved: &AtomicU64) {
+    while !stop.load(Ordering::Relaxed) {
+        number = number * 7 + 11;
+        let (from, to) = (account(number % ACCOUNTS), account(number / 3 % ACCOUNTS));
+        let transfer =
+            ["MULTI".into(), format!("DECRBY {from} 3"), format!("INCRBY {to} 3"), "EXEC".into()];
+        // A transfer whose outcome is not known moved the money or did not.
+        if client.try_pipeline(&transfer).is_ok_and(|replies| replies.iter().all(Result::is_ok)) {
+            moved.fetch_add(1, Ordering::Relaxed);
+        }
+        number %= 10_000;
+    }
+}
+
+fn sum(client: &mut Client) -> i64 {
+    let accounts: Vec<String> = (0..ACCOUNTS).map(account).collect();
+    let balances = client.mget(&accounts).expect("balances");
+    balances.into_iter().map(|one| one.expect("an account").parse::<i64>().expect("money")).sum()
+}
+
+/// Values of so many bytes under so many keys.
+fn fill_with(cluster: &Cluster, keys: usize, bytes: usize) {
+    let mut client = cluster.connect(1);
+    let numbers: Vec<usize> = (0..keys).collect();
+    for some in numbers.chunks(500) {
+        let set = |n: &usize| format!("SET filler:{n} {n:0bytes$}");
+        let lines: Vec<String> = some.iter().map(set).collect();
+        assert!(client.pipeline(&lines).iter().all(|reply| reply == "OK"));
+    }
+}
+
+/// More than one command may answer with, while money moves; into a cluster of another size.
+#[test]
+fn a_backup_under_writes_is_of_one_moment() {
+    let cluster = Cluster::start_with("limits: { output_buffer: 1MiB }\n");
+    fill_with(&cluster, 6_000, 1_000);
+    let mut client = cluster.connect(2);
+    for number in 0..ACCOUNTS {
+        assert_eq!(client.say(&format!("SET {} 100", account(number))), "OK");
+    }
+    let folder = tempfile::TempDir::new().expect("a temporary folder");
+    let dirs = ["first", "second"].map(|name| folder.path().join(name));
+    let (stop, moved) = (AtomicBool::new(false), AtomicU64::new(0));
+    thread::scope(|scope| {
+        for node in cluster.ids() {
+            let (mut client, stop, moved) = (cluster.connect(node), &stop, &moved);
+            scope.spawn(move || transfer_money(&mut client, node.into(), stop, moved));
+        }
+        let stop = StopAtEnd(&stop);
+        for dir in &dirs {
+            let before = moved.load(Ordering::Relaxed);
+            let (code, out, err) = admin(&cluster, &["backup", path(dir)]);
+            assert_eq!(code, Some(0), "{out}{err}");
+            assert!(out.starts_with("backed up 6030 keys"), "{out}");
+            assert!(err.contains("backing up 6030 keys of 12 partitions"), "{err}");
+            eventually("money moves on", PATIENCE, || {
+                (moved.load(Ordering::Relaxed) > before).then_some(())
+            });
+        }
+        drop(stop);
+    });
+    assert_eq!(sum(&mut client), SUM);
+
+    let mut other = Cluster::new(1);
+    let text = other.yaml(other.name(), 5);
+    other.write("cluster.yaml", &text);
+    other.start_all();
+    for dir in &dirs {
+        done(&other, &["restore", path(dir), "--force"]);
+        let mut client = other.connect(1);
+        assert_eq!((sum(&mut client), client.say("DBSIZE")), (SUM, "6030".into()));
+        assert_eq!(client.say("GET filler:77"), format!("\"{:01000}\"", 77));
+    }
+}
+
+/// Stops the others also when an assertion fails, for the scope waits for them.
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The tokens of the copies that `CLUSTER BACKUP` has begun.
+fn begin_backup(client: &mut Client, name: &str) -> Result<Vec<String>, String> {
+    let begun = match client.ask(&["CLUSTER", "BACKUP", name]) {
+        Ok(Value::Array(begun)) => begun,
+        other => return Err(crate::harness::show(&other)),
+    };
+    let token = |copy: Value| match copy {
+        Value::Array(copy) => match &copy[..] {
+            [Value::BulkString(token), Value::Int(_)] => {
+                String::from_utf8_lossy(token).into_owned()
+            }
+            other => panic!("{other:?}"),
+        },
+        other => panic!("{other:?}"),
+    };
+    Ok(begun.into_iter().map(token).collect())
+}
+
+#[test]
+fn a_copy_is_for_whoever_began_it_and_gone_with_its_leader() {
+    const NAMES: [&str; 2] = ["00000000000000a1", "00000000000000a2"];
+    let cluster = Cluster::start();
+    fill(&cluster);
+    let mut client = cluster.connect(1);
+    let tokens = begin_backup(&mut client, NAMES[0]).expect("copies");
+    assert_eq!(tokens.len(), 12);
+    let mut others = cluster.connect(2);
+    let busy = begin_backup(&mut others, NAMES[1]).expect_err("one at a time");
+    assert!(busy.starts_with("-TRYAGAIN another backup is under way"), "{busy}");
+
+    let pull = |client: &mut Client, token: &str, position: u64| {
+        client.say(&format!("CLUSTER IMAGE 0 {token} {position}"))
+    };
+    let piece = pull(&mut client, &tokens[0], 0);
+    assert!(piece.starts_with("\"QRIM"), "{piece}");
+    assert_eq!(pull(&mut others, &tokens[0], 0), piece, "through any node, and again");
+    assert!(pull(&mut client, &tokens[1], 0).starts_with("-NOCOPY partition 0"));
+    assert!(pull(&mut client, &tokens[0], 1 << 40).starts_with("-NOCOPY partition 0"));
+    for (words, error) in [
+        ("IMAGE 12 00 0", "ERR there is no such partition: they are 0 to 11"),
+        ("IMAGE x 00 0", "ERR there is no such partition: they are 0 to 11"),
+        ("IMAGE 0 what 0", "ERR value is not an integer or out of range"),
+        ("BACKUP x", "ERR a backup's name is sixteen hexadecimal digits"),
+    ] {
+        assert_eq!(client.say(&format!("CLUSTER {words}")), format!("-{error}"));
+    }
+    assert_eq!(client.say("MULTI"), "OK");
+    for words in ["BACKUP 00000000000000a1", "IMAGE 0 00 0", "RELEASE 00000000000000a1"] {
+        let refused = client.say(&format!("CLUSTER {words}"));
+        assert_eq!(refused, "-ERR Command not allowed inside a transaction");
+    }
+    assert_eq!(client.say("DISCARD"), "OK");
+
+    let from = (1..=3).find(|node| led(&cluster, *node, 0).is_some()).expect("a leader");
+    done(&cluster, &["transfer-leader", "0", &(from % 3 + 1).to_string()]);
+    eventually("the copy is gone", PATIENCE, || {
+        pull(&mut client, &tokens[0], 0).starts_with("-NOCOPY partition 0").then_some(())
+    });
+    // Nobody else need wait for the rest of it.
+    assert_eq!(client.say(&format!("CLUSTER RELEASE {}", NAMES[0])), "OK");
+    let tokens = begin_backup(&mut others, NAMES[1]).expect("copies");
+    assert!(pull(&mut client, &tokens[0], 0).starts_with("\"QRIM"));
+    // The same one, begun anew: its copies are of another moment.
+    let anew = begin_backup(&mut others, NAMES[1]).expect("copies");
+    assert!(pull(&mut client, &tokens[0], 0).starts_with("-NOCOPY partition 0"));
+    assert!(pull(&mut client, &anew[0], 0).starts_with("\"QRIM"));
+}
+
+#[test]
+fn a_backup_that_was_not_finished_is_none() {
+    let cluster = Cluster::start();
+    fill(&cluster);
+    let folder = tempfile::TempDir::new().expect("a temporary folder");
+    let dir = folder.path().join("backup");
+    done(&cluster, &["backup", path(&dir)]);
+    let manifest = dir.join("manifest.json");
+    let text = fs::read_to_string(&manifest).expect("a manifest");
+
+    fs::remove_file(&manifest).expect("a manifest");
+    let (code, _, err) = admin(&cluster, &["restore", path(&dir), "--force"]);
+    assert!(code == Some(1) && err.contains("not a finished backup"), "{err}");
+    let (code, _, err) = admin(&cluster, &["backup", path(&dir)]);
+    assert!(code == Some(1) && err.contains("a backup that was not finished"), "{err}");
+
+    let mut json: Json = serde_json::from_str(&text).expect("JSON");
+    json["backup"]["images"].as_array_mut().expect("images").pop();
+    fs::write(&manifest, json.to_string()).expect("a manifest");
+    let (code, _, err) = admin(&cluster, &["restore", path(&dir), "--force"]);
+    assert!(code == Some(1) && err.contains("its checksum differs"), "{err}");
+    check(&cluster);
+}
+
+/// The node that a restore talks to is lost, and the others go on.
+#[test]
+fn a_restore_outlives_a_node() {
+    const KEYS: usize = 20_000;
+    let folder = tempfile::TempDir::new().expect("a temporary folder");
+    let dir = folder.path().join("backup");
+    let mut first = Cluster::new(1);
+    first.start_all();
+    fill_with(&first, KEYS, 100);
+    done(&first, &["backup", path(&dir)]);
+
+    let mut cluster = Cluster::start();
+    let file = cluster.write("admin-reads.txt", "").with_file_name("cluster.yaml");
+    let [out, err] = ["out", "err"].map(|name| folder.path().join(name));
+    let args = ["--role", "admin", "--config", path(&file), "restore", path(&dir)];
+    let mut restore = Process::start_with_outputs(
+        &args,
+        File::create(&out).expect("a file"),
+        File::create(&err).expect("a file"),
+    );
+    let mut client = cluster.connect(2);
+    eventually("keys arrive", PATIENCE, || {
+        client.say("DBSIZE").parse().ok().filter(|keys: &usize| *keys > 0)
+    });
+    cluster.kill(1);
+    let status = restore.wait();
+    let [out, err] = [out, err].map(|file| fs::read_to_string(file).expect("text"));
+    assert!(status.success(), "{status}: {out}{err}");
+    assert!(out.starts_with(&format!("restored {KEYS} keys")), "{out}");
+    eventually("every partition is led", PATIENCE, || {
+        (client.say("DBSIZE") == KEYS.to_string()).then_some(())
     });
 }

@@ -18,7 +18,7 @@ use crate::command::plan::Layout;
 use crate::command::reply::Reply;
 use crate::command::spec::Spec;
 use crate::command::transaction::{Script, Step};
-use crate::engine::batch::{Batch, Op, Replies};
+use crate::engine::batch::{Batch, Op, Part, Replies};
 use crate::engine::machine::{Access, Machine, Scope};
 use crate::engine::protocol::{Ended, Granule, Work};
 use crate::engine::tables::KeyHasher;
@@ -39,7 +39,7 @@ pub(super) const TRANSACTIONS_MAX: usize = 128;
 
 /// While so many bytes of replies wait for those before them, only the request that they wait for
 /// goes on.
-const HELD_BYTES_MAX: usize = 1 << 20;
+pub(super) const HELD_BYTES_MAX: usize = 1 << 20;
 
 /// Replies that may leave wait for others until they are so many bytes, or so long.
 const WRITE_BYTES: usize = 64 << 10;
@@ -156,6 +156,18 @@ struct Begun {
 enum Event {
     Back(usize, Back),
     Ended(Begun, Ended),
+}
+
+impl Event {
+    /// Whether something was left, to be asked for again.
+    fn leaves(&self) -> bool {
+        match self {
+            Event::Back(_, back) => {
+                back.replies.len() < back.batch.len() || !back.replies.left.is_empty()
+            }
+            Event::Ended(..) => false,
+        }
+    }
 }
 
 struct Flight {
@@ -329,12 +341,14 @@ impl Flight {
 
     /// Takes the replies of a destination; what it left is asked for again.
     fn take_back(&mut self, number: usize, replies: &Replies) {
-        let lane = &mut self.lanes[number];
-        let sent = std::mem::take(&mut lane.sent);
-        let (answered, left) = sent.split_at(replies.len().min(sent.len()));
-        lane.queue.extend(left);
-        for (index, request) in answered.iter().enumerate() {
-            self.answer(*request, replies.get(index));
+        let sent = std::mem::take(&mut self.lanes[number].sent);
+        for (index, request) in sent.iter().enumerate() {
+            match replies.part(index) {
+                Part::Answered(reply) => self.answer(*request, reply),
+                Part::Misplaced | Part::Left => {
+                    self.lanes[number].queue.insert(*request);
+                }
+            }
         }
         self.lanes[number].sent = sent;
     }
@@ -418,8 +432,13 @@ impl Session {
                     }
                 },
             };
+            let leaves = events.iter().any(Event::leaves);
             for event in events {
                 self.take_event(&mut flight, event);
+            }
+            if leaves {
+                // It takes long: the sockets are looked at before it is asked for again.
+                tokio::task::yield_now().await;
             }
         }
         self.write_collected().await?;

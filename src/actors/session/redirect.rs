@@ -4,11 +4,11 @@
 //! bounded by [`Limits::failover_wait`](crate::config::Limits). Operations on one partition go
 //! together and in order, as they came.
 
-use super::round::landed;
+use super::round::{landed, refuse_long};
 use crate::actors::bucket::{Answer, Execute, Outcome};
 use crate::actors::local::Local;
 use crate::command::Redis;
-use crate::engine::batch::{Batch, Replies};
+use crate::engine::batch::{Batch, Part, Replies};
 use crate::engine::machine::Machine;
 use crate::engine::protocol::Refusal;
 use std::collections::BTreeMap;
@@ -20,7 +20,8 @@ use tokio::time::{Instant, sleep};
 /// How long nobody is asked after somebody was who does not lead.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Has misplaced operations executed by whoever leads. Returns the batch's replies without holes.
+/// Has misplaced operations executed by whoever leads. Returns the batch's replies without any that
+/// are misplaced; what its leaders left is left.
 ///
 /// # Errors
 /// When the node is stopping.
@@ -30,7 +31,7 @@ pub(super) async fn settle(
     local: &Local,
 ) -> io::Result<Replies> {
     let begun = Instant::now();
-    let mut late: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
+    let mut late: BTreeMap<u32, Late> = BTreeMap::new();
     let mut open = std::mem::take(&mut replies.misplaced);
     let mut pause = Duration::ZERO;
     while !open.is_empty() {
@@ -39,7 +40,7 @@ pub(super) async fn settle(
                 let partition = batch.head(index as usize).partition;
                 let mut reply = Vec::new();
                 Redis::refuse(&Refusal::NoLeader(partition), &mut reply);
-                late.insert(index, reply);
+                late.insert(index, Late::Answered(reply));
             }
             break;
         }
@@ -65,27 +66,34 @@ pub(super) async fn settle(
         }
         open.sort_unstable();
     }
-    let mut whole = Replies::default();
-    for index in 0..replies.len() {
-        whole.push(late.get(&(index as u32)).map_or(replies.get(index), Vec::as_slice));
-    }
-    Ok(whole)
+    let parts = (0..replies.len()).map(|index| match late.get(&(index as u32)) {
+        Some(Late::Answered(reply)) => Part::Answered(reply),
+        Some(Late::Left) => Part::Left,
+        None => replies.part(index),
+    });
+    Ok(Replies::gather(parts, |index, reply| refuse_long(batch.head(index), reply)))
 }
 
-/// Takes what one destination answered; what it left or turned away stays open.
+/// What a leader made of an operation that was misplaced.
+enum Late {
+    Answered(Vec<u8>),
+    Left,
+}
+
+/// Takes what one destination answered; what it turned away stays open.
 fn take(
     indices: &[u32],
     outcome: Result<Outcome, oneshot::error::RecvError>,
-    late: &mut BTreeMap<u32, Vec<u8>>,
+    late: &mut BTreeMap<u32, Late>,
     open: &mut Vec<u32>,
 ) -> io::Result<()> {
     let (_, replies) = landed(outcome)?;
     for (place, index) in indices.iter().enumerate() {
-        let turned_away = replies.misplaced.binary_search(&(place as u32)).is_ok();
-        if turned_away || place >= replies.len() {
-            open.push(*index);
-        } else {
-            late.insert(*index, replies.get(place).to_vec());
+        match replies.part(place) {
+            Part::Answered(reply) => drop(late.insert(*index, Late::Answered(reply.to_vec()))),
+            // It has a leader: the Session asks that one once it has taken what is answered.
+            Part::Left => drop(late.insert(*index, Late::Left)),
+            Part::Misplaced => open.push(*index),
         }
     }
     Ok(())

@@ -1,14 +1,16 @@
 //! A round of operations that each lie in one partition: one message to each destination, one
 //! write of the replies.
 
-use super::{KEEP_BYTES_MAX, MUTE, OWN, READ_BYTES, Session, redirect};
+use super::flight::HELD_BYTES_MAX;
+use super::{KEEP_BYTES_MAX, MUTE, OWN, READ_BYTES, Session, Share, redirect};
 use crate::actors::bucket::{Answer, Execute, Failure, Outcome, Serve};
 use crate::actors::tray::{Laid, Served};
 use crate::command::Redis;
 use crate::command::plan::Layout;
 use crate::command::reply::Reply;
 use crate::command::scan::Walk;
-use crate::engine::batch::{Batch, Replies};
+use crate::engine::batch::{Batch, OpHead, Part, Replies};
+use crate::engine::bucket::too_long;
 use crate::engine::machine::{Access, Machine};
 use crate::ids::{NodeId, PartitionId};
 use smallvec::SmallVec;
@@ -30,6 +32,7 @@ impl Session {
         while place < self.gathered.order.len() {
             self.ask().await?;
             self.note_batches();
+            self.put_back();
             if self.one_share_answers_all() {
                 let share = usize::from(self.gathered.order[0]);
                 let replies = std::mem::take(&mut self.gathered.shares[share].replies);
@@ -46,11 +49,9 @@ impl Session {
                     own += 1;
                 } else {
                     let share = &mut self.gathered.shares[usize::from(turn & !MUTE)];
-                    if share.taken == share.replies.len() {
-                        break;
-                    }
+                    let Some(reply) = share.next_reply() else { break };
                     if wanted {
-                        self.out.extend_from_slice(share.replies.get(share.taken));
+                        self.out.extend_from_slice(reply);
                     }
                     share.taken += 1;
                 }
@@ -60,30 +61,25 @@ impl Session {
             self.write(&out).await?;
             self.out = out;
             self.out.clear();
+            if place < self.gathered.order.len() {
+                // Something was left because it takes long: the sockets are looked at first.
+                tokio::task::yield_now().await;
+            }
         }
         self.recycle();
         Ok(())
     }
 
-    /// Sends every share that has unanswered operations, and takes the answers.
-    pub(super) async fn ask(&mut self) -> io::Result<()> {
+    /// Sends every share whose next operation is unanswered, and takes the answers.
+    async fn ask(&mut self) -> io::Result<()> {
         let mut laid = None;
         let mut waiting: SmallVec<[(usize, oneshot::Receiver<Outcome>); 4]> = SmallVec::new();
         for (destination, share) in self.gathered.shares.iter_mut().enumerate() {
-            if share.batch.is_empty() || share.taken < share.replies.len() {
+            if share.taken == share.batch.len() || share.next_reply().is_some() {
                 continue;
             }
-            if share.taken > 0 {
-                // The first part was answered and taken: the rest is asked for again.
-                let mut rest = Batch::new();
-                (share.taken..share.batch.len())
-                    .for_each(|index| rest.push_op(&share.batch.op(index)));
-                share.batch = rest;
-                share.taken = 0;
-                share.replies.clear();
-                if share.batch.is_empty() {
-                    continue;
-                }
+            if !share.replies.is_empty() {
+                share.ask_again();
             }
             let batch = std::mem::take(&mut share.batch);
             let replies = std::mem::take(&mut share.replies);
@@ -138,12 +134,27 @@ impl Session {
         Ok(())
     }
 
+    /// Puts what was asked for again back to where it was left.
+    fn put_back(&mut self) {
+        self.gathered.shares.iter_mut().for_each(Share::put_back);
+    }
+
+    /// Has a destination execute its share, which is one operation, and returns the reply.
+    pub(super) async fn ask_one(&mut self, destination: usize) -> io::Result<&[u8]> {
+        while self.gathered.shares[destination].next_reply().is_none() {
+            self.ask().await?;
+            self.put_back();
+        }
+        Ok(self.gathered.shares[destination].next_reply().unwrap_or_default())
+    }
+
     fn one_share_answers_all(&self) -> bool {
         let first = self.gathered.order[0];
         first != OWN
             && self.gathered.own.is_empty()
             && self.gathered.order.iter().all(|turn| turn & MUTE == 0)
             && self.gathered.shares[usize::from(first)].taken == 0
+            && self.gathered.shares[usize::from(first)].replies.left.is_empty()
             && self.gathered.shares[usize::from(first)].replies.len() == self.gathered.order.len()
     }
 
@@ -151,7 +162,7 @@ impl Session {
         self.gathered.order.clear();
         self.gathered.own.clear();
         for share in &mut self.gathered.shares {
-            (share.taken, share.took) = (0, None);
+            (share.taken, share.among, share.took) = (0, None, None);
             share.batch.clear();
             share.replies.clear();
             if share.replies.bytes.capacity() > KEEP_BYTES_MAX {
@@ -196,12 +207,11 @@ impl Session {
         let mut place = 0;
         while place < batches.len() {
             self.ask().await?;
+            self.put_back();
             while place < batches.len() {
                 let share = &mut self.gathered.shares[destinations[place]];
-                if share.taken == share.replies.len() {
-                    break;
-                }
-                replies[place].push(share.replies.get(share.taken));
+                let Some(reply) = share.next_reply() else { break };
+                replies[place].push(reply);
                 share.taken += 1;
                 place += 1;
             }
@@ -251,14 +261,69 @@ impl Session {
             let destination = self.local.book.route(partition);
             batch.iter().for_each(|op| self.gathered.shares[destination].batch.push_op(&op));
             batch.clear();
-            self.ask().await?;
-            walk.take(self.gathered.shares[destination].replies.get(0));
+            walk.take(self.ask_one(destination).await?);
             self.recycle();
             // Tasks that keep waking each other are run dozens of times before anybody looks at
             // the sockets; one that yields waits for that look.
             tokio::task::yield_now().await;
         }
         Ok(())
+    }
+}
+
+/// A batch of which some operations were left, and what became of the others. The Session asks for
+/// those at `asked` again.
+pub(super) struct Among {
+    batch: Batch,
+    replies: Replies,
+    /// The first operation whose reply is not taken.
+    from: usize,
+    asked: Vec<u32>,
+}
+
+impl Share {
+    /// The reply to the first operation whose reply is not taken, unless that one was left.
+    #[inline]
+    fn next_reply(&self) -> Option<&[u8]> {
+        match self.replies.part(self.taken) {
+            Part::Answered(reply) => Some(reply),
+            Part::Misplaced | Part::Left => None,
+        }
+    }
+
+    /// Makes a batch of the operations that were left. While replies of many bytes wait for those
+    /// before them, it has only the operations that they wait for.
+    fn ask_again(&mut self) {
+        let from = std::mem::take(&mut self.taken);
+        let (batch, replies) = (std::mem::take(&mut self.batch), std::mem::take(&mut self.replies));
+        let held = replies.bytes.len() - replies.start(from);
+        let mut asked = Vec::new();
+        for index in from..batch.len() {
+            match replies.part(index) {
+                Part::Left => asked.push(index as u32),
+                _ if held > HELD_BYTES_MAX => break,
+                _ => {}
+            }
+        }
+        asked.iter().for_each(|index| self.batch.push_op(&batch.op(*index as usize)));
+        if asked.len() < batch.len() - from {
+            self.among = Some(Among { batch, replies, from, asked });
+        }
+    }
+
+    /// Puts what was asked for again back to where it was left.
+    fn put_back(&mut self) {
+        let Some(Among { batch, replies, from, asked }) = self.among.take() else { return };
+        let again = std::mem::take(&mut self.replies);
+        let parts = (from..batch.len()).map(|index| match asked.binary_search(&(index as u32)) {
+            Ok(place) => again.part(place),
+            Err(_) => replies.part(index),
+        });
+        self.replies = Replies::gather(parts, |place, reply| {
+            refuse_long(batch.head(from + place), reply);
+        });
+        self.batch.clear();
+        (from..batch.len()).for_each(|index| self.batch.push_op(&batch.op(index)));
     }
 }
 
@@ -277,6 +342,11 @@ pub(super) fn landed(
         }
         Err(_) => Err(io::Error::other("the node is stopping")),
     }
+}
+
+/// Answers an operation whose reply is too long to be given.
+pub(super) fn refuse_long(head: OpHead, reply: &mut Vec<u8>) {
+    Redis::refuse(&too_long::<Redis>(head), reply);
 }
 
 /// The replies to operations that a destination did not answer.

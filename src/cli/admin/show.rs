@@ -1,6 +1,6 @@
 //! The status of a cluster, for people and as JSON.
 
-use super::{Cluster, Node};
+use super::{Cluster, Node, show};
 use crate::command::facts::runs;
 use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
@@ -14,9 +14,9 @@ pub(super) fn status(cluster: &Cluster, as_json: bool) -> Result<(), String> {
             .iter()
             .map(|node| json!({ "id": node.id, "status": node.status }))
             .collect();
-        println!("{:#}", json!({ "cluster": cluster.name, "nodes": nodes }));
+        show(&format!("{:#}", json!({ "cluster": cluster.name, "nodes": nodes })))?;
     } else {
-        print!("{}", table(cluster));
+        show(table(cluster).trim_end())?;
     }
     let silent: Vec<String> = cluster
         .nodes

@@ -29,7 +29,12 @@ impl fmt::Display for LinkError {
                 write!(f, "Could not connect to {address}: {}", bare(error))
             }
             LinkError::Closed => f.write_str("Error: Server closed the connection"),
-            LinkError::Broken(error) => write!(f, "Error: {}", bare(error)),
+            LinkError::Broken(error) => match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                    f.write_str("Error: Silence")
+                }
+                _ => write!(f, "Error: {}", bare(error)),
+            },
             LinkError::NoReply(error) => write!(f, "Error: Protocol error, {error}"),
         }
     }
@@ -47,6 +52,8 @@ pub(in crate::cli) struct Link {
     host: String,
     port: u16,
     stream: Option<TcpStream>,
+    /// How long the server may be silent; for ever, if this is not said.
+    patience: Option<Duration>,
     /// What came and has not been returned.
     input: Vec<u8>,
     reader: ReplyReader,
@@ -55,7 +62,13 @@ pub(in crate::cli) struct Link {
 impl Link {
     /// A link to a server; nothing is connected yet.
     pub(in crate::cli) fn new(host: String, port: u16) -> Link {
-        Link { host, port, stream: None, input: Vec::new(), reader: ReplyReader::new() }
+        let (input, reader) = (Vec::new(), ReplyReader::new());
+        Link { host, port, stream: None, patience: None, input, reader }
+    }
+
+    /// The same, to a server that may be silent for so long and not longer.
+    pub(in crate::cli) fn with_patience(self, patience: Duration) -> Link {
+        Link { patience: Some(patience), ..self }
     }
 
     /// The server's address, as people write it.
@@ -86,8 +99,12 @@ impl Link {
         self.stream = None;
         self.input.clear();
         self.reader = ReplyReader::new();
-        let stream = dial(&self.host, self.port)
-            .map_err(|error| LinkError::Connect(self.address(), error))?;
+        let dialled = dial(&self.host, self.port).and_then(|stream| {
+            stream.set_read_timeout(self.patience)?;
+            stream.set_write_timeout(self.patience)?;
+            Ok(stream)
+        });
+        let stream = dialled.map_err(|error| LinkError::Connect(self.address(), error))?;
         self.stream = Some(stream);
         Ok(())
     }

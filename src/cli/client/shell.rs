@@ -2,6 +2,7 @@
 
 use super::link::{Link, LinkError};
 use super::print::{Style, print};
+use crate::cli::output;
 use crate::net::resp::Value;
 use std::io::{self, Write};
 
@@ -99,7 +100,7 @@ impl Shell {
             let request: Vec<Vec<u8>> = words.iter().map(|word| word.clone().into()).collect();
             self.link.send(&request)?;
             if let Value::Error(text) = self.link.receive()? {
-                eprintln!("{} failed: {text}", words.join(" "));
+                output::tell(&format!("{} failed: {text}", words.join(" ")));
                 self.failed = true;
             }
         }
@@ -140,7 +141,7 @@ impl Shell {
     fn lost(&mut self, error: &LinkError) -> io::Result<Next> {
         self.failed = true;
         io::stdout().flush()?;
-        eprintln!("{error}");
+        output::tell(&error.to_string());
         Ok(Next::Lost)
     }
 

@@ -56,7 +56,7 @@ fn mistakes_are_named_with_their_place_and_what_would_be_right() {
         ),
         (
             with("limits: { zzz: 1GiB }"),
-            "c.yaml:5:11: limits.zzz: unknown field; known here: key, value, arguments, inline, query_buffer, output_buffer, pipeline, transaction, memory, connections, peer_queue, idle, unread, lock_wait, failover_wait",
+            "c.yaml:5:11: limits.zzz: unknown field; known here: key, value, arguments, inline, query_buffer, output_buffer, pipeline, transaction, memory, connections, peer_queue, backup, idle, unread, lock_wait, failover_wait",
         ),
         (
             with("limits:\n  conections: 3"),
@@ -408,6 +408,7 @@ limits:
   memory: 3GiB
   connections: 8
   peer_queue: 16MiB
+  backup: 32MiB
   idle: 1m
   unread: 1500
   lock_wait: 2m
@@ -435,10 +436,12 @@ limits:
         memory: 3 << 30,
         connections: 8,
         peer_queue: 16 << 20,
+        backup: 32 << 20,
         idle: Duration::from_secs(60),
         unread: Duration::from_millis(1500),
         lock_wait: Duration::from_secs(120),
         failover_wait: Duration::ZERO,
+        ..Limits::default()
     };
     assert_eq!(config.limits, limits);
     let replication = Replication {

@@ -452,7 +452,7 @@ impl World {
         for (_, at, _) in &mut node.to_sync {
             *at = (*at as i64 - gone) as usize;
         }
-        group.compact(meta.index);
+        group.compact(meta.index, u64::MAX);
         group.offer_snapshot(meta, Bytes::copy_from_slice(&token.to_le_bytes()));
     }
 

@@ -566,7 +566,7 @@ fn behind() -> Cluster {
     let meta = cluster[1].snapshot_meta().unwrap();
     assert!(cluster[1].log_bytes() > 0);
     cluster[1].retain_bytes = 0;
-    cluster[1].compact(meta.index);
+    cluster[1].compact(meta.index, u64::MAX);
     assert_eq!(cluster[1].log_bytes(), 0);
     cluster.heal();
     cluster.run(300);
@@ -955,4 +955,109 @@ fn a_death_concerns_who_was_led_by_the_dead() {
     assert_eq!(cluster[3].role(), Role::Follower, "the promise binds");
     assert!(cluster[3].leader_is_dead(NodeId(1)));
     assert!(!cluster[3].leader_is_dead(NodeId(1)), "once");
+}
+
+#[test]
+fn a_leader_whose_disk_hangs_is_succeeded_and_does_not_stand_again() {
+    let mut cluster = Cluster::led(3);
+    write(&mut cluster, 1, b"a");
+    cluster.replica(1).holds_disk = true;
+    write(&mut cluster, 1, b"b");
+    // It is not for a moment's delay.
+    cluster.run(400);
+    assert_eq!(cluster.leader(), Some(1));
+    assert!(cluster.run_until(1_000, |c| c.leader().is_some_and(|leader| leader != 1)));
+    assert!(!cluster[1].is_serving() && !cluster[1].holds_lease(cluster.mono));
+    let leader = cluster.leader().unwrap();
+    write(&mut cluster, leader, b"c");
+    cluster.run(200);
+    assert_eq!(cluster.data(leader), [b"a", b"b", b"c"]);
+
+    // With the new leader gone, the one that is left waits for the other's disk.
+    cluster.isolate(leader);
+    let other = 5 - leader;
+    assert!(!cluster.run_until(5_000, |c| c[1].is_serving() || c[other].is_serving()));
+    cluster.replica(1).holds_disk = false;
+    cluster.replica(1).sync();
+    assert!(cluster.run_until(5_000, |c| c[1].is_serving() || c[other].is_serving()));
+}
+
+#[test]
+fn a_leader_whose_disk_is_no_slower_than_the_others_goes_on() {
+    // Without its disk or that of the third there is no majority, whoever leads.
+    let mut cluster = Cluster::led(3);
+    cluster.replica(1).holds_disk = true;
+    cluster.replica(3).holds_disk = true;
+    write(&mut cluster, 1, b"a");
+    assert!(!cluster.run_until(5_000, |c| !c[1].is_serving()));
+    cluster.replica(1).sync();
+    cluster.settle();
+    assert_eq!(cluster.data(1), [b"a"]);
+
+    // A pause of the process is no hanging disk.
+    cluster.replica(3).holds_disk = false;
+    cluster.replica(3).sync();
+    write(&mut cluster, 1, b"b");
+    cluster.mono += 60_000;
+    let mono = cluster.mono;
+    cluster[1].tick(mono);
+    assert_eq!(cluster[1].role(), Role::Leader);
+}
+
+#[test]
+fn a_follower_takes_no_more_than_its_disk_keeps_up_with() {
+    const PIECE: &[u8] = &[7; 10_000];
+    let mut cluster = Cluster::new(3);
+    for node in 1..=3 {
+        let mut setup = cluster.replica(node).setup.clone();
+        (setup.unsynced_bytes_max, setup.window_bytes) = (100_000, 50_000);
+        cluster.add(node, setup);
+    }
+    cluster[1].campaign();
+    cluster.settle();
+    cluster.replica(3).holds_disk = true;
+    for _ in 0..100 {
+        write(&mut cluster, 1, PIECE);
+        cluster.run(50);
+    }
+    let bytes = |c: &Cluster| {
+        let entries = c.replicas[&3].unsynced.iter().flat_map(|persist| &persist.entries);
+        entries.map(|entry| entry.data.len()).sum::<usize>()
+    };
+    assert!(bytes(&cluster) > 0);
+    assert!(bytes(&cluster) <= 110_000, "{} bytes wait for the disk", bytes(&cluster));
+    assert_eq!(cluster.data(1).len(), 100);
+
+    cluster.replica(3).holds_disk = false;
+    cluster.replica(3).sync();
+    cluster.settle();
+    assert!(cluster.run_until(10_000, |c| c.data(3).len() == 100), "{}", cluster.data(3).len());
+}
+
+#[test]
+fn no_more_log_stays_in_memory_than_a_snapshot_of_it_weighs() {
+    let mut cluster = Cluster::led(3);
+    for _ in 0..100 {
+        write(&mut cluster, 1, &[7; 64]);
+    }
+    cluster.run(200);
+    // What somebody lacks stays, as far as is allowed.
+    cluster.isolate(3);
+    for _ in 0..100 {
+        write(&mut cluster, 1, &[7; 64]);
+    }
+    cluster.run(200);
+    for node in 1..=2 {
+        let index = cluster[node].applied_index();
+        cluster[node].compact(index, 200);
+    }
+    assert!((100 * 64..=110 * (64 + 48)).contains(&cluster[1].log_bytes()));
+    assert!(cluster[2].log_bytes() <= 200);
+    cluster.heal();
+    cluster.run(1_000);
+    assert!(cluster.wants_snapshot.is_empty() && cluster.snapshots.is_empty());
+    assert_eq!(cluster.data(3), cluster.data(1));
+    let index = cluster[1].applied_index();
+    cluster[1].compact(index, 200);
+    assert!(cluster[1].log_bytes() <= 200);
 }

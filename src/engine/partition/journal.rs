@@ -9,6 +9,7 @@
 
 use super::snapshots::ToArchive;
 use super::{Effect, Partition};
+use crate::engine::batch::Part;
 use crate::engine::bucket::Parked;
 use crate::engine::consensus::ReplicaId;
 use crate::engine::consensus::Ticket as Confirmation;
@@ -77,6 +78,8 @@ pub(super) struct Flight {
 pub enum Fate {
     /// It ran; its reply is this one of [`Turn::replies`].
     Replied(u32),
+    /// It only reads, and was not executed, for there are many replies already.
+    Left,
     /// It was not even proposed: it may be asked of the leader.
     Elsewhere,
     /// It was proposed, and another leader's entry took its place: it was not executed.
@@ -357,6 +360,7 @@ impl<M: Machine> Partition<M> {
             return Ok(());
         }
         let mut answers = std::mem::take(&mut turn.answers);
+        answers.waiting = turn.replies.bytes.len();
         let applied = self.replica.apply_entry(entry, own.is_some(), &mut answers);
         if let Err(damaged) = applied {
             return Err(format!("partition {}, entry {index}: {damaged}", self.id));
@@ -367,8 +371,14 @@ impl<M: Machine> Partition<M> {
             settled += 1;
             match after {
                 After::Reply(waiter) => {
-                    turn.fates.push((waiter, Fate::Replied(turn.replies.len() as u32)));
-                    turn.replies.push(answers.replies.get(run));
+                    let fate = match answers.replies.part(run) {
+                        Part::Answered(reply) => {
+                            turn.replies.push(reply);
+                            Fate::Replied(turn.replies.len() as u32 - 1)
+                        }
+                        Part::Left | Part::Misplaced => Fate::Left,
+                    };
+                    turn.fates.push((waiter, fate));
                     run += 1;
                 }
                 after => {
@@ -378,6 +388,7 @@ impl<M: Machine> Partition<M> {
             }
         }
         drop(others);
+        answers.clear();
         turn.answers = answers;
         if let Some(journal) = &mut self.journal {
             journal.settled += settled;

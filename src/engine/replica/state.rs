@@ -47,6 +47,16 @@ impl<M: Machine> Replica<M> {
         self.snapshot.is_some()
     }
 
+    /// If a backup's copy is under way: whether it was pulled from since this was last asked.
+    pub fn backup_was_pulled(&mut self) -> Option<bool> {
+        self.tables.backup_was_pulled()
+    }
+
+    /// Gives up the backup's copy, if there is one.
+    pub fn abandon_backup(&mut self) {
+        self.tables.abandon_backup();
+    }
+
     pub(in crate::engine) fn restore_head(&mut self, head: &Head) {
         self.stamp = head.stamp;
         for table in TableIndex::all() {

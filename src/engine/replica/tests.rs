@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::command::Redis;
-use crate::engine::batch::{Batch, OpCode, OpHead};
+use crate::engine::batch::{Batch, OpCode, OpHead, Part};
 use crate::engine::protocol::{Lock, Mode, Share, ToPartition};
 use crate::engine::record::EntryWriter;
 use bytes::Bytes;
@@ -273,6 +273,25 @@ fn share(batch: Batch, sequence: u64, done_below: u64) -> (Prepare, Vec<Claim>) 
         done_below,
     };
     (prepare, claims)
+}
+
+/// An error says that nothing was executed only where nothing was.
+#[test]
+fn a_write_whose_reply_is_too_long_is_not_taken_for_refused() {
+    let mut replica = replica();
+    let mut writer = EntryWriter::new();
+    for (name, args) in [("set", &["a", "1"][..]), ("get", &["a"]), ("getset", &["a", "2"])] {
+        writer.run(&single(name, args).op(0));
+    }
+    let mut answers = Answers { waiting: REPLIES_BYTES_MAX, ..Answers::default() };
+    replica.apply_entry(&writer.take(Millis(5)), true, &mut answers).unwrap();
+    let untold = "-UNKNOWN the write was applied, and its reply is too long to be given\r\n";
+    assert_eq!(answers.replies.get(0), untold.as_bytes());
+    assert_eq!(answers.replies.part(1), Part::Left, "a read may be asked for again");
+    assert_eq!(answers.replies.get(2), untold.as_bytes());
+    let mut value = Vec::new();
+    replica.read(&single("get", &["a"]).op(0), Millis(6), &mut value);
+    assert_eq!(value, b"$1\r\n2\r\n");
 }
 
 #[test]

@@ -6,11 +6,12 @@
 
 use super::clients::Outcome;
 use super::lists::{APPEND, APPEND_IF_EVEN, READ, READ_AND_APPEND};
-use super::network::Actor;
+use super::network::{Actor, Message};
 use super::steps::{BYSTANDER, COORDINATOR, REST_MS, Run};
-use super::world::{DATA, Kind, node_id};
+use super::world::{DATA, Kind, PARTITIONS, node_id};
 use crate::engine::batch::OpCode;
 use crate::engine::partition::{Partition, RESOLVE_AFTER_MS};
+use crate::engine::protocol::{Knowledge, ToPartition};
 use crate::ids::PartitionId;
 use std::collections::VecDeque;
 
@@ -235,6 +236,40 @@ pub(super) fn a_commit_comes_after_the_question() -> Result<(), String> {
     // Of what it had sent, only one of them gets anything.
     run.world.queues.remove(&(Actor::Coordinator(COORDINATOR), Actor::Bucket(1)));
     run.world.crash(COORDINATOR, true, None);
+    run.ends_well()
+}
+
+/// Of three participants without copies two share a node. The primary and the Coordinator are gone;
+/// the third knows of the commit, tells one of the two, and dies before it tells the other. That
+/// one has been told by its neighbour before that nothing was known there.
+pub(super) fn a_commit_is_told_to_one_of_two() -> Result<(), String> {
+    let (asker, told) = (PartitionId(1), PartitionId(4));
+    let mut run = Run::placed(Kind::Lossy, PARTITIONS as u16)?;
+    let writing = run.ask(&[0, 1, 2, 4], APPEND, COORDINATOR);
+    run.until(SOON_MS, |run| {
+        [(1, asker), (1, told), (2, PartitionId(2))].iter().all(|(at, id)| run.is_locked(*at, *id))
+    })?;
+    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(1));
+    run.hold(Actor::Bucket(0), Actor::Bucket(1));
+    run.until(SOON_MS, |run| run.is_done(writing) && !run.is_locked(2, PartitionId(2)))?;
+    let answers = (Actor::Bucket(2), Actor::Bucket(1));
+    run.hold(answers.0, answers.1);
+    run.world.crash(0, false, None);
+    run.world.crash(COORDINATOR, false, None);
+    let tells = |message: &Message| {
+        let Message::Partition(to, ToPartition::Knows { knowledge, .. }) = message else {
+            return false;
+        };
+        *to == told && *knowledge == Knowledge::Committed
+    };
+    let sent = |run: &Run| run.world.queues.get(&answers).is_some_and(|all| all.iter().any(tells));
+    run.until(REST_MS, sent)?;
+    run.pass_time(2 * RESOLVE_AFTER_MS);
+    let queue = run.world.queues.remove(&answers).unwrap_or_default();
+    if let Some(message) = queue.into_iter().find(tells) {
+        run.world.deliver(Actor::Bucket(1), message);
+    }
+    run.world.crash(2, false, None);
     run.ends_well()
 }
 

@@ -120,7 +120,12 @@ impl Run {
     }
 
     pub(super) fn of(kind: Kind) -> Result<Run, String> {
-        let world = World::placed(1, kind, PLACED);
+        Run::placed(kind, PLACED)
+    }
+
+    /// A run with so many partitions.
+    pub(super) fn placed(kind: Kind, placed: u16) -> Result<Run, String> {
+        let world = World::placed(1, kind, placed);
         let mut run = Run {
             next_beat: world.now,
             world,

@@ -42,7 +42,7 @@ fn witness(rule: Rule) -> Witness {
             Staged(staged::a_commit_is_asked_for_after_the_next_transaction)
         }
         Rule::UndecidedIsLast => Staged(staged::a_commit_comes_after_the_question),
-        Rule::LossesReopenInquiries => Dice(Kind::Lossy, 16_365..16_366),
+        Rule::LossesReopenInquiries => Staged(staged::a_commit_is_told_to_one_of_two),
         Rule::LatePreparesAreRefused => Staged(staged::a_prepare_comes_after_the_end),
         Rule::ReadsNeedLease => Staged(staged::a_deposed_leader_is_asked),
     }

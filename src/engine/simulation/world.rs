@@ -312,7 +312,8 @@ impl World {
             (Actor::Bucket(node), message) => self.deliver_to_bucket(node, message),
             (Actor::Locks(node), Message::Locks(message)) => {
                 let mut effects = Vec::new();
-                self.locks[node].handle(message, &mut effects);
+                self.locks[node].push(message);
+                self.locks[node].work(&mut { usize::MAX }, &mut effects);
                 self.lock_effects(node, effects);
             }
             (Actor::Book(node), Message::Leads(partition, leader, term)) => {

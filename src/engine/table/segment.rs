@@ -28,8 +28,8 @@ pub(super) struct Segment {
     shift: u8,
     /// How many of the hash's top bits all items here share.
     pub(super) depth: u8,
-    /// Whether a copy of the table has been here ([`super::copying`]).
-    pub(super) lap: bool,
+    /// Which copies of the table have been here, a bit a purpose ([`super::copying`]).
+    pub(super) laps: u8,
 }
 
 // Segment heads are to stay in the cache.
@@ -39,7 +39,7 @@ impl Segment {
     /// An empty segment with room for `len` items.
     pub(super) fn with_room(len: usize, depth: u8) -> Segment {
         let capacity = (len + len / 4 + 1).next_power_of_two().max(CELLS_MIN);
-        let mut segment = Segment { cells: Box::default(), len: 0, shift: 32, depth, lap: false };
+        let mut segment = Segment { cells: Box::default(), len: 0, shift: 32, depth, laps: 0 };
         segment.set_capacity(capacity);
         segment
     }
@@ -84,6 +84,19 @@ impl Segment {
             }
             at = self.after(at);
         }
+    }
+
+    /// Whether there is an item of this hash whose key `is_it`.
+    pub(super) fn holds(&self, hash: u64, is_it: impl Fn(&[u8]) -> bool) -> bool {
+        let tag = hash as u16;
+        let mut at = self.home(tag);
+        while let Some(item) = self.cells[at].item() {
+            if self.cells[at].tag() == tag && is_it(item.key()) {
+                return true;
+            }
+            at = self.after(at);
+        }
+        false
     }
 
     /// The item at `at`.

@@ -63,7 +63,7 @@ fn asks_exactly_as_often_as_told() {
     let load = Load { threads: 2, ..sets(address, 3, Until::Requests(1001)) };
     let outcome = thread::scope(|scope| {
         scope.spawn(|| serve(&listener, 3, b"+OK\r\n", set_bytes(8)));
-        load.run(|_, _| ()).expect("the server answers")
+        load.run(|_, _| ControlFlow::Continue(())).expect("the server answers")
     });
     assert_eq!(outcome.tally.kinds, ByKind::from([0, 1001, 0, 0]));
     assert_eq!(outcome.tally.errors, 0);
@@ -90,7 +90,9 @@ fn counts_errors_and_keeps_the_first() {
     let (listener, address) = listen();
     let outcome = thread::scope(|scope| {
         scope.spawn(|| serve(&listener, 1, b"-ERR no\r\n", set_bytes(8)));
-        sets(address, 1, Until::Requests(10)).run(|_, _| ()).expect("errors are answers")
+        sets(address, 1, Until::Requests(10))
+            .run(|_, _| ControlFlow::Continue(()))
+            .expect("errors are answers")
     });
     assert_eq!((outcome.tally.operations(), outcome.tally.errors), (10, 10));
     assert_eq!(outcome.tally.first_error.as_deref(), Some("ERR no"));
@@ -104,7 +106,7 @@ fn a_batch_larger_than_the_socket_arrives_whole() {
     load.workload = Workload { value_size, pipeline: 10, ..load.workload };
     let outcome = thread::scope(|scope| {
         scope.spawn(|| serve(&listener, 2, b"+OK\r\n", set_bytes(value_size)));
-        load.run(|_, _| ()).expect("the server answers")
+        load.run(|_, _| ControlFlow::Continue(())).expect("the server answers")
     });
     assert_eq!(outcome.tally.operations(), 40);
 }
@@ -118,7 +120,11 @@ fn the_warm_up_is_not_counted_and_seconds_are_told() {
     let mut told = Vec::new();
     let outcome = thread::scope(|scope| {
         scope.spawn(|| serve(&listener, 1, b"+OK\r\n", set_bytes(8)));
-        load.run(|second, tally| told.push((second, tally.operations()))).expect("it answers")
+        let tell = |second, tally: &Tally| {
+            told.push((second, tally.operations()));
+            ControlFlow::Continue(())
+        };
+        load.run(tell).expect("it answers")
     });
     assert_eq!(told.len(), 1, "the partial second is not told: {told:?}");
     assert!(told[0].0 == 1 && (1..outcome.tally.operations()).contains(&told[0].1));
@@ -131,7 +137,9 @@ fn a_closed_connection_ends_the_load() {
     let lost = thread::scope(|scope| {
         scope.spawn(|| drop(listener.accept()));
         let until = Until::Elapsed(Duration::from_secs(60));
-        sets(address, 1, until).run(|_, _| ()).expect_err("the server has gone")
+        sets(address, 1, until)
+            .run(|_, _| ControlFlow::Continue(()))
+            .expect_err("the server has gone")
     });
     assert!(matches!(lost, LoadError::Lost(..)), "{lost}");
 }
@@ -141,7 +149,9 @@ fn too_many_replies_end_the_load() {
     let (listener, address) = listen();
     let unasked = thread::scope(|scope| {
         scope.spawn(|| serve(&listener, 1, b"+OK\r\n+OK\r\n", set_bytes(8)));
-        sets(address, 1, Until::Requests(100)).run(|_, _| ()).expect_err("more than asked")
+        sets(address, 1, Until::Requests(100))
+            .run(|_, _| ControlFlow::Continue(()))
+            .expect_err("more than asked")
     });
     assert!(matches!(unasked, LoadError::Unasked(_)), "{unasked}");
 }

@@ -350,3 +350,25 @@ fn a_dropped_segment_that_was_not_removed_is_removed_by_the_next_life() {
     assert_eq!(group(&recovered, BUSY), (400, vec![]));
     assert!(!disk.files().contains(&left));
 }
+
+#[test]
+fn what_has_gathered_is_written_in_batches_of_a_bounded_length() {
+    let disk = FaultyDisk::new(1);
+    let (mut log, _) = open(&disk).expect("a new log");
+    let mut records = Records::default();
+    let payload = vec![3; BATCH_BYTES_WANTED / 4];
+    for index in 1..=10 {
+        records.entry(BUSY, index, &[&payload]);
+    }
+    let before = log.usage().batches;
+    log.write(&records).expect("written");
+    log.sync().expect("synced");
+    assert_eq!(log.usage().batches - before, 3);
+    assert!(log.frame.capacity() <= 4 << 20, "what a long batch took is given back");
+    // The next one starts where the last one ended.
+    log.write(&entry(BUSY, 11, b"more")).expect("written");
+    log.sync().expect("synced");
+    drop(log);
+    let (_, recovered) = open(&disk).expect("the same log");
+    assert_eq!(group(&recovered, BUSY), (0, (1..=11).collect()));
+}

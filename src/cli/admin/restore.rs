@@ -1,0 +1,445 @@
+//! Putting a backup's keys into a cluster, of whatever size.
+//!
+//! The whole backup is read and verified before anything in the cluster is changed. Then its keys
+//! are put by ordinary writes, many at a time. Each may be put twice, so what was refused, or whose
+//! answer was lost, is put again, at another node if need be. A restore that ends early says how
+//! far it got, and goes on from there when it is told to.
+
+use super::asker::{Asker, Request, passes};
+use super::image::{Found, ImageReader, inspect};
+use super::manifest::{Image, Manifest};
+use super::{Cluster, said, show};
+use crate::cli::output;
+use crate::engine::snapshot::ImageItem;
+use crate::ids::{Millis, TABLES, TableIndex};
+use crate::net::resp::Value;
+use std::path::Path;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Writes under way together.
+const WRITES_TOGETHER: usize = 512;
+
+/// Bytes of them; one write may be longer by itself.
+const BYTES_TOGETHER: usize = 1 << 20;
+
+/// How often progress is told.
+const PROGRESS: Duration = Duration::from_secs(1);
+
+/// What becomes of the keys that a cluster holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Held {
+    /// There may be none.
+    Refused,
+    /// They are deleted.
+    Deleted,
+    /// So many keys of the backup were put by an earlier restore.
+    Restored(u64),
+}
+
+/// A backup that was found whole. Its files are read again for the restore itself.
+pub(super) struct Verified<'a> {
+    dir: &'a Path,
+    manifest: Manifest,
+}
+
+/// Reads a backup and checks it against its manifest.
+pub(super) fn verify(dir: &Path) -> Result<Verified<'_>, String> {
+    let manifest = Manifest::read(dir)?;
+    let (keys, files) = (manifest.keys, manifest.images.len());
+    output::tell(&format!("verifying {keys} keys in {files} files"));
+    for image in &manifest.images {
+        let path = dir.join(&image.file);
+        let Found { bytes, keys, crc32 } = inspect(&path)?;
+        let Image { bytes: bytes_then, keys: keys_then, crc32: crc32_then, .. } = *image;
+        if (bytes, keys, crc32) != (bytes_then, keys_then, crc32_then) {
+            return Err(format!("{} is damaged: its checksum differs", path.display()));
+        }
+    }
+    Ok(Verified { dir, manifest })
+}
+
+impl Verified<'_> {
+    /// Puts the backup's keys into the cluster.
+    pub(super) fn put_back(
+        &self,
+        cluster: &Cluster,
+        held: Held,
+        patience: Duration,
+    ) -> Result<(), String> {
+        let Manifest { keys, cluster: name, images, .. } = &self.manifest;
+        let done = match held {
+            Held::Restored(done) if done > *keys => {
+                return Err(format!("--from {done}: the backup has {keys} keys"));
+            }
+            Held::Restored(done) => done,
+            Held::Refused | Held::Deleted => 0,
+        };
+        let mut asker = Asker::new(cluster, patience);
+        make_room(&mut asker, held)?;
+        let mut writer = Writer::new(asker, done, *keys);
+        let put = images.iter().try_for_each(|image| {
+            let mut reader = ImageReader::open(&self.dir.join(&image.file))?;
+            while reader.next(&mut |item| writer.put(&item))? {
+                writer.check()?;
+            }
+            Ok(())
+        });
+        let put = put.and_then(|()| {
+            writer.settle();
+            writer.check()
+        });
+        let done = writer.done;
+        put.map_err(|why: String| {
+            let dir = self.dir.display();
+            format!(
+                "{why}; {done} of {keys} keys are restored, go on with: restore {dir} --from {done}"
+            )
+        })?;
+        show(&format!("restored {keys} keys of cluster '{name}' from {}", self.dir.display()))
+    }
+}
+
+/// Sees to it that the cluster holds what it may hold.
+fn make_room(asker: &mut Asker<'_>, held: Held) -> Result<(), String> {
+    let keys = keys_held(asker)?;
+    match held {
+        Held::Restored(1..) if keys == 0 => {
+            Err("the cluster holds no keys: there is no restore to go on with".into())
+        }
+        Held::Refused if keys > 0 => {
+            Err(format!("the cluster holds {keys} keys: --force deletes them before it restores"))
+        }
+        Held::Deleted if keys > 0 => match asker.ask(&["FLUSHALL"])? {
+            Value::Simple(_) => Ok(()),
+            other => Err(said(&other)),
+        },
+        _ => Ok(()),
+    }
+}
+
+fn keys_held(asker: &mut Asker<'_>) -> Result<u64, String> {
+    let mut held = 0;
+    for table in 0..TABLES {
+        // Together, for each connection begins at table 0.
+        loop {
+            let select = [b"SELECT".to_vec(), table.to_string().into_bytes()].to_vec();
+            let why = match asker.ask_once(&[select, vec![b"DBSIZE".to_vec()]]) {
+                Err(why) => why,
+                Ok(answers) => match answers.as_slice() {
+                    [Value::Simple(_), Value::Int(keys)] => {
+                        held += keys.unsigned_abs();
+                        asker.advanced();
+                        break;
+                    }
+                    answers => passing(answers.iter())?,
+                },
+            };
+            asker.wait(&why)?;
+        }
+    }
+    Ok(held)
+}
+
+/// The error among answers that is worth another try.
+///
+/// # Errors
+/// When there is one that is not.
+fn passing<'a>(answers: impl Iterator<Item = &'a Value>) -> Result<String, String> {
+    let mut why = String::new();
+    for answer in answers {
+        match answer {
+            Value::Error(error) if passes(error) => why.clone_from(error),
+            Value::Simple(_) | Value::Int(_) => {}
+            other => return Err(said(other)),
+        }
+    }
+    Ok(why)
+}
+
+/// Writes keys, many at a time, all of one table.
+struct Writer<'a> {
+    asker: Asker<'a>,
+    table: TableIndex,
+    /// Writes that are not known to have been carried out.
+    pending: Vec<Request>,
+    bytes: usize,
+    /// Items that are passed over: they are there already.
+    skipped: u64,
+    /// Items that are known to be there: all before this one.
+    done: u64,
+    keys: u64,
+    told: Instant,
+    /// Why nothing more is written.
+    stopped: Option<String>,
+}
+
+impl Writer<'_> {
+    fn new(asker: Asker<'_>, done: u64, keys: u64) -> Writer<'_> {
+        Writer {
+            asker,
+            table: TableIndex::default(),
+            pending: Vec::new(),
+            bytes: 0,
+            skipped: done,
+            done,
+            keys,
+            told: Instant::now(),
+            stopped: None,
+        }
+    }
+
+    fn check(&mut self) -> Result<(), String> {
+        self.stopped.take().map_or(Ok(()), Err)
+    }
+
+    fn put(&mut self, item: &ImageItem<'_>) {
+        if self.skipped > 0 {
+            self.skipped -= 1;
+            return;
+        }
+        if self.table != item.table {
+            self.settle();
+            self.table = item.table;
+        }
+        let mut words = vec![b"SET".to_vec(), item.key.to_vec(), item.value.to_vec()];
+        if let Some(Millis(expires)) = item.expires {
+            words.extend([b"PXAT".to_vec(), expires.to_string().into_bytes()]);
+        }
+        self.bytes += words.iter().map(Vec::len).sum::<usize>();
+        self.pending.push(words);
+        if self.pending.len() >= WRITES_TOGETHER || self.bytes >= BYTES_TOGETHER {
+            self.settle();
+        }
+    }
+
+    /// Has everything carried out that was put.
+    fn settle(&mut self) {
+        let put = self.pending.len() as u64;
+        while !self.pending.is_empty() && self.stopped.is_none() {
+            self.stopped = self.write().err();
+        }
+        self.pending.clear();
+        self.bytes = 0;
+        if self.stopped.is_none() {
+            self.done += put;
+        }
+        if self.told.elapsed() >= PROGRESS {
+            self.told = Instant::now();
+            output::tell(&format!("{} of {} keys restored", self.done, self.keys));
+        }
+    }
+
+    /// Asks once for all that is pending, and keeps what was not carried out.
+    fn write(&mut self) -> Result<(), String> {
+        let mut requests = Vec::with_capacity(1 + self.pending.len());
+        // Every time: the connection may be new.
+        requests.push(vec![b"SELECT".to_vec(), self.table.index().to_string().into_bytes()]);
+        requests.append(&mut self.pending);
+        let answered = self.asker.ask_once(&requests);
+        let mut writes = requests.drain(1..);
+        let answers = match answered {
+            Ok(answers) => answers,
+            Err(lost) => {
+                self.pending = writes.collect();
+                return self.asker.wait(&lost);
+            }
+        };
+        let mut answers = answers.iter();
+        let selected = answers.next();
+        let why = passing(selected.into_iter().chain(answers.clone()))?;
+        let is_selected = matches!(selected, Some(Value::Simple(_)));
+        for answer in answers {
+            let write = writes.next();
+            if !is_selected || !matches!(answer, Value::Simple(_)) {
+                self.pending.extend(write);
+            }
+        }
+        drop(writes);
+        match self.pending.is_empty() {
+            true => {
+                self.asker.advanced();
+                Ok(())
+            }
+            false => self.asker.wait(&why),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::admin::fake;
+    use crate::cli::admin::manifest::image_name;
+    use crate::engine::machine::Access;
+    use crate::engine::tables::{Expires, KeyHasher, Tables};
+    use std::collections::BTreeMap;
+    use std::fs;
+    use tempfile::TempDir;
+
+    type Keys = BTreeMap<(u8, Vec<u8>), (Vec<u8>, Option<u64>)>;
+
+    const KEYS: usize = 3_000;
+
+    /// Longer than any machine is slow.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// A backup of three images, and what is in it.
+    fn backup() -> (TempDir, Keys) {
+        let folder = TempDir::new().unwrap();
+        let mut keys = Keys::new();
+        let image = |number: usize| {
+            let mut tables = Tables::new(KeyHasher::new(1));
+            for n in (0..KEYS).filter(|n| n % 3 == number) {
+                let table = TableIndex::new((n % 2 * 5) as u8).unwrap();
+                let (key, value) = (format!("key{n}").into_bytes(), vec![n as u8; n % 900]);
+                let expires = (n % 10 == 0).then_some(Millis(1 << 42));
+                let expiry = expires.map_or(Expires::Never, Expires::At);
+                tables.begin(Millis(1), Access::Write);
+                tables.put(table, tables.hasher().hash(&key), &key, &value, expiry);
+                keys.insert((table.into(), key), (value, expires.map(|at| at.0)));
+            }
+            let token = tables.begin_backup(1).unwrap().token;
+            let mut bytes = Vec::new();
+            while let Some(piece @ [_, ..]) = tables.backup_piece(token, bytes.len() as u64) {
+                bytes.extend_from_slice(piece);
+            }
+            let file = image_name(number);
+            fs::write(folder.path().join(&file), bytes).unwrap();
+            let Found { bytes, keys, crc32 } = inspect(&folder.path().join(&file)).unwrap();
+            Image { file, bytes, keys, crc32 }
+        };
+        let manifest = Manifest::new("c", 1, (0..3).map(image).collect());
+        manifest.write(folder.path()).unwrap();
+        (folder, keys)
+    }
+
+    /// What becomes of a write at a node: whether it is carried out, and its reply. No reply: the
+    /// connection ends. It is told the number of the connection, and of the write on it.
+    type Mood = fn(usize, usize) -> (bool, Option<&'static str>);
+
+    /// Restores into a cluster of this mood, which holds these keys and ends with those.
+    fn restore_within(
+        patience: Duration,
+        dir: &Path,
+        held: Held,
+        mood: Mood,
+        keys: &mut Keys,
+    ) -> Result<(), String> {
+        let (mut table, mut writes, mut latest) = (0, 0, 0);
+        let mut answer = |connection: usize, words: &[Vec<u8>]| {
+            if connection != latest {
+                (table, writes, latest) = (0, 0, connection);
+            }
+            let text = |at: usize| String::from_utf8_lossy(&words[at]).into_owned();
+            let reply = match words[0].as_slice() {
+                b"SELECT" => {
+                    table = text(1).parse().unwrap();
+                    "+OK".to_owned()
+                }
+                b"DBSIZE" => format!(":{}", keys.keys().filter(|key| key.0 == table).count()),
+                b"FLUSHALL" => {
+                    keys.clear();
+                    "+OK".to_owned()
+                }
+                b"SET" => {
+                    let (is_done, reply) = mood(connection, writes);
+                    writes += 1;
+                    if is_done {
+                        let expires = (words.len() == 5).then(|| text(4).parse().unwrap());
+                        let key = (table, words[1].clone());
+                        keys.insert(key, (words[2].clone(), expires));
+                    }
+                    reply?.to_owned()
+                }
+                other => panic!("{}", other.escape_ascii()),
+            };
+            Some((reply + "\r\n").into_bytes())
+        };
+        fake::cluster(&mut answer, |cluster| {
+            verify(dir).and_then(|backup| backup.put_back(cluster, held, patience))
+        })
+    }
+
+    fn restore(dir: &Path, held: Held, mood: Mood, keys: &mut Keys) -> Result<(), String> {
+        restore_within(PATIENCE, dir, held, mood, keys)
+    }
+
+    #[test]
+    fn a_restore_puts_again_what_was_refused_or_lost() {
+        let (folder, expected) = backup();
+        let mood: Mood = |connection, write| match (connection, write) {
+            (0, _) => (false, Some("-LOADING waiting for nodes 2")),
+            (1, 50) => (true, None),
+            (2, _) if write % 5 == 0 => (true, Some("-UNKNOWN the leader was lost")),
+            (3, _) if write % 7 == 0 => (false, Some("-TRYAGAIN the leader has changed")),
+            (4, 0) => (false, None),
+            (5, _) if write % 2 == 0 => (false, Some("-CLUSTERDOWN no leader")),
+            _ => (true, Some("+OK")),
+        };
+        let mut keys = Keys::new();
+        restore(folder.path(), Held::Refused, mood, &mut keys).unwrap();
+        assert!(keys == expected, "{} keys of {}", keys.len(), expected.len());
+    }
+
+    #[test]
+    fn a_restore_that_ends_early_says_how_to_go_on() {
+        let (folder, expected) = backup();
+        let mut keys = Keys::new();
+        let full: Mood = |_, write| match write {
+            0..700 => (true, Some("+OK")),
+            _ => (false, Some("-OOM command not allowed")),
+        };
+        let why = restore(folder.path(), Held::Refused, full, &mut keys).unwrap_err();
+        let (said, from) = why.rsplit_once(" --from ").unwrap();
+        let from: u64 = from.parse().unwrap();
+        assert!(said.starts_with("OOM command not allowed; "), "{why}");
+        assert!(said.contains(&format!("{from} of 3000 keys are restored")), "{why}");
+        assert!((1..=700).contains(&from), "{why}");
+        let well: Mood = |_, _| (true, Some("+OK"));
+        // Not by oversight into what is there already.
+        let refused = restore(folder.path(), Held::Refused, well, &mut keys).unwrap_err();
+        assert!(refused.contains("--force"), "{refused}");
+        let before = keys.len() as u64;
+        restore(folder.path(), Held::Restored(from), well, &mut keys).unwrap();
+        assert!(keys == expected && before >= from);
+
+        // Nothing is there of what it is to go on from.
+        let lost = restore(folder.path(), Held::Restored(1), well, &mut Keys::new()).unwrap_err();
+        assert!(lost.contains("no keys"), "{lost}");
+        let far = restore(folder.path(), Held::Restored(3001), well, &mut keys).unwrap_err();
+        assert!(far.contains("3000 keys"), "{far}");
+    }
+
+    #[test]
+    fn a_restore_does_not_try_for_ever() {
+        let (folder, _) = backup();
+        let mut keys = Keys::new();
+        let never: Mood = |_, _| (false, Some("-CLUSTERDOWN partition 3 has no leader"));
+        let (dir, held) = (folder.path(), Held::Refused);
+        let why = restore_within(Duration::ZERO, dir, held, never, &mut keys).unwrap_err();
+        assert!(why.starts_with("CLUSTERDOWN partition 3 has no leader (after"), "{why}");
+        assert!(why.contains("; 0 of 3000 keys are restored"), "{why}");
+    }
+
+    #[test]
+    fn a_damaged_backup_deletes_nothing() {
+        let (folder, expected) = backup();
+        let path = folder.path().join(image_name(1));
+        let sound = fs::read(&path).unwrap();
+        let well: Mood = |_, _| (true, Some("+OK"));
+        let mut keys = expected.clone();
+        for at in [0, 4, 6, sound.len() / 2, sound.len() - 1] {
+            let mut bytes = sound.clone();
+            bytes[at] ^= 1;
+            fs::write(&path, bytes).unwrap();
+            let why = restore(folder.path(), Held::Deleted, well, &mut keys).unwrap_err();
+            assert!(why.contains("partition-0001.image is damaged"), "{at}: {why}");
+            assert!(keys == expected, "{at}");
+        }
+        fs::write(&path, sound).unwrap();
+        keys.insert((3, b"other".to_vec()), (Vec::new(), None));
+        restore(folder.path(), Held::Deleted, well, &mut keys).unwrap();
+        assert!(keys == expected);
+    }
+}
