@@ -17,9 +17,8 @@ use crate::actors::post::Post;
 use crate::command::Redis;
 use crate::engine::barrier::Hello;
 use crate::engine::batch::{Batch, Part, Replies};
-use crate::engine::bucket::too_long;
 use crate::engine::consensus::is_beat;
-use crate::engine::machine::Machine;
+use crate::engine::machine::{Machine, too_long};
 use crate::engine::protocol::Refusal;
 use crate::ids::{Incarnation, LastSeen, NodeId, PartitionId};
 use crate::net::frame::{
@@ -62,6 +61,9 @@ const HELLO_BYTES_MAX: usize = 64 << 10;
 
 /// Bytes of a buffer that a stream keeps when all of it is written.
 const BUFFER_BYTES_KEPT: usize = 1 << 20;
+
+/// Pieces of long packets that a stream is given in one turn of the arbiter.
+const PIECES_AT_ONCE: usize = 16;
 
 /// Complaints remembered so that they are not repeated: strangers may think up any number.
 const COMPLAINTS_MAX: usize = 64;
@@ -125,7 +127,7 @@ struct Stream {
     outgoing: Outgoing,
     /// Those that have come in part.
     incoming: Incoming,
-    /// The socket is full and will say when it is not.
+    /// The socket is full and will say when it is not, or was given enough for one turn.
     blocked: bool,
     /// Who is at its other end.
     from: String,
@@ -473,7 +475,12 @@ impl Peer {
                 Ok(false) => {
                     stream.blocked = true;
                     let (id, writer) = (stream.id, stream.writer.clone());
-                    let writable = async move { writer.writable().await }.into_actor(self);
+                    let writable = async move {
+                        // There may be room: the arbiter's other tasks go first all the same.
+                        tokio::task::yield_now().await;
+                        writer.writable().await
+                    };
+                    let writable = writable.into_actor(self);
                     ctx.spawn(writable.map(move |result, peer, ctx| match result {
                         Ok(()) => peer.unblock(id, ctx),
                         Err(error) => peer.on_closed(id, &error.to_string(), false, ctx),
@@ -758,18 +765,16 @@ impl Stream {
     /// Writes what is queued; tells whether all of it is gone. A piece of what is long is queued
     /// when nothing else is, so that whatever is said meanwhile waits for one piece at most.
     fn write(&mut self) -> io::Result<bool> {
-        loop {
+        for _ in 0..PIECES_AT_ONCE {
             if !self.write_out()? {
                 return Ok(false);
             }
-            if !self
-                .outgoing
-                .pop(&mut self.out)
-                .map_err(|error| io::Error::other(error.to_string()))?
-            {
+            let more = self.outgoing.pop(&mut self.out);
+            if !more.map_err(|error| io::Error::other(error.to_string()))? {
                 return Ok(true);
             }
         }
+        Ok(false)
     }
 
     fn write_out(&mut self) -> io::Result<bool> {

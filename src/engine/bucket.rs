@@ -15,7 +15,7 @@ pub use self::leadership::DRIFT_AFTER_MS;
 use self::leadership::Wishes;
 use crate::engine::batch::{Batch, Op, OpHead, Replies};
 use crate::engine::consensus::{Persist, ReplicaId, Setup};
-use crate::engine::machine::{Access, Machine};
+use crate::engine::machine::{Access, Machine, too_long};
 use crate::engine::partition::journal::{Fate, Journal, Turn, Waiter};
 use crate::engine::partition::snapshots::{FromArchive, ToArchive};
 use crate::engine::partition::{Effect, Foresight, Neighbours, Partition, Took};
@@ -905,14 +905,6 @@ impl<M: Machine> Bucket<M> {
     /// The life of the node it runs on.
     pub fn life(&self) -> Incarnation {
         self.life
-    }
-}
-
-/// Why an operation is not given its reply, which is too long.
-pub fn too_long<M: Machine>(head: OpHead) -> Refusal {
-    match M::access(head.code) {
-        Access::Read => Refusal::TooLong,
-        Access::Write => Refusal::Untold,
     }
 }
 

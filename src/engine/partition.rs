@@ -417,12 +417,13 @@ impl<M: Machine> Partition<M> {
             });
             bytes
         });
-        let written = op.args.bytes().len();
-        if M::stretches(op.head.code) {
+        let written = op.args.bytes().len().max(M::stretches(op));
+        if written == usize::MAX {
             waits.stretched = true;
         } else if written >= GROWN_BYTES && M::access(op.head.code) == Access::Write {
             M::keys(op, &mut |table, key| {
-                *grown.entry((table, tables.hasher().hash(key))).or_default() += written;
+                let more = grown.entry((table, tables.hasher().hash(key))).or_default();
+                *more = more.saturating_add(written);
             });
         }
         bytes

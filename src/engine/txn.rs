@@ -13,7 +13,7 @@
 //! the client is told that the outcome is unknown.
 
 use crate::engine::batch::{Op, Replies};
-use crate::engine::machine::{Access, Machine, Scope};
+use crate::engine::machine::{Access, Machine, Scope, end_reply};
 use crate::engine::partition::share_claims;
 use crate::engine::protocol::{
     Decide, Ended, Granule, Image, Knowledge, Lock, Mode, Prepare, Prepared, Refusal, Share, Term,
@@ -624,7 +624,7 @@ impl<M: Machine> Transactions<M> {
         for op in txn.work.script.iter() {
             scratch.begin(now, M::access(op.head.code));
             M::run(&op, &mut scratch, now, &mut replies.bytes);
-            replies.end();
+            end_reply::<M>(op.head, &mut replies);
         }
         scratch.begin(now, Access::Write);
         let mut bare = bare::<M>(scratch.hasher(), &txn.work, &grants, now);
