@@ -11,7 +11,7 @@ use crate::engine::replica::Replica;
 use crate::engine::snapshot::Restorer;
 use crate::engine::tables::KeyHasher;
 use crate::error::{Corrupt, Error, Result};
-use crate::ids::{Incarnation, NodeId, PartitionId, TableIndex};
+use crate::ids::{Incarnation, Millis, NodeId, PartitionId, TableIndex};
 use crate::storage::reserve;
 use crate::storage::{
     Directory, GroupLog, Identity, Options, RealDisk, Records, SegmentLog, Snapshot,
@@ -35,6 +35,8 @@ pub struct Found {
     pub log: SegmentLog,
     /// The snapshots.
     pub snapshots: Snapshots,
+    /// The node's life.
+    pub life: Incarnation,
     groups: BTreeMap<PartitionId, GroupLog>,
     latest: BTreeMap<PartitionId, Snapshot>,
     begun: Instant,
@@ -50,12 +52,12 @@ pub struct Found {
 ///
 /// # Errors
 /// When it is another's, in use, damaged or cannot be written: with the file named.
-pub fn open(config: &Config, node: NodeId, boot: &str) -> Result<Found> {
+pub fn open(config: &Config, node: NodeId, boot: &str, clock: Millis) -> Result<Found> {
     let dir = config.data_of(node);
-    let found = match open_as_it_is(config, node, boot) {
+    let found = match open_as_it_is(config, node, boot, clock) {
         Err(error @ Error::Full(_)) if reserve::give_up(&RealDisk, &dir) => {
             log::warn!(target: "node", "{error}; the room set aside is used to start");
-            open_as_it_is(config, node, boot)
+            open_as_it_is(config, node, boot, clock)
         }
         outcome => outcome,
     }?;
@@ -65,32 +67,32 @@ pub fn open(config: &Config, node: NodeId, boot: &str) -> Result<Found> {
     Ok(found)
 }
 
-fn open_as_it_is(config: &Config, node: NodeId, boot: &str) -> Result<Found> {
+fn open_as_it_is(config: &Config, node: NodeId, boot: &str, clock: Millis) -> Result<Found> {
     let begun = Instant::now();
-    let owner = Identity { cluster: config.cluster().to_owned(), node };
-    let path = config.data_of(node);
-    let mut directory = Directory::open(RealDisk, &path, owner.clone())?;
+    let owner = owner(config, node);
+    let mut directory =
+        Directory::open(RealDisk, &config.data_of(node), owner.clone(), &config.layout())?;
     let snapshots = Snapshots::open(RealDisk, &directory.snapshots_dir())?;
-    let mut latest = BTreeMap::new();
-    for snapshot in snapshots.all()? {
-        // The last one stands: a removal of those before it may have been cut off.
-        latest.insert(snapshot.partition, snapshot);
-    }
+    let latest = choose(&snapshots, KeyHasher::new(config.hash_seed()))?;
     let timing = config.replication;
     let options = Options {
         segment_bytes: timing.segment,
         step_bytes: STEP_BYTES.min(timing.segment),
         retain_bytes: timing.retain,
         direct: relaxed(config, node).next().is_none(),
+        newest: directory.segment(),
+        synced: Some(directory.synced_file()),
         ..Options::new(owner)
     };
     let (mut log, found) = SegmentLog::open(RealDisk, &directory.log_dir(), options)?;
     match_up(&latest, &found.groups, &mut log, &directory.snapshots_dir())?;
-    directory.mark_running(boot, unsynced(config, node))?;
+    directory.mark_segment(log.newest())?;
+    let life = directory.mark_running(boot, clock, unsynced(config, node))?;
     Ok(Found {
         directory,
         log,
         snapshots,
+        life,
         groups: found.groups,
         latest,
         begun,
@@ -119,9 +121,10 @@ pub fn go_on_alone(
     node: NodeId,
     lost: &[NodeId],
     boot: &str,
+    clock: Millis,
     accepted: bool,
 ) -> Result<Vec<Alone>> {
-    let mut found = open(config, node, boot)?;
+    let mut found = open(config, node, boot, clock)?;
     if !found.directory.is_formed() {
         let problem = format!("node {node} was never part of a formed cluster");
         return Err(Error::Directory(problem));
@@ -161,6 +164,57 @@ pub fn go_on_alone(
         found.directory.settle(&[], &trusted, 0)?;
     }
     Ok(all)
+}
+
+/// Opens the data directory of a node that logs nothing: it remembers the node's lives.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_record(
+    config: &Config,
+    node: NodeId,
+    boot: &str,
+    clock: Millis,
+) -> Result<(Directory, Incarnation)> {
+    let mut directory =
+        Directory::open(RealDisk, &config.data_of(node), owner(config, node), &config.layout())?;
+    let life = directory.mark_running(boot, clock, [])?;
+    Ok((directory, life))
+}
+
+fn owner(config: &Config, node: NodeId) -> Identity {
+    Identity { cluster: config.cluster().to_owned(), node }
+}
+
+/// The snapshot that each partition is made of again: the newest. Where one stands before it, it may
+/// have come from another node and not have been restored yet: one that cannot be is removed.
+fn choose(snapshots: &Snapshots, hasher: KeyHasher) -> Result<BTreeMap<PartitionId, Snapshot>> {
+    let mut all: BTreeMap<PartitionId, Vec<Snapshot>> = BTreeMap::new();
+    for snapshot in snapshots.all()? {
+        all.entry(snapshot.partition).or_default().push(snapshot);
+    }
+    let mut latest = BTreeMap::new();
+    for (id, mut found) in all {
+        while let [.., newest] = found[..] {
+            let restored = match found.len() {
+                1 => Ok(()),
+                _ => snapshots.read(&newest).and_then(|read| restore(read, id, hasher)).map(drop),
+            };
+            match restored {
+                Ok(()) => {
+                    latest.insert(id, newest);
+                    break;
+                }
+                Err(error @ Error::Corrupt(_)) => {
+                    log::warn!(target: "archive", "the snapshot before it is taken: {error}");
+                    snapshots.remove(&newest)?;
+                    found.pop();
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(latest)
 }
 
 /// Sees to it that log and snapshots belong together.

@@ -90,6 +90,8 @@ pub struct Outbox {
     pub covered: Vec<(PartitionId, u64)>,
     /// Partitions whose replica here can vouch for what it acknowledged from now on.
     pub sound: Vec<PartitionId>,
+    /// Replicas of other nodes that have come into a group.
+    pub members: Vec<ReplicaId>,
     /// Why the node has to stop: what its log holds cannot be read.
     pub fatal: Option<String>,
 }
@@ -709,6 +711,7 @@ impl<M: Machine> Bucket<M> {
             }
             None => {}
         }
+        out.members.append(&mut turn.members);
         if let Some((node, term)) = turn.leader.take() {
             if let Some(home) = self.neighbours.homes.get_mut(id.index()) {
                 *home = node;
@@ -796,6 +799,12 @@ impl<M: Machine> Bucket<M> {
                 break;
             }
         }
+    }
+
+    /// The node goes on in a later life, before it has served in the one that it began in.
+    pub fn relive(&mut self, life: Incarnation) {
+        self.life = life;
+        self.partitions.iter_mut().flatten().for_each(|partition| partition.relive(life));
     }
 
     /// A node lives and can be reached.

@@ -221,6 +221,15 @@ pub struct Partition<M> {
 }
 
 impl<M: Machine> Partition<M> {
+    /// Its node goes on in a later life, before it has served in the one that it began in.
+    pub fn relive(&mut self, life: Incarnation) {
+        self.life = life;
+        if self.journal.is_none() {
+            self.term = Term(life.0);
+            self.replica.watch_from(life);
+        }
+    }
+
     /// An empty partition without copies, served by `node` in its life `life`.
     pub fn new(
         id: PartitionId,

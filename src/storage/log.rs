@@ -28,6 +28,7 @@ use super::recovery::{self, Recovered, Segment, corrupt};
 use super::segment::{
     self, BATCH_BYTES_MAX, BATCH_BYTES_WANTED, BATCH_HEADER, Batch, END, FIRST_BATCH, Header,
 };
+use super::synced::{SyncedFile, SyncedTo};
 use crate::error::{Error, Result};
 use crate::ids::PartitionId;
 use bytes::Bytes;
@@ -50,6 +51,11 @@ pub struct Options {
     /// Whether batches go past the page cache, where the file system has a way: cheaper where each
     /// is synced, dearer where many are written between two syncs.
     pub direct: bool,
+    /// The newest segment that was written to, by what is remembered elsewhere; 0 if none was. A log
+    /// that has lost it is refused.
+    pub newest: u32,
+    /// Where it is noted how far the log is synced, if anywhere: outside its folder.
+    pub synced: Option<PathBuf>,
 }
 
 impl Options {
@@ -57,7 +63,8 @@ impl Options {
     pub fn new(owner: Identity) -> Options {
         let segment_bytes = 64 << 20;
         let retain_bytes = 3 * segment_bytes;
-        Options { owner, segment_bytes, step_bytes: 4 << 20, retain_bytes, direct: true }
+        let (step_bytes, direct) = (4 << 20, true);
+        Options { owner, segment_bytes, step_bytes, retain_bytes, direct, newest: 0, synced: None }
     }
 }
 
@@ -110,6 +117,8 @@ pub struct SegmentLog<D: Disk = RealDisk> {
     current: u32,
     /// How far the current segment is synced.
     synced: u64,
+    /// Where that is noted.
+    noted: Option<SyncedFile<D::File>>,
     /// Segments below this one are not needed.
     oldest: u32,
     /// Who keeps the oldest segment, as long as nothing more of it is covered: looking through it
@@ -154,7 +163,9 @@ impl<D: Disk> SegmentLog<D> {
                 remove_dropped(&disk, &dir.join(name))?;
             }
         }
-        let reading = recovery::read(&disk, dir, &options.owner)?;
+        let opened = options.synced.as_ref().map(|path| SyncedFile::open(&disk, path));
+        let (noted, synced) = opened.transpose()?.unzip();
+        let reading = recovery::read(&disk, dir, &options, synced.flatten())?;
         let last = reading.segments.iter().next_back();
         let (current, previous_end) = last.map_or((0, 0), |(number, last)| (*number, last.end));
         let first = reading.segments.keys().next();
@@ -167,6 +178,7 @@ impl<D: Disk> SegmentLog<D> {
             segments: reading.segments,
             current,
             synced: 0,
+            noted,
             index: reading.index,
             direct: None,
             frame: Frame::default(),
@@ -201,7 +213,17 @@ impl<D: Disk> SegmentLog<D> {
         self.usage.syncs += 1;
         self.or_break(outcome)?;
         self.synced = end;
-        Ok(())
+        let noted = self.noted.as_ref().map(|file| {
+            let to = SyncedTo { segment: self.current, end };
+            file.note(to)
+        });
+        self.or_break(noted.transpose()).map(drop)
+    }
+
+    /// The number of the segment that is written to. It is to be remembered before anything in the
+    /// segment counts.
+    pub fn newest(&self) -> u32 {
+        self.current
     }
 
     /// Syncs, and vouches for what was synced: after a stop with this call a torn tail is damage.

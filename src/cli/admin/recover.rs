@@ -4,7 +4,7 @@
 //! could be asked are lost.
 
 use crate::actors::recovery::{self, Alone};
-use crate::cli::run::boot;
+use crate::cli::run::{boot, wall_clock};
 use crate::config::Config;
 use crate::ids::NodeId;
 use std::io::Write;
@@ -37,7 +37,7 @@ pub fn go_on_alone(file: &Path, id: u16, lost: &[u16], accepted: bool) -> Result
     if !path.join("identity").is_file() {
         return Err(format!("{} holds no data of node {node}", path.display()));
     }
-    let alone = recovery::go_on_alone(&config, node, &lost, &boot(), accepted)
+    let alone = recovery::go_on_alone(&config, node, &lost, &boot(), wall_clock(), accepted)
         .map_err(|error| error.to_string())?;
     let text = tell(node, &lost, &alone, accepted);
     // It is done, whether or not somebody still reads this.

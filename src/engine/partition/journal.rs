@@ -11,6 +11,7 @@ use super::snapshots::ToArchive;
 use super::{Effect, Partition};
 use crate::engine::batch::Part;
 use crate::engine::bucket::Parked;
+use crate::engine::consensus::ReplicaId;
 use crate::engine::consensus::Ticket as Confirmation;
 use crate::engine::consensus::{Envelope, Group, Output, Persist, Position, Role};
 use crate::engine::machine::Machine;
@@ -106,6 +107,8 @@ pub struct Turn {
     pub office: Option<bool>,
     /// What the archive is asked.
     pub orders: Vec<ToArchive>,
+    /// The replicas in the group, if that has changed.
+    pub members: Vec<ReplicaId>,
     output: Output,
 }
 
@@ -304,6 +307,7 @@ impl<M: Machine> Partition<M> {
                 let voters = voters.join(", ");
                 log::info!(target: "raft", "partition {}: replicas {voters} vote", self.id);
             }
+            turn.members.extend(members.voters.iter().chain(&members.learners));
             // It would be refused by who is not in it, and lead nobody to who is.
             journal.group.withdraw_snapshot();
         }
