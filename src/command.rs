@@ -113,6 +113,15 @@ impl Machine for Redis {
         }
     }
 
+    fn growth(op: &Op<'_>, values: &mut dyn FnMut() -> usize) -> usize {
+        let reach = match spec::by_code(op.head.code) {
+            Some((spec, _)) if spec.name == "setrange" => strings::reach(op.args),
+            Some((spec, _)) if matches!(spec.name, "setbit" | "bitfield") => bits::reach(op.args),
+            _ => 0,
+        };
+        reach.saturating_sub(values())
+    }
+
     #[inline]
     fn stretches(op: &Op<'_>) -> usize {
         match spec::by_code(op.head.code) {

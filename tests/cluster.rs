@@ -28,6 +28,8 @@ mod client;
 mod commands;
 #[path = "cluster/count.rs"]
 mod count;
+#[path = "cluster/disks.rs"]
+mod disks;
 #[path = "cluster/durability.rs"]
 mod durability;
 #[path = "cluster/failover.rs"]

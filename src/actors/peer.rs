@@ -16,15 +16,16 @@ use crate::actors::book::Book;
 use crate::actors::bucket::{self, Answer, Execute, Failure};
 use crate::actors::coordinator;
 use crate::actors::failpoint::{Failpoint, Point};
+use crate::actors::log::{self as disk, Log};
 use crate::actors::post::Post;
 use crate::command::Redis;
 use crate::engine::barrier::Hello;
 use crate::engine::batch::{Batch, OpCode, Part, Replies};
 use crate::engine::consensus::is_beat;
-use crate::engine::link::{self, Complaints, DialFailure, Effect, Link, StreamId, Word};
+use crate::engine::link::{self, Complaints, DialFailure, Effect, Greeting, Link, StreamId, Word};
 use crate::engine::machine::{Access, Machine, too_long};
 use crate::engine::protocol::Refusal;
-use crate::ids::{Incarnation, NodeId, PartitionId};
+use crate::ids::{Incarnation, LastSeen, NodeId, PartitionId};
 use crate::net::frame::{
     self, FRAME_BYTES_MAX, FrameError, Incoming, Outgoing, PIECE_BYTES, PIECES_BYTES_MAX,
 };
@@ -94,6 +95,7 @@ pub struct Peer {
     /// Bytes that may wait for a node that does not read before it is taken for lost.
     queue_max: usize,
     book: Option<Arc<Book>>,
+    log: Option<Addr<Log>>,
     /// The nodes of the cluster, in order.
     nodes: Vec<NodeId>,
     /// Those of the link, and those that may become part of it.
@@ -131,7 +133,17 @@ struct Stream {
 /// The address book is ready: dial.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Wire(pub Arc<Book>);
+pub struct Wire(pub Arc<Book>, pub Option<Addr<Log>>);
+
+/// A replica of the other node, of this generation, is in a group.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Seen(pub u32);
+
+/// This node goes on in a later life: what was linked with the one before is linked anew.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Relive(pub Incarnation);
 
 /// Send this packet, if the node can be reached.
 #[derive(Message)]
@@ -204,24 +216,25 @@ struct Closed {
 struct Flush;
 
 impl Peer {
-    /// The Peer of node `other`, which is suspected when it does not answer for `suspect_after`.
+    /// The Peer of node `other` on `node`, over this link.
     pub fn new(
+        node: NodeId,
         other: NodeId,
         address: Address,
-        hello: Hello,
-        suspect_after: Duration,
+        link: Link,
         queue_max: usize,
         failpoint: Failpoint,
     ) -> Peer {
         Peer {
-            node: hello.node,
+            node,
             other,
             address,
-            link: Link::new(hello, other, suspect_after.as_millis() as u64),
+            link,
             effects: Vec::new(),
             epoch: Instant::now(),
             queue_max,
             book: None,
+            log: None,
             nodes: Vec::new(),
             streams: SmallVec::new(),
             next_stream: 0,
@@ -371,8 +384,24 @@ impl Peer {
                 }
             }
             Effect::Ended { life, dead } => self.tell_down(Some(life), dead),
+            Effect::Seen(seen) => {
+                if let Some(log) = &self.log {
+                    log.do_send(disk::Seen(other, seen));
+                }
+            }
+            Effect::Outlived(seen) => {
+                if let Some(book) = &self.book {
+                    book.coordinator.do_send(coordinator::Outlived(other, seen));
+                }
+            }
             Effect::Complain(complaint) => self.complain(complaint),
         }
+    }
+
+    /// Remembers a generation of the other node's replicas.
+    fn see(&mut self, generation: u32, ctx: &mut Context<Self>) {
+        self.link.see(LastSeen { generation, ..LastSeen::default() }, &mut self.effects);
+        self.carry(ctx);
     }
 
     fn tell_suspected(&self, suspected: bool) {
@@ -532,6 +561,8 @@ impl Peer {
             Packet::Raft(messages) => self.on_raft(messages, &book),
             Packet::Leads(partition, node, term) => book.hear_of_leader(partition, node, term),
             Packet::Replicas(generations) => {
+                let latest = generations.iter().map(|(_, generation)| *generation).max();
+                self.see(latest.unwrap_or_default(), ctx);
                 for bucket in &book.buckets {
                     bucket.do_send(bucket::Reborn(self.other, generations.clone()));
                 }
@@ -936,6 +967,11 @@ async fn turn_out(mut stream: TcpStream) {
     let _ = timeout(HANDSHAKE_MAX, greet(&mut stream, &Packet::Refused)).await;
 }
 
+/// Tells a node that it has been started again since, or was before and does not know it.
+async fn tell(mut stream: TcpStream, own: Hello) {
+    let _ = timeout(HANDSHAKE_MAX, greet(&mut stream, &Packet::Hello(own))).await;
+}
+
 /// Reads a stream to its end and passes its packets on, one message a read. Waiting for the Peer
 /// to take them pushes back on the sender.
 async fn read(
@@ -1024,8 +1060,25 @@ impl Handler<Wire> for Peer {
     fn handle(&mut self, wire: Wire, ctx: &mut Context<Self>) {
         self.nodes = wire.0.peers.keys().copied().chain([self.node]).collect();
         self.nodes.sort_unstable();
-        self.book = Some(wire.0);
+        (self.book, self.log) = (Some(wire.0), wire.1);
         self.dial(ctx);
+    }
+}
+
+impl Handler<Seen> for Peer {
+    type Result = ();
+
+    fn handle(&mut self, Seen(generation): Seen, ctx: &mut Context<Self>) {
+        self.see(generation, ctx);
+    }
+}
+
+impl Handler<Relive> for Peer {
+    type Result = ();
+
+    fn handle(&mut self, Relive(life): Relive, ctx: &mut Context<Self>) {
+        self.link.relive(life, &mut self.effects);
+        self.carry(ctx);
     }
 }
 
@@ -1105,14 +1158,16 @@ impl Handler<Introduced> for Peer {
         let Introduced { hello, from, stream, rest } = introduced;
         let (id, now) = (self.next_stream + 1, self.now_ms());
         match self.link.introduced(id, hello, &from, now, &mut self.effects) {
-            Some(own) => {
+            Greeting::Keep(own) => {
                 if let Err(error) = stream.set_nodelay(true) {
                     log::debug!(target: "peer", "node {}: {error}", self.other);
                 }
                 self.open(stream, rest, ctx);
                 self.queue_on(id, &Packet::Hello(own), ctx);
             }
-            None => drop(actix_rt::spawn(turn_out(stream))),
+            Greeting::Tell(own) => drop(actix_rt::spawn(tell(stream, own))),
+            Greeting::LetGo => drop(stream),
+            Greeting::Refuse => drop(actix_rt::spawn(turn_out(stream))),
         }
         self.carry(ctx);
     }

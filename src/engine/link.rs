@@ -29,7 +29,7 @@
 //! what the sender has given up is not executed later, wherever its bytes have been meanwhile.
 
 use crate::engine::barrier::Hello;
-use crate::ids::{Incarnation, NodeId};
+use crate::ids::{Incarnation, LastSeen, NodeId};
 use std::collections::VecDeque;
 
 /// How often [`Link::tick`] is to be called, in ms.
@@ -111,8 +111,26 @@ pub enum Effect {
         /// [`leader_is_dead`](crate::engine::consensus::Group::leader_is_dead).
         dead: bool,
     },
+    /// Note this of the other node, before anything is made of it.
+    Seen(LastSeen),
+    /// The other node has seen a life of this one that its data directory does not know.
+    Outlived(LastSeen),
     /// Something that an operator should know.
     Complain(String),
+}
+
+/// What becomes of who has dialled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Greeting {
+    /// It is answered by this introduction, and kept until its own is proven.
+    Keep(Hello),
+    /// It is answered by this introduction, which says that it has been started again since, and
+    /// let go.
+    Tell(Hello),
+    /// It is let go.
+    LetGo,
+    /// It is refused.
+    Refuse,
 }
 
 /// Why dialling failed.
@@ -148,6 +166,8 @@ struct Introduction {
 #[derive(Debug)]
 pub struct Link {
     own: Hello,
+    /// The last life of this node before this one, if its data directory must know all of them.
+    last_life: Option<Incarnation>,
     other: NodeId,
     suspect_ms: u64,
     /// The nonce of the dial that is under way.
@@ -185,6 +205,7 @@ impl Link {
     pub fn new(own: Hello, other: NodeId, suspect_ms: u64) -> Link {
         Link {
             own,
+            last_life: None,
             other,
             suspect_ms: suspect_ms.clamp(PINGS * TICK_MS, SUSPECT_MS_MAX),
             dialling: None,
@@ -206,6 +227,32 @@ impl Link {
             pongs: VecDeque::new(),
             heard_there_ms: None,
         }
+    }
+
+    /// A node whose data directory knows all of its lives, `last_life` the one before this.
+    #[must_use]
+    pub fn remembering(self, last_life: Option<Incarnation>) -> Link {
+        Link { last_life, ..self }
+    }
+
+    /// Remembers what was seen of the other node.
+    pub fn see(&mut self, seen: LastSeen, effects: &mut Vec<Effect>) {
+        let seen = self.own.seen.and(seen);
+        if std::mem::replace(&mut self.own.seen, seen) != seen {
+            effects.push(Effect::Seen(seen));
+        }
+    }
+
+    /// Whether the other node has seen a life of this one that its data directory does not know.
+    fn is_outlived(&self, hello: &Hello) -> bool {
+        let (seen, own) = (hello.seen.life, self.own.life);
+        seen > own || seen < own && self.last_life.is_some_and(|last| seen > last)
+    }
+
+    /// This node goes on in a later life: what was linked with the one before is linked anew.
+    pub fn relive(&mut self, life: Incarnation, effects: &mut Vec<Effect>) {
+        self.own.life = life;
+        self.go_down("this node goes on in a later life", effects);
     }
 
     /// How this node introduces itself.
@@ -286,6 +333,10 @@ impl Link {
             effects.push(Effect::Complain(format!("refused node {}: {why}", self.other)));
             return self.retry(effects);
         }
+        if self.is_outlived(&hello) {
+            effects.extend([Effect::Close(stream), Effect::Outlived(hello.seen)]);
+            return self.retry(effects);
+        }
         self.backoff_ms = BACKOFF_MS_MIN;
         self.heard_ms = now_ms;
         for held in &self.held {
@@ -329,7 +380,7 @@ impl Link {
     }
 
     /// Somebody at `from` has dialled and says that it is the other node. It is held until that is
-    /// proven; a link that stands goes on. Tells how to answer, or nothing if it is refused.
+    /// proven; a link that stands goes on. Tells how to answer.
     pub fn introduced(
         &mut self,
         stream: StreamId,
@@ -337,18 +388,26 @@ impl Link {
         from: &str,
         now_ms: u64,
         effects: &mut Vec<Effect>,
-    ) -> Option<Hello> {
-        let stale = self.life.is_some_and(|(life, _)| hello.life < life);
-        let judged = self.own.judge(&hello).and_then(|()| match stale {
-            true => Err(format!("node {} has been started again since", hello.node)),
-            false => Ok(()),
-        });
-        if let Err(why) = judged {
-            // It comes again and again, each time from another port.
-            let host = from.rsplit_once(':').map_or(from, |(host, _)| host);
+    ) -> Greeting {
+        // It comes again and again, each time from another port.
+        let host = from.rsplit_once(':').map_or(from, |(host, _)| host);
+        if let Err(why) = self.own.judge(&hello) {
             let complaint = format!("refused node {} at {host}: {why}", self.other);
             effects.push(Effect::Complain(complaint));
-            return None;
+            return Greeting::Refuse;
+        }
+        if hello.life < self.own.seen.life {
+            // A process that was left over, or a node that has lost its data directory: it is told
+            // what it may not be again.
+            let (node, life, seen) = (hello.node, hello.life.0, self.own.seen.life.0);
+            let why = format!("node {node} has been started again since: {life} < {seen}");
+            effects.push(Effect::Complain(why));
+            return Greeting::Tell(self.own.clone());
+        }
+        if self.is_outlived(&hello) {
+            // Is it? It is asked at its own address.
+            effects.push(Effect::Dial(0));
+            return Greeting::LetGo;
         }
         if self.held.len() >= HELD_MAX
             && let Some(oldest) = self.held.pop_front()
@@ -363,7 +422,7 @@ impl Link {
         }
         let from = from.to_owned();
         self.held.push_back(Introduction { stream, hello, from, since_ms: now_ms });
-        Some(self.own.clone())
+        Greeting::Keep(self.own.clone())
     }
 
     /// A word came on one of the streams. False if it has no place there.
@@ -463,7 +522,10 @@ impl Link {
         if came < met {
             return self.drop_guest(effects);
         }
-        let hello = dialled.hello.latest(&guest.hello);
+        // What is said at the other's own address is its own.
+        let seen = dialled.hello.seen;
+        let hello = Hello { seen, ..dialled.hello.latest(&guest.hello) };
+        self.see(LastSeen { life: hello.life, generation: 0 }, effects);
         if self.life.is_some_and(|(life, _)| life < hello.life) {
             self.settle(effects);
         }

@@ -75,6 +75,12 @@ pub trait Machine: 'static {
         0
     }
 
+    /// How many bytes the operation may add to those that its keys hold, beyond its own arguments;
+    /// `values` tells how many those are. Asked of operations on one partition that stretch.
+    fn growth(_: &Op<'_>, _values: &mut dyn FnMut() -> usize) -> usize {
+        0
+    }
+
     /// Runs the operation as of `now` and appends its reply.
     ///
     /// Never fails: an operation that cannot be carried out changes nothing and replies with an

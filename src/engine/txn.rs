@@ -212,6 +212,12 @@ impl<M: Machine> Transactions<M> {
         }
     }
 
+    /// The node goes on in a later life, before it has begun any.
+    pub fn relive(&mut self, life: Incarnation) {
+        self.life = life;
+        self.reachable.insert(self.node, life);
+    }
+
     /// What it counted.
     pub fn counts(&self) -> Counts {
         self.counts

@@ -15,6 +15,7 @@ fn hello(node: u16, life: u64) -> Hello {
         digest: 0xabc,
         formed: true,
         unsound: Vec::new(),
+        seen: LastSeen::default(),
         nonce: 0,
     }
 }
@@ -140,8 +141,12 @@ impl Wire {
             }
             Event::Introduced(stream, hello) => {
                 match link.introduced(stream, hello, "somewhere", self.now, &mut effects) {
-                    Some(own) => self.send(1 - side, Event::Answered(stream, own)),
-                    None => self.send(1 - side, Event::Failed(DialFailure::Refused)),
+                    Greeting::Keep(own) | Greeting::Tell(own) => {
+                        self.send(1 - side, Event::Answered(stream, own));
+                    }
+                    Greeting::LetGo | Greeting::Refuse => {
+                        self.send(1 - side, Event::Failed(DialFailure::Refused));
+                    }
                 }
             }
             Event::Answered(stream, hello) => {
@@ -207,6 +212,7 @@ impl Wire {
                     self.of_link[side] = streams.map(|stream| stream.expect("a link has both"));
                 }
                 Effect::Down(_) => self.lost[side].extend(self.of_link[side]),
+                Effect::Seen(_) => continue,
                 _ => {}
             }
             self.told[side].push(effect);
@@ -240,7 +246,8 @@ fn a_forged_introduction_drops_no_link() {
             let mut effects = Vec::new();
             let forged = Hello { nonce: stream, ..hello(2, life) };
             let answer = wire.links[0].introduced(stream, forged, "a", wire.now, &mut effects);
-            assert!(answer.is_some_and(|own| own.nonce == 0), "a nonce is a secret");
+            let Greeting::Keep(own) = answer else { panic!("{answer:?}") };
+            assert_eq!(own.nonce, 0, "a nonce is a secret");
             wire.carry(0, effects);
         }
         assert!((1..20).filter(|one| wire.links[0].has(*one)).count() <= HELD_MAX);
@@ -259,7 +266,8 @@ fn an_introduction_that_nobody_confirms_is_cut_off() {
     wire.cut = [true, true];
     let forged = Hello { nonce: 9, ..hello(2, 7) };
     let mut effects = Vec::new();
-    assert!(wire.links[0].introduced(1, forged, "a", wire.now, &mut effects).is_some());
+    let answer = wire.links[0].introduced(1, forged, "a", wire.now, &mut effects);
+    assert!(matches!(answer, Greeting::Keep(_)), "{answer:?}");
     wire.carry(0, effects);
     wire.run(HELD_MS + 100);
     assert!(!wire.links[0].has(1) && !wire.links[0].is_up());
@@ -280,6 +288,39 @@ fn a_new_life_is_linked_once_the_streams_of_the_old_one_have_ended() {
     assert_eq!(wire.links[0].life(), Some(Incarnation(2)));
     // Its old life has ended, so what that was asked is final.
     assert_eq!(wire.counted(0, &Effect::Final), 1);
+}
+
+/// A data directory that is lost takes the lives along that it knew, and a clock may be behind.
+#[test]
+fn a_life_that_was_outlived_is_told_so_and_linked_in_a_later_one() {
+    let seen = LastSeen { life: Incarnation(7), generation: 3 };
+    let mut wire = Wire::new();
+    wire.links[0].see(seen, &mut Vec::new());
+    wire.at(1, Event::Dial);
+    wire.at(0, Event::Dial);
+    wire.run(500);
+    assert!(!wire.links.iter().any(Link::is_up));
+    assert!(wire.counted(1, &Effect::Outlived(seen)) > 0, "{:?}", wire.told);
+    let mut effects = Vec::new();
+    wire.links[1].relive(Incarnation(8), &mut effects);
+    wire.carry(1, effects);
+    wire.run(3_000);
+    assert!(wire.links.iter().all(Link::is_up), "{:?}", wire.told);
+    assert_eq!(wire.links[0].life(), Some(Incarnation(8)));
+}
+
+/// An earlier copy of a data directory knows fewer lives than the other node has seen.
+#[test]
+fn a_directory_that_lacks_a_life_is_outlived_too() {
+    for (last, outlived) in [(7, false), (6, true)] {
+        let mut link = Link::new(hello(2, 9), NodeId(1), SUSPECT_MS);
+        link = link.remembering(Some(Incarnation(last)));
+        let seen = LastSeen { life: Incarnation(7), generation: 0 };
+        let mut effects = Vec::new();
+        link.dial(5);
+        link.answered(1, Hello { seen, ..hello(1, 1) }, 0, &mut effects);
+        assert_eq!(effects.contains(&Effect::Outlived(seen)), outlived, "{effects:?}");
+    }
 }
 
 #[test]
