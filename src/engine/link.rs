@@ -9,13 +9,18 @@
 //!   dial its configured address ── Hello(nonce a) ─▶ holds the introduction
 //!                               ◀─ Hello ──────────  answers
 //!   holds the introduction      ◀─ Hello(nonce b) ── dials the configured address
-//!   asks on the stream that it dialled ── Claim(b) ─▶ is b the nonce of its own dial?
-//!   the introduction is proven  ◀─ Yours(b, true) ── yes
+//!                               ── Hello ──────────▶
+//!   names b on the stream that it dialled ─ Claim(b) ▶ knows its own nonce: a is proven
+//!   knows its own nonce: b is proven ◀─── Claim(a) ── names a on the stream that it dialled
 //! ```
 //!
 //! A nonce is random and is said to the configured address alone, so only what listens there can
-//! confirm it. That is no authentication: who can listen at the address of a node, or on the wire,
-//! can pass for it.
+//! name it on a stream of its own. A node that is asked about a nonce which is not its own says so,
+//! and the introduction is dropped. That is no authentication: who can listen at the address of a
+//! node, or on the wire, can pass for it.
+//!
+//! The claim is the first word on a stream after the introductions, so nothing that a node says once
+//! its link stands is in the way of the other one's proof.
 //!
 //! **Suspected and lost.** Pings go out regularly, and a pong shows that both directions work. A node
 //! without a pong for an election timeout is *suspected*: requests take another way, its locks are
@@ -51,7 +56,8 @@ const BACKOFF_MS_MAX: u64 = 1_000;
 /// Introductions that wait for their proof at most; the oldest gives way.
 pub const HELD_MAX: usize = 4;
 
-/// How long an introduction waits for its proof, in ms.
+/// How long an introduction waits for its proof, and a stream for the other one that makes it a link,
+/// in ms.
 pub const HELD_MS: u64 = 4_000;
 
 /// Pongs remembered until the other node says which of them came.
@@ -68,7 +74,7 @@ pub type StreamId = u64;
 /// What two nodes say about their link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Word {
-    /// Is this the nonce of a dial of yours?
+    /// The nonce of your dial, as it came: it proves who says so. Is it yours?
     Claim(u64),
     /// The answer to [`Word::Claim`].
     Yours(u64, bool),
@@ -151,6 +157,7 @@ struct Dialled {
     stream: StreamId,
     nonce: u64,
     hello: Hello,
+    since_ms: u64,
 }
 
 #[derive(Debug)]
@@ -160,6 +167,9 @@ struct Introduction {
     /// Who is at its other end, for complaints.
     from: String,
     since_ms: u64,
+    /// When its nonce was first named to the other node, which takes no link with it for standing
+    /// earlier than that.
+    claimed_ms: Option<u64>,
 }
 
 /// The link to one other node.
@@ -339,10 +349,11 @@ impl Link {
         }
         self.backoff_ms = BACKOFF_MS_MIN;
         self.heard_ms = now_ms;
-        for held in &self.held {
-            effects.push(Effect::Say(stream, Word::Claim(held.hello.nonce)));
+        for one in self.guest.iter_mut().chain(&mut self.held) {
+            one.claimed_ms.get_or_insert(now_ms);
+            effects.push(Effect::Say(stream, Word::Claim(one.hello.nonce)));
         }
-        self.dialled = Some(Dialled { stream, nonce, hello });
+        self.dialled = Some(Dialled { stream, nonce, hello, since_ms: now_ms });
         self.come_up(now_ms, effects);
     }
 
@@ -420,8 +431,9 @@ impl Link {
             }
             None => effects.push(Effect::Dial(0)),
         }
+        let claimed_ms = self.dialled.as_ref().map(|_| now_ms);
         let from = from.to_owned();
-        self.held.push_back(Introduction { stream, hello, from, since_ms: now_ms });
+        self.held.push_back(Introduction { stream, hello, from, since_ms: now_ms, claimed_ms });
         Greeting::Keep(self.own.clone())
     }
 
@@ -440,17 +452,18 @@ impl Link {
                 }
                 let dialled = self.dialled.as_ref().map(|one| one.nonce);
                 let yours = [dialled, self.dialling].contains(&Some(nonce));
-                if yours {
-                    // The other node takes the link for standing once it has heard this.
-                    self.heard_there_ms = self.heard_there_ms.max(Some(now_ms));
-                }
                 effects.push(Effect::Say(stream, Word::Yours(nonce, yours)));
+                if yours {
+                    self.prove(stream, now_ms, effects);
+                }
             }
             Word::Yours(nonce, yours) => {
                 if self.dialled_stream() != Some(stream) {
                     return false;
                 }
-                self.prove(nonce, yours, now_ms, effects);
+                if !yours {
+                    self.disprove(nonce, effects);
+                }
             }
             Word::Ping { number, seen } => {
                 if !self.up {
@@ -481,18 +494,21 @@ impl Link {
         true
     }
 
-    /// The node's configured address says whether an introduction is its own.
-    fn prove(&mut self, nonce: u64, yours: bool, now_ms: u64, effects: &mut Vec<Effect>) {
+    /// The node does not know of an introduction with this nonce.
+    fn disprove(&mut self, nonce: u64, effects: &mut Vec<Effect>) {
         let place = self.held.iter().position(|held| held.hello.nonce == nonce);
         let Some(held) = place.and_then(|place| self.held.remove(place)) else { return };
-        if !yours {
-            effects.push(Effect::Close(held.stream));
-            effects.push(Effect::Complain(format!(
-                "cut off {}, for node {}: that node does not know of the introduction",
-                held.from, self.other
-            )));
-            return;
-        }
+        effects.push(Effect::Close(held.stream));
+        effects.push(Effect::Complain(format!(
+            "cut off {}, for node {}: that node does not know of the introduction",
+            held.from, self.other
+        )));
+    }
+
+    /// Who is at the other end of a stream knows what only the node can know.
+    fn prove(&mut self, stream: StreamId, now_ms: u64, effects: &mut Vec<Effect>) {
+        let place = self.held.iter().position(|held| held.stream == stream);
+        let Some(held) = place.and_then(|place| self.held.remove(place)) else { return };
         if self.up {
             // It dials again only once it has dropped the link.
             self.go_down("it dialled again", effects);
@@ -522,6 +538,7 @@ impl Link {
         if came < met {
             return self.drop_guest(effects);
         }
+        let claimed_ms = guest.claimed_ms;
         // What is said at the other's own address is its own.
         let seen = dialled.hello.seen;
         let hello = Hello { seen, ..dialled.hello.latest(&guest.hello) };
@@ -535,6 +552,7 @@ impl Link {
         (self.heard_ms, self.ticked_ms, self.pinged_ms) = (now_ms, now_ms, now_ms);
         (self.quiet_ms, self.pings, self.seen) = (0, 0, 0);
         self.pongs.clear();
+        self.heard_there_ms = claimed_ms;
         effects.push(Effect::Up(hello));
     }
 
@@ -544,6 +562,19 @@ impl Link {
 
     fn drop_guest(&mut self, effects: &mut Vec<Effect>) {
         effects.extend(self.guest.take().map(|one| Effect::Close(one.stream)));
+    }
+
+    /// Drops a stream that has become part of no link for long: the other node may have lost it from
+    /// sight.
+    fn drop_lone(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
+        let is_old = |since_ms: u64| since_ms.saturating_add(HELD_MS) <= now_ms;
+        if self.guest.as_ref().is_some_and(|guest| is_old(guest.since_ms)) {
+            self.drop_guest(effects);
+        }
+        if self.dialled.as_ref().is_some_and(|dialled| is_old(dialled.since_ms)) {
+            self.drop_dialled(effects);
+            self.retry(effects);
+        }
     }
 
     /// Anything came on a stream of the link.
@@ -623,7 +654,7 @@ impl Link {
             }
         }
         if !self.up {
-            return;
+            return self.drop_lone(now_ms, effects);
         }
         self.quiet_ms += passed;
         if now_ms.saturating_sub(self.heard_ms) > SILENCE_MS && self.quiet_ms > self.suspect_ms {

@@ -17,7 +17,7 @@ pub enum Packet {
     /// The other side is not accepted. Why is said in this node's log, and to no stranger. The
     /// stream ends with it.
     Refused,
-    /// Is this the nonce of a dial of yours? On the stream that the sender dialled.
+    /// The nonce of the receiver's dial, on the stream that the sender dialled. Is it yours?
     Claim(u64),
     /// The answer to a `Claim`.
     Yours(u64, bool),
