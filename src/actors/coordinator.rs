@@ -15,7 +15,7 @@ use crate::command::facts;
 use crate::engine::barrier::{self, Barrier, Hello, Standing};
 use crate::engine::protocol::{Ended, Term, ToCoordinator, Work};
 use crate::engine::txn::{self, ClientId, Transactions};
-use crate::ids::{Incarnation, Millis, NodeId, PartitionId};
+use crate::ids::{Incarnation, NodeId, Now, PartitionId};
 use crate::net::packet::Packet;
 use actix::fut::{ActorFuture, ActorFutureExt, WrapFuture};
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, MessageResult};
@@ -30,6 +30,10 @@ use tokio::time::Instant;
 /// How often transactions that wait are looked after.
 const TICK: Duration = Duration::from_millis(20);
 
+/// The wall clock is worth a line in the log when it drifts so far from the monotonic one within a
+/// tick, in ms.
+const DRIFT_TOLD_MS: u64 = 1_000;
+
 /// How often the log names the nodes that the barrier waits for.
 const REMIND_AFTER: Duration = Duration::from_secs(3);
 
@@ -41,7 +45,9 @@ pub struct Coordinator {
     next_client: u64,
     effects: Vec<txn::Effect>,
     post: Post,
-    clock: fn() -> Millis,
+    clock: fn() -> Now,
+    /// What the clocks said at the last tick.
+    looked: Now,
     book: Option<Arc<Book>>,
     log: Option<Addr<Log>>,
     reminded: Instant,
@@ -127,7 +133,7 @@ impl Coordinator {
     pub fn new(
         barrier: Barrier,
         transactions: Transactions<crate::command::Redis>,
-        clock: fn() -> Millis,
+        clock: fn() -> Now,
         formed: oneshot::Sender<()>,
         replicas: Replicas,
         failpoint: Failpoint,
@@ -140,6 +146,7 @@ impl Coordinator {
             effects: Vec::new(),
             post: Post::default(),
             clock,
+            looked: clock(),
             book: None,
             log: None,
             reminded: Instant::now(),
@@ -217,7 +224,7 @@ impl Coordinator {
             return self.serve();
         };
         self.joining = true;
-        let begun = log.send(disk::BeginAnew((self.clock)().0 / 1000)).into_actor(self);
+        let begun = log.send(disk::BeginAnew((self.clock)().wall.0 / 1000)).into_actor(self);
         ctx.spawn(begun.map(|generation, coordinator, ctx| {
             let (Ok(Some(generation)), Some(book)) = (generation, coordinator.book.clone()) else {
                 return;
@@ -252,7 +259,7 @@ impl Coordinator {
     fn settle(&mut self, ctx: &mut Context<Self>) {
         let Some(Decided { renewed, trusted }) = self.replicas.decide() else { return };
         let Some(log) = &self.log else { return };
-        let second = (self.clock)().0 / 1000;
+        let second = (self.clock)().wall.0 / 1000;
         let settle = disk::Settle { renewed, trusted: trusted.clone(), second };
         let settled = log.send(settle).into_actor(self);
         ctx.spawn(settled.map(move |renewed, coordinator, _| {
@@ -277,6 +284,19 @@ impl Coordinator {
             }
             coordinator.replicas.settle(&renewed, &trusted, &book);
         }));
+    }
+
+    /// Says when the wall clock has been set: expiry goes by stamps, which do not follow it at once.
+    fn watch_clocks(&mut self, now: Now) {
+        let drift = now.drift_since(self.looked);
+        self.looked = now;
+        if drift >= DRIFT_TOLD_MS {
+            log::warn!(
+                target: "clock",
+                "the wall clock was set by {drift} ms, or this machine was paused: expiry \
+                 follows it by a tenth of the time that passes"
+            );
+        }
     }
 
     fn remind(&mut self) {
@@ -314,6 +334,7 @@ impl Actor for Coordinator {
     fn started(&mut self, ctx: &mut Context<Self>) {
         ctx.run_interval(TICK, |coordinator, _| {
             let now = (coordinator.clock)();
+            coordinator.watch_clocks(now);
             coordinator.transactions.tick(now, &mut coordinator.effects);
             coordinator.remind();
         });

@@ -19,7 +19,7 @@ use crate::engine::slots::{Atlas, Ring};
 use crate::engine::tables::KeyHasher;
 use crate::engine::txn::{Strength, Survives, Transactions};
 use crate::error::{Error, Listen, Result};
-use crate::ids::{Incarnation, Millis, NodeId, PartitionId};
+use crate::ids::{Incarnation, Millis, NodeId, Now, PartitionId};
 use crate::metrics::{LogCounts, Usage};
 use crate::net::http;
 use crate::net::listen::{Acceptor, TcpListener, listen};
@@ -76,8 +76,8 @@ pub enum Placement {
 pub struct Birth {
     /// Its life: greater than that of any earlier process of the node.
     pub life: Incarnation,
-    /// The wall clock.
-    pub clock: fn() -> Millis,
+    /// The wall clock and the monotonic one.
+    pub clock: fn() -> Now,
     /// What the process takes of the machine, where that can be told.
     pub usage: fn() -> Option<Usage>,
     /// When it was born.
@@ -143,6 +143,7 @@ pub async fn start(
         hasher,
         limits: config.limits,
         clock: birth.clock,
+        begun: (birth.clock)(),
         connected: connected.clone(),
         clients_max: Arc::new(AtomicUsize::new(config.limits.connections)),
         slow: Arc::default(),

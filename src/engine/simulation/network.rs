@@ -124,7 +124,7 @@ impl World {
                 self.send(Actor::Bucket(node), Actor::Book(other), leads);
             }
         }
-        let now = self.now().wall;
+        let now = self.now(node);
         let mut effects = Vec::new();
         self.coordinators[node].node_up(node_id(other), life, now, &mut effects);
         self.txn_effects(node, effects);
@@ -132,7 +132,7 @@ impl World {
 
     pub(super) fn node_down(&mut self, node: usize, other: usize, ended: Option<Incarnation>) {
         self.with_bucket(node, |bucket, _, out| bucket.node_down(node_id(other), ended, out));
-        let now = self.now().wall;
+        let now = self.now(node);
         let mut effects = Vec::new();
         self.coordinators[node].node_down(node_id(other), now, &mut effects);
         self.txn_effects(node, effects);
