@@ -30,6 +30,8 @@ mod clocks;
 mod commands;
 #[path = "cluster/count.rs"]
 mod count;
+#[path = "cluster/disks.rs"]
+mod disks;
 #[path = "cluster/durability.rs"]
 mod durability;
 #[path = "cluster/failover.rs"]

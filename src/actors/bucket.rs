@@ -186,6 +186,11 @@ pub struct Archived(pub PartitionId, pub FromArchive<Redis>);
 #[rtype(result = "()")]
 pub struct Reborn(pub NodeId, pub Vec<(PartitionId, u32)>);
 
+/// The node goes on in a later life than the one it began in, and has not served in that.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Relive(pub Incarnation);
+
 /// These take the place of the partitions as they were found: this node begins with nothing.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -364,8 +369,8 @@ impl Bucket {
 
     /// Looks at the clock, and whether the node has room: its other Buckets may have filled it.
     fn look(&mut self) -> Now {
-        let full = self.local.as_ref().is_some_and(|local| local.is_full());
-        self.core.refuse_growth(full);
+        let room = self.local.as_ref().map_or(usize::MAX, |local| local.room());
+        self.core.allow_growth(room);
         self.now()
     }
 
@@ -391,6 +396,11 @@ impl Bucket {
             book.tell_archive(partition, order);
         }
         carry_raft(&book, &mut out.raft);
+        for member in out.members.drain(..) {
+            if let Some(peer) = book.peers.get(&member.node()) {
+                peer.do_send(peer::Seen(member.generation()));
+            }
+        }
         if !out.sound.is_empty() {
             book.coordinator.do_send(coordinator::Sound(std::mem::take(&mut out.sound)));
         }
@@ -577,6 +587,14 @@ impl Handler<Reborn> for Bucket {
 
     fn handle(&mut self, Reborn(node, generations): Reborn, _: &mut Context<Self>) {
         self.core.reborn(node, &generations);
+    }
+}
+
+impl Handler<Relive> for Bucket {
+    type Result = ();
+
+    fn handle(&mut self, Relive(life): Relive, _: &mut Context<Self>) {
+        self.core.relive(life);
     }
 }
 

@@ -555,8 +555,16 @@ impl Local {
     /// Whether the node's tables have reached their limit.
     #[inline]
     pub fn is_full(&self) -> bool {
-        let max = self.memory_max();
-        max > 0 && self.setup.table_bytes.load(Ordering::Relaxed) > max
+        self.room() == 0
+    }
+
+    /// Bytes that the node's tables may grow by.
+    #[inline]
+    pub fn room(&self) -> usize {
+        match self.memory_max() {
+            0 => usize::MAX,
+            max => max.saturating_sub(self.setup.table_bytes.load(Ordering::Relaxed)),
+        }
     }
 
     /// Whether a command has to wait until a pause is over.

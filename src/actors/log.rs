@@ -14,7 +14,8 @@ use crate::actors::failpoint::{Failpoint, Point};
 use crate::config::Durability;
 use crate::engine::consensus::Persist;
 use crate::engine::record::must_sync;
-use crate::ids::PartitionId;
+use crate::error::{Error, Result};
+use crate::ids::{Incarnation, LastSeen, NodeId, PartitionId};
 use crate::memory::{self, Calm};
 use crate::metrics::LogCounts;
 use crate::storage::{Directory, Records, SegmentLog};
@@ -62,6 +63,8 @@ pub struct Log {
     waiting: Vec<Waiting>,
     /// Whether anybody waits for that sync.
     urgent: bool,
+    /// The directory says that everything is synced: nothing is written any more.
+    finished: bool,
     /// A log that is longer asks for snapshots of what keeps it from being collected.
     bytes_max: u64,
     counts: Arc<LogCounts>,
@@ -126,6 +129,12 @@ pub struct Persisted {
 #[rtype(result = "()")]
 pub struct Wire(pub Vec<Addr<Bucket>>, pub Option<Addr<Archive>>);
 
+/// The node is ready for the cluster's formation. The answer comes once that is durable; no: the node
+/// has to stop.
+#[derive(Message)]
+#[rtype(result = "bool")]
+pub struct Ready;
+
 /// The cluster is formed: from now on a majority starts without waiting for everybody. The answer
 /// comes once that is durable, for who acknowledges anything before would be taken for a new node;
 /// no: the node has to stop.
@@ -134,10 +143,26 @@ pub struct Wire(pub Vec<Addr<Bucket>>, pub Option<Addr<Archive>>);
 pub struct Formed;
 
 /// The cluster was formed before, and what this node acknowledged is lost: its replicas are of the
-/// generation that is the answer; none: the node has to stop. The second is that of the wall clock.
+/// generation that is the answer; none: the node has to stop.
 #[derive(Message)]
 #[rtype(result = "Option<u32>")]
-pub struct BeginAnew(pub u64);
+pub struct BeginAnew {
+    /// The wall clock's.
+    pub second: u64,
+    /// The latest generation that other nodes have seen.
+    pub seen: u32,
+}
+
+/// This was seen of another node. What comes of it is logged by a later message.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Seen(pub NodeId, pub LastSeen);
+
+/// A node has seen this one in a later life. The answer is the life that it goes on in; none: the
+/// node has to stop.
+#[derive(Message)]
+#[rtype(result = "Option<Incarnation>")]
+pub struct Outlived(pub NodeId, pub LastSeen);
 
 /// The doubt about these partitions is settled. The answer are the generations of those that are
 /// renewed; none: the node has to stop.
@@ -179,6 +204,7 @@ impl Log {
             records,
             waiting,
             urgent,
+            finished: false,
             bytes_max,
             counts,
             calm: Calm::default(),
@@ -206,7 +232,7 @@ impl Log {
         if self.records.is_empty() && self.waiting.iter().all(Waiting::is_empty) {
             return;
         }
-        if let Err(error) = self.log.write(&self.records) {
+        if let Err(error) = self.log.write(&self.records).and_then(|()| self.note_segment()) {
             return (self.stop)(&error.to_string());
         }
         self.records.clear();
@@ -220,6 +246,15 @@ impl Log {
         }
         self.count();
         self.tell(|waiting| &mut waiting.synced);
+    }
+
+    /// Has the directory know the segment that is written to, before anything in it counts.
+    fn note_segment(&mut self) -> Result<()> {
+        let newest = self.log.newest();
+        match newest == self.directory.segment() {
+            true => Ok(()),
+            false => self.directory.mark_segment(newest),
+        }
     }
 
     /// Tells the Buckets what is kept now.
@@ -236,7 +271,12 @@ impl Log {
     /// Drops the oldest segment if nobody needs it, else has a snapshot made of whoever does once
     /// the log is too long.
     fn collect(&mut self, ctx: &mut Context<Self>) {
-        let collected = match self.log.collect() {
+        if self.finished {
+            return;
+        }
+        let noted =
+            self.log.collect().and_then(|collected| self.note_segment().map(|()| collected));
+        let collected = match noted {
             Ok(collected) => collected,
             Err(error) => return (self.stop)(&error.to_string()),
         };
@@ -302,6 +342,9 @@ impl Handler<Append> for Log {
     type Result = ();
 
     fn handle(&mut self, append: Append, _: &mut Context<Self>) {
+        if self.finished {
+            return;
+        }
         let Append { bucket, mut records, numbers, sync } = append;
         if self.records.bytes() + records.bytes() > RECORDS_BYTES_MAX {
             self.flush();
@@ -331,6 +374,15 @@ impl Handler<Wire> for Log {
     }
 }
 
+impl Handler<Ready> for Log {
+    type Result = bool;
+
+    fn handle(&mut self, _: Ready, _: &mut Context<Self>) -> bool {
+        let marked = self.directory.mark_ready();
+        marked.map_err(|error| (self.stop)(&error.to_string())).is_ok()
+    }
+}
+
 impl Handler<Formed> for Log {
     type Result = bool;
 
@@ -343,9 +395,31 @@ impl Handler<Formed> for Log {
 impl Handler<BeginAnew> for Log {
     type Result = MessageResult<BeginAnew>;
 
-    fn handle(&mut self, BeginAnew(second): BeginAnew, _: &mut Context<Self>) -> Self::Result {
-        let generation = self.directory.begin_anew(second);
+    fn handle(&mut self, anew: BeginAnew, _: &mut Context<Self>) -> Self::Result {
+        let generation = self.directory.begin_anew(anew.second, anew.seen);
         MessageResult(generation.map_err(|error| (self.stop)(&error.to_string())).ok())
+    }
+}
+
+impl Handler<Seen> for Log {
+    type Result = ();
+
+    fn handle(&mut self, Seen(node, seen): Seen, _: &mut Context<Self>) {
+        match self.directory.mark_seen(node, seen) {
+            Ok(()) => {}
+            // Whether the log has room for what comes of it shows when it is written.
+            Err(error @ Error::Full(_)) => log::warn!(target: "log", "node {node}: {error}"),
+            Err(error) => (self.stop)(&error.to_string()),
+        }
+    }
+}
+
+impl Handler<Outlived> for Log {
+    type Result = MessageResult<Outlived>;
+
+    fn handle(&mut self, Outlived(by, seen): Outlived, _: &mut Context<Self>) -> Self::Result {
+        let life = self.directory.outlived(by, seen);
+        MessageResult(life.map_err(|error| (self.stop)(&error.to_string())).ok())
     }
 }
 
@@ -366,7 +440,10 @@ impl Handler<Finish> for Log {
 
     fn handle(&mut self, _: Finish, _: &mut Context<Self>) {
         self.flush();
-        if let Err(error) = self.log.finish().and_then(|()| self.directory.mark_clean()) {
+        // What comes from now on is neither written nor acknowledged.
+        self.finished = true;
+        let finished = self.log.finish().and_then(|()| self.note_segment());
+        if let Err(error) = finished.and_then(|()| self.directory.mark_clean()) {
             log::error!(target: "log", "not stopped cleanly: {error}");
         }
     }
@@ -469,6 +546,49 @@ impl Link {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::Millis;
+    use crate::storage::{Identity, Options, RealDisk};
+
+    #[test]
+    fn nothing_is_written_or_acknowledged_once_the_directory_is_clean() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let owner = Identity { cluster: "test".into(), node: NodeId(1) };
+        let mut directory =
+            Directory::open(RealDisk, &dir.path().join("node-1"), owner.clone(), &[])
+                .expect("a directory");
+        let options =
+            Options { segment_bytes: 1 << 20, step_bytes: 1 << 20, ..Options::new(owner) };
+        let (log, _) = SegmentLog::open(RealDisk, &directory.log_dir(), options).expect("a log");
+        directory.mark_running("boot", Millis(1), []).expect("marked");
+        let stop: Stop = |why| panic!("{why}");
+        let mut log =
+            Log::new(log, directory, u64::MAX, Arc::default(), stop, Failpoint::default());
+        log.waiting = vec![Waiting::default()];
+        let mut ctx = Context::new();
+        let append = |number| {
+            let mut records = Records::default();
+            records.entry(PartitionId(1), number, &[b"x"]);
+            Append {
+                bucket: 0,
+                records,
+                numbers: vec![(PartitionId(1), number, false)],
+                sync: false,
+            }
+        };
+        log.handle(append(1), &mut ctx);
+        log.flush();
+        let before = log.log.usage().batches;
+        log.handle(append(2), &mut ctx);
+        log.handle(Finish, &mut ctx);
+        let finished = log.log.usage().batches;
+        assert_eq!(finished, before + 2, "what had come, and the word that all is synced");
+        // Nobody is there to be told.
+        let asked = log.waiting[0].written.len();
+        log.handle(append(3), &mut ctx);
+        assert!(log.records.is_empty() && log.waiting[0].written.len() == asked);
+        log.sync();
+        assert_eq!(log.log.usage().batches, finished);
+    }
 
     #[test]
     fn nothing_counts_before_what_its_partition_asked_for_earlier() {

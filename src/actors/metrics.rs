@@ -12,7 +12,7 @@ use crate::command::spec;
 use crate::config::{Class, Config, Node};
 use crate::engine::barrier::Standing;
 use crate::engine::slots::Ring;
-use crate::ids::{NodeId, PartitionId, TableIndex};
+use crate::ids::{Incarnation, NodeId, PartitionId, TableIndex};
 use crate::metrics::{Counters, LogCounts, LogUsage, Sample, Series, Snapshot, prometheus};
 use crate::net::http::{Ask, Health};
 use actix::fut::{ActorFutureExt, WrapFuture};
@@ -35,6 +35,7 @@ pub struct Metrics {
     config: Arc<Config>,
     own: Node,
     birth: Birth,
+    life: Incarnation,
     book: Arc<Book>,
     disk: Disk,
     connected: Arc<AtomicUsize>,
@@ -125,6 +126,7 @@ impl Metrics {
         config: Arc<Config>,
         own: Node,
         birth: Birth,
+        life: Incarnation,
         book: Arc<Book>,
         disk: Disk,
         connected: Arc<AtomicUsize>,
@@ -136,6 +138,7 @@ impl Metrics {
             config,
             own,
             birth,
+            life,
             book,
             disk,
             connected,
@@ -176,7 +179,7 @@ impl Metrics {
         Facts {
             now: (self.birth.clock)().wall,
             started_at: self.birth.started,
-            run_id: format!("{:08x}{:032x}", self.own.id.0, self.birth.life.0),
+            run_id: format!("{:08x}{:032x}", self.own.id.0, self.life.0),
             node: self.own.id.0,
             nodes: self.config.nodes().len(),
             os: std::env::consts::OS.to_owned() + " " + std::env::consts::ARCH,
@@ -304,7 +307,7 @@ impl Metrics {
         json!({
             "cluster": self.config.cluster(),
             "node": self.own.id.0,
-            "life": self.birth.life.0,
+            "life": self.life.0,
             "formed": *standing == Standing::Formed,
             "waiting_for": waiting,
             "nodes": nodes.collect::<Vec<_>>(),

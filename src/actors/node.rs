@@ -19,10 +19,11 @@ use crate::engine::slots::{Atlas, Ring};
 use crate::engine::tables::KeyHasher;
 use crate::engine::txn::{Strength, Survives, Transactions};
 use crate::error::{Error, Listen, Result};
-use crate::ids::{Incarnation, Millis, NodeId, Now, PartitionId};
+use crate::ids::{Incarnation, LastSeen, Millis, NodeId, Now, PartitionId};
 use crate::metrics::{LogCounts, Usage};
 use crate::net::http;
 use crate::net::listen::{Acceptor, TcpListener, listen};
+use crate::storage::Directory;
 use actix::{Actor, Addr, Context};
 use actix_rt::ArbiterHandle;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -74,8 +75,6 @@ pub enum Placement {
 /// What a node is born with, beside its configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct Birth {
-    /// Its life: greater than that of any earlier process of the node.
-    pub life: Incarnation,
     /// The wall clock and the monotonic one.
     pub clock: fn() -> Now,
     /// What the process takes of the machine, where that can be told.
@@ -122,8 +121,9 @@ pub async fn start(
     let homes: Vec<NodeId> = partitions().map(|id| config.leader_of(id)).collect();
     let durability: Vec<Durability> =
         partitions().map(|id| config.class_of(id).durability).collect();
+    let (boot, clock) = ((birth.boot)(), (birth.clock)().wall);
     let mut found = match durability.iter().any(|durability| is_logged(*durability)) {
-        true => match recovery::open(&config, id, &(birth.boot)()) {
+        true => match recovery::open(&config, id, &boot, clock) {
             Err(error @ Error::Full(_)) => {
                 // Nobody is to wait at them meanwhile.
                 drop(doors);
@@ -134,6 +134,13 @@ pub async fn start(
             outcome => Some(outcome?),
         },
         false => None,
+    };
+    let (record, life) = match &found {
+        Some(found) => (None, found.life),
+        None => {
+            let (record, life) = recovery::open_record(&config, id, &boot, clock)?;
+            (Some(record), life)
+        }
     };
     let [clients, peers, web] = doors;
     let hasher = KeyHasher::new(config.hash_seed());
@@ -153,6 +160,7 @@ pub async fn start(
     // A disk that knows of no cluster may be in place of one that did. Whoever has no peers need not
     // ask.
     let formed = found.as_ref().is_some_and(|found| found.directory.is_formed());
+    let was_ready = found.as_ref().is_some_and(|found| found.directory.is_ready());
     let sleeps = found.is_some() && !formed && config.nodes().len() > 1;
     let arbiters = placement.arbiters();
     let placed = place(&replicas, id, arbiters);
@@ -164,18 +172,11 @@ pub async fn start(
         // Tickets of different Buckets never meet.
         let first_ticket = (arbiter as u64) << 48;
         let lock_wait = setup.limits.lock_wait.as_millis() as u64;
-        let mut core = core::Bucket::new(
-            id,
-            birth.life,
-            homes.clone(),
-            &plain,
-            hasher,
-            first_ticket,
-            lock_wait,
-        );
+        let mut core =
+            core::Bucket::new(id, life, homes.clone(), &plain, hasher, first_ticket, lock_wait);
         for partition in logged {
             let Some(found) = &mut found else { continue };
-            core.place(found.partition(&config, partition, id, birth.life, hasher)?);
+            core.place(found.partition(&config, partition, id, life, hasher)?);
             let kept = found.kept(&config, partition, arbiter, id);
             if kept.doubted {
                 core.doubt(partition);
@@ -194,11 +195,19 @@ pub async fn start(
         version: PROTOCOL_VERSION,
         cluster: config.cluster().to_owned(),
         node: id,
-        life: birth.life,
+        life,
         digest: config.digest(),
         formed,
         unsound: unsound.iter().copied().collect(),
+        seen: LastSeen::default(),
     };
+    let directory = record.as_ref().or(found.as_ref().map(|found| &found.directory));
+    let last_life = directory.and_then(Directory::last_life);
+    let seen: BTreeMap<NodeId, LastSeen> = directory
+        .map(|directory| config.nodes().iter().map(|node| (node.id, directory.last_seen(node.id))))
+        .into_iter()
+        .flatten()
+        .collect();
     let buckets = start_buckets(cores, birth, &setup, &placement);
     let log_counts = Arc::new(LogCounts::default());
     let (log, archive) = match found {
@@ -216,23 +225,27 @@ pub async fn start(
     for node in config.nodes().iter().filter(|node| node.id != id) {
         let address = peer::Address { host: node.host.clone(), port: node.peer };
         let queue_max = config.limits.peer_queue;
-        let peer = Peer::new(node.id, address, hello.clone(), queue_max, birth.failpoint);
+        let hello =
+            Hello { seen: seen.get(&node.id).copied().unwrap_or_default(), ..hello.clone() };
+        let peer = Peer::new(node.id, address, hello, last_life, queue_max, birth.failpoint);
         links.insert(node.id, peer.start());
     }
     let locks = LockManager::default().start();
     let (tell_formed, formed) = oneshot::channel();
     let lock_wait = setup.limits.lock_wait.as_millis() as u64;
-    let mut transactions = Transactions::new(id, birth.life, homes, hasher, lock_wait);
+    let mut transactions = Transactions::new(id, life, homes, hasher, lock_wait);
     partitions().for_each(|id| transactions.keep(id, strength(config.class_of(id))));
-    let barrier = Barrier::new(hello, others);
+    let barrier = Barrier::new(hello, others, was_ready);
     let replicas_here =
-        Replicas::new(kept_here, unsound, makers(config.clone(), id, birth, hasher));
+        Replicas::new(kept_here, unsound, makers(config.clone(), id, life, birth.stop, hasher));
     let coordinator = Coordinator::new(
         barrier,
         transactions,
         birth.clock,
         tell_formed,
         replicas_here,
+        record,
+        birth.stop,
         birth.failpoint,
     );
     let coordinator = coordinator.start();
@@ -253,6 +266,7 @@ pub async fn start(
         config.clone(),
         own,
         birth,
+        life,
         book.clone(),
         disk,
         connected.clone(),
@@ -271,7 +285,7 @@ pub async fn start(
         bucket.do_send(bucket::Wire(book.clone(), log.as_ref().map(link)));
     }
     locks.do_send(lock_manager::Wire(book.clone()));
-    links.values().for_each(|link| link.do_send(peer::Wire(book.clone())));
+    links.values().for_each(|link| link.do_send(peer::Wire(book.clone(), log.clone())));
     coordinator.do_send(coordinator::Wire(book.clone(), log.clone()));
     let metrics = metrics.start();
 
@@ -294,15 +308,21 @@ impl Placement {
 }
 
 /// Makes replicas of other generations of a node's partitions.
-fn makers(config: Arc<Config>, node: NodeId, birth: Birth, hasher: KeyHasher) -> Makers {
+fn makers(
+    config: Arc<Config>,
+    node: NodeId,
+    life: Incarnation,
+    stop: Stop,
+    hasher: KeyHasher,
+) -> Makers {
     let setting = config.clone();
     Makers {
         newborn: Box::new(move |id, generation| {
-            let partition = recovery::newborn(&config, id, node, generation, birth.life, hasher);
-            partition.map_err(|error| (birth.stop)(&error.to_string())).ok()
+            let partition = recovery::newborn(&config, id, node, generation, life, hasher);
+            partition.map_err(|error| stop(&error.to_string())).ok()
         }),
         setup: Box::new(move |id, generation| {
-            recovery::setup(&setting, id, node, generation, birth.life, hasher)
+            recovery::setup(&setting, id, node, generation, life, hasher)
         }),
     }
 }
@@ -387,7 +407,7 @@ async fn open_once_there_is_room(
             log::warn!(target: "node", "{error}; waiting for room");
         }
         sleep(ROOM_EVERY).await;
-        match recovery::open(config, id, &(birth.boot)()) {
+        match recovery::open(config, id, &(birth.boot)(), (birth.clock)().wall) {
             Err(again @ Error::Full(_)) => error = again,
             outcome => return outcome,
         }

@@ -1,7 +1,7 @@
 //! `--role local`: a whole cluster in one process, on loopback.
 
 use super::clock::wall_clock;
-use super::run::{report, run as run_nodes};
+use super::run::{LOST, report, run as run_nodes};
 use crate::config::{ARBITERS_MAX, Config, Durability, NODES_MAX};
 use crate::error::{Error, Result};
 use crate::logging;
@@ -58,6 +58,7 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error @ Error::Listen(_)) => report(&error, "; choose others with --port BASE"),
+        Err(error @ Error::Corrupt(_)) => report(&error, LOST),
         Err(error) => report(&error, ""),
     }
 }

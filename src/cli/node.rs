@@ -2,7 +2,7 @@
 
 use super::clock::wall_clock;
 use super::output;
-use super::run::{report, run as run_nodes};
+use super::run::{LOST, report, run as run_nodes};
 use crate::config::{ARBITERS_MAX, Config};
 use crate::error::Error;
 use crate::ids::NodeId;
@@ -53,6 +53,7 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
             let file = options.config.display();
             report(&error, &format!("; choose another in {file}"))
         }
+        Err(error @ Error::Corrupt(_)) => report(&error, LOST),
         Err(error) => report(&error, ""),
     }
 }

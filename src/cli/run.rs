@@ -5,7 +5,7 @@ use super::{descriptors, failpoint};
 use crate::actors::node::{Birth, Node, Placement, start};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::ids::{Incarnation, Millis, NodeId};
+use crate::ids::{Millis, NodeId};
 use crate::logging;
 use crate::metrics::Usage;
 use actix_rt::{Arbiter, System};
@@ -123,7 +123,6 @@ async fn launch(
         handle.spawn_fn(move || logging::set_node(id));
     }
     let birth = Birth {
-        life: Incarnation(started.0),
         clock: clocks,
         usage,
         started,
@@ -160,10 +159,14 @@ async fn launch(
 }
 
 /// Which boot of the machine this is: what was not synced is lost with it.
-fn boot() -> String {
+pub(super) fn boot() -> String {
     // Elsewhere than on Linux every start counts as one after a power cut.
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
+
+/// What to do about data that was damaged or is missing.
+pub const LOST: &str = "; put it back as it was, or move the node's data directory away and start it \
+                        again: it then learns from the other nodes, under a new name";
 
 /// Ends the process: a node that cannot write its log has nothing more to promise.
 fn give_up(why: &str) {

@@ -10,7 +10,9 @@
 //!   Commands on whole tables (FLUSHALL, SWAPDB) beside it are evaluated there for the keys that
 //!   the transaction names, and run where the other keys lie.
 //! - `DBSIZE` counts what the transaction sees: each partition's keys as they are found, corrected
-//!   by those that the transaction's own commands have made or removed by then ([`Census`]).
+//!   by those that the transaction's own commands have made or removed by then ([`Census`]). The
+//!   partitions count once, and each further `DBSIZE` asks only for the keys touched since the one
+//!   before it, so that no transaction comes to more operations than it names keys, twice over.
 //! - Commands about the connection, the node or a walk through a table are served when the rest is
 //!   committed, in order, each in its place of the reply.
 //! - What cannot be carried out as it was asked fails in its place; the others still commit.
@@ -213,14 +215,21 @@ pub enum Step {
     Later(&'static Spec, Phrase),
 }
 
-/// How many keys a table has in the midst of a transaction.
-#[derive(Debug, Default)]
+/// How many keys a table has in the midst of a transaction: the count before it, corrected.
+#[derive(Debug)]
 pub struct Census {
-    /// The keys that partitions count and, key by key, the transaction's own that exist by now.
+    table: TableIndex,
+    /// Counted anew, by these partitions: by none if the transaction has emptied the table.
+    anew: Option<Vec<Piece>>,
+    /// The keys touched since the count before this one, as far as they exist by now.
     plus: Vec<Piece>,
-    /// Those of them that the partitions have counted.
+    /// The same keys, as far as the count before this one has them.
     minus: Vec<Piece>,
 }
+
+/// What was last counted of each table while the replies of a transaction are put together; none
+/// where a reply was damaged.
+pub type Counts = BTreeMap<TableIndex, Option<i64>>;
 
 impl Queue {
     /// Queues a command.
@@ -296,15 +305,29 @@ struct Draft {
 /// What a transaction's own commands may have done to the number of a table's keys.
 #[derive(Default)]
 struct Touched {
-    /// Keys that may have been written, and where it is asked whether they existed before: the
-    /// partition and the place in `before`.
-    keys: BTreeMap<(TableIndex, Vec<u8>), (PartitionId, u32)>,
+    /// Keys that may have been written, and where it was last asked whether they exist.
+    keys: BTreeMap<(TableIndex, Vec<u8>), Asked>,
+    /// Those of them that may have been written since their table was last counted.
+    since: BTreeMap<TableIndex, BTreeSet<Vec<u8>>>,
     /// Questions that come before all commands.
     before: BTreeMap<PartitionId, Batch>,
-    /// Tables that a command has emptied.
-    emptied: BTreeSet<TableIndex>,
+    /// How often a command has emptied each table.
+    emptied: BTreeMap<TableIndex, u32>,
+    /// Tables that were counted since they were last emptied.
+    counted: BTreeSet<TableIndex>,
     /// Whether tables have changed places.
     swapped: bool,
+}
+
+/// Where it is asked whether a key exists.
+#[derive(Clone, Copy)]
+struct Asked {
+    /// In [`Touched::before`], or else in the partition's share.
+    before: bool,
+    partition: PartitionId,
+    place: u32,
+    /// How often the key's table was emptied by then: since it was once more, it has no key.
+    emptied: u32,
 }
 
 enum Drafted {
@@ -312,11 +335,13 @@ enum Drafted {
     Later(&'static Spec, Phrase),
     /// Where its replies are: by partition and place in its share.
     Data(Merge, Vec<(PartitionId, u32)>),
-    /// The same for a count, with places in [`Touched::before`]; and the command itself, for the
-    /// case that it cannot be counted where the keys lie.
+    /// The same for a count; and the command itself, for the case that it cannot be counted where
+    /// the keys lie.
     Census {
+        table: TableIndex,
+        anew: Option<Vec<(PartitionId, u32)>>,
         plus: Vec<(PartitionId, u32)>,
-        minus: Vec<(PartitionId, u32)>,
+        minus: Vec<Asked>,
         late: (&'static Spec, Phrase),
     },
 }
@@ -395,23 +420,28 @@ impl Draft {
         phrase: Phrase,
         place: &Place<'_>,
     ) -> Drafted {
-        let (mut plus, mut minus) = (Vec::new(), Vec::new());
+        let (table, touched) = (place.table, &mut self.touched);
         let mut ask = |head: OpHead, key: Option<&[u8]>| {
             let batch = &mut self.shares.entry(head.partition).or_default().batch;
             batch.push(head, key);
-            plus.push((head.partition, batch.len() as u32 - 1));
+            (head.partition, batch.len() as u32 - 1)
         };
-        let counted = !self.touched.emptied.contains(&place.table);
-        for partition in place.partitions().iter().filter(|_| counted) {
-            ask(OpHead { partition, hash: 0, ..place.head(&data, b"") }, None);
+        let emptied = touched.emptied.get(&table).copied().unwrap_or_default();
+        let anew = touched.counted.insert(table).then(|| {
+            let partitions = place.partitions();
+            let partitions = partitions.iter().filter(|_| emptied == 0);
+            let count = |partition| OpHead { partition, hash: 0, ..place.head(&data, b"") };
+            partitions.map(|partition| ask(count(partition), None)).collect()
+        });
+        let (mut plus, mut minus) = (Vec::new(), Vec::new());
+        for key in touched.take_since(table) {
+            let (partition, at) = ask(exists(table, &key, place), Some(&key));
+            plus.push((partition, at));
+            let asked = Asked { before: false, partition, place: at, emptied };
+            let last = touched.keys.insert((table, key), asked);
+            minus.extend(last.filter(|last| last.emptied == emptied));
         }
-        for ((table, key), before) in &self.touched.keys {
-            if *table == place.table {
-                ask(exists(*table, key, place), Some(key));
-                minus.extend(counted.then_some(*before));
-            }
-        }
-        Drafted::Census { plus, minus, late: (spec, phrase) }
+        Drafted::Census { table, anew, plus, minus, late: (spec, phrase) }
     }
 
     /// Notes an operation on whole partitions.
@@ -498,10 +528,18 @@ impl Draft {
             Drafted::Census { late: (spec, phrase), .. } if self.gathers => {
                 Step::Later(spec, phrase)
             }
-            Drafted::Census { plus, minus, .. } => Step::Census(Census {
-                plus: plus.into_iter().map(piece).collect(),
-                minus: minus.into_iter().map(first).collect(),
-            }),
+            Drafted::Census { table, anew, plus, minus, .. } => {
+                let asked = |asked: Asked| match asked.before {
+                    true => first((asked.partition, asked.place)),
+                    false => piece((asked.partition, asked.place)),
+                };
+                Step::Census(Census {
+                    table,
+                    anew: anew.map(|counts| counts.into_iter().map(piece).collect()),
+                    plus: plus.into_iter().map(piece).collect(),
+                    minus: minus.into_iter().map(asked).collect(),
+                })
+            }
         };
         let steps = std::mem::take(&mut self.steps).into_iter().map(step).collect();
         let mode = match (self.gathers, self.writes) {
@@ -533,19 +571,35 @@ fn exists(table: TableIndex, key: &[u8], place: &Place<'_>) -> OpHead {
 impl Touched {
     /// A key may be written from here on.
     fn touch(&mut self, asks: OpHead, key: &[u8]) {
-        let Touched { keys, before, .. } = self;
-        keys.entry((asks.table, key.to_vec())).or_insert_with(|| {
-            let batch = before.entry(asks.partition).or_default();
+        let Touched { keys, before, since, .. } = self;
+        let (table, partition) = (asks.table, asks.partition);
+        if !since.entry(table).or_default().insert(key.to_vec()) {
+            return;
+        }
+        keys.entry((table, key.to_vec())).or_insert_with(|| {
+            let batch = before.entry(partition).or_default();
             batch.push(asks, [key]);
-            (asks.partition, batch.len() as u32 - 1)
+            Asked { before: true, partition, place: batch.len() as u32 - 1, emptied: 0 }
         });
+    }
+
+    /// A table's keys that may have been written since it was last counted, which it is now.
+    fn take_since(&mut self, table: TableIndex) -> BTreeSet<Vec<u8>> {
+        self.since.remove(&table).unwrap_or_default()
+    }
+
+    /// A command empties a table: no key of it exists.
+    fn empty(&mut self, table: TableIndex) {
+        *self.emptied.entry(table).or_default() += 1;
+        self.counted.remove(&table);
+        self.take_since(table);
     }
 
     /// Tables may be emptied or change places from here on.
     fn touch_tables(&mut self, spec: &Spec, words: Words<'_>, table: TableIndex) {
         match spec.name {
-            "flushdb" if flushes(words) => drop(self.emptied.insert(table)),
-            "flushall" if flushes(words) => self.emptied.extend(TableIndex::all()),
+            "flushdb" if flushes(words) => self.empty(table),
+            "flushall" if flushes(words) => TableIndex::all().for_each(|table| self.empty(table)),
             "flushdb" | "flushall" => {}
             _ => self.swapped = true,
         }
@@ -553,12 +607,13 @@ impl Touched {
 }
 
 impl Step {
-    /// Appends the step's element, unless the session has to serve it.
-    pub fn merge(&self, replies: &[Replies], reply: &mut Reply<'_>) {
+    /// Appends the step's element, unless the session has to serve it. `counts`: those of the steps
+    /// before it.
+    pub fn merge(&self, replies: &[Replies], counts: &mut Counts, reply: &mut Reply<'_>) {
         match self {
             Step::Answered(answer) => reply.raw(answer),
             Step::Data(layout) => layout.merge(replies, reply),
-            Step::Census(census) => match census.count(replies) {
+            Step::Census(census) => match census.count(replies, counts) {
                 Some(count) => reply.int(count),
                 None => reply.error(DAMAGED),
             },
@@ -568,13 +623,20 @@ impl Step {
 }
 
 impl Census {
-    fn count(&self, replies: &[Replies]) -> Option<i64> {
+    fn count(&self, replies: &[Replies], counts: &mut Counts) -> Option<i64> {
         let sum = |pieces: &[Piece]| {
             pieces
                 .iter()
                 .try_fold(0i64, |sum, piece| sum.checked_add(integer(piece.reply(replies)?)?))
         };
-        sum(&self.plus)?.checked_sub(sum(&self.minus)?)
+        let before = match &self.anew {
+            Some(counted) => sum(counted),
+            None => counts.get(&self.table).copied().flatten(),
+        };
+        let change = || sum(&self.plus)?.checked_sub(sum(&self.minus)?);
+        let count = before.and_then(|before| before.checked_add(change()?));
+        counts.insert(self.table, count);
+        count
     }
 }
 

@@ -29,7 +29,9 @@
 //! found again by the next leader. One thing hangs on it: a configuration takes effect once it is
 //! committed, and a replica that forgot two of them could elect with a majority that shares nobody
 //! with the present one. So on recovery every change of members but the last one in the log counts
-//! as committed: a leader proposes a change only after the one before is applied.
+//! as committed: a leader proposes a change only after the one before is applied. Behind a change of
+//! voters it proposes one that changes nothing, so that replicas that restart do not go on asking
+//! those who have left ([`Group::conclude`]).
 //!
 //! **Reads** are answered under a lease ([`Group::holds_lease`]) or, while there is none, after a
 //! confirmation asked for later than they came ([`Group::confirm`]). See [`lease`].
@@ -46,8 +48,10 @@ mod log;
 mod members;
 mod output;
 mod pace;
+mod renewal;
 mod rules;
 mod setup;
+mod survivor;
 mod wire;
 
 #[cfg(test)]
@@ -62,6 +66,7 @@ pub use self::output::{
     Committed, Envelope, Incoming, Logged, Outgoing, Output, Persist, STATE_BYTES, SnapshotMeta,
 };
 pub use self::setup::{Recovered, Setup};
+pub use self::survivor::{Survivor, survive};
 pub use self::wire::is_beat;
 
 use self::lease::{Lease, Promise};
@@ -182,6 +187,8 @@ pub struct Group {
     /// The configuration as of what is applied, and those committed since, by index.
     members: Members,
     members_ahead: VecDeque<(u64, Members)>,
+    /// The latest change that is committed changed the voters.
+    is_open: bool,
     /// Term and role that lease and timeouts are for.
     standing: (u64, StateRole),
     /// What was told last.
@@ -193,6 +200,16 @@ impl Group {
     ///
     /// Fails on what no log of a replica looks like; that is for the operator.
     pub fn new(setup: &Setup, recovered: Recovered, mono: u64) -> Result<Group, String> {
+        Group::recover(setup, recovered, mono, false)
+    }
+
+    /// The same; `all_counts` takes everything in the log for committed.
+    fn recover(
+        setup: &Setup,
+        recovered: Recovered,
+        mono: u64,
+        all_counts: bool,
+    ) -> Result<Group, String> {
         if setup.election_ticks < 4 || setup.tick_ms == 0 {
             return Err("an election timeout is at least 4 ticks, and a tick 1 ms".into());
         }
@@ -205,11 +222,12 @@ impl Group {
         }
         let applied = snapshot.map_or(0, |meta| meta.index);
         let changes = changes_of_members(&log, applied);
-        log.set_state(read_state(&recovered, &log, changes.known_committed.max(applied))?);
+        let committed = if all_counts { log.last() } else { changes.known_committed };
+        log.set_state(read_state(&recovered, &log, committed.max(applied))?);
         log.compact(applied, setup.retain_bytes);
         let members = log.members().clone();
         // A sole voter that was never anything else has promised nobody anything.
-        let alone = members.voters == [setup.id] && !changes.any;
+        let alone = members.is_sole() && members.votes(setup.id) && !changes.any;
 
         let raw = RawNode::new(&setup.config(applied), log, &bridge::logger())
             .map_err(|e| format!("replica {}: {e}", setup.id))?;
@@ -232,6 +250,7 @@ impl Group {
             released: Vec::new(),
             members,
             members_ahead: VecDeque::new(),
+            is_open: false,
             standing: (raw.raft.term, raw.raft.state),
             told: Change { role: Role::Follower, term: raw.raft.term, leader: None },
             raw,
@@ -286,7 +305,8 @@ impl Group {
         }
         let ticked = self.raw.tick();
         self.settle();
-        asked || ticked
+        let concluded = self.conclude();
+        asked || ticked || concluded
     }
 
     /// Stands for election at once: for the designated first leader of a new group, and for the
@@ -382,12 +402,17 @@ impl Group {
     /// Refuses a leader whose log contradicts what is committed here: the raft crate would take its
     /// entries for known ones and acknowledge them. It comes to that only after a majority has lost
     /// the end of its log at once, as it may where nothing is synced before it is acknowledged.
+    ///
+    /// Terms and commit index are both those of the raft crate's log. The store lags behind it
+    /// until the group is driven: it may still hold a tail that an earlier append replaced.
     fn check_history(&self, append: &Message) -> Result<(), String> {
         let before = (append.index, append.log_term);
         let entries = append.entries.iter().map(|entry| (entry.index, entry.term));
-        let known = self.commit_index();
+        let log = &self.raw.raft.raft_log;
         let differs = |(index, term): &(u64, u64)| {
-            *index <= known && self.raw.store().term_at(*index).is_some_and(|ours| ours != *term)
+            // The crate's term 0 is that of an entry which it does not have.
+            let ours = log.term(*index).unwrap_or_default();
+            *index <= log.committed && ours != 0 && ours != *term
         };
         match std::iter::once(before).chain(entries).find(differs) {
             None => Ok(()),
@@ -408,15 +433,36 @@ impl Group {
         self.append(Entry { data, ..Entry::default() })
     }
 
-    /// Proposes a change of one member, as a serving leader with no other change under way. A leader
+    /// Proposes a change of members, as a serving leader with no other change under way. A leader
     /// does not remove itself: it hands over first.
     pub fn change(&mut self, change: MemberChange) -> Option<Position> {
-        let itself = change == MemberChange::Remove(self.id);
-        let now = self.latest_members();
-        if !self.is_serving() || self.raw.raft.has_pending_conf() || itself || !change.fits(now) {
+        let itself = change.leaving() == Some(self.id);
+        if itself || !self.may_change() || !change.fits(self.latest_members()) {
             return None;
         }
-        let data = Bytes::from(ConfChangeV2::from(change).write_to_bytes().ok()?);
+        self.append_change(Bytes::from(ConfChangeV2::from(change).write_to_bytes().ok()?))
+    }
+
+    /// Concludes a change that is applied here, and tells whether there was one. That falls to
+    /// whoever leads, for the leader that proposed it may be gone. A joint configuration is left.
+    /// Where it was left, or the voters changed otherwise, follows a change of nothing: all but the
+    /// last change in a log count as committed after a restart, so this one makes the other count.
+    fn conclude(&mut self) -> bool {
+        let is_joint = self.latest_members().is_joint();
+        let concludes = is_joint || self.is_open && kept(Rule::ChangesAreConcluded);
+        if !concludes || !self.may_change() {
+            return false;
+        }
+        let change = if is_joint { ConfChangeV2::default() } else { members::no_change() };
+        let data = change.write_to_bytes().map(Bytes::from);
+        data.is_ok_and(|data| self.append_change(data).is_some())
+    }
+
+    fn may_change(&self) -> bool {
+        self.is_serving() && !self.raw.raft.has_pending_conf()
+    }
+
+    fn append_change(&mut self, data: Bytes) -> Option<Position> {
         self.append(Entry { entry_type: EntryType::EntryConfChangeV2, data, ..Entry::default() })
     }
 
@@ -566,6 +612,7 @@ impl Group {
         // Checked when its message came.
         assert!(members.is_ok(), "the group accepted a snapshot of {members:?}");
         let members = members.ok()?;
+        self.is_open = false;
         self.members_ahead.push_back((metadata.index, members.clone()));
         let meta = SnapshotMeta { index: metadata.index, term: metadata.term, members };
         let incoming = Incoming { meta, token: snapshot.data.clone() };
@@ -586,8 +633,8 @@ impl Group {
     /// A change that cannot be made is none, at every replica alike: it depends on the log alone.
     fn change_members(&mut self, entry: &Entry, out: &mut Output) {
         let change = ConfChangeV2::parse_from_bytes(&entry.data).ok();
-        let Some(change) = change.filter(|change| change.changes.len() == 1) else {
-            ::log::error!("replica {}: entry {} is no change of one member", self.id, entry.index);
+        let Some(change) = change.filter(members::is_known) else {
+            ::log::error!("replica {}: entry {} is no change of members", self.id, entry.index);
             return;
         };
         let members = match self.raw.apply_conf_change(&change) {
@@ -601,6 +648,12 @@ impl Group {
                 return;
             }
         };
+        let before = self.latest_members();
+        let (voters_changed, changed) = (!members.votes_like(before), members != *before);
+        self.is_open = voters_changed && !members.is_joint();
+        if !changed {
+            return;
+        }
         // Those who confirmed the lease may be no majority any more.
         self.lease.give_up();
         if self.raw.raft.state == StateRole::Leader && !members.votes(self.id) {
@@ -645,6 +698,7 @@ impl Group {
         }
         self.let_go();
         self.settle();
+        self.conclude();
     }
 
     /// Lets go of entries that nobody is going to ask this replica for: all others of a leader's
@@ -752,7 +806,8 @@ impl Group {
     /// no lease; once the successor was told, there is none in this term any more.
     pub fn transfer(&mut self, to: ReplicaId) -> bool {
         let leads = self.raw.raft.state == StateRole::Leader;
-        if !leads || to == self.id || !self.latest_members().votes(to) {
+        // Not to one that leaves with a joint configuration: it is gone.
+        if !leads || to == self.id || !self.latest_members().voters.contains(&to) {
             return false;
         }
         if kept(Rule::HandingOverEndsLease) {
@@ -833,18 +888,16 @@ impl Group {
         if self.raw.raft.state != StateRole::Leader {
             return Vec::new();
         }
-        let members = self.latest_members();
-        let ids = members.voters.iter().chain(&members.learners);
-        let progress = |id: &ReplicaId| {
+        let progress = |id: ReplicaId| {
             let known = self.raw.raft.prs().get(id.0)?;
             Some(Progress {
-                id: *id,
+                id,
                 matched: known.matched,
-                is_active: known.recent_active || *id == self.id,
+                is_active: known.recent_active || id == self.id,
                 awaits_snapshot: known.state == raft::ProgressState::Snapshot,
             })
         };
-        ids.filter_map(progress).collect()
+        self.latest_members().all().into_iter().filter_map(progress).collect()
     }
 
     fn latest_members(&self) -> &Members {
@@ -866,8 +919,7 @@ impl Group {
     /// has what its log ends with, which the crate takes for impossible.
     fn log_is_whole(&self) -> bool {
         let installs = self.held.iter().any(|held| held.snapshot.is_some());
-        let sole = self.latest_members().voters.len() <= 1;
-        !installs && (!sole || self.held.is_empty())
+        !installs && (!self.latest_members().is_sole() || self.held.is_empty())
     }
 
     /// To be called after every call into the raft crate: puts our election timeout in place of the
@@ -923,7 +975,7 @@ fn changes_of_members(log: &Log, applied: u64) -> Changes {
     let changes = log.since(applied + 1).filter(|entry| entry.entry_type != EntryType::EntryNormal);
     let indexes: Vec<u64> = changes.map(|entry| entry.index).collect();
     let known = indexes.iter().rev().nth(1).filter(|_| kept(Rule::MembersAreRecovered));
-    let known_committed = known.copied().unwrap_or(0);
+    let known_committed = known.copied().unwrap_or(0).max(log.forced());
     Changes { any: !indexes.is_empty(), known_committed }
 }
 

@@ -15,7 +15,7 @@ mod locked;
 mod state;
 
 use crate::engine::batch::{Batch, Laid, Layout, Op, Replies};
-use crate::engine::machine::{Access, Machine, Scope};
+use crate::engine::machine::{Access, Machine, Scope, end_reply, too_long};
 use crate::engine::protocol::{
     Claim, Granule, Image, Prepare, Prepared, Refusal, Verdict, Watched,
 };
@@ -400,8 +400,7 @@ impl<M: Machine> Replica<M> {
                 self.run_one(&op, stamp, leads, &mut replies.bytes);
                 if waiting + replies.bytes.len() > REPLIES_BYTES_MAX {
                     replies.bytes.truncate(start);
-                    let refusal = if reads() { Refusal::TooLong } else { Refusal::Untold };
-                    M::refuse(&refusal, &mut replies.bytes);
+                    M::refuse(&too_long::<M>(op.head), &mut replies.bytes);
                 }
                 replies.end();
             }
@@ -610,7 +609,7 @@ impl<M: Machine> Replica<M> {
             let tables = if glance { &mut self.tables } else { &mut self.scratch };
             tables.begin(stamp, M::access(op.head.code));
             M::run(&op, tables, stamp, &mut replies.bytes);
-            replies.end();
+            end_reply::<M>(op.head, &mut replies);
         }
         self.scratch.begin(stamp, Access::Write);
         for (table, key) in copied {

@@ -17,7 +17,7 @@
 //! the client is told that the outcome is unknown.
 
 use crate::engine::batch::{Op, Replies};
-use crate::engine::machine::{Access, Machine, Scope};
+use crate::engine::machine::{Access, Machine, Scope, end_reply};
 use crate::engine::partition::share_claims;
 use crate::engine::protocol::{
     Decide, Ended, Granule, Image, Knowledge, Lock, Mode, Prepare, Prepared, Refusal, Share, Term,
@@ -214,6 +214,12 @@ impl<M: Machine> Transactions<M> {
             counts: Counts::default(),
             machine: PhantomData,
         }
+    }
+
+    /// The node goes on in a later life, before it has begun any.
+    pub fn relive(&mut self, life: Incarnation) {
+        self.life = life;
+        self.reachable.insert(self.node, life);
     }
 
     /// What it counted.
@@ -630,7 +636,7 @@ impl<M: Machine> Transactions<M> {
         let mut replies = Replies::default();
         for op in txn.work.script.iter() {
             moments.run::<M>(&op, &mut scratch, &mut replies.bytes);
-            replies.end();
+            end_reply::<M>(op.head, &mut replies);
         }
         let mut bare = bare::<M>(scratch.hasher(), &txn.work, &grants, moments.latest);
         let mut outcome: BTreeMap<PartitionId, Vec<Image>> = BTreeMap::new();

@@ -260,7 +260,7 @@ mod tests {
     use super::*;
     use crate::engine::barrier::Hello;
     use crate::engine::batch::Replies;
-    use crate::ids::{Incarnation, NodeId, PartitionId};
+    use crate::ids::{Incarnation, LastSeen, NodeId, PartitionId};
 
     fn packets() -> Vec<Packet> {
         let hello = Hello {
@@ -271,6 +271,7 @@ mod tests {
             digest: 9,
             unsound: Vec::new(),
             formed: false,
+            seen: LastSeen { life: Incarnation(8), generation: 2 },
         };
         vec![Packet::Hello(hello), Packet::Ready, Packet::Ping(3)]
     }

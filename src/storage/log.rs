@@ -28,6 +28,7 @@ use super::recovery::{self, Recovered, Segment, corrupt};
 use super::segment::{
     self, BATCH_BYTES_MAX, BATCH_BYTES_WANTED, BATCH_HEADER, Batch, END, FIRST_BATCH, Header,
 };
+use super::synced::{SyncedFile, SyncedTo};
 use crate::error::{Error, Result};
 use crate::ids::PartitionId;
 use bytes::Bytes;
@@ -50,6 +51,11 @@ pub struct Options {
     /// Whether batches go past the page cache, where the file system has a way: cheaper where each
     /// is synced, dearer where many are written between two syncs.
     pub direct: bool,
+    /// The newest segment that was written to, by what is remembered elsewhere; 0 if none was. A log
+    /// that has lost it is refused.
+    pub newest: u32,
+    /// Where it is noted how far the log is synced, if anywhere: outside its folder.
+    pub synced: Option<PathBuf>,
 }
 
 impl Options {
@@ -57,7 +63,8 @@ impl Options {
     pub fn new(owner: Identity) -> Options {
         let segment_bytes = 64 << 20;
         let retain_bytes = 3 * segment_bytes;
-        Options { owner, segment_bytes, step_bytes: 4 << 20, retain_bytes, direct: true }
+        let (step_bytes, direct) = (4 << 20, true);
+        Options { owner, segment_bytes, step_bytes, retain_bytes, direct, newest: 0, synced: None }
     }
 }
 
@@ -110,6 +117,8 @@ pub struct SegmentLog<D: Disk = RealDisk> {
     current: u32,
     /// How far the current segment is synced.
     synced: u64,
+    /// Where that is noted.
+    noted: Option<SyncedFile<D::File>>,
     /// Segments below this one are not needed.
     oldest: u32,
     /// Who keeps the oldest segment, as long as nothing more of it is covered: looking through it
@@ -124,6 +133,9 @@ pub struct SegmentLog<D: Disk = RealDisk> {
     broken: Option<String>,
     usage: Usage,
 }
+
+/// The segment that is written to is looked through once this part of it is full.
+const CURRENT_PART: u64 = 4;
 
 /// A dropped segment, or one in the making: what the next segment is made of.
 const SPARE: &str = "spare";
@@ -151,7 +163,9 @@ impl<D: Disk> SegmentLog<D> {
                 remove_dropped(&disk, &dir.join(name))?;
             }
         }
-        let reading = recovery::read(&disk, dir, &options.owner)?;
+        let opened = options.synced.as_ref().map(|path| SyncedFile::open(&disk, path));
+        let (noted, synced) = opened.transpose()?.unzip();
+        let reading = recovery::read(&disk, dir, &options, synced.flatten())?;
         let last = reading.segments.iter().next_back();
         let (current, previous_end) = last.map_or((0, 0), |(number, last)| (*number, last.end));
         let first = reading.segments.keys().next();
@@ -164,6 +178,7 @@ impl<D: Disk> SegmentLog<D> {
             segments: reading.segments,
             current,
             synced: 0,
+            noted,
             index: reading.index,
             direct: None,
             frame: Frame::default(),
@@ -198,7 +213,17 @@ impl<D: Disk> SegmentLog<D> {
         self.usage.syncs += 1;
         self.or_break(outcome)?;
         self.synced = end;
-        Ok(())
+        let noted = self.noted.as_ref().map(|file| {
+            let to = SyncedTo { segment: self.current, end };
+            file.note(to)
+        });
+        self.or_break(noted.transpose()).map(drop)
+    }
+
+    /// The number of the segment that is written to. It is to be remembered before anything in the
+    /// segment counts.
+    pub fn newest(&self) -> u32 {
+        self.current
     }
 
     /// Syncs, and vouches for what was synced: after a stop with this call a torn tail is damage.
@@ -211,14 +236,17 @@ impl<D: Disk> SegmentLog<D> {
 
     /// Drops the oldest segment if nothing needs it and the log is longer than
     /// [`Options::retain_bytes`]. Records in it that still count are copied forward if they are few
-    /// (a sixteenth of a segment at most).
+    /// (a sixteenth of a segment at most). The segment that is written to is no exception once a
+    /// part of it is full of what is not needed: a log at rest is short.
     ///
     /// One segment a call: whoever waits for a write waits for this too.
     pub fn collect(&mut self) -> Result<Collected> {
         self.usable()?;
         let mut collected = Collected::default();
-        let Some((&number, _)) = self.segments.first_key_value() else { return Ok(collected) };
-        if number == self.current || self.usage().bytes <= self.options.retain_bytes {
+        let Some((&number, oldest)) = self.segments.first_key_value() else { return Ok(collected) };
+        let is_current = number == self.current;
+        let is_short = oldest.end - FIRST_BATCH < self.options.segment_bytes / CURRENT_PART;
+        if is_current && is_short || self.usage().bytes <= self.options.retain_bytes {
             return Ok(collected);
         }
         if let Some(holders) = &self.held_by {
@@ -230,12 +258,15 @@ impl<D: Disk> SegmentLog<D> {
             self.held_by = Some(collected.held_by.clone());
             return Ok(collected);
         };
+        if is_current {
+            self.leave_current()?;
+        }
         // The batch goes first: it says that the segment is not needed, so that a segment that is
         // missing for any other reason is noticed.
         self.oldest = number + 1;
         self.append(records.as_bytes(), records.len() as u32)?;
         self.sync()?;
-        let outcome = self.drop_segment(number);
+        let outcome = self.drop_segment(number, !is_current);
         collected.left = self.or_break(outcome)?;
         collected.dropped = true;
         collected.copied = records.len();
@@ -436,6 +467,18 @@ impl<D: Disk> SegmentLog<D> {
         Ok(())
     }
 
+    /// Starts a segment that takes no more room than it needs.
+    fn leave_current(&mut self) -> Result<()> {
+        self.sync()?;
+        let spare = self.dir.join(SPARE);
+        let names = self.disk.list(&self.dir).map_err(failed("list", &self.dir))?;
+        if names.iter().any(|name| name == SPARE) {
+            self.disk.remove(&spare).map_err(failed("remove", &spare))?;
+        }
+        let end = self.segments[&self.current].end;
+        self.start_segment(end)
+    }
+
     /// The records of a segment that still count, to be written again; `None` if they are too many.
     fn still_needed(&self, number: u32) -> Result<Option<Records>> {
         let mut needed: Vec<(Place, PartitionId)> =
@@ -472,15 +515,15 @@ impl<D: Disk> SegmentLog<D> {
         counts
     }
 
-    /// Drops the oldest segment: it becomes the spare if there is none and it is no larger than
-    /// others. One at a time and synced, so that what is left is always a run of numbers.
-    fn drop_segment(&mut self, number: u32) -> Result<Option<PathBuf>> {
+    /// Drops the oldest segment: it becomes the spare if one is to be kept, there is none and it is
+    /// no larger than others. One at a time and synced, so that what is left is always a run of numbers.
+    fn drop_segment(&mut self, number: u32, keep_spare: bool) -> Result<Option<PathBuf>> {
         let path = segment::path(&self.dir, number);
         let spare = self.dir.join(SPARE);
         let names = self.disk.list(&self.dir).map_err(failed("list", &self.dir))?;
         let length = self.segments.remove(&number).map_or(0, |segment| segment.length);
         let usual = length <= self.preallocated_length(self.options.segment_bytes + END as u64);
-        let is_spare = usual && !names.iter().any(|name| name == SPARE);
+        let is_spare = keep_spare && usual && !names.iter().any(|name| name == SPARE);
         let to = if is_spare { spare } else { path.with_extension(&DROPPED[1..]) };
         self.disk.rename(&path, &to).map_err(failed("rename", &path))?;
         self.disk.sync_dir(&self.dir).map_err(failed("sync", &self.dir))?;

@@ -14,9 +14,14 @@
 //! - None says so: nothing at or behind `bad` was ever confirmed. It is the **tail**, it is cut
 //!   there, whole batches behind a hole included, and the cut is told.
 //!
-//! What this cannot see: damage to the very last batches, synced but with no later batch to vouch
-//! for them, reads as a tail. A stop that is not a crash therefore ends with an empty batch
+//! For the very last batches, with no later batch to vouch for them, there is a note beside the log
+//! of how far it was synced (`synced`). It is not synced itself. So what this cannot see is damage to
+//! a batch that was synced last before the machine went down, if the kernel had not written the note
+//! by then: that reads as a tail. A stop that is not a crash ends with an empty batch
 //! ([`SegmentLog::finish`]).
+//!
+//! A folder that is empty, or ends before the segment that was written to last, has lost something:
+//! the data directory remembers that segment's number ([`super::log::Options::newest`]).
 //!
 //! # Nothing is appended to a segment that was read
 //! Whole batches behind a hole would come to life again once the hole is filled to just the right
@@ -31,10 +36,12 @@
 use super::directory::Identity;
 use super::disk::{Disk, File, failed};
 use super::index::{Index, Place};
+use super::log::Options;
 #[cfg(doc)]
 use super::log::SegmentLog;
 use super::record::{self, Kind, Record};
 use super::segment::{self, BATCH_HEADER, BadHeader, Batch, FIRST_BATCH, Header};
+use super::synced::SyncedTo;
 use crate::error::{Corrupt, Error, Result};
 use crate::ids::PartitionId;
 use bytes::Bytes;
@@ -102,15 +109,25 @@ pub(super) struct Segment<F> {
     pub(super) length: u64,
 }
 
-/// Reads the log in `dir`.
-pub(super) fn read<D: Disk>(disk: &D, dir: &Path, owner: &Identity) -> Result<Reading<D::File>> {
+/// Reads the log in `dir`, which was synced at least to `synced`.
+pub(super) fn read<D: Disk>(
+    disk: &D,
+    dir: &Path,
+    options: &Options,
+    synced: Option<SyncedTo>,
+) -> Result<Reading<D::File>> {
     let mut reading = Reading {
         recovered: Recovered::default(),
         index: Index::default(),
-        segments: find_segments(disk, dir, owner)?,
+        segments: find_segments(disk, dir, &options.owner)?,
     };
     let mut oldest = 0;
     let last = reading.segments.keys().next_back().copied();
+    let newest = synced.map_or(0, |synced| synced.segment).max(options.newest);
+    if last.unwrap_or_default() < newest {
+        let missing = segment::path(dir, newest);
+        return Err(corrupt(&missing, 0, "the file is missing, and it was written to"));
+    }
     for (&number, segment) in &mut reading.segments {
         let path = segment::path(dir, number);
         if Some(number) == last {
@@ -132,6 +149,10 @@ pub(super) fn read<D: Disk>(disk: &D, dir: &Path, owner: &Identity) -> Result<Re
             }
         }
         if Some(number) == last {
+            let promised = synced.filter(|synced| synced.segment == number);
+            if promised.is_some_and(|synced| synced.end > at) {
+                return Err(corrupt(&path, at, "no whole batch is there, and it was synced"));
+            }
             reading.recovered.torn = cut(&bytes, number, at, &path)?;
             segment.end = at;
             confirm(&file, &bytes[..at as usize], vouched.min(at))

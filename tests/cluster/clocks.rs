@@ -165,7 +165,6 @@ fn no_key_stays_locked_after_a_node_that_was_ahead() {
 
 /// A machine without a clock of its own boots an hour behind, or comes back a minute behind.
 #[test]
-#[ignore = "a life that is numbered by the wall clock is refused"]
 fn a_node_that_comes_back_with_its_clock_behind_serves() {
     let Some(mut cluster) = Cluster::start_with_clocks([0, 0, 0]) else { return };
     for wall in [-60_000, -3_600_000] {

@@ -150,8 +150,9 @@ fn a_torn_tail_is_told_and_served() {
     let mut cluster = written_and_killed(&keys);
     let path = segments(&cluster, 3).pop().expect("a segment");
     let end = written(&path);
-    // As if the last write had not been whole when the power went.
+    // As if the last write had not been whole when the power went, nor synced.
     change(&path, |bytes| bytes[end - 3..end].fill(0));
+    fs::remove_file(cluster.data(3).join("synced")).expect("the note of the last sync");
     cluster.start_all();
     cluster.wait_log(3, &["log tail torn at byte", path.to_str().expect("UTF-8"), "cut"]);
     assert_whole(&cluster, &keys);
@@ -160,6 +161,26 @@ fn a_torn_tail_is_told_and_served() {
     cluster.ids().for_each(|id| cluster.kill(id));
     cluster.start_all();
     assert_whole(&cluster, &keys);
+}
+
+/// The last write was synced and acknowledged, and nothing behind it says so.
+#[test]
+fn damage_to_the_last_synced_write_is_refused() {
+    let keys = keys();
+    let mut cluster = written_and_killed(&keys);
+    let path = segments(&cluster, 3).pop().expect("a segment");
+    // Where the note says that the sync ended; what the kill left behind that may be anything.
+    let note = fs::read(cluster.data(3).join("synced")).expect("the note of the last sync");
+    let end = note[12..20].try_into().map(u64::from_le_bytes).expect("eight bytes") as usize;
+    change(&path, |bytes| {
+        bytes[end - 1] ^= 1;
+        bytes.truncate(end);
+    });
+    cluster.spawn(3);
+    let status = cluster.process(3).wait();
+    assert_eq!(status.code(), Some(1), "{status}");
+    cluster
+        .wait_log(3, &["damaged at byte", "it was synced", "move the node's data directory away"]);
 }
 
 /// A file system of its own with so little room, where that is allowed.

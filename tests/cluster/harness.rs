@@ -397,6 +397,25 @@ impl Cluster {
         self.folder.path().join("data").join(format!("node-{id}"))
     }
 
+    /// Has the identity of a node's folder say something else in a field that it has.
+    pub fn edit_identity(&self, id: u16, field: &str, value: &str) {
+        let file = self.data(id).join("identity");
+        let text = fs::read_to_string(&file).expect("an identity");
+        let lines = text.lines().filter(|line| !line.starts_with("crc: "));
+        let (name, mut found) = (format!("{field}: "), false);
+        let lines = lines.map(|line| match line.starts_with(&name) {
+            true => {
+                found = true;
+                format!("{name}{value}\n")
+            }
+            false => format!("{line}\n"),
+        });
+        let text: String = lines.collect();
+        assert!(found, "no {field} in {text}");
+        let crc = crc32fast::hash(text.as_bytes());
+        fs::write(&file, format!("{text}crc: {crc:08x}\n")).expect("written");
+    }
+
     /// The text of a `cluster.yaml` for this cluster's nodes. Each has two arbiters, so that
     /// Buckets, Sessions and Peers meet over threads; the local role has one.
     pub fn yaml(&self, name: &str, partitions: u16) -> String {

@@ -535,7 +535,6 @@ fn a_shorter_pause_does_not_end_a_longer_one() {
     held(&["CLIENT PAUSE 600 WRITE", "CLIENT PAUSE 1 ALL"], &format!("GET {key}"));
     held(&["CLIENT PAUSE 600 WRITE", "CLIENT PAUSE 1 WRITE"], &format!("SET {key} 1"));
     held(&["CLIENT PAUSE 1 WRITE", "CLIENT PAUSE 600 ALL"], "PING");
-    drop(held);
     assert_eq!(other.say("MULTI"), "OK");
     assert_eq!(other.say(&format!("SET {key} 2")), "QUEUED");
     let begun = Instant::now();

@@ -282,6 +282,37 @@ fn exec_counts_what_it_has_done_and_serves_the_rest_in_place() {
     let rest = "+OK\r\n*2\r\n$2\r\nhz\r\n$2\r\n11\r\n";
     let all = format!("*1\r\n${}\r\n{c}\r\n", c.len());
     expect(&mut stream, &format!("+OK\r\n{queued}*10\r\n{counts}{rest}{all}"));
+
+    // Each count goes on from the one before it, table by table.
+    let size = "DBSIZE".to_owned();
+    let mut commands = Vec::new();
+    let mut expected = Vec::new();
+    let mut say = |command: String, reply: &str| {
+        commands.push(command);
+        expected.push(reply.to_owned());
+    };
+    for (command, reply, count) in [
+        (format!("SET {c} 4"), "OK", 1),
+        (format!("DEL {c} {c}"), "1", 0),
+        (format!("MSET {a} 1 {b} 1"), "OK", 2),
+        ("SELECT 3".into(), "OK", 0),
+        (format!("SET {a} 1"), "OK", 1),
+        ("SELECT 0".into(), "OK", 2),
+        (format!("SETNX {a} 1"), "0", 2),
+        ("FLUSHALL".into(), "OK", 0),
+        (format!("APPEND {a} x"), "1", 1),
+        ("SELECT 3".into(), "OK", 0),
+        (format!("APPEND {b} x"), "1", 1),
+        (format!("DEL {b} {a}"), "1", 0),
+        (format!("INCR {b}"), "1", 1),
+        ("SELECT 0".into(), "OK", 1),
+    ] {
+        say(command, reply);
+        say(size.clone(), &count.to_string());
+        say(size.clone(), &count.to_string());
+    }
+    assert_eq!(multi(&mut client, &commands), format!("[{}]", expected.join(" ")));
+    assert_eq!(client.say("DBSIZE"), "1");
 }
 
 /// Commands on whole tables beside one whose result needs keys of several nodes: each sees what

@@ -8,7 +8,7 @@ use crate::actors::local::Local;
 use crate::command::plan::{self, Layout, Plan};
 use crate::command::reply::Reply;
 use crate::command::spec::{Control, NO_MULTI, Run, Spec};
-use crate::command::transaction::{Exec, Queue, Script, Step, read_versions};
+use crate::command::transaction::{Counts, Exec, Queue, Script, Step, read_versions};
 use crate::command::words::{Phrase, Words};
 use crate::command::{Redis, refusal_text};
 use crate::engine::batch::Replies;
@@ -48,10 +48,14 @@ impl Session {
         let mut out = std::mem::take(&mut self.out);
         if let Ended::Done(replies) = ended {
             Reply::new(&mut out, self.state.client.resp3).array(script.steps.len());
+            let mut counts = Counts::default();
             for step in &script.steps {
-                step.merge(&replies, &mut Reply::new(&mut out, self.state.client.resp3));
+                let resp3 = self.state.client.resp3;
+                step.merge(&replies, &mut counts, &mut Reply::new(&mut out, resp3));
                 if let Step::Later(spec, phrase) = step {
                     self.serve_later(spec, phrase.words(), &mut out).await?;
+                    // Each may tell of every key there is.
+                    self.admit(out.len())?;
                 }
             }
         } else {

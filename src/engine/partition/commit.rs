@@ -5,7 +5,7 @@ use super::{
 };
 use crate::engine::batch::Replies;
 use crate::engine::consensus::Ticket as Confirmation;
-use crate::engine::machine::{Access, Machine};
+use crate::engine::machine::{Access, Machine, end_reply};
 use crate::engine::partition::journal::After;
 use crate::engine::protocol::{
     Claim, Decide, Knowledge, Lock, Mode, Prepare, Prepared, Term, Ticket, ToCoordinator,
@@ -307,7 +307,7 @@ impl<M: Machine> Partition<M> {
                     Access::Read => self.replica.read(&op, stamp, &mut replies.bytes),
                     Access::Write => self.replica.run(&op, stamp, &mut replies.bytes),
                 }
-                replies.end();
+                end_reply::<M>(op.head, &mut replies);
             }
         }
         if let Some(expired) = self.replica.expired() {

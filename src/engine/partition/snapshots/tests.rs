@@ -361,10 +361,10 @@ fn a_log_that_is_little_but_history_is_not_kept() {
     // No more often than it helps, unless memory is scarce.
     (0..5).for_each(|_| fill(&mut nodes));
     assert!(!due(&mut nodes));
-    nodes.nodes[0].bucket.refuse_growth(true);
+    nodes.nodes[0].bucket.allow_growth(0);
     assert!(due(&mut nodes));
     nodes.make(0, |_| {});
-    nodes.nodes[0].bucket.refuse_growth(false);
+    nodes.nodes[0].bucket.allow_growth(usize::MAX);
     (0..5).for_each(|_| fill(&mut nodes));
     assert!(!due(&mut nodes));
     nodes.pass(15_000);
