@@ -165,6 +165,7 @@ class Fleet:
             ports = f"client: {base + node}, peer: {base + 100 + node}, http: {base + 200 + node}"
             lines.append(f"  - {{ id: {node}, host: 127.0.0.1, {ports} }}")
         lines.append("defaults: { mode: strong, replicas: 1, durability: none }")
+        lines.append(f'data: "{self.folder / f"data-{base}"}"')
         config.write_text("\n".join(lines) + "\n")
         server = Server("three processes", base + 1)
         logs = []

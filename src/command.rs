@@ -113,9 +113,21 @@ impl Machine for Redis {
         }
     }
 
+    fn growth(op: &Op<'_>, values: &mut dyn FnMut() -> usize) -> usize {
+        let reach = match spec::by_code(op.head.code) {
+            Some((spec, _)) if spec.name == "setrange" => strings::reach(op.args),
+            Some((spec, _)) if matches!(spec.name, "setbit" | "bitfield") => bits::reach(op.args),
+            _ => 0,
+        };
+        reach.saturating_sub(values())
+    }
+
     #[inline]
-    fn stretches(code: OpCode) -> bool {
-        spec::by_code(code).is_some_and(|(spec, _)| spec.flags & spec::STRETCHES != 0)
+    fn stretches(op: &Op<'_>) -> usize {
+        match spec::by_code(op.head.code) {
+            Some((spec, _)) if spec.flags & spec::STRETCHES != 0 => bytes_stretched(spec, op.args),
+            _ => 0,
+        }
     }
 
     #[inline]
@@ -165,6 +177,18 @@ fn value_bytes_answered(spec: &Spec, args: Args<'_>, values: &mut dyn FnMut() ->
         "lcs" => values().saturating_mul(MATCH_BYTES),
         _ => values(),
     }
+}
+
+/// By how many bytes a command may make a value longer, however short its arguments are.
+fn bytes_stretched(spec: &Spec, args: Args<'_>) -> usize {
+    let offset = || usize::try_from(number::parse_int(args.get(1))?).ok();
+    let bytes = match spec.name {
+        "setrange" => offset().map(|at| at.saturating_add(args.get(2).len())),
+        "setbit" => offset().map(|at| at / 8 + 1),
+        _ => return usize::MAX,
+    };
+    // One that cannot be read changes nothing.
+    bytes.unwrap_or(0)
 }
 
 /// The error that tells a client why it was not served.
@@ -282,6 +306,12 @@ pub fn resolve(words: Words<'_>, reply: &mut Reply<'_>) -> Option<&'static Spec>
 /// Whether it is `EXEC`: one that [`resolve`] refuses ends the transaction all the same.
 pub fn is_exec(words: Words<'_>) -> bool {
     words.name().eq_ignore_ascii_case(b"exec")
+}
+
+/// Whether it is a line of an HTTP request: a web page may have a browser send one whose body is
+/// commands, so the connection ends before anything behind it is executed.
+pub fn is_http(words: Words<'_>) -> bool {
+    [&b"post"[..], b"host:"].iter().any(|name| words.name().eq_ignore_ascii_case(name))
 }
 
 fn wrong_arity_text(name: &str) -> String {

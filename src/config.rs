@@ -282,23 +282,29 @@ impl Config {
         fnv1a(text.as_bytes())
     }
 
-    /// Sums up what must stay as it is for a node to find its data again: which keys are in which
+    /// What must stay as it is for a node to find its data again, by name: which keys are in which
     /// partition, and who holds that. Hosts and ports may change, and so may the durability of a
-    /// class as a whole.
+    /// class as a whole, but for `none`. Empty if nothing is kept on disk.
     ///
-    /// It is written to disk, so it hashes a text as [`Config::digest`] does.
-    pub fn layout(&self) -> u64 {
-        let mut text = format!("cluster={}\npartitions={}\n", self.cluster, self.partitions);
-        for node in &self.nodes {
-            let _ = writeln!(text, "node={}", node.id);
+    /// It is written to disk, so its words are written out here.
+    pub fn layout(&self) -> Vec<(&'static str, String)> {
+        let kept = |class: &Class| class.durability != Durability::None;
+        if !self.classes().iter().any(kept) {
+            return Vec::new();
         }
-        for (index, Class { mode, replicas, .. }) in self.classes().iter().enumerate() {
-            let _ = writeln!(text, "class={index},{},{replicas}", mode.name());
-        }
-        for index in TableIndex::all() {
-            let _ = writeln!(text, "table={index},{}", self.class_of_table(index));
-        }
-        fnv1a(text.as_bytes())
+        let nodes = self.nodes.iter().map(|node| node.id.to_string());
+        let classes = self.classes().iter().map(|class| {
+            let place = if kept(class) { "disk" } else { "memory" };
+            format!("{},{},{place}", class.mode.name(), class.replicas)
+        });
+        let tables = TableIndex::all().map(|index| self.class_of_table(index).to_string());
+        let words = |words: Vec<String>| words.join(" ");
+        vec![
+            ("partitions", self.partitions.to_string()),
+            ("nodes", words(nodes.collect())),
+            ("classes", words(classes.collect())),
+            ("tables", words(tables.collect())),
+        ]
     }
 }
 

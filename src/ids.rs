@@ -108,7 +108,8 @@ pub struct Now {
     pub mono: u64,
 }
 
-/// Which life of a node: greater at every start of its process.
+/// Which life of a node: greater at every start of its process. It is the larger of the last one and
+/// one, and the wall clock's milliseconds, and in the data directory before it is used.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -117,6 +118,29 @@ pub struct Incarnation(pub u64);
 impl Incarnation {
     /// In the place of a life: what is meant is replicated, and outlives its nodes.
     pub const OUTLIVED: Incarnation = Incarnation(0);
+}
+
+/// What was seen of a node: it may not come back as anything that is not later.
+///
+/// A node remembers its lives and its replicas in its data directory. Where that is lost, the other
+/// nodes remember them, and a clock is no help: it may be behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastSeen {
+    /// Its latest life.
+    pub life: Incarnation,
+    /// The latest generation of any of its replicas.
+    pub generation: u32,
+}
+
+impl LastSeen {
+    /// What two memories say together.
+    #[must_use]
+    pub fn and(self, other: LastSeen) -> LastSeen {
+        LastSeen {
+            life: self.life.max(other.life),
+            generation: self.generation.max(other.generation),
+        }
+    }
 }
 
 /// A transaction's attempt. A retry keeps the sequence and raises the attempt.

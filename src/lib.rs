@@ -33,6 +33,7 @@ pub mod engine;
 pub mod error;
 pub mod ids;
 pub mod logging;
+pub mod memory;
 pub mod metrics;
 pub mod net;
 pub mod storage;

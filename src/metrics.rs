@@ -3,7 +3,7 @@
 use serde::Serialize;
 use std::collections::VecDeque;
 use std::fmt::Write;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Seconds that the throughput series remembers.
 pub const SERIES_SECONDS: usize = 3_600;
@@ -77,12 +77,55 @@ pub struct Usage {
 /// with a slow disk.
 #[derive(Debug, Default)]
 pub struct LogCounts {
+    /// Segments there are.
+    pub segments: AtomicU64,
+    /// Bytes of their files.
+    pub length: AtomicU64,
+    /// Bytes in them that were ever written to.
+    pub written: AtomicU64,
     /// Syncs.
     pub syncs: AtomicU64,
     /// Batches of records written.
     pub batches: AtomicU64,
     /// Bytes of them.
     pub bytes: AtomicU64,
+    /// Bytes of records copied forward.
+    pub copied: AtomicU64,
+}
+
+/// What a log takes and has done, as [`LogCounts`] tells it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogUsage {
+    /// Segments there are.
+    pub segments: usize,
+    /// Bytes of their files.
+    pub bytes: u64,
+    /// Bytes in them that were ever written to.
+    pub written: u64,
+    /// Syncs.
+    pub syncs: u64,
+    /// Batches of records written.
+    pub batches: u64,
+    /// Bytes of them.
+    pub appended: u64,
+    /// Bytes of records copied forward.
+    pub copied: u64,
+}
+
+impl LogCounts {
+    /// All of it, as it was counted last.
+    pub fn usage(&self) -> LogUsage {
+        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        LogUsage {
+            segments: of(&self.segments) as usize,
+            bytes: of(&self.length),
+            written: of(&self.written),
+            syncs: of(&self.syncs),
+            batches: of(&self.batches),
+            appended: of(&self.bytes),
+            copied: of(&self.copied),
+        }
+    }
 }
 
 /// What a whole node knows of itself at one moment.
@@ -124,6 +167,8 @@ pub struct Snapshot {
     pub log_batches: u64,
     /// Bytes of them.
     pub log_bytes: u64,
+    /// Lines of its process's log that could not be written.
+    pub lines_dropped: u64,
     /// Bytes of its tables.
     pub table_bytes: u64,
     /// Items and volatile items, by table.
@@ -264,6 +309,12 @@ pub fn prometheus(snapshot: &Snapshot) -> String {
     metric("log_syncs_total", "counter", "Syncs of the log.", &one(snapshot.log_syncs));
     metric("log_batches_total", "counter", "Writes to the log.", &one(snapshot.log_batches));
     metric("log_bytes_total", "counter", "Bytes written to the log.", &one(snapshot.log_bytes));
+    metric(
+        "log_lines_dropped_total",
+        "counter",
+        "Lines on standard error that could not be written.",
+        &one(snapshot.lines_dropped),
+    );
     metric("table_bytes", "gauge", "Bytes of the tables.", &one(snapshot.table_bytes));
     let tables: Vec<(String, u64)> = (0..)
         .zip(&snapshot.tables)

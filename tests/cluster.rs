@@ -28,6 +28,8 @@ mod client;
 mod commands;
 #[path = "cluster/count.rs"]
 mod count;
+#[path = "cluster/disks.rs"]
+mod disks;
 #[path = "cluster/durability.rs"]
 mod durability;
 #[path = "cluster/failover.rs"]
@@ -51,6 +53,8 @@ mod operations;
 mod peers;
 #[path = "cluster/pipelines.rs"]
 mod pipelines;
+#[path = "cluster/resources.rs"]
+mod resources;
 #[path = "cluster/server.rs"]
 mod server;
 #[path = "cluster/transactions.rs"]

@@ -17,6 +17,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("error", &["ids"]),
     ("config", &["ids", "error"]),
     ("logging", &["ids"]),
+    ("memory", &[]),
     ("metrics", &["ids"]),
     ("engine", &["ids", "error"]),
     ("command", &["ids", "error", "engine"]),
@@ -24,7 +25,10 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("net", &["ids", "error", "metrics", "engine", "command"]),
     (
         "actors",
-        &["ids", "error", "config", "logging", "metrics", "engine", "command", "storage", "net"],
+        &[
+            "ids", "error", "config", "logging", "memory", "metrics", "engine", "command",
+            "storage", "net",
+        ],
     ),
     (
         "cli",
@@ -54,7 +58,7 @@ const MET_IN: &[(&str, &[&str])] = &[
     ("hyper", &["src/net/http"]),
     ("hyper_util", &["src/net/http"]),
     ("itoa", &["src/command", "src/net"]),
-    ("libc", &["src/storage/disk"]),
+    ("libc", &["src/storage/disk", "src/cli/descriptors"]),
     ("log", EVERYWHERE),
     ("memchr", EVERYWHERE),
     ("mimalloc", &["src/lib"]),
@@ -82,10 +86,10 @@ const EVERYWHERE: &[&str] = &["src"];
 const PATHS: &[(&str, &[&str])] = &[
     ("tokio::net", &["src/net"]),
     ("std::net", &["src/net", "src/config", "src/cli"]),
-    ("std::fs", &["src/config", "src/storage", "src/cli"]),
+    ("std::fs", &["src/config", "src/storage", "src/cli", "src/logging"]),
     ("std::process", &["src/main", "src/cli", "src/actors/metrics"]),
     ("std::env", &["src/main", "src/cli", "src/actors/metrics"]),
-    ("std::thread", &["src/cli", "src/config", "src/logging", "src/net/load"]),
+    ("std::thread", &["src/cli", "src/config", "src/logging", "src/net/load", "src/storage/disk"]),
     ("std::sync::Mutex", &[]),
     ("std::sync::RwLock", &[]),
     ("std::time::Instant", &["src/net/load", "src/cli/bench"]),

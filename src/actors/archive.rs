@@ -19,6 +19,7 @@ use crate::engine::partition::snapshots::{FromArchive, ToArchive};
 use crate::engine::tables::KeyHasher;
 use crate::error::{Error, Result};
 use crate::ids::PartitionId;
+use crate::memory;
 use crate::storage::log::remove_dropped;
 use crate::storage::snapshot::CHUNK_BYTES_MAX;
 use crate::storage::{RealDisk, SnapshotWriter, Snapshots};
@@ -208,6 +209,7 @@ impl Archive {
             }
             Err(error) => self.fail(partition, &error),
         }
+        memory::give_back();
         ctx.run_later(self.pace.rest(began), |archive, _| archive.next_turn());
     }
 

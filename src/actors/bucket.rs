@@ -30,6 +30,7 @@ use crate::engine::partition::Partition;
 use crate::engine::partition::snapshots::FromArchive;
 use crate::engine::protocol::{Refusal, Ticket, ToPartition};
 use crate::ids::{Incarnation, Millis, NodeId, Now, PartitionId};
+use crate::memory::{self, Calm};
 use crate::net::listen::{LooseStream, TcpStream};
 use crate::net::packet::Packet;
 use actix::fut::ActorFuture;
@@ -70,6 +71,7 @@ pub struct Bucket {
     counted: usize,
     local: Option<Rc<Local>>,
     moves: Moves,
+    calm: Calm,
     failpoint: Failpoint,
 }
 
@@ -184,6 +186,11 @@ pub struct Archived(pub PartitionId, pub FromArchive<Redis>);
 #[rtype(result = "()")]
 pub struct Reborn(pub NodeId, pub Vec<(PartitionId, u32)>);
 
+/// The node goes on in a later life than the one it began in, and has not served in that.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Relive(pub Incarnation);
+
 /// These take the place of the partitions as they were found: this node begins with nothing.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -288,6 +295,8 @@ pub struct Report {
     pub core: core::Counts,
     /// Bytes of its tables.
     pub bytes: usize,
+    /// Keys that clients watch in them.
+    pub watched: usize,
     /// Items and volatile items by table.
     pub tables: Vec<(usize, usize)>,
     /// Intents and outcomes that are not settled.
@@ -318,6 +327,7 @@ impl Bucket {
             counted: 0,
             local: None,
             moves: Moves::default(),
+            calm: Calm::default(),
             failpoint,
         }
     }
@@ -345,10 +355,21 @@ impl Bucket {
         self.counted = bytes;
     }
 
+    /// Gives back memory that a burst took, at a calm moment.
+    fn give_back(&mut self, mono: u64) {
+        let scarce = self.core.is_full();
+        if self.calm.is_due(mono, scarce) {
+            let counts = self.core.counts();
+            if self.calm.look(mono, counts.operations + counts.expired, scarce) {
+                memory::give_back();
+            }
+        }
+    }
+
     /// Looks at the clock, and whether the node has room: its other Buckets may have filled it.
     fn look(&mut self) -> Now {
-        let full = self.local.as_ref().is_some_and(|local| local.is_full());
-        self.core.refuse_growth(full);
+        let room = self.local.as_ref().map_or(usize::MAX, |local| local.room());
+        self.core.allow_growth(room);
         self.now()
     }
 
@@ -374,6 +395,11 @@ impl Bucket {
             book.tell_archive(partition, order);
         }
         carry_raft(&book, &mut out.raft);
+        for member in out.members.drain(..) {
+            if let Some(peer) = book.peers.get(&member.node()) {
+                peer.do_send(peer::Seen(member.generation()));
+            }
+        }
         if !out.sound.is_empty() {
             book.coordinator.do_send(coordinator::Sound(std::mem::take(&mut out.sound)));
         }
@@ -451,6 +477,7 @@ impl Actor for Bucket {
             bucket.answer();
             bucket.moves.tell();
             bucket.measure();
+            bucket.give_back(now.mono);
             if let Some(local) = &bucket.local {
                 local.tick(now.wall);
             }
@@ -559,6 +586,14 @@ impl Handler<Reborn> for Bucket {
 
     fn handle(&mut self, Reborn(node, generations): Reborn, _: &mut Context<Self>) {
         self.core.reborn(node, &generations);
+    }
+}
+
+impl Handler<Relive> for Bucket {
+    type Result = ();
+
+    fn handle(&mut self, Relive(life): Relive, _: &mut Context<Self>) {
+        self.core.relive(life);
     }
 }
 
@@ -752,6 +787,7 @@ impl Handler<Observe> for Bucket {
         for partition in self.core.partitions() {
             let replica = partition.replica();
             report.bytes += replica.tables().bytes();
+            report.watched += replica.tables().watches().len();
             report.unsettled += replica.intents().len() + replica.outcomes().len();
             let preferred = self.core.preferred(partition.id()).map(|node| node.0);
             report.partitions.push(PartitionReport::of(partition, preferred));

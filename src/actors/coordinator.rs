@@ -8,15 +8,16 @@ use self::replicas::Decided;
 use crate::actors::book::Book;
 use crate::actors::bucket;
 use crate::actors::failpoint::{Failpoint, Point};
-use crate::actors::log::{self as disk, Log};
-use crate::actors::peer::Convey;
+use crate::actors::log::{self as disk, Log, Stop};
+use crate::actors::peer::{self, Convey};
 use crate::actors::post::Post;
 use crate::command::facts;
 use crate::engine::barrier::{self, Barrier, Hello, Standing};
 use crate::engine::protocol::{Ended, Term, ToCoordinator, Work};
 use crate::engine::txn::{self, ClientId, Transactions};
-use crate::ids::{Incarnation, Millis, NodeId, PartitionId};
+use crate::ids::{Incarnation, LastSeen, Millis, NodeId, PartitionId};
 use crate::net::packet::Packet;
+use crate::storage::Directory;
 use actix::fut::{ActorFuture, ActorFutureExt, WrapFuture};
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, MessageResult};
 use std::collections::BTreeMap;
@@ -29,6 +30,10 @@ use tokio::time::Instant;
 
 /// How often transactions that wait are looked after.
 const TICK: Duration = Duration::from_millis(20);
+
+/// How long a node that has lost its disk looks for other nodes before it names its new replicas:
+/// what they have seen of it is not named again.
+const ASK_AROUND: Duration = Duration::from_secs(1);
 
 /// How often the log names the nodes that the barrier waits for.
 const REMIND_AFTER: Duration = Duration::from_secs(3);
@@ -49,6 +54,13 @@ pub struct Coordinator {
     replicas: Replicas,
     /// What the barrier decided is being written down.
     joining: bool,
+    /// New replicas will be named.
+    asking: bool,
+    /// The latest generation of this node's replicas that other nodes have seen.
+    seen: u32,
+    /// The data directory where nothing is logged: it knows the node's life.
+    record: Option<Directory>,
+    stop: Stop,
     failpoint: Failpoint,
 }
 
@@ -106,6 +118,11 @@ pub struct Vouched(pub NodeId, pub Vec<PartitionId>);
 #[rtype(result = "()")]
 pub struct Sound(pub Vec<PartitionId>);
 
+/// A node has seen this one in a later life.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Outlived(pub NodeId, pub LastSeen);
+
 /// What the Coordinator is doing.
 #[derive(Message)]
 #[rtype(result = "Report")]
@@ -130,6 +147,8 @@ impl Coordinator {
         clock: fn() -> Millis,
         formed: oneshot::Sender<()>,
         replicas: Replicas,
+        record: Option<Directory>,
+        stop: Stop,
         failpoint: Failpoint,
     ) -> Coordinator {
         Coordinator {
@@ -146,6 +165,10 @@ impl Coordinator {
             formed: Some(formed),
             replicas,
             joining: false,
+            asking: false,
+            seen: 0,
+            record,
+            stop,
             failpoint,
         }
     }
@@ -176,9 +199,7 @@ impl Coordinator {
         let Some(book) = self.book.clone() else { return };
         for effect in effects {
             match effect {
-                barrier::Effect::SayReady => {
-                    book.peers.values().for_each(|peer| peer.do_send(Convey(Packet::Ready)));
-                }
+                barrier::Effect::SayReady => self.say_ready(&book, ctx),
                 barrier::Effect::Form => self.form(ctx),
                 barrier::Effect::Join => self.begin_anew(ctx),
             }
@@ -192,17 +213,36 @@ impl Coordinator {
         }
     }
 
-    /// All nodes are there for the first time.
+    /// Tells the other nodes that this one has met all, once its disk has the note.
+    fn say_ready(&mut self, book: &Arc<Book>, ctx: &mut Context<Self>) {
+        let say = |book: &Book| {
+            book.peers.values().for_each(|peer| peer.do_send(Convey(Packet::Ready)));
+        };
+        let Some(log) = &self.log else { return say(book) };
+        let marked = log.send(disk::Ready).into_actor(self);
+        let book = book.clone();
+        ctx.spawn(marked.map(move |marked, coordinator, _| {
+            // A node that was lost meanwhile is told once it is back.
+            if marked.unwrap_or(false) && coordinator.barrier.says_ready() {
+                coordinator.failpoint.pass(|| Some(Point::ReadyMarked));
+                say(&book);
+            }
+        }));
+    }
+
+    /// All nodes were ready, this one among them.
     fn form(&mut self, ctx: &mut Context<Self>) {
         let Some(log) = self.log.clone() else {
             log::info!(target: "barrier", "all nodes are ready, serving");
             return self.serve();
         };
         self.joining = true;
+        self.failpoint.pass(|| Some(Point::FormBegun));
         let marked = log.send(disk::Formed).into_actor(self);
         ctx.spawn(marked.map(|marked, coordinator, ctx| {
             // A Log that cannot write has stopped the node.
             if marked.unwrap_or(false) {
+                coordinator.failpoint.pass(|| Some(Point::FormMarked));
                 log::info!(target: "barrier", "all nodes are ready, serving");
                 coordinator.join(ctx);
             }
@@ -212,12 +252,25 @@ impl Coordinator {
     /// The cluster was formed without this node as it is now: what it promised is lost, so its
     /// replicas come under another name.
     fn begin_anew(&mut self, ctx: &mut Context<Self>) {
-        let Some(log) = self.log.clone() else {
+        if self.log.is_none() {
             log::info!(target: "barrier", "the cluster is formed, serving");
             return self.serve();
-        };
+        }
         self.joining = true;
-        let begun = log.send(disk::BeginAnew((self.clock)().0 / 1000)).into_actor(self);
+        self.asking = true;
+        ctx.run_later(ASK_AROUND, Self::name_replicas);
+        if self.barrier.has_met_all() {
+            self.name_replicas(ctx);
+        }
+    }
+
+    /// Names the replicas of a node that has lost its disk.
+    fn name_replicas(&mut self, ctx: &mut Context<Self>) {
+        let Some(log) = self.log.clone().filter(|_| std::mem::take(&mut self.asking)) else {
+            return;
+        };
+        let anew = disk::BeginAnew { second: (self.clock)().0 / 1000, seen: self.seen };
+        let begun = log.send(anew).into_actor(self);
         ctx.spawn(begun.map(|generation, coordinator, ctx| {
             let (Ok(Some(generation)), Some(book)) = (generation, coordinator.book.clone()) else {
                 return;
@@ -230,6 +283,44 @@ impl Coordinator {
             coordinator.replicas.begin_anew(generation, &book);
             coordinator.join(ctx);
         }));
+    }
+
+    /// A node has seen later names of this one than those it has.
+    fn outlived(&mut self, by: NodeId, seen: LastSeen, ctx: &mut Context<Self>) {
+        if let Some(log) = &self.log {
+            let raised = log.send(disk::Outlived(by, seen)).into_actor(self);
+            ctx.spawn(raised.map(move |life, coordinator, _| {
+                if let Ok(Some(life)) = life {
+                    coordinator.relive(life, by);
+                }
+            }));
+        } else if let Some(record) = &mut self.record {
+            match record.outlived(by, seen) {
+                Ok(life) => self.relive(life, by),
+                Err(error) => (self.stop)(&error.to_string()),
+            }
+        }
+    }
+
+    /// Goes on in a later life than the one begun with.
+    fn relive(&mut self, life: Incarnation, by: NodeId) {
+        let Some(book) = &self.book else { return };
+        if life == self.barrier.hello().life {
+            return;
+        }
+        if self.formed.is_none() {
+            // It is noted, and what runs in this life cannot be changed.
+            (self.stop)(&format!("node {by} has seen a later life of this node: start it again"));
+            return;
+        }
+        log::warn!(
+            target: "barrier",
+            "node {by} has seen a later life of this node than this one: going on as life {}", life.0
+        );
+        self.barrier.relive(life);
+        self.transactions.relive(life);
+        book.buckets.iter().for_each(|bucket| bucket.do_send(bucket::Relive(life)));
+        book.peers.values().for_each(|peer| peer.do_send(peer::Relive(life)));
     }
 
     fn join(&mut self, ctx: &mut Context<Self>) {
@@ -372,9 +463,16 @@ impl Handler<NodeUp> for Coordinator {
         if let Some(book) = &self.book {
             self.replicas.met(&hello, book);
         }
+        self.seen = self.seen.max(hello.seen.generation);
         let mut effects = Vec::new();
         self.barrier.met(&hello, &mut effects);
         self.carry_barrier(effects, ctx);
+        if self.asking && self.barrier.has_met_all() {
+            self.name_replicas(ctx);
+        }
+        if self.formed.is_none() && self.replicas.is_outlived_by(self.seen) {
+            self.outlived(hello.node, hello.seen, ctx);
+        }
         self.settle(ctx);
     }
 }
@@ -388,6 +486,14 @@ impl Handler<NodeDown> for Coordinator {
         self.barrier.lost(node);
         self.replicas.lost(node);
         self.carry_barrier(Vec::new(), ctx);
+    }
+}
+
+impl Handler<Outlived> for Coordinator {
+    type Result = ();
+
+    fn handle(&mut self, Outlived(by, seen): Outlived, ctx: &mut Context<Self>) {
+        self.outlived(by, seen, ctx);
     }
 }
 

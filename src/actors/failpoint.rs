@@ -84,6 +84,14 @@ points! {
     SnapshotWritten = "snapshot.written",
     /// A snapshot has its name, and the log that it covers is all there.
     SnapshotNamed = "snapshot.named",
+    /// The disk says that the node is ready for the formation, and no other node was told.
+    ReadyMarked = "ready.marked",
+    /// Another node was told that this one is ready.
+    ReadySent = "ready.sent",
+    /// All nodes are ready, and the disk does not say that the cluster is formed.
+    FormBegun = "form.begun",
+    /// The disk says that the cluster is formed, and nothing is served.
+    FormMarked = "form.marked",
 }
 
 impl Point {
@@ -148,6 +156,7 @@ impl Point {
                 commits.then_some(point)
             }
             Packet::Partition(_, ToPartition::Applied { .. }) => Some(Point::AppliedSent),
+            Packet::Ready => Some(Point::ReadySent),
             Packet::Coordinator(ToCoordinator::Voted { vote: Some(_), .. }) => {
                 Some(Point::VoteSent)
             }

@@ -13,6 +13,7 @@ use crate::command::latency::{Events, Slow, SlowLog, Spike};
 use crate::command::order::{Question, Selection, Told};
 use crate::command::settings::Settings;
 use crate::command::spec::{self, FAST, Spec, WRITE};
+use crate::command::transaction::Queue;
 use crate::command::words::Words;
 use crate::config::Limits;
 use crate::engine::barrier::Standing;
@@ -96,7 +97,9 @@ pub struct Local {
     blocked: Cell<u64>,
     /// A moment and the microseconds since the Unix epoch at it.
     anchor: Cell<(Instant, u64)>,
-    pause: Cell<Pause>,
+    pause: Cell<Option<Pause>>,
+    /// When it was last said that a client speaks HTTP.
+    http_warned: Cell<Option<Millis>>,
     paused: RefCell<Vec<Waker>>,
     monitors: RefCell<Vec<(u64, Feed)>>,
     slow: RefCell<SlowLog>,
@@ -161,13 +164,24 @@ impl Ord for Named {
     }
 }
 
+/// For so long a client that speaks HTTP is not logged again.
+const HTTP_WARNING_MS: u64 = 60_000;
+
 /// What commands wait for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Pause {
-    #[default]
-    None,
-    Writes(Millis),
-    All(Millis),
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Pause {
+    until: Millis,
+    writes_only: bool,
+}
+
+impl Pause {
+    /// Both pauses: until the later end, and as strict as the stricter of them.
+    fn and(self, other: Pause) -> Pause {
+        Pause {
+            until: self.until.max(other.until),
+            writes_only: self.writes_only && other.writes_only,
+        }
+    }
 }
 
 /// From what on a round is slow, in microseconds.
@@ -243,6 +257,7 @@ impl Local {
             blocked: Cell::default(),
             anchor,
             pause: Cell::default(),
+            http_warned: Cell::default(),
             paused: RefCell::default(),
             monitors: RefCell::default(),
             slow: RefCell::default(),
@@ -440,7 +455,7 @@ impl Local {
     /// Lets every Session end once it has answered what it has read.
     pub fn retire(&self) {
         self.retiring.set(true);
-        self.pause.set(Pause::None);
+        self.pause.set(None);
         self.resume();
         self.clients.borrow().values().for_each(|entry| entry.signal.raise());
     }
@@ -461,12 +476,14 @@ impl Local {
                 Told::Count(meant.map(|entry| entry.signal.kill()).count() as u64)
             }
             Question::Pause { until, writes_only } => {
-                let pause = if writes_only { Pause::Writes(until) } else { Pause::All(until) };
-                self.pause.set(pause);
+                let now = (self.setup.clock)();
+                let pause = Pause { until, writes_only };
+                let before = self.pause.get().filter(|pause| pause.until > now);
+                self.pause.set(Some(before.map_or(pause, |before| before.and(pause))));
                 Told::Done
             }
             Question::Unpause => {
-                self.pause.set(Pause::None);
+                self.pause.set(None);
                 self.resume();
                 Told::Done
             }
@@ -521,17 +538,40 @@ impl Local {
     /// Whether the node's tables have reached their limit.
     #[inline]
     pub fn is_full(&self) -> bool {
-        let max = self.memory_max();
-        max > 0 && self.setup.table_bytes.load(Ordering::Relaxed) > max
+        self.room() == 0
+    }
+
+    /// Bytes that the node's tables may grow by.
+    #[inline]
+    pub fn room(&self) -> usize {
+        match self.memory_max() {
+            0 => usize::MAX,
+            max => max.saturating_sub(self.setup.table_bytes.load(Ordering::Relaxed)),
+        }
     }
 
     /// Whether a command has to wait until a pause is over.
     #[inline]
-    pub fn holds(&self, spec: &Spec) -> bool {
-        match self.pause.get() {
-            Pause::None => false,
-            Pause::Writes(_) => spec.flags & WRITE != 0,
-            Pause::All(_) => true,
+    pub fn holds(&self, spec: &Spec, queue: Option<&Queue>) -> bool {
+        self.pause.get().is_some_and(|pause| {
+            let writes =
+                spec.flags & WRITE != 0 || spec.executes() && queue.is_some_and(Queue::writes);
+            writes || !pause.writes_only
+        })
+    }
+
+    /// Says in the log that a client speaks HTTP, once in a while.
+    pub fn warn_of_http(&self, client: &Client) {
+        let now = (self.setup.clock)();
+        let warned = self.http_warned.get();
+        if warned.is_none_or(|then| now.0.abs_diff(then.0) >= HTTP_WARNING_MS) {
+            self.http_warned.set(Some(now));
+            log::warn!(
+                target: "session",
+                "closing client {} at {}: it sent a line of an HTTP request, as a web page does that \
+                 wants commands executed",
+                client.id, client.address
+            );
         }
     }
 
@@ -543,7 +583,7 @@ impl Local {
 
     /// Whether a pause goes on; if so, `context` is woken when it ends.
     pub fn poll_pause(&self, context: &Context<'_>) -> bool {
-        let paused = self.pause.get() != Pause::None;
+        let paused = self.pause.get().is_some();
         if paused {
             self.paused.borrow_mut().push(context.waker().clone());
         }
@@ -558,10 +598,8 @@ impl Local {
     pub fn tick(&self, now: Millis) {
         self.look_at(now);
         self.compare(now);
-        if let Pause::Writes(until) | Pause::All(until) = self.pause.get()
-            && until <= now
-        {
-            self.pause.set(Pause::None);
+        if self.pause.get().is_some_and(|pause| pause.until <= now) {
+            self.pause.set(None);
             self.resume();
         }
         let idle = self.thresholds.get().idle.as_millis() as u64;
@@ -581,6 +619,7 @@ impl Local {
             } else if idle > 0
                 && !card.monitor
                 && entry.is_awaited.get()
+                && entry.unread_since.get().is_none()
                 && since(card.active_at) > idle_max
             {
                 log::debug!(target: "session", "closing client {}: it is idle", card.id);
@@ -699,6 +738,7 @@ impl Thresholds {
 fn settings(limits: &Limits) -> Settings {
     let mut settings = Settings::default();
     settings.begin("maxclients", limits.connections.to_string());
+    settings.limit_clients(limits.connections_max);
     settings.begin("maxmemory", limits.memory.to_string());
     settings.begin("proto-max-bulk-len", limits.value.to_string());
     settings.begin("client-query-buffer-limit", limits.query_buffer.to_string());

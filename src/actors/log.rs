@@ -14,16 +14,20 @@ use crate::actors::failpoint::{Failpoint, Point};
 use crate::config::Durability;
 use crate::engine::consensus::Persist;
 use crate::engine::record::must_sync;
-use crate::ids::PartitionId;
+use crate::error::{Error, Result};
+use crate::ids::{Incarnation, LastSeen, NodeId, PartitionId};
+use crate::memory::{self, Calm};
 use crate::metrics::LogCounts;
 use crate::storage::{Directory, Records, SegmentLog};
 use actix::fut::ActorFuture;
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, MessageResult};
+use smallvec::SmallVec;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// How often what nobody waits for is synced: the durability `interval` promises a second.
 const SYNC_EVERY: Duration = Duration::from_millis(900);
@@ -37,6 +41,10 @@ const DROP_EVERY: Duration = Duration::from_millis(50);
 
 /// Records that may wait in a mailbox, in messages: a Bucket has at most a few under way.
 const MAILBOX: usize = 1 << 16;
+
+/// Bytes of records that are written and synced together. A Bucket hands over no more at a time,
+/// but for a single entry that is longer.
+const RECORDS_BYTES_MAX: usize = 32 << 20;
 
 /// Buffers for records that a Bucket keeps: while one is written, the next ones fill.
 const SPARES_MAX: usize = 4;
@@ -55,9 +63,13 @@ pub struct Log {
     waiting: Vec<Waiting>,
     /// Whether anybody waits for that sync.
     urgent: bool,
+    /// The directory says that everything is synced: nothing is written any more.
+    finished: bool,
     /// A log that is longer asks for snapshots of what keeps it from being collected.
     bytes_max: u64,
     counts: Arc<LogCounts>,
+    calm: Calm,
+    epoch: Instant,
     stop: Stop,
     failpoint: Failpoint,
 }
@@ -117,6 +129,12 @@ pub struct Persisted {
 #[rtype(result = "()")]
 pub struct Wire(pub Vec<Addr<Bucket>>, pub Option<Addr<Archive>>);
 
+/// The node is ready for the cluster's formation. The answer comes once that is durable; no: the node
+/// has to stop.
+#[derive(Message)]
+#[rtype(result = "bool")]
+pub struct Ready;
+
 /// The cluster is formed: from now on a majority starts without waiting for everybody. The answer
 /// comes once that is durable, for who acknowledges anything before would be taken for a new node;
 /// no: the node has to stop.
@@ -125,10 +143,26 @@ pub struct Wire(pub Vec<Addr<Bucket>>, pub Option<Addr<Archive>>);
 pub struct Formed;
 
 /// The cluster was formed before, and what this node acknowledged is lost: its replicas are of the
-/// generation that is the answer; none: the node has to stop. The second is that of the wall clock.
+/// generation that is the answer; none: the node has to stop.
 #[derive(Message)]
 #[rtype(result = "Option<u32>")]
-pub struct BeginAnew(pub u64);
+pub struct BeginAnew {
+    /// The wall clock's.
+    pub second: u64,
+    /// The latest generation that other nodes have seen.
+    pub seen: u32,
+}
+
+/// This was seen of another node. What comes of it is logged by a later message.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Seen(pub NodeId, pub LastSeen);
+
+/// A node has seen this one in a later life. The answer is the life that it goes on in; none: the
+/// node has to stop.
+#[derive(Message)]
+#[rtype(result = "Option<Incarnation>")]
+pub struct Outlived(pub NodeId, pub LastSeen);
 
 /// The doubt about these partitions is settled. The answer are the generations of those that are
 /// renewed; none: the node has to stop.
@@ -147,11 +181,6 @@ pub struct Settle {
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Finish;
-
-/// What does the log take, and what has it done?
-#[derive(Message)]
-#[rtype(result = "crate::storage::log::Usage")]
-pub struct Observe;
 
 impl Log {
     /// The log and the directory around it, as they were opened. Once it is longer than
@@ -175,8 +204,11 @@ impl Log {
             records,
             waiting,
             urgent,
+            finished: false,
             bytes_max,
             counts,
+            calm: Calm::default(),
+            epoch: Instant::now(),
             stop,
             failpoint,
         }
@@ -185,9 +217,14 @@ impl Log {
     /// Tells what was counted.
     fn count(&self) {
         let usage = self.log.usage();
-        self.counts.syncs.store(usage.syncs, Ordering::Relaxed);
-        self.counts.batches.store(usage.batches, Ordering::Relaxed);
-        self.counts.bytes.store(usage.appended, Ordering::Relaxed);
+        let LogCounts { segments, length, written, syncs, batches, bytes, copied } = &*self.counts;
+        segments.store(usage.segments as u64, Ordering::Relaxed);
+        length.store(usage.bytes, Ordering::Relaxed);
+        written.store(usage.written, Ordering::Relaxed);
+        syncs.store(usage.syncs, Ordering::Relaxed);
+        batches.store(usage.batches, Ordering::Relaxed);
+        bytes.store(usage.appended, Ordering::Relaxed);
+        copied.store(usage.copied, Ordering::Relaxed);
     }
 
     /// One write and one sync for all that has come, and word of it to all who asked.
@@ -195,7 +232,7 @@ impl Log {
         if self.records.is_empty() && self.waiting.iter().all(Waiting::is_empty) {
             return;
         }
-        if let Err(error) = self.log.write(&self.records) {
+        if let Err(error) = self.log.write(&self.records).and_then(|()| self.note_segment()) {
             return (self.stop)(&error.to_string());
         }
         self.records.clear();
@@ -209,6 +246,15 @@ impl Log {
         }
         self.count();
         self.tell(|waiting| &mut waiting.synced);
+    }
+
+    /// Has the directory know the segment that is written to, before anything in it counts.
+    fn note_segment(&mut self) -> Result<()> {
+        let newest = self.log.newest();
+        match newest == self.directory.segment() {
+            true => Ok(()),
+            false => self.directory.mark_segment(newest),
+        }
     }
 
     /// Tells the Buckets what is kept now.
@@ -225,7 +271,12 @@ impl Log {
     /// Drops the oldest segment if nobody needs it, else has a snapshot made of whoever does once
     /// the log is too long.
     fn collect(&mut self, ctx: &mut Context<Self>) {
-        let collected = match self.log.collect() {
+        if self.finished {
+            return;
+        }
+        let noted =
+            self.log.collect().and_then(|collected| self.note_segment().map(|()| collected));
+        let collected = match noted {
             Ok(collected) => collected,
             Err(error) => return (self.stop)(&error.to_string()),
         };
@@ -238,6 +289,12 @@ impl Log {
         }
         if let Some(archive) = &self.archive {
             archive.do_send(archive::Collected { left: collected.left, is_long });
+        }
+        self.count();
+        let mono = self.epoch.elapsed().as_millis() as u64;
+        let busy = |log: &Log| log.log.usage().batches;
+        if self.calm.is_due(mono, false) && self.calm.look(mono, busy(self), false) {
+            memory::give_back();
         }
         let pause = if collected.dropped { DROP_EVERY } else { COLLECT_EVERY };
         ctx.run_later(pause, Log::collect);
@@ -257,6 +314,7 @@ impl Actor for Log {
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         ctx.set_mailbox_capacity(MAILBOX);
+        self.count();
         ctx.run_interval(SYNC_EVERY, |log, _| log.sync());
         ctx.run_later(COLLECT_EVERY, Log::collect);
         ctx.spawn(Drained);
@@ -284,7 +342,13 @@ impl Handler<Append> for Log {
     type Result = ();
 
     fn handle(&mut self, append: Append, _: &mut Context<Self>) {
+        if self.finished {
+            return;
+        }
         let Append { bucket, mut records, numbers, sync } = append;
+        if self.records.bytes() + records.bytes() > RECORDS_BYTES_MAX {
+            self.flush();
+        }
         if self.records.is_empty() {
             std::mem::swap(&mut self.records, &mut records);
         } else {
@@ -310,6 +374,15 @@ impl Handler<Wire> for Log {
     }
 }
 
+impl Handler<Ready> for Log {
+    type Result = bool;
+
+    fn handle(&mut self, _: Ready, _: &mut Context<Self>) -> bool {
+        let marked = self.directory.mark_ready();
+        marked.map_err(|error| (self.stop)(&error.to_string())).is_ok()
+    }
+}
+
 impl Handler<Formed> for Log {
     type Result = bool;
 
@@ -322,9 +395,31 @@ impl Handler<Formed> for Log {
 impl Handler<BeginAnew> for Log {
     type Result = MessageResult<BeginAnew>;
 
-    fn handle(&mut self, BeginAnew(second): BeginAnew, _: &mut Context<Self>) -> Self::Result {
-        let generation = self.directory.begin_anew(second);
+    fn handle(&mut self, anew: BeginAnew, _: &mut Context<Self>) -> Self::Result {
+        let generation = self.directory.begin_anew(anew.second, anew.seen);
         MessageResult(generation.map_err(|error| (self.stop)(&error.to_string())).ok())
+    }
+}
+
+impl Handler<Seen> for Log {
+    type Result = ();
+
+    fn handle(&mut self, Seen(node, seen): Seen, _: &mut Context<Self>) {
+        match self.directory.mark_seen(node, seen) {
+            Ok(()) => {}
+            // Whether the log has room for what comes of it shows when it is written.
+            Err(error @ Error::Full(_)) => log::warn!(target: "log", "node {node}: {error}"),
+            Err(error) => (self.stop)(&error.to_string()),
+        }
+    }
+}
+
+impl Handler<Outlived> for Log {
+    type Result = MessageResult<Outlived>;
+
+    fn handle(&mut self, Outlived(by, seen): Outlived, _: &mut Context<Self>) -> Self::Result {
+        let life = self.directory.outlived(by, seen);
+        MessageResult(life.map_err(|error| (self.stop)(&error.to_string())).ok())
     }
 }
 
@@ -345,17 +440,12 @@ impl Handler<Finish> for Log {
 
     fn handle(&mut self, _: Finish, _: &mut Context<Self>) {
         self.flush();
-        if let Err(error) = self.log.finish().and_then(|()| self.directory.mark_clean()) {
+        // What comes from now on is neither written nor acknowledged.
+        self.finished = true;
+        let finished = self.log.finish().and_then(|()| self.note_segment());
+        if let Err(error) = finished.and_then(|()| self.directory.mark_clean()) {
             log::error!(target: "log", "not stopped cleanly: {error}");
         }
-    }
-}
-
-impl Handler<Observe> for Log {
-    type Result = MessageResult<Observe>;
-
-    fn handle(&mut self, _: Observe, _: &mut Context<Self>) -> MessageResult<Observe> {
-        MessageResult(self.log.usage())
     }
 }
 
@@ -383,22 +473,33 @@ impl Link {
         self.spares.extend(spares.into_iter().take(room));
     }
 
-    /// Hands over what the groups must keep.
+    /// Hands over what the groups must keep, in messages of a bounded length.
     pub fn append(&mut self, persists: &mut Vec<(PartitionId, Persist)>) {
-        if persists.is_empty() {
-            return;
+        let bytes = |persist: &Persist| {
+            let entries = persist.entries.iter();
+            entries.map(|entry| entry.head.len() + entry.data.len()).sum::<usize>()
+        };
+        let mut left = persists.drain(..).peekable();
+        while left.peek().is_some() {
+            let (mut taken, mut length) = (SmallVec::<[_; 4]>::new(), 0);
+            while length < RECORDS_BYTES_MAX
+                && let Some((partition, persist)) = left.next()
+            {
+                length += bytes(&persist);
+                taken.push((partition, persist));
+            }
+            self.hand_over(&taken, length);
         }
+    }
+
+    /// Hands over what these groups must keep, with entries of so many bytes.
+    fn hand_over(&mut self, persists: &[(PartitionId, Persist)], bytes: usize) {
         let mut records = self.spares.pop().unwrap_or_default();
-        records.reserve(
-            persists
-                .iter()
-                .flat_map(|(_, persist)| &persist.entries)
-                .fold((0, 0), |(count, bytes), entry| {
-                    (count + 1, bytes + entry.head.len() + entry.data.len())
-                }),
-        );
+        let count = persists.iter().map(|(_, persist)| persist.entries.len()).sum();
+        records.reserve((count, bytes));
         let mut numbers: Vec<(PartitionId, u64, bool)> = Vec::with_capacity(persists.len());
-        for (partition, persist) in persists.drain(..) {
+        for (partition, persist) in persists {
+            let partition = *partition;
             let mut sync = false;
             if let Some(snapshot) = &persist.snapshot {
                 records.reset(partition, snapshot.meta.index);
@@ -445,6 +546,49 @@ impl Link {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::Millis;
+    use crate::storage::{Identity, Options, RealDisk};
+
+    #[test]
+    fn nothing_is_written_or_acknowledged_once_the_directory_is_clean() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let owner = Identity { cluster: "test".into(), node: NodeId(1) };
+        let mut directory =
+            Directory::open(RealDisk, &dir.path().join("node-1"), owner.clone(), &[])
+                .expect("a directory");
+        let options =
+            Options { segment_bytes: 1 << 20, step_bytes: 1 << 20, ..Options::new(owner) };
+        let (log, _) = SegmentLog::open(RealDisk, &directory.log_dir(), options).expect("a log");
+        directory.mark_running("boot", Millis(1), []).expect("marked");
+        let stop: Stop = |why| panic!("{why}");
+        let mut log =
+            Log::new(log, directory, u64::MAX, Arc::default(), stop, Failpoint::default());
+        log.waiting = vec![Waiting::default()];
+        let mut ctx = Context::new();
+        let append = |number| {
+            let mut records = Records::default();
+            records.entry(PartitionId(1), number, &[b"x"]);
+            Append {
+                bucket: 0,
+                records,
+                numbers: vec![(PartitionId(1), number, false)],
+                sync: false,
+            }
+        };
+        log.handle(append(1), &mut ctx);
+        log.flush();
+        let before = log.log.usage().batches;
+        log.handle(append(2), &mut ctx);
+        log.handle(Finish, &mut ctx);
+        let finished = log.log.usage().batches;
+        assert_eq!(finished, before + 2, "what had come, and the word that all is synced");
+        // Nobody is there to be told.
+        let asked = log.waiting[0].written.len();
+        log.handle(append(3), &mut ctx);
+        assert!(log.records.is_empty() && log.waiting[0].written.len() == asked);
+        log.sync();
+        assert_eq!(log.log.usage().batches, finished);
+    }
 
     #[test]
     fn nothing_counts_before_what_its_partition_asked_for_earlier() {

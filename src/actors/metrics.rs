@@ -4,7 +4,6 @@ use crate::actors::book::Book;
 use crate::actors::bucket::{self, Inform, Meet, Move, PartitionReport};
 use crate::actors::coordinator;
 use crate::actors::lock_manager::CountWaiting;
-use crate::actors::log::{self as disk, Log};
 use crate::actors::node::Birth;
 use crate::command::facts::{
     Calls, ClassFacts, Facts, LogFacts, NodeFacts, PartitionFacts, TableFacts,
@@ -13,10 +12,9 @@ use crate::command::spec;
 use crate::config::{Class, Config, Node};
 use crate::engine::barrier::Standing;
 use crate::engine::slots::Ring;
-use crate::ids::{NodeId, PartitionId, TableIndex};
-use crate::metrics::{Counters, LogCounts, Sample, Series, Snapshot, prometheus};
+use crate::ids::{Incarnation, NodeId, PartitionId, TableIndex};
+use crate::metrics::{Counters, LogCounts, LogUsage, Sample, Series, Snapshot, prometheus};
 use crate::net::http::{Ask, Health};
-use crate::storage::log::Usage;
 use actix::fut::{ActorFutureExt, WrapFuture};
 use actix::{
     Actor, Addr, AsyncContext, Context, Handler, Message, ResponseActFuture, ResponseFuture,
@@ -37,6 +35,7 @@ pub struct Metrics {
     config: Arc<Config>,
     own: Node,
     birth: Birth,
+    life: Incarnation,
     book: Arc<Book>,
     disk: Disk,
     connected: Arc<AtomicUsize>,
@@ -69,14 +68,8 @@ impl Before {
     }
 }
 
-/// The node's log, as far as it has one.
-#[derive(Clone, Debug)]
-pub struct Disk {
-    /// Who writes it.
-    pub log: Option<Addr<Log>>,
-    /// What that has counted.
-    pub counts: Arc<LogCounts>,
-}
+/// What the node's log has counted, if it has one. The log itself is not asked: its disk may hang.
+pub type Disk = Option<Arc<LogCounts>>;
 
 /// What a second brought.
 #[derive(Clone, Copy, Debug, Default)]
@@ -97,12 +90,14 @@ struct Shown {
     errors: BTreeMap<String, u64>,
     /// Clients that a pause holds back.
     blocked: u64,
+    /// Keys that clients watch, in the partitions that this node leads.
+    watched: u64,
     unreachable: BTreeSet<NodeId>,
     /// The partitions held, by number.
     partitions: Vec<PartitionReport>,
     /// The latest changes of leaders, oldest first.
     moves: Vec<Move>,
-    log: Option<Usage>,
+    log: Option<LogUsage>,
 }
 
 /// Look at the node now, for a client that asks for figures.
@@ -131,6 +126,7 @@ impl Metrics {
         config: Arc<Config>,
         own: Node,
         birth: Birth,
+        life: Incarnation,
         book: Arc<Book>,
         disk: Disk,
         connected: Arc<AtomicUsize>,
@@ -142,6 +138,7 @@ impl Metrics {
             config,
             own,
             birth,
+            life,
             book,
             disk,
             connected,
@@ -182,7 +179,7 @@ impl Metrics {
         Facts {
             now: (self.birth.clock)(),
             started_at: self.birth.started,
-            run_id: format!("{:08x}{:032x}", self.own.id.0, self.birth.life.0),
+            run_id: format!("{:08x}{:032x}", self.own.id.0, self.life.0),
             node: self.own.id.0,
             nodes: self.config.nodes().len(),
             os: std::env::consts::OS.to_owned() + " " + std::env::consts::ARCH,
@@ -208,6 +205,7 @@ impl Metrics {
             hits_total: Some(snapshot.hits.saturating_sub(before.hits)),
             misses_total: Some(snapshot.misses.saturating_sub(before.misses)),
             clients_blocked: told.blocked,
+            keys_watched: told.watched,
             errors: told.errors.iter().map(|(kind, count)| (kind.clone(), *count)).collect(),
             input_bytes: Some(counters.bytes_in),
             output_bytes: Some(counters.bytes_out),
@@ -309,7 +307,7 @@ impl Metrics {
         json!({
             "cluster": self.config.cluster(),
             "node": self.own.id.0,
-            "life": self.birth.life.0,
+            "life": self.life.0,
             "formed": *standing == Standing::Formed,
             "waiting_for": waiting,
             "nodes": nodes.collect::<Vec<_>>(),
@@ -373,6 +371,7 @@ async fn look(book: Arc<Book>, disk: Disk, connected: u64, refused: u64) -> Look
         snapshot.misses += report.core.misses;
         snapshot.table_bytes += report.bytes as u64;
         snapshot.unsettled += report.unsettled as u64;
+        told.watched += report.watched as u64;
         for (sum, (items, volatile)) in snapshot.tables.iter_mut().zip(report.tables) {
             sum.0 += items as u64;
             sum.1 += volatile as u64;
@@ -380,13 +379,12 @@ async fn look(book: Arc<Book>, disk: Disk, connected: u64, refused: u64) -> Look
     }
     told.partitions.sort_unstable_by_key(|one| one.id);
     told.moves.sort_by_key(|one| one.at_ms);
-    if let Some(log) = &disk.log {
-        told.log = log.send(disk::Observe).await.ok();
-    }
+    told.log = disk.as_deref().map(LogCounts::usage);
+    let log = told.log.unwrap_or_default();
     snapshot.counters = counters;
-    snapshot.log_syncs = disk.counts.syncs.load(Ordering::Relaxed);
-    snapshot.log_batches = disk.counts.batches.load(Ordering::Relaxed);
-    snapshot.log_bytes = disk.counts.bytes.load(Ordering::Relaxed);
+    (snapshot.log_syncs, snapshot.log_batches) = (log.syncs, log.batches);
+    snapshot.log_bytes = log.appended;
+    snapshot.lines_dropped = crate::logging::dropped();
     snapshot.waiting = book.locks.send(CountWaiting).await.ok()? as u64;
     let report = book.coordinator.send(coordinator::Observe).await.ok()?;
     snapshot.active = report.active as u64;

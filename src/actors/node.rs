@@ -19,13 +19,14 @@ use crate::engine::slots::{Atlas, Ring};
 use crate::engine::tables::KeyHasher;
 use crate::engine::txn::{Strength, Survives, Transactions};
 use crate::error::{Error, Listen, Result};
-use crate::ids::{Incarnation, Millis, NodeId, PartitionId};
+use crate::ids::{Incarnation, LastSeen, Millis, NodeId, PartitionId};
 use crate::metrics::{LogCounts, Usage};
 use crate::net::http;
-use crate::net::listen::{TcpListener, listen};
+use crate::net::listen::{Acceptor, TcpListener, listen};
+use crate::storage::Directory;
 use actix::{Actor, Addr, Context};
 use actix_rt::ArbiterHandle;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -40,8 +41,19 @@ const RETIRE_MAX: Duration = Duration::from_secs(5);
 const HAND_OVER_MAX: Duration = Duration::from_secs(2);
 const HAND_OVER_LOOK: Duration = Duration::from_millis(5);
 
+/// How often a node that has no room to start looks for some, and after how many looks it says so
+/// again.
+const ROOM_EVERY: Duration = Duration::from_secs(1);
+const ROOM_TELL: u32 = 30;
+
 /// Questions over HTTP that may wait.
 const HTTP_QUEUE: usize = 64;
+
+/// Streams to the port for other nodes that have not said yet who they are.
+pub const STRANGERS_MAX: usize = 16;
+
+/// What clients beyond the limit are told.
+const CROWDED: &[u8] = b"-ERR max number of clients reached\r\n";
 
 /// Where a node's actors live.
 #[derive(Clone, Debug)]
@@ -63,8 +75,6 @@ pub enum Placement {
 /// What a node is born with, beside its configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct Birth {
-    /// Its life: greater than that of any earlier process of the node.
-    pub life: Incarnation,
     /// The wall clock.
     pub clock: fn() -> Millis,
     /// What the process takes of the machine, where that can be told.
@@ -104,19 +114,35 @@ pub async fn start(
         let known = known.join(", ");
         return Err(Error::Config(format!("there is no node {id}; the file has nodes {known}")));
     };
-    let clients = open(&config, &own, Service::Client).await?;
-    let peers = open(&config, &own, Service::Peer).await?;
-    let web = open(&config, &own, Service::Http).await?;
+    let mut doors = open_all(&config, &own).await?;
 
     let partitions = || (0..config.groups()).map(PartitionId);
     let replicas: Vec<Vec<NodeId>> = partitions().map(|id| config.replicas_of(id)).collect();
     let homes: Vec<NodeId> = partitions().map(|id| config.leader_of(id)).collect();
     let durability: Vec<Durability> =
         partitions().map(|id| config.class_of(id).durability).collect();
+    let (boot, clock) = ((birth.boot)(), (birth.clock)());
     let mut found = match durability.iter().any(|durability| is_logged(*durability)) {
-        true => Some(recovery::open(&config, id, &(birth.boot)())?),
+        true => match recovery::open(&config, id, &boot, clock) {
+            Err(error @ Error::Full(_)) => {
+                // Nobody is to wait at them meanwhile.
+                drop(doors);
+                let found = open_once_there_is_room(&config, id, birth, error).await?;
+                doors = open_all(&config, &own).await?;
+                Some(found)
+            }
+            outcome => Some(outcome?),
+        },
         false => None,
     };
+    let (record, life) = match &found {
+        Some(found) => (None, found.life),
+        None => {
+            let (record, life) = recovery::open_record(&config, id, &boot, clock)?;
+            (Some(record), life)
+        }
+    };
+    let [clients, peers, web] = doors;
     let hasher = KeyHasher::new(config.hash_seed());
     let connected = Arc::new(AtomicUsize::new(0));
     let setup = Setup {
@@ -133,6 +159,7 @@ pub async fn start(
     // A disk that knows of no cluster may be in place of one that did. Whoever has no peers need not
     // ask.
     let formed = found.as_ref().is_some_and(|found| found.directory.is_formed());
+    let was_ready = found.as_ref().is_some_and(|found| found.directory.is_ready());
     let sleeps = found.is_some() && !formed && config.nodes().len() > 1;
     let arbiters = placement.arbiters();
     let placed = place(&replicas, id, arbiters);
@@ -144,18 +171,11 @@ pub async fn start(
         // Tickets of different Buckets never meet.
         let first_ticket = (arbiter as u64) << 48;
         let lock_wait = setup.limits.lock_wait.as_millis() as u64;
-        let mut core = core::Bucket::new(
-            id,
-            birth.life,
-            homes.clone(),
-            &plain,
-            hasher,
-            first_ticket,
-            lock_wait,
-        );
+        let mut core =
+            core::Bucket::new(id, life, homes.clone(), &plain, hasher, first_ticket, lock_wait);
         for partition in logged {
             let Some(found) = &mut found else { continue };
-            core.place(found.partition(&config, partition, id, birth.life, hasher)?);
+            core.place(found.partition(&config, partition, id, life, hasher)?);
             let kept = found.kept(&config, partition, arbiter, id);
             if kept.doubted {
                 core.doubt(partition);
@@ -174,11 +194,19 @@ pub async fn start(
         version: PROTOCOL_VERSION,
         cluster: config.cluster().to_owned(),
         node: id,
-        life: birth.life,
+        life: life,
         digest: config.digest(),
         formed,
         unsound: unsound.iter().copied().collect(),
+        seen: LastSeen::default(),
     };
+    let directory = record.as_ref().or(found.as_ref().map(|found| &found.directory));
+    let last_life = directory.and_then(Directory::last_life);
+    let seen: BTreeMap<NodeId, LastSeen> = directory
+        .map(|directory| config.nodes().iter().map(|node| (node.id, directory.last_seen(node.id))))
+        .into_iter()
+        .flatten()
+        .collect();
     let buckets = start_buckets(cores, birth, &setup, &placement);
     let log_counts = Arc::new(LogCounts::default());
     let (log, archive) = match found {
@@ -196,23 +224,27 @@ pub async fn start(
     for node in config.nodes().iter().filter(|node| node.id != id) {
         let address = peer::Address { host: node.host.clone(), port: node.peer };
         let queue_max = config.limits.peer_queue;
-        let peer = Peer::new(node.id, address, hello.clone(), queue_max, birth.failpoint);
+        let hello =
+            Hello { seen: seen.get(&node.id).copied().unwrap_or_default(), ..hello.clone() };
+        let peer = Peer::new(node.id, address, hello, last_life, queue_max, birth.failpoint);
         links.insert(node.id, peer.start());
     }
     let locks = LockManager::default().start();
     let (tell_formed, formed) = oneshot::channel();
     let lock_wait = setup.limits.lock_wait.as_millis() as u64;
-    let mut transactions = Transactions::new(id, birth.life, homes, hasher, lock_wait);
+    let mut transactions = Transactions::new(id, life, homes, hasher, lock_wait);
     partitions().for_each(|id| transactions.keep(id, strength(config.class_of(id))));
-    let barrier = Barrier::new(hello, others);
+    let barrier = Barrier::new(hello, others, was_ready);
     let replicas_here =
-        Replicas::new(kept_here, unsound, makers(config.clone(), id, birth, hasher));
+        Replicas::new(kept_here, unsound, makers(config.clone(), id, life, birth.stop, hasher));
     let coordinator = Coordinator::new(
         barrier,
         transactions,
         birth.clock,
         tell_formed,
         replicas_here,
+        record,
+        birth.stop,
         birth.failpoint,
     );
     let coordinator = coordinator.start();
@@ -228,11 +260,12 @@ pub async fn start(
         archive.clone(),
     );
     let refused = Arc::new(AtomicUsize::new(0));
-    let disk = metrics::Disk { log: log.clone(), counts: log_counts };
+    let disk = log.as_ref().map(|_| log_counts);
     let metrics = Metrics::new(
         config.clone(),
         own,
         birth,
+        life,
         book.clone(),
         disk,
         connected.clone(),
@@ -251,7 +284,7 @@ pub async fn start(
         bucket.do_send(bucket::Wire(book.clone(), log.as_ref().map(link)));
     }
     locks.do_send(lock_manager::Wire(book.clone()));
-    links.values().for_each(|link| link.do_send(peer::Wire(book.clone())));
+    links.values().for_each(|link| link.do_send(peer::Wire(book.clone(), log.clone())));
     coordinator.do_send(coordinator::Wire(book.clone(), log.clone()));
     let metrics = metrics.start();
 
@@ -259,7 +292,7 @@ pub async fn start(
     let (ask, asks) = mpsc::channel(HTTP_QUEUE);
     let clients = actix_rt::spawn(accept_clients(clients, book.clone(), door));
     actix_rt::spawn(accept_peers(peers, book.clone()));
-    actix_rt::spawn(serve_web(web, ask));
+    actix_rt::spawn(serve_web(web, ask, config.limits.http_connections));
     actix_rt::spawn(metrics::answer(asks, metrics));
     Ok(Node { book, connected, clients, log, formed: Some(formed) })
 }
@@ -274,15 +307,21 @@ impl Placement {
 }
 
 /// Makes replicas of other generations of a node's partitions.
-fn makers(config: Arc<Config>, node: NodeId, birth: Birth, hasher: KeyHasher) -> Makers {
+fn makers(
+    config: Arc<Config>,
+    node: NodeId,
+    life: Incarnation,
+    stop: Stop,
+    hasher: KeyHasher,
+) -> Makers {
     let setting = config.clone();
     Makers {
         newborn: Box::new(move |id, generation| {
-            let partition = recovery::newborn(&config, id, node, generation, birth.life, hasher);
-            partition.map_err(|error| (birth.stop)(&error.to_string())).ok()
+            let partition = recovery::newborn(&config, id, node, generation, life, hasher);
+            partition.map_err(|error| stop(&error.to_string())).ok()
         }),
         setup: Box::new(move |id, generation| {
-            recovery::setup(&setting, id, node, generation, birth.life, hasher)
+            recovery::setup(&setting, id, node, generation, life, hasher)
         }),
     }
 }
@@ -355,6 +394,35 @@ fn start_disk(
     }
 }
 
+/// Reads what is on the disk as soon as there is room for what has to be written for that.
+async fn open_once_there_is_room(
+    config: &Config,
+    id: NodeId,
+    birth: Birth,
+    mut error: Error,
+) -> Result<Found> {
+    for tries in 0_u32.. {
+        if tries.is_multiple_of(ROOM_TELL) {
+            log::warn!(target: "node", "{error}; waiting for room");
+        }
+        sleep(ROOM_EVERY).await;
+        match recovery::open(config, id, &(birth.boot)(), (birth.clock)()) {
+            Err(again @ Error::Full(_)) => error = again,
+            outcome => return outcome,
+        }
+    }
+    Err(error)
+}
+
+/// Opens the ports for clients, for the other nodes and for HTTP.
+async fn open_all(config: &Config, node: &crate::config::Node) -> Result<[TcpListener; 3]> {
+    Ok([
+        open(config, node, Service::Client).await?,
+        open(config, node, Service::Peer).await?,
+        open(config, node, Service::Http).await?,
+    ])
+}
+
 async fn open(
     config: &Config,
     node: &crate::config::Node,
@@ -375,12 +443,16 @@ struct Door {
 
 /// Accepts clients and gives them to the Buckets in turn.
 async fn accept_clients(listener: TcpListener, book: Arc<Book>, door: Door) {
+    let mut listener = Acceptor::new(listener, CROWDED);
     let mut next: u64 = 0;
     loop {
         let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+            Ok(Some((stream, _))) => stream,
+            Ok(None) => {
+                door.refused.fetch_add(1, Ordering::Relaxed);
+                continue;
+            }
             Err(error) => {
-                // Out of file descriptors, most likely: others will close some.
                 log::warn!(target: "session", "cannot accept a client: {error}");
                 sleep(Duration::from_millis(100)).await;
                 continue;
@@ -389,8 +461,7 @@ async fn accept_clients(listener: TcpListener, book: Arc<Book>, door: Door) {
         if door.connected.fetch_add(1, Ordering::Relaxed) >= door.limit.load(Ordering::Relaxed) {
             door.connected.fetch_sub(1, Ordering::Relaxed);
             door.refused.fetch_add(1, Ordering::Relaxed);
-            // A client that cannot take even this is told by the closing.
-            let _ = stream.try_write(b"-ERR max number of clients reached\r\n");
+            listener.turn_away(stream);
             continue;
         }
         let handed = stream.set_nodelay(true).and_then(|()| stream.into_std());
@@ -408,12 +479,24 @@ async fn accept_clients(listener: TcpListener, book: Arc<Book>, door: Door) {
     }
 }
 
+/// Accepts streams of other nodes. Of those that do not say who they are the oldest make room, so
+/// that however many strangers connect, a node gets in.
 async fn accept_peers(listener: TcpListener, book: Arc<Book>) {
+    let mut listener = Acceptor::new(listener, b"");
+    let mut strangers: VecDeque<JoinHandle<()>> = VecDeque::new();
     loop {
         match listener.accept().await {
-            Ok((stream, from)) => {
-                actix_rt::spawn(peer::receive(stream, from.to_string(), book.clone()));
+            Ok(Some((stream, from))) => {
+                strangers.retain(|stranger| !stranger.is_finished());
+                if strangers.len() >= STRANGERS_MAX
+                    && let Some(oldest) = strangers.pop_front()
+                {
+                    oldest.abort();
+                }
+                let receive = peer::receive(stream, from.to_string(), book.clone());
+                strangers.push_back(actix_rt::spawn(receive));
             }
+            Ok(None) => log::warn!(target: "peer", "no file descriptor left for a node"),
             Err(error) => {
                 log::warn!(target: "peer", "cannot accept a node: {error}");
                 sleep(Duration::from_millis(100)).await;
@@ -422,8 +505,9 @@ async fn accept_peers(listener: TcpListener, book: Arc<Book>) {
     }
 }
 
-async fn serve_web(listener: TcpListener, ask: mpsc::Sender<http::Ask>) {
-    if let Err(error) = http::serve(listener, ask, std::future::pending()).await {
+async fn serve_web(listener: TcpListener, ask: mpsc::Sender<http::Ask>, connections_max: usize) {
+    let stop = std::future::pending();
+    if let Err(error) = http::serve(listener, ask, connections_max, stop).await {
         log::error!(target: "http", "stopped serving: {error}");
     }
 }

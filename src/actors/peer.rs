@@ -12,15 +12,18 @@ use crate::actors::book::Book;
 use crate::actors::bucket::{self, Answer, Execute, Failure};
 use crate::actors::coordinator;
 use crate::actors::failpoint::{Failpoint, Point};
+use crate::actors::log::{self as disk, Log};
 use crate::actors::post::Post;
 use crate::command::Redis;
 use crate::engine::barrier::Hello;
 use crate::engine::batch::{Batch, Part, Replies};
-use crate::engine::bucket::too_long;
-use crate::engine::machine::Machine;
+use crate::engine::consensus::is_beat;
+use crate::engine::machine::{Machine, too_long};
 use crate::engine::protocol::Refusal;
-use crate::ids::{Incarnation, NodeId, PartitionId};
-use crate::net::frame::{self, Incoming, Outgoing};
+use crate::ids::{Incarnation, LastSeen, NodeId, PartitionId};
+use crate::net::frame::{
+    self, FRAME_BYTES_MAX, FrameError, Incoming, Outgoing, PIECE_BYTES, PIECES_BYTES_MAX,
+};
 use crate::net::listen::{OwnedReadHalf, OwnedWriteHalf, TcpStream, dial};
 use crate::net::packet::Packet;
 use actix::fut::{ActorFutureExt, WrapFuture};
@@ -59,6 +62,9 @@ const HELLO_BYTES_MAX: usize = 64 << 10;
 /// Bytes of a buffer that a stream keeps when all of it is written.
 const BUFFER_BYTES_KEPT: usize = 1 << 20;
 
+/// Pieces of long packets that a stream is given in one turn of the arbiter.
+const PIECES_AT_ONCE: usize = 16;
+
 /// Complaints remembered so that they are not repeated: strangers may think up any number.
 const COMPLAINTS_MAX: usize = 64;
 
@@ -81,9 +87,12 @@ pub struct Peer {
     address: Address,
     /// How this node introduces itself.
     hello: Hello,
+    /// The last life of this node before this one, if its data directory must know all of them.
+    last_life: Option<Incarnation>,
     /// Bytes that may wait for a node that does not read before it is taken for lost.
     queue_max: usize,
     book: Option<Arc<Book>>,
+    log: Option<Addr<Log>>,
     dialled: Option<Stream>,
     accepted: Option<Stream>,
     /// How the other introduced itself on the stream dialled, and on the one accepted.
@@ -118,7 +127,7 @@ struct Stream {
     outgoing: Outgoing,
     /// Those that have come in part.
     incoming: Incoming,
-    /// The socket is full and will say when it is not.
+    /// The socket is full and will say when it is not, or was given enough for one turn.
     blocked: bool,
     /// Who is at its other end.
     from: String,
@@ -127,7 +136,17 @@ struct Stream {
 /// The address book is ready: dial.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Wire(pub Arc<Book>);
+pub struct Wire(pub Arc<Book>, pub Option<Addr<Log>>);
+
+/// A replica of the other node, of this generation, is in a group.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Seen(pub u32);
+
+/// This node goes on in a later life: what was linked with the one before is linked anew.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Relive(pub Incarnation);
 
 /// Send this packet, if the node can be reached.
 #[derive(Message)]
@@ -200,6 +219,7 @@ impl Peer {
         other: NodeId,
         address: Address,
         hello: Hello,
+        last_life: Option<Incarnation>,
         queue_max: usize,
         failpoint: Failpoint,
     ) -> Peer {
@@ -207,8 +227,10 @@ impl Peer {
             other,
             address,
             hello,
+            last_life,
             queue_max,
             book: None,
+            log: None,
             dialled: None,
             accepted: None,
             met: None,
@@ -283,6 +305,13 @@ impl Peer {
             self.retry(ctx);
             return;
         }
+        if self.is_outlived(&hello) {
+            if let Some(book) = &self.book {
+                book.coordinator.do_send(coordinator::Outlived(self.other, hello.seen));
+            }
+            self.retry(ctx);
+            return;
+        }
         self.backoff = BACKOFF_MIN;
         self.met = Some(hello);
         self.dialled = Some(self.open(stream, rest, ctx));
@@ -347,7 +376,9 @@ impl Peer {
         if self.up || met.life != guest.life {
             return;
         }
-        let hello = met.latest(guest);
+        // What is said at the other's own address is its own.
+        let hello = Hello { seen: met.seen, ..met.latest(guest) };
+        self.see(LastSeen { life: hello.life, generation: 0 });
         self.up = true;
         self.life = Some((hello.life, false));
         self.complaints.clear();
@@ -357,6 +388,23 @@ impl Peer {
                 bucket.do_send(bucket::NodeUp(hello.clone()));
             }
             book.coordinator.do_send(coordinator::NodeUp(hello));
+        }
+    }
+
+    /// Whether the other node has seen a life of this one that its data directory does not know.
+    fn is_outlived(&self, hello: &Hello) -> bool {
+        let (seen, own) = (hello.seen.life, self.hello.life);
+        seen > own || seen < own && self.last_life.is_some_and(|last| seen > last)
+    }
+
+    /// Remembers what was seen of the other node, before anything is made of it.
+    fn see(&mut self, seen: LastSeen) {
+        let seen = self.hello.seen.and(seen);
+        if seen != self.hello.seen {
+            self.hello.seen = seen;
+            if let Some(log) = &self.log {
+                log.do_send(disk::Seen(self.other, seen));
+            }
         }
     }
 
@@ -400,17 +448,7 @@ impl Peer {
         let Some(stream) = stream else { return true };
         // A single packet may always wait, however long it is.
         let waiting = stream.out.len() - stream.written + stream.outgoing.waiting();
-        let pushed = match packet {
-            Packet::Execute { batch, .. } if batch.bytes() > frame::PIECE_BYTES => {
-                // Its entry of the log has to fit a frame.
-                stream.outgoing.push(packet, frame::FRAME_BYTES_MAX)
-            }
-            Packet::Executed { replies, .. } if replies.bytes.len() > frame::PIECE_BYTES => {
-                stream.outgoing.push(packet, frame::PIECES_BYTES_MAX)
-            }
-            packet => frame::push(packet, &mut stream.out),
-        };
-        if let Err(error) = pushed {
+        if let Err(error) = stream.push(packet) {
             log::error!(target: "peer", "cannot tell node {}: {error}", self.other);
             return false;
         }
@@ -437,7 +475,12 @@ impl Peer {
                 Ok(false) => {
                     stream.blocked = true;
                     let (id, writer) = (stream.id, stream.writer.clone());
-                    let writable = async move { writer.writable().await }.into_actor(self);
+                    let writable = async move {
+                        // There may be room: the arbiter's other tasks go first all the same.
+                        tokio::task::yield_now().await;
+                        writer.writable().await
+                    };
+                    let writable = writable.into_actor(self);
                     ctx.spawn(writable.map(move |result, peer, ctx| match result {
                         Ok(()) => peer.unblock(id, ctx),
                         Err(error) => peer.on_closed(id, &error.to_string(), false, ctx),
@@ -519,6 +562,9 @@ impl Peer {
             Packet::Raft(messages) => self.on_raft(messages, &book),
             Packet::Leads(partition, node, term) => book.hear_of_leader(partition, node, term),
             Packet::Replicas(generations) => {
+                let latest = generations.iter().map(|(_, generation)| *generation).max();
+                let generation = latest.unwrap_or_default();
+                self.see(LastSeen { generation, ..LastSeen::default() });
                 for bucket in &book.buckets {
                     bucket.do_send(bucket::Reborn(self.other, generations.clone()));
                 }
@@ -614,6 +660,10 @@ impl Peer {
     }
 }
 
+fn is_long(messages: &[(PartitionId, serde_bytes::ByteBuf)]) -> bool {
+    messages.iter().map(|(_, message)| message.len()).sum::<usize>() > PIECE_BYTES
+}
+
 /// Serves a batch whose partitions lie with several Buckets of this node.
 async fn split(batch: Batch, answer: Answer, book: Arc<Book>) {
     let mut shares: BTreeMap<usize, Batch> = BTreeMap::new();
@@ -665,6 +715,44 @@ fn fail(answer: Answer, batch: Batch, failure: Failure) {
 }
 
 impl Stream {
+    /// Queues a packet. A long one leaves in pieces, and once one does whose place matters,
+    /// everything follows it that comes later to the same actors: only beats may overtake it.
+    fn push(&mut self, packet: &Packet) -> Result<(), FrameError> {
+        let follows = self.outgoing.is_in_order();
+        match packet {
+            Packet::Execute { batch, .. } if batch.bytes() > PIECE_BYTES => {
+                // Its entry of the log has to fit a frame.
+                self.outgoing.push(packet, FRAME_BYTES_MAX)
+            }
+            Packet::Executed { replies, .. } if replies.bytes.len() > PIECE_BYTES => {
+                self.outgoing.push(packet, PIECES_BYTES_MAX)
+            }
+            Packet::Raft(messages) if follows || is_long(messages) => {
+                let (beats, rest): (Vec<_>, Vec<_>) =
+                    messages.iter().cloned().partition(|(_, message)| is_beat(message));
+                if !beats.is_empty() {
+                    frame::push(&Packet::Raft(beats), &mut self.out)?;
+                }
+                match rest.is_empty() {
+                    true => Ok(()),
+                    false => self.outgoing.push_in_order(&Packet::Raft(rest)),
+                }
+            }
+            Packet::Partition(..) | Packet::Coordinator(_) if follows => {
+                self.outgoing.push_in_order(packet)
+            }
+            Packet::Partition(..) | Packet::Coordinator(_) => {
+                let begun = self.out.len();
+                frame::push(packet, &mut self.out)?;
+                if self.out.len() - begun > PIECE_BYTES {
+                    self.outgoing.move_in_order(&mut self.out, begun);
+                }
+                Ok(())
+            }
+            packet => frame::push(packet, &mut self.out),
+        }
+    }
+
     /// Gives up the room of what is written, once that is most of it: a stream that is never
     /// quite empty must not keep all that it has ever carried.
     fn give_up_written(&mut self) {
@@ -677,18 +765,16 @@ impl Stream {
     /// Writes what is queued; tells whether all of it is gone. A piece of what is long is queued
     /// when nothing else is, so that whatever is said meanwhile waits for one piece at most.
     fn write(&mut self) -> io::Result<bool> {
-        loop {
+        for _ in 0..PIECES_AT_ONCE {
             if !self.write_out()? {
                 return Ok(false);
             }
-            if !self
-                .outgoing
-                .pop(&mut self.out)
-                .map_err(|error| io::Error::other(error.to_string()))?
-            {
+            let more = self.outgoing.pop(&mut self.out);
+            if !more.map_err(|error| io::Error::other(error.to_string()))? {
                 return Ok(true);
             }
         }
+        Ok(false)
     }
 
     fn write_out(&mut self) -> io::Result<bool> {
@@ -838,8 +924,25 @@ impl Handler<Wire> for Peer {
     type Result = ();
 
     fn handle(&mut self, wire: Wire, ctx: &mut Context<Self>) {
-        self.book = Some(wire.0);
+        (self.book, self.log) = (Some(wire.0), wire.1);
         self.dial(ctx);
+    }
+}
+
+impl Handler<Seen> for Peer {
+    type Result = ();
+
+    fn handle(&mut self, Seen(generation): Seen, _: &mut Context<Self>) {
+        self.see(LastSeen { generation, ..LastSeen::default() });
+    }
+}
+
+impl Handler<Relive> for Peer {
+    type Result = ();
+
+    fn handle(&mut self, Relive(life): Relive, ctx: &mut Context<Self>) {
+        self.hello.life = life;
+        self.go_down("this node goes on in a later life", ctx);
     }
 }
 
@@ -912,11 +1015,24 @@ impl Handler<Introduced> for Peer {
 
     fn handle(&mut self, introduced: Introduced, ctx: &mut Context<Self>) {
         let Introduced { hello, mut stream, rest } = introduced;
-        let stale = self.life.is_some_and(|(life, _)| hello.life < life);
-        let judged = self.hello.judge(&hello).and_then(|()| match stale {
-            true => Err(format!("node {} has been started again since", hello.node)),
-            false => Ok(()),
-        });
+        let judged = self.hello.judge(&hello);
+        if judged.is_ok() && hello.life < self.hello.seen.life {
+            // A process that was left over, or a node that has lost its data directory: it is told
+            // what it may not be again.
+            let own = Packet::Hello(self.hello.clone());
+            actix_rt::spawn(async move {
+                // It may have gone already.
+                let _ = greet(&mut stream, &own).await;
+            });
+            let (node, life, seen) = (hello.node, hello.life.0, self.hello.seen.life.0);
+            self.complain(format!("node {node} has been started again since: {life} < {seen}"));
+            return;
+        }
+        if judged.is_ok() && self.is_outlived(&hello) {
+            // Is it? It is asked at its own address.
+            self.dial(ctx);
+            return;
+        }
         if let Err(why) = judged {
             let from = stream.peer_addr().map(|from| format!(" at {}", from.ip()));
             let from = from.unwrap_or_default();

@@ -4,14 +4,15 @@ use crate::actors::coordinator::Kept;
 use crate::command::Redis;
 use crate::config::{Config, Durability};
 use crate::engine::consensus::{
-    Group, Recovered as RecoveredGroup, ReplicaId, Setup, SnapshotMeta,
+    Group, Recovered as RecoveredGroup, ReplicaId, Setup, SnapshotMeta, Survivor, survive,
 };
 use crate::engine::partition::Partition;
 use crate::engine::replica::Replica;
 use crate::engine::snapshot::Restorer;
 use crate::engine::tables::KeyHasher;
 use crate::error::{Corrupt, Error, Result};
-use crate::ids::{Incarnation, NodeId, PartitionId, TableIndex};
+use crate::ids::{Incarnation, Millis, NodeId, PartitionId, TableIndex};
+use crate::storage::reserve;
 use crate::storage::{
     Directory, GroupLog, Identity, Options, RealDisk, Records, SegmentLog, Snapshot,
     SnapshotReader, Snapshots, Torn,
@@ -34,6 +35,8 @@ pub struct Found {
     pub log: SegmentLog,
     /// The snapshots.
     pub snapshots: Snapshots,
+    /// The node's life.
+    pub life: Incarnation,
     groups: BTreeMap<PartitionId, GroupLog>,
     latest: BTreeMap<PartitionId, Snapshot>,
     begun: Instant,
@@ -45,36 +48,51 @@ pub struct Found {
     items: usize,
 }
 
-/// Opens a node's data directory and reads its log.
+/// Opens a node's data directory and reads its log, with the room set aside for it if need be.
 ///
 /// # Errors
 /// When it is another's, in use, damaged or cannot be written: with the file named.
-pub fn open(config: &Config, node: NodeId, boot: &str) -> Result<Found> {
-    let begun = Instant::now();
-    let owner = Identity { cluster: config.cluster().to_owned(), node };
-    let path = config.data_of(node);
-    let mut directory = Directory::open(RealDisk, &path, owner.clone())?;
-    let snapshots = Snapshots::open(RealDisk, &directory.snapshots_dir())?;
-    let mut latest = BTreeMap::new();
-    for snapshot in snapshots.all()? {
-        // The last one stands: a removal of those before it may have been cut off.
-        latest.insert(snapshot.partition, snapshot);
+pub fn open(config: &Config, node: NodeId, boot: &str, clock: Millis) -> Result<Found> {
+    let dir = config.data_of(node);
+    let found = match open_as_it_is(config, node, boot, clock) {
+        Err(error @ Error::Full(_)) if reserve::give_up(&RealDisk, &dir) => {
+            log::warn!(target: "node", "{error}; the room set aside is used to start");
+            open_as_it_is(config, node, boot, clock)
+        }
+        outcome => outcome,
+    }?;
+    if let Err(error) = reserve::keep(&RealDisk, &dir) {
+        log::warn!(target: "node", "no room is set aside for another start: {error}");
     }
+    Ok(found)
+}
+
+fn open_as_it_is(config: &Config, node: NodeId, boot: &str, clock: Millis) -> Result<Found> {
+    let begun = Instant::now();
+    let owner = owner(config, node);
+    let mut directory =
+        Directory::open(RealDisk, &config.data_of(node), owner.clone(), &config.layout())?;
+    let snapshots = Snapshots::open(RealDisk, &directory.snapshots_dir())?;
+    let latest = choose(&snapshots, KeyHasher::new(config.hash_seed()))?;
     let timing = config.replication;
     let options = Options {
         segment_bytes: timing.segment,
         step_bytes: STEP_BYTES.min(timing.segment),
         retain_bytes: timing.retain,
         direct: relaxed(config, node).next().is_none(),
+        newest: directory.segment(),
+        synced: Some(directory.synced_file()),
         ..Options::new(owner)
     };
     let (mut log, found) = SegmentLog::open(RealDisk, &directory.log_dir(), options)?;
     match_up(&latest, &found.groups, &mut log, &directory.snapshots_dir())?;
-    directory.mark_running(boot, unsynced(config, node))?;
+    directory.mark_segment(log.newest())?;
+    let life = directory.mark_running(boot, clock, unsynced(config, node))?;
     Ok(Found {
         directory,
         log,
         snapshots,
+        life,
         groups: found.groups,
         latest,
         begun,
@@ -83,6 +101,120 @@ pub fn open(config: &Config, node: NodeId, boot: &str) -> Result<Found> {
         partitions: 0,
         items: 0,
     })
+}
+
+/// A copy that is to go on without a majority of its group.
+pub struct Alone {
+    /// The partition.
+    pub id: PartitionId,
+    /// What it has to log for that.
+    pub survivor: Survivor,
+}
+
+/// The partitions on a stopped node that have lost their majority with the `lost` nodes. If
+/// `accepted`, the copies here are the only ones that count when the node starts.
+///
+/// # Errors
+/// When the data directory is in use or cannot be read, or when the cluster was never formed.
+pub fn go_on_alone(
+    config: &Config,
+    node: NodeId,
+    lost: &[NodeId],
+    boot: &str,
+    clock: Millis,
+    accepted: bool,
+) -> Result<Vec<Alone>> {
+    let mut found = open(config, node, boot, clock)?;
+    if !found.directory.is_formed() {
+        let problem = format!("node {node} was never part of a formed cluster");
+        return Err(Error::Directory(problem));
+    }
+    let logged = (0..config.groups()).map(PartitionId).filter(|id| {
+        let replicas = config.replicas_of(*id);
+        is_logged(config.class_of(*id).durability) && replicas.contains(&node) && replicas.len() > 1
+    });
+    let mut all = Vec::new();
+    let mut records = Records::default();
+    for id in logged {
+        let log = found.groups.remove(&id).unwrap_or_default();
+        let snapshot = match found.latest.get(&id) {
+            Some(snapshot) => Some(meta_of(&found.snapshots.read(snapshot)?)?),
+            None => None,
+        };
+        let generation = found.directory.replica_of(id);
+        let setup = setup(config, id, node, generation, Incarnation(0), KeyHasher::new(0));
+        let recovered =
+            RecoveredGroup { state: log.state.map(Into::into), snapshot, entries: log.entries };
+        let survivor = survive(&setup, recovered, lost)
+            .map_err(|why| Error::Config(format!("partition {id} cannot go on here: {why}")))?;
+        let Some(survivor) = survivor else { continue };
+        records.state(id, &survivor.state);
+        for entry in &survivor.entries {
+            records.entry(id, entry.index, &[&entry.head, &entry.data]);
+        }
+        all.push(Alone { id, survivor });
+    }
+    if accepted && !all.is_empty() {
+        found.log.write(&records)?;
+        found.log.sync()?;
+        // Nobody is left who could vouch for them.
+        let doubted = found.directory.doubted();
+        let trusted = all.iter().map(|one| one.id).filter(|id| doubted.contains(id));
+        let trusted: Vec<PartitionId> = trusted.collect();
+        found.directory.settle(&[], &trusted, 0)?;
+    }
+    Ok(all)
+}
+
+/// Opens the data directory of a node that logs nothing: it remembers the node's lives.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_record(
+    config: &Config,
+    node: NodeId,
+    boot: &str,
+    clock: Millis,
+) -> Result<(Directory, Incarnation)> {
+    let mut directory =
+        Directory::open(RealDisk, &config.data_of(node), owner(config, node), &config.layout())?;
+    let life = directory.mark_running(boot, clock, [])?;
+    Ok((directory, life))
+}
+
+fn owner(config: &Config, node: NodeId) -> Identity {
+    Identity { cluster: config.cluster().to_owned(), node }
+}
+
+/// The snapshot that each partition is made of again: the newest. Where one stands before it, it may
+/// have come from another node and not have been restored yet: one that cannot be is removed.
+fn choose(snapshots: &Snapshots, hasher: KeyHasher) -> Result<BTreeMap<PartitionId, Snapshot>> {
+    let mut all: BTreeMap<PartitionId, Vec<Snapshot>> = BTreeMap::new();
+    for snapshot in snapshots.all()? {
+        all.entry(snapshot.partition).or_default().push(snapshot);
+    }
+    let mut latest = BTreeMap::new();
+    for (id, mut found) in all {
+        while let [.., newest] = found[..] {
+            let restored = match found.len() {
+                1 => Ok(()),
+                _ => snapshots.read(&newest).and_then(|read| restore(read, id, hasher)).map(drop),
+            };
+            match restored {
+                Ok(()) => {
+                    latest.insert(id, newest);
+                    break;
+                }
+                Err(error @ Error::Corrupt(_)) => {
+                    log::warn!(target: "archive", "the snapshot before it is taken: {error}");
+                    snapshots.remove(&newest)?;
+                    found.pop();
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(latest)
 }
 
 /// Sees to it that log and snapshots belong together.
@@ -111,6 +243,11 @@ fn match_up(
     log.write(&records).and_then(|()| log.sync())
 }
 
+fn meta_of(reader: &SnapshotReader) -> Result<SnapshotMeta> {
+    let meta = SnapshotMeta::from_bytes(reader.meta());
+    meta.ok_or_else(|| reader.damaged("what it says about itself makes no sense"))
+}
+
 /// The replica that a snapshot holds, and what the snapshot says about itself.
 ///
 /// # Errors
@@ -120,8 +257,7 @@ pub fn restore(
     id: PartitionId,
     hasher: KeyHasher,
 ) -> Result<(SnapshotMeta, Replica<Redis>)> {
-    let meta = SnapshotMeta::from_bytes(reader.meta());
-    let meta = meta.ok_or_else(|| reader.damaged("what it says about itself makes no sense"))?;
+    let meta = meta_of(&reader)?;
     let mut restorer = Restorer::new(id, hasher);
     while let Some(chunk) = reader.next_chunk()? {
         restorer.push(&chunk).map_err(|damaged| reader.damaged(&damaged.to_string()))?;

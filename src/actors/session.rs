@@ -9,14 +9,16 @@
 
 mod flight;
 mod order;
+mod outlet;
 mod pipeline;
 mod redirect;
 mod round;
 mod transaction;
 
 use self::flight::{Finish, Spread, TRANSACTIONS_MAX};
+use self::outlet::Outlet;
 use self::round::Among;
-use self::transaction::{control_transaction, enqueue, waits_for_exec};
+use self::transaction::{control_transaction, enqueue, forget_watched, waits_for_exec};
 use crate::actors::local::{Entry, Local};
 use crate::command;
 use crate::command::client::{Client, Then};
@@ -26,14 +28,14 @@ use crate::command::plan::{self, Layout, Place, Plan};
 use crate::command::reply::Reply;
 use crate::command::scan::Walk;
 use crate::command::spec::{self, ADMIN, LOADING, NO_AUTH, Run, Spec, WRITE};
-use crate::command::transaction::{Queue, Script};
+use crate::command::transaction::{Queue, Script, Watching};
 use crate::command::words::{Phrase, Words};
 use crate::engine::barrier::Standing;
 use crate::engine::batch::{Batch, Replies};
 use crate::engine::machine::Scope;
-use crate::engine::protocol::{Watched, Work};
+use crate::engine::protocol::Work;
 use crate::ids::{NodeId, PartitionId};
-use crate::net::listen::{SocketAddr, TcpStream};
+use crate::net::listen::{OwnedReadHalf, SocketAddr, TcpStream};
 use crate::net::resp::{Limits, Requests};
 use std::future::poll_fn;
 use std::io;
@@ -51,6 +53,13 @@ const GATHER_BYTES_MAX: usize = 4 << 20;
 
 /// Room for what a read brings, at first and at least.
 const READ_BYTES: usize = 16 << 10;
+
+/// Replies that a client has not taken: with more of them its next commands wait, unless it takes
+/// none while it has more to say.
+const UNSENT_BYTES: usize = 8 << 20;
+
+/// A client that has taken none of its replies for so long is not reading.
+const STALL: Duration = Duration::from_millis(50);
 
 /// A reply buffer that has grown beyond this is given back.
 const KEEP_BYTES_MAX: usize = 1 << 20;
@@ -73,14 +82,22 @@ pub async fn serve(stream: TcpStream, id: u64, local: Rc<Local>) {
     let now = (local.setup.clock)();
     let client = Client::new(id, address(stream.peer_addr()), address(stream.local_addr()), now);
     let place = local.enter(&client);
-    let mut session = Session::new(stream, client, local.clone(), place.entry.clone());
-    if let Err(error) = session.run().await {
+    let (stream, half) = stream.into_split();
+    let outlet = Rc::new(Outlet::new(half, place.entry.clone(), local.setup.clock));
+    let mut session =
+        Session::new(stream, outlet.clone(), client, local.clone(), place.entry.clone());
+    if let Err(error) = outlet.alongside(session.run()).await {
         log::debug!(target: "session", "client {id}: {error}");
     }
+    forget_watched(&mut session.state, &session.local);
 }
 
 struct Session {
-    stream: TcpStream,
+    stream: OwnedReadHalf,
+    outlet: Rc<Outlet>,
+    /// How many bytes of what was kept for it the client had taken when it was last seen to take
+    /// none.
+    stalled: Option<u64>,
     state: State,
     local: Rc<Local>,
     /// What others see of it.
@@ -111,7 +128,7 @@ struct State {
     redraw: bool,
     /// Commands since `MULTI`.
     queue: Option<Queue>,
-    watched: Vec<(PartitionId, Watched)>,
+    watching: Watching,
 }
 
 /// Requests that are served together.
@@ -148,8 +165,8 @@ enum Next {
     Spread(Work, Layout),
     /// The same, without locks: each partition at its own moment.
     Each(Vec<(PartitionId, Batch)>, Layout),
-    /// `WATCH`: its keys and how their versions are asked for.
-    Watch(Vec<Vec<u8>>, Plan),
+    /// `WATCH`, of keys that are not watched yet, and how their versions are asked for.
+    Watch(Phrase, Plan),
     /// `EXEC`, of a queue and what it watches, or one that changes the connection.
     Exec(Work, Script),
     /// A step after the other.
@@ -163,12 +180,20 @@ enum Next {
 }
 
 impl Session {
-    fn new(stream: TcpStream, client: Client, local: Rc<Local>, entry: Rc<Entry>) -> Session {
+    fn new(
+        stream: OwnedReadHalf,
+        outlet: Rc<Outlet>,
+        client: Client,
+        local: Rc<Local>,
+        entry: Rc<Entry>,
+    ) -> Session {
         let limits = order::limits(&local);
         let shares = (0..local.book.destinations()).map(|_| Share::default()).collect();
         Session {
             stream,
-            state: State { client, redraw: false, queue: None, watched: Vec::new() },
+            outlet,
+            stalled: None,
+            state: State { client, redraw: false, queue: None, watching: Watching::default() },
             local,
             entry,
             feed: None,
@@ -223,11 +248,11 @@ impl Session {
                         self.note_last(begun);
                     }
                     Next::Held => self.wait_for_pause().await?,
-                    Next::Close => return Ok(()),
+                    Next::Close => return self.finish().await,
                 }
             }
         }
-        Ok(())
+        self.finish().await
     }
 
     /// Reads what the client sent. False when it has closed, or the Session is to end.
@@ -337,9 +362,10 @@ impl Session {
         }
     }
 
-    /// Whether a reply of so many bytes may be written.
+    /// Whether a reply of so many bytes may be written, beside those that are not taken yet.
     fn admit(&self, bytes: usize) -> io::Result<()> {
         let max = self.local.setup.limits.output_buffer;
+        let bytes = bytes + self.outlet.unsent();
         if bytes > max {
             let (id, address) = (self.state.client.id, &self.state.client.address);
             log::warn!(
@@ -355,20 +381,11 @@ impl Session {
     async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.admit(bytes.len())?;
         self.local.counters.borrow_mut().bytes_out += bytes.len() as u64;
-        let mut written = 0;
-        while written < bytes.len() {
-            match self.stream.try_write(&bytes[written..]) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(more) => written += more,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.state.client.output_bytes = bytes.len() - written;
-                    self.wait_for_reader().await?;
-                }
-                Err(error) => return Err(error),
-            }
+        self.outlet.send(bytes)?;
+        match self.outlet.unsent() > UNSENT_BYTES {
+            true => self.wait_for_reader().await,
+            false => Ok(()),
         }
-        self.state.client.output_bytes = 0;
-        Ok(())
     }
 }
 
@@ -383,15 +400,20 @@ fn request(
 ) -> Option<Next> {
     let mut reply = Reply::new(&mut gathered.own.bytes, state.client.resp3);
     let Some(spec) = command::resolve(words, &mut reply) else {
+        if command::is_http(words) {
+            local.warn_of_http(&state.client);
+            gathered.own.retract();
+            return Some(Next::Close);
+        }
         spec::lookup(words.name()).into_iter().for_each(|spec| local.reject(spec));
         state.queue.as_mut().into_iter().for_each(Queue::spoil);
         if command::is_exec(words) {
             state.queue = None;
-            state.watched.clear();
+            forget_watched(state, local);
         }
         return answered(local, None, gathered);
     };
-    if local.holds(spec) {
+    if local.holds(spec, state.queue.as_ref()) {
         return Some(Next::Held);
     }
     state.client.last = Some(spec);
@@ -456,7 +478,7 @@ fn request(
                 answered(local, Some(spec), gathered);
                 if then == Then::Reset {
                     state.queue = None;
-                    state.watched.clear();
+                    forget_watched(state, local);
                 }
                 return (then == Then::Close).then_some(Next::Close);
             }

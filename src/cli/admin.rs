@@ -10,6 +10,7 @@ mod backup;
 mod fake;
 mod image;
 mod manifest;
+mod recover;
 mod restore;
 mod show;
 
@@ -81,6 +82,18 @@ enum Verb {
         #[arg(long, default_value_t = 60, value_name = "SECONDS")]
         patience: u16,
     },
+    /// Have a stopped node go on alone where a majority of the copies is lost for good
+    Recover {
+        /// The node, which does not run; its data directory is on this machine
+        #[arg(long, value_name = "ID")]
+        node: u16,
+        /// The nodes whose data is lost for good
+        #[arg(long, value_name = "ID,ID", required = true, value_delimiter = ',')]
+        lost: Vec<u16>,
+        /// Do it; without this option it is only said what would be done and what it may cost
+        #[arg(long)]
+        accept_loss: bool,
+    },
     /// Put a backup's keys into a cluster, of whatever size
     Restore {
         /// The directory
@@ -118,6 +131,9 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
 }
 
 fn serve(admin: &Admin) -> Result<(), String> {
+    if let Verb::Recover { node, lost, accept_loss } = &admin.verb {
+        return recover::go_on_alone(&admin.config, *node, lost, *accept_loss);
+    }
     // The whole backup is looked at before any node is.
     let verified = match &admin.verb {
         Verb::Restore { dir, .. } => Some(restore::verify(dir)?),
@@ -129,6 +145,8 @@ fn serve(admin: &Admin) -> Result<(), String> {
         Verb::Status { json } => show::status(&cluster, *json),
         Verb::TransferLeader { partition, node } => transfer(&cluster, *partition, *node),
         Verb::Snapshot => snapshot(&cluster),
+        // Done above: no node is asked.
+        Verb::Recover { .. } => Ok(()),
         Verb::Backup { dir, patience } => backup::take(&cluster, dir, seconds(patience)),
         Verb::Restore { force, from, patience, .. } => {
             let held = match (from, force) {

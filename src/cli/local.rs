@@ -1,6 +1,6 @@
 //! `--role local`: a whole cluster in one process, on loopback.
 
-use super::run::{report, run as run_nodes, wall_clock};
+use super::run::{LOST, report, run as run_nodes, wall_clock};
 use crate::config::{ARBITERS_MAX, Config, Durability, NODES_MAX};
 use crate::error::{Error, Result};
 use crate::logging;
@@ -57,6 +57,7 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error @ Error::Listen(_)) => report(&error, "; choose others with --port BASE"),
+        Err(error @ Error::Corrupt(_)) => report(&error, LOST),
         Err(error) => report(&error, ""),
     }
 }

@@ -1,7 +1,7 @@
 //! `--role node`: one node of a cluster, in the foreground.
 
 use super::output;
-use super::run::{report, run as run_nodes, wall_clock};
+use super::run::{LOST, report, run as run_nodes, wall_clock};
 use crate::config::{ARBITERS_MAX, Config};
 use crate::error::Error;
 use crate::ids::NodeId;
@@ -52,6 +52,7 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
             let file = options.config.display();
             report(&error, &format!("; choose another in {file}"))
         }
+        Err(error @ Error::Corrupt(_)) => report(&error, LOST),
         Err(error) => report(&error, ""),
     }
 }

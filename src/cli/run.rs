@@ -1,11 +1,10 @@
 //! Runs nodes until they are told to stop: the one place that makes arbiters.
 
-use super::failpoint;
-use super::output;
+use super::{descriptors, failpoint};
 use crate::actors::node::{Birth, Node, Placement, start};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::ids::{Incarnation, Millis, NodeId};
+use crate::ids::{Millis, NodeId};
 use crate::logging;
 use crate::metrics::Usage;
 use actix_rt::{Arbiter, System};
@@ -42,7 +41,9 @@ fn usage() -> Option<Usage> {
 
 /// Runs these nodes of a cluster in this process until SIGINT or SIGTERM. `ready` is called once
 /// all of them serve, with the milliseconds that took.
-pub fn run(config: Config, nodes: &[NodeId], ready: impl FnOnce(&Config, u64)) -> Result<()> {
+pub fn run(mut config: Config, nodes: &[NodeId], ready: impl FnOnce(&Config, u64)) -> Result<()> {
+    // Before the first thread: each needs some.
+    descriptors::fit(&mut config, nodes.len())?;
     let config = Arc::new(config);
     let started = wall_clock();
     System::new().block_on(async {
@@ -57,9 +58,22 @@ pub fn run(config: Config, nodes: &[NodeId], ready: impl FnOnce(&Config, u64)) -
             }
             Ok(())
         };
-        if let Err(error) = served.await {
-            stop(running, others_go_on).await;
-            return Err(error);
+        // A node may wait long for room on its disk.
+        let served = tokio::select! {
+            biased;
+            () = &mut stopping => None,
+            served = served => Some(served),
+        };
+        match served {
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                stop(running, others_go_on).await;
+                return Err(error);
+            }
+            None => {
+                stop(running, others_go_on).await;
+                return Ok(());
+            }
         }
         let formed: Vec<oneshot::Receiver<()>> = running.iter_mut().map(Running::formed).collect();
         let serving = async {
@@ -115,7 +129,6 @@ async fn launch(
         handle.spawn_fn(move || logging::set_node(id));
     }
     let birth = Birth {
-        life: Incarnation(started.0),
         clock: wall_clock,
         usage,
         started,
@@ -152,16 +165,19 @@ async fn launch(
 }
 
 /// Which boot of the machine this is: what was not synced is lost with it.
-fn boot() -> String {
+pub(super) fn boot() -> String {
     // Elsewhere than on Linux every start counts as one after a power cut.
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
+/// What to do about data that was damaged or is missing.
+pub const LOST: &str = "; put it back as it was, or move the node's data directory away and start it \
+                        again: it then learns from the other nodes, under a new name";
+
 /// Ends the process: a node that cannot write its log has nothing more to promise.
 fn give_up(why: &str) {
     log::error!(target: "node", "{why}; stopping");
-    output::complain(&format!("{why}; stopping"));
-    log::logger().flush();
+    logging::last(&format!("quorate: {why}; stopping"));
     std::process::exit(1);
 }
 
@@ -195,6 +211,6 @@ fn told_to_stop() -> Result<impl Future<Output = ()>> {
 
 /// Tells the operator what is wrong, and the shell by the exit code.
 pub fn report(error: &Error, advice: &str) -> ExitCode {
-    output::complain(&format!("{error}{advice}"));
+    logging::last(&format!("quorate: {error}{advice}"));
     ExitCode::from(error.exit_code())
 }

@@ -6,6 +6,7 @@ use super::spec::{
     data,
 };
 use super::{Call, NOT_AN_INTEGER, SYNTAX, VALUE_BYTES_MAX};
+use crate::engine::batch::Args;
 use crate::engine::tables::{Expires, Origin};
 
 const fn doc(
@@ -68,6 +69,16 @@ fn getbit(call: &mut Call<'_>) {
     let Some(bit) = offset(call.args.get(1), None) else { return call.reply.error(BAD_OFFSET) };
     let set = call.get().is_some_and(|item| bit_of(item.value(), bit));
     call.reply.int(i64::from(set));
+}
+
+/// How long `SETBIT` or `BITFIELD` makes its key's value at least; 0 if that is not to be.
+pub(super) fn reach(args: Args<'_>) -> usize {
+    if args.len() == 3
+        && let Some(bit) = offset(args.get(1), None)
+    {
+        return (bit / 8) as usize + 1;
+    }
+    fields(args).map_or(0, |fields| reach_of(&fields))
 }
 
 fn setbit(call: &mut Call<'_>) {
@@ -333,8 +344,7 @@ enum Action {
 
 type Field = (Width, u64, Action);
 
-fn fields(call: &mut Call<'_>) -> Result<Vec<Field>, &'static str> {
-    let args = call.args;
+fn fields(args: Args<'_>) -> Result<Vec<Field>, &'static str> {
     let mut fields = Vec::new();
     let mut overflow = Overflow::Wrap;
     let mut at = 1;
@@ -374,7 +384,7 @@ fn fields(call: &mut Call<'_>) -> Result<Vec<Field>, &'static str> {
 }
 
 fn bitfield_ro(call: &mut Call<'_>) {
-    let fields = match fields(call) {
+    let fields = match fields(call.args) {
         Ok(fields) => fields,
         Err(error) => return call.reply.error(error),
     };
@@ -389,18 +399,23 @@ fn bitfield_ro(call: &mut Call<'_>) {
     }
 }
 
+/// The bytes up to the last bit that is written; 0 if none is.
+fn reach_of(fields: &[Field]) -> usize {
+    let writes = fields.iter().filter(|(.., action)| !matches!(action, Action::Get));
+    let ends = writes.map(|(width, bit, _)| (bit + u64::from(width.bits)).div_ceil(8));
+    ends.max().unwrap_or(0) as usize
+}
+
 fn bitfield(call: &mut Call<'_>) {
-    let fields = match fields(call) {
+    let fields = match fields(call.args) {
         Ok(fields) => fields,
         Err(error) => return call.reply.error(error),
     };
-    let writes = fields.iter().filter(|(.., action)| !matches!(action, Action::Get));
-    let reach = writes.map(|(width, bit, _)| (bit + u64::from(width.bits)).div_ceil(8)).max();
-    let Some(reach) = reach else { return bitfield_ro(call) };
-    let length = call.get().map_or(0, |item| item.value().len()).max(reach as usize);
-    if length > VALUE_BYTES_MAX {
-        return call.reply.error(BAD_OFFSET);
+    let reach = reach_of(&fields);
+    if reach == 0 {
+        return bitfield_ro(call);
     }
+    let length = call.get().map_or(0, |item| item.value().len()).max(reach);
     let value = call.tables.value_mut(call.table, call.hash, call.args.get(0), length);
     call.reply.array(fields.len());
     for (width, bit, action) in fields {

@@ -87,7 +87,10 @@ impl Client {
         self.name.clear();
         self.table = TableIndex::default();
         self.resp3 = false;
-        self.answers = Answers::On;
+        // What it said of the next answer holds for this one.
+        if self.answers != Answers::Skipping {
+            self.answers = Answers::On;
+        }
         self.monitor = false;
     }
 

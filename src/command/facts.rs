@@ -32,7 +32,9 @@ pub struct Facts {
     pub config_file: String,
     /// Clients connected now.
     pub clients_connected: u64,
-    /// Bytes that keys and values take.
+    /// Keys that clients of all nodes watch and this node leads.
+    pub keys_watched: u64,
+    /// Bytes that keys and values take, and the registers of watched keys.
     pub memory_tables: u64,
     /// The most they ever took, as far as it was seen.
     pub memory_peak: u64,

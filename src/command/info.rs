@@ -104,6 +104,7 @@ fn clients(facts: &Facts, section: &mut Section) {
     section.field("connected_clients", facts.clients_connected);
     section.field("maxclients", facts.settings.number("maxclients"));
     section.field("blocked_clients", facts.clients_blocked);
+    section.field("total_watched_keys", facts.keys_watched);
 }
 
 fn memory(facts: &Facts, section: &mut Section) {

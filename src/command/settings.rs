@@ -127,6 +127,8 @@ const SLOW_LEN_MAX: i64 = 100_000;
 pub struct Settings {
     /// What differs from the rows' first values.
     changed: BTreeMap<&'static str, String>,
+    /// The clients that the machine has room for; none where that is not known.
+    clients_max: Option<i64>,
 }
 
 impl Settings {
@@ -177,6 +179,11 @@ impl Settings {
         }
     }
 
+    /// More clients than this may not be asked for.
+    pub fn limit_clients(&mut self, most: usize) {
+        self.clients_max = i64::try_from(most).ok();
+    }
+
     /// Takes over settings that [`Settings::judge`] has approved.
     pub fn take(&mut self, approved: &[(&'static str, String)]) {
         for (name, value) in approved {
@@ -211,6 +218,19 @@ impl Settings {
         // Values are looked at once all names are known to be right.
         let judged = rows.iter().zip(pairs).map(|((row, _, kind), (_, value))| {
             let value = judge(*kind, value, self.get(row).unwrap_or_default());
+            let value = value.and_then(|value| match self.clients_max {
+                Some(most)
+                    if *row == "maxclients"
+                        && parse_int(value.as_bytes()).is_some_and(|number| number > most) =>
+                {
+                    // Redis's words.
+                    Err(format!(
+                        "The operating system is not able to handle the specified number of \
+                         clients, try with {most}"
+                    ))
+                }
+                _ => Ok(value),
+            });
             value.map(|value| (*row, value)).map_err(|why| refused(row, &why))
         });
         judged.collect()
@@ -346,6 +366,15 @@ mod tests {
         }
         let unknown = "ERR Unknown option or number of arguments for CONFIG SET - 'nosuch'";
         assert_eq!(set("nosuch", "1"), Err(unknown.into()));
+    }
+
+    #[test]
+    fn there_are_no_more_clients_than_the_machine_has_room_for() {
+        let mut settings = Settings::default();
+        settings.limit_clients(500);
+        assert!(settings.judge(&[(b"maxclients", b"500")]).is_ok());
+        let refused = settings.judge(&[(b"maxclients", b"501")]).unwrap_err();
+        assert!(refused.ends_with(b"number of clients, try with 500"), "{refused:?}");
     }
 
     #[test]

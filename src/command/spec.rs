@@ -259,8 +259,8 @@ pub enum Control {
     Discard,
     /// The next transaction depends on keys: an operation reads their versions.
     Watch(Data),
-    /// It depends on none any more.
-    Unwatch,
+    /// It depends on none any more: an operation says so to their partitions.
+    Unwatch(Data),
 }
 
 /// A command that works on data.
@@ -387,6 +387,14 @@ impl Spec {
         }
     }
 
+    /// The operation that it sends to partitions, if any.
+    const fn operation(&self) -> Option<Data> {
+        match self.run {
+            Run::Control(Control::Unwatch(data)) => Some(data),
+            _ => self.data(),
+        }
+    }
+
     /// Its subcommands.
     pub fn subcommands(&self) -> &'static [Spec] {
         match self.run {
@@ -410,9 +418,14 @@ impl Spec {
         self.doc.group == Group::Connection && matches!(self.name, "quit" | "reset")
     }
 
+    /// Whether it is `EXEC`.
+    pub fn executes(&self) -> bool {
+        matches!(self.run, Run::Control(Control::Exec))
+    }
+
     /// Whether it is `UNWATCH`, which has no effect inside a transaction.
     pub fn run_is_unwatch(&self) -> bool {
-        matches!(self.run, Run::Control(Control::Unwatch))
+        matches!(self.run, Run::Control(Control::Unwatch(_)))
     }
 
     /// The names of its flags, as `COMMAND` shows them.
@@ -471,7 +484,7 @@ pub fn lookup(name: &[u8]) -> Option<&'static Spec> {
 #[inline]
 pub fn by_code(code: OpCode) -> Option<(&'static Spec, Data)> {
     let spec = (*BY_CODE.get(usize::from(code.0))?)?;
-    Some((spec, spec.data()?))
+    Some((spec, spec.operation()?))
 }
 
 /// A command's whole name: a subcommand's begins with its container's.
@@ -554,7 +567,7 @@ static BY_CODE: [Option<&Spec>; CODES] = {
 };
 
 const fn index_code(index: &mut [Option<&'static Spec>; CODES], spec: &'static Spec) {
-    if let Some(data) = spec.data() {
+    if let Some(data) = spec.operation() {
         let code = data.code.0 as usize;
         assert!(code > 0 && code < CODES, "a command's code is out of range");
         assert!(index[code].is_none(), "a command's code is given twice");
@@ -664,7 +677,7 @@ mod tests {
     fn codes_stay_what_logs_hold() {
         let mut codes: Vec<(u16, String)> = Vec::new();
         for spec in all().flat_map(|spec| std::iter::once(spec).chain(spec.subcommands())) {
-            if let Some(data) = spec.data() {
+            if let Some(data) = spec.operation() {
                 codes.push((data.code.0, full_name(spec)));
             }
         }

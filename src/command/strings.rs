@@ -7,6 +7,7 @@ use super::spec::{
     Split, WRITE, data,
 };
 use super::{Call, NOT_AN_INTEGER, SYNTAX, VALUE_BYTES_MAX};
+use crate::engine::batch::Args;
 use crate::engine::tables::{Expires, ItemRef, Origin};
 use crate::ids::Millis;
 
@@ -210,9 +211,11 @@ fn expiry(call: &mut Call<'_>, command: &str, unit: Unit, number: &[u8]) -> Opti
     moment
 }
 
-/// Puts a value that expires; what has expired already is as good as removed.
+/// Puts a value that expires; what has expired already is as good as removed. Either way the key
+/// was written, also if it held nothing before.
 fn put_until(call: &mut Call<'_>, value: &[u8], moment: Millis) {
     if moment <= call.now {
+        call.tables.touch(call.table, call.hash);
         call.remove();
     } else {
         call.put(value, Expires::At(moment));
@@ -377,6 +380,13 @@ fn setrange(call: &mut Call<'_>) {
     let bytes = call.tables.value_mut(call.table, call.hash, call.args.get(0), length);
     bytes[offset..end].copy_from_slice(value);
     call.reply.count(length);
+}
+
+/// How long `SETRANGE` makes its key's value at least; 0 if that is not to be.
+pub(super) fn reach(args: Args<'_>) -> usize {
+    let offset = parse_int(args.get(1)).and_then(|offset| usize::try_from(offset).ok());
+    let end = offset.unwrap_or(0).saturating_add(args.get(2).len());
+    if end > VALUE_BYTES_MAX { 0 } else { end }
 }
 
 fn incr(call: &mut Call<'_>) {

@@ -8,6 +8,7 @@ use super::facts::Facts;
 use super::order::{Order, Question, Told};
 use super::plan::{Layout, Place, Plan, plan, route_one};
 use super::reply::Reply;
+use super::transaction::{Exec, Queue, Watching};
 use super::words::Phrase;
 use super::{Redis, resolve, spec};
 use crate::engine::batch::{Batch, OpHead, Replies};
@@ -612,4 +613,75 @@ fn a_step_ends_when_it_has_compared_much() {
     let refused = "-ERR the pattern is longer than 1024 bytes\r\n";
     assert_eq!(reply_of(&mut cluster, &format!("scan 0 match {long}")), refused);
     assert_eq!(reply_of(&mut cluster, &format!("keys {long}")), refused);
+}
+
+/// However its commands repeat themselves, a transaction comes to operations in proportion to what
+/// its client said.
+#[test]
+fn a_transaction_plans_in_proportion_to_its_commands() {
+    let cluster = Cluster::new(12);
+    let planned = |times: usize, commands: &[&str]| -> usize {
+        let mut queue = Queue::default();
+        for number in 0..times {
+            for command in commands {
+                let line = command.replace('#', &number.to_string());
+                let phrase: Phrase = line.split(' ').collect();
+                let spec = resolve(phrase.words(), &mut Reply::new(&mut Vec::new(), false));
+                queue.push(spec.unwrap(), phrase.words(), usize::MAX).unwrap();
+            }
+        }
+        let place = Place {
+            key_bytes_max: super::KEY_BYTES_MAX,
+            atlas: &cluster.atlas,
+            hasher: cluster.hasher,
+            table: cluster.client.table,
+            resp3: false,
+        };
+        let watching = Watching::default();
+        let Exec::Work(work, _) = queue.plan(&cluster.client, &cluster.facts, &watching, &place)
+        else {
+            panic!("it is planned");
+        };
+        let claims = work.shares.iter().map(|(_, share)| share.batch.len() + share.claims.len());
+        claims.sum::<usize>() + work.script.len()
+    };
+    for commands in [
+        &["SET k# v", "DBSIZE"][..],
+        &["SET k# v", "DBSIZE", "SELECT 1", "SET k# v", "DBSIZE", "SELECT 0"],
+        &["SET k# v", "DBSIZE", "FLUSHDB", "DBSIZE"],
+        &["SET k# v", "FLUSHALL", "DBSIZE", "DEL k# k#"],
+        &["MSET k# v other v", "DBSIZE", "GET k#"],
+        &["RENAME k# other", "DBSIZE", "COPY other k#"],
+        &["MSETNX k# v other v", "FLUSHDB"],
+        &["SWAPDB 0 1", "DBSIZE", "SET k# v"],
+        &["SET k# v", "KEYS *", "SCAN 0", "RANDOMKEY"],
+        &["MGET k# k# other other", "EXISTS k# k#"],
+    ] {
+        let (once, twice) = (planned(100, commands), planned(200, commands));
+        let each = (twice - once) / 100;
+        assert!(twice <= once * 2 && each <= 16 * commands.len(), "{commands:?}: {once}, {twice}");
+    }
+}
+
+#[test]
+fn a_bitfield_may_reach_behind_the_last_bit_of_a_string() {
+    let mut cluster = Cluster::new(1);
+    let mut say = |line: &str| {
+        let (reply, _) = cluster.ask(&line.split(' ').collect::<Vec<_>>());
+        String::from_utf8_lossy(&reply).into_owned()
+    };
+    let refused = "-ERR bit offset is not an integer or out of range\r\n";
+    assert_eq!(say("BITFIELD b SET u8 4294967295 255"), "*1\r\n:0\r\n");
+    assert_eq!(say("STRLEN b"), ":536870913\r\n");
+    assert_eq!(
+        say("BITFIELD b GET u8 4294967295 INCRBY i64 4294967295 0"),
+        "*2\r\n:255\r\n:-72057594037927936\r\n"
+    );
+    assert_eq!(say("BITFIELD b SET u8 4294967296 1"), refused);
+    assert_eq!(say("BITFIELD b GET u8 #536870912"), refused);
+    assert_eq!(say("GETBIT b 4294967296"), refused);
+    assert_eq!(
+        say("APPEND b x"),
+        "-ERR string exceeds maximum allowed size (proto-max-bulk-len)\r\n"
+    );
 }

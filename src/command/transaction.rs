@@ -10,7 +10,9 @@
 //!   Commands on whole tables (FLUSHALL, SWAPDB) beside it are evaluated there for the keys that
 //!   the transaction names, and run where the other keys lie.
 //! - `DBSIZE` counts what the transaction sees: each partition's keys as they are found, corrected
-//!   by those that the transaction's own commands have made or removed by then ([`Census`]).
+//!   by those that the transaction's own commands have made or removed by then ([`Census`]). The
+//!   partitions count once, and each further `DBSIZE` asks only for the keys touched since the one
+//!   before it, so that no transaction comes to more operations than it names keys, twice over.
 //! - Commands about the connection, the node or a walk through a table are served when the rest is
 //!   committed, in order, each in its place of the reply.
 //! - What cannot be carried out as it was asked fails in its place; the others still commit.
@@ -28,11 +30,12 @@ use super::spec::{
     Run, SKIP_SLOWLOG, STALE, Spec, Split,
 };
 use super::words::{Phrase, Words};
-use super::{Call, Redis};
+use super::{Call, KEY_BYTES_MAX, Redis};
 use crate::engine::batch::{Batch, OpCode, OpHead, Replies};
 use crate::engine::machine::{Access, Machine, Scope};
 use crate::engine::protocol::{Claim, Granule, Mode, Share, Watched, Work};
 use crate::engine::slots::Atlas;
+use crate::engine::tables::KeyHasher;
 use crate::ids::{PartitionId, TableIndex};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -50,21 +53,118 @@ pub(super) const COMMANDS: &[Spec] = &[
         doc: doc("1.2.0", "Executes the queued commands, all or none.", "") },
     Spec { name: "multi", arity: 1, flags: CONTROL, keys: NO_KEYS, run: Run::Control(Control::Multi),
         doc: doc("1.2.0", "Queues the commands that follow.", "") },
-    Spec { name: "unwatch", arity: 1, flags: CONTROL, keys: NO_KEYS, run: Run::Control(Control::Unwatch),
+    Spec { name: "unwatch", arity: 1, flags: CONTROL, keys: NO_KEYS, run: Run::Control(Control::Unwatch(Data { code: UNWATCH, run: unwatch, split: Split::Slot, reach: None })),
         doc: doc("2.2.0", "Forgets the watched keys.", "") },
     Spec { name: "watch", arity: -2, flags: CONTROL, keys: KEYS,
         run: Run::Control(Control::Watch(Data { code: OpCode(400), run: versions, split: Split::PerKey(Merge::Array), reach: None })),
         doc: doc("2.2.0", "Lets the next EXEC fail if one of the keys has changed by then.", "key [key ...]") },
 ];
 
+/// The operation by which a watcher of keys leaves them.
+const UNWATCH: OpCode = OpCode(401);
+
+/// Keys that one client can watch, and their bytes: any single key can be watched.
+const CLIENT_WATCHED_MAX: usize = 1 << 14;
+const CLIENT_WATCHED_BYTES_MAX: usize = KEY_BYTES_MAX;
+
 /// Watches the keys and tells their versions: what a session asks when its client says `WATCH`.
 fn versions(call: &mut Call<'_>) {
-    call.reply.array(call.args.len());
-    for key in call.args.iter() {
-        let now = call.now;
-        let version = call.tables.watches_mut().watch(call.table, key, now);
+    let args = call.args;
+    let mut told = Vec::with_capacity(args.len());
+    for (index, key) in args.iter().enumerate() {
+        let hash = call.hash_of(index);
+        let Some(version) = call.tables.watch(call.table, hash, key) else {
+            for (hash, version) in told {
+                call.tables.watches_mut().unwatch(call.table, hash, version);
+            }
+            return call.reply.error("ERR too many keys are watched");
+        };
+        told.push((hash, version));
+    }
+    call.reply.array(told.len());
+    for (_, version) in told {
         // Versions count from a time in milliseconds shifted by 20 bits, which leaves room.
         call.reply.int(version.cast_signed());
+    }
+}
+
+/// Takes a watcher off keys: their hashes and the versions that it was told, 8 bytes each.
+fn unwatch(call: &mut Call<'_>) {
+    for pair in call.args.iter().flat_map(|arg| arg.as_chunks::<8>().0.as_chunks::<2>().0) {
+        let [hash, version] = pair.map(u64::from_le_bytes);
+        call.tables.watches_mut().unwatch(call.table, hash, version);
+    }
+    call.reply.ok();
+}
+
+/// The keys that a client watches.
+#[derive(Debug, Default)]
+pub struct Watching {
+    /// Where each lies, and the version that its partition told.
+    keys: BTreeMap<(TableIndex, Vec<u8>), (PartitionId, u64)>,
+    bytes: usize,
+}
+
+impl Watching {
+    /// Whether it watches none.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// How many keys it watches.
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// The words of a `WATCH` of keys that are not watched yet, each once.
+    ///
+    /// # Errors
+    /// When it would watch too many.
+    pub fn lacks(&self, words: Words<'_>, table: TableIndex) -> Result<Phrase, String> {
+        let keys: BTreeSet<&[u8]> = words.from(1).collect();
+        let is_new = |key: &&[u8]| !self.keys.contains_key(&(table, key.to_vec()));
+        let new: Vec<&[u8]> = keys.into_iter().filter(is_new).collect();
+        let bytes = self.bytes + new.iter().map(|key| key.len()).sum::<usize>();
+        if self.keys.len() + new.len() > CLIENT_WATCHED_MAX || bytes > CLIENT_WATCHED_BYTES_MAX {
+            return Err(format!(
+                "ERR a client can watch {CLIENT_WATCHED_MAX} keys of {CLIENT_WATCHED_BYTES_MAX} \
+                 bytes together"
+            ));
+        }
+        Ok(std::iter::once(words.name()).chain(new).collect())
+    }
+
+    /// A key is watched from now on.
+    pub fn watch(&mut self, table: TableIndex, key: &[u8], partition: PartitionId, version: u64) {
+        self.bytes += key.len();
+        self.keys.insert((table, key.to_vec()), (partition, version));
+    }
+
+    /// What each partition compares when the transaction is executed.
+    fn watched(&self) -> impl Iterator<Item = (PartitionId, Watched)> {
+        self.keys.iter().map(|((table, key), (partition, version))| {
+            (*partition, Watched { table: *table, key: key.clone(), version: *version })
+        })
+    }
+
+    /// Forgets the keys. Tells the operations by which their partitions do.
+    pub fn clear(&mut self, hasher: KeyHasher) -> Vec<(PartitionId, Batch)> {
+        self.bytes = 0;
+        let mut leaves: BTreeMap<(PartitionId, TableIndex), Vec<u8>> = BTreeMap::new();
+        for ((table, key), (partition, version)) in std::mem::take(&mut self.keys) {
+            let leaves = leaves.entry((partition, table)).or_default();
+            leaves.extend_from_slice(&hasher.hash(&key).to_le_bytes());
+            leaves.extend_from_slice(&version.to_le_bytes());
+        }
+        let batch = |((partition, table), arg): ((PartitionId, TableIndex), Vec<u8>)| {
+            let mut batch = Batch::new();
+            batch.push(
+                OpHead { code: UNWATCH, partition, table, resp3: false, hash: 0 },
+                [&arg[..]],
+            );
+            (partition, batch)
+        };
+        leaves.into_iter().map(batch).collect()
     }
 }
 
@@ -115,14 +215,21 @@ pub enum Step {
     Later(&'static Spec, Phrase),
 }
 
-/// How many keys a table has in the midst of a transaction.
-#[derive(Debug, Default)]
+/// How many keys a table has in the midst of a transaction: the count before it, corrected.
+#[derive(Debug)]
 pub struct Census {
-    /// The keys that partitions count and, key by key, the transaction's own that exist by now.
+    table: TableIndex,
+    /// Counted anew, by these partitions: by none if the transaction has emptied the table.
+    anew: Option<Vec<Piece>>,
+    /// The keys touched since the count before this one, as far as they exist by now.
     plus: Vec<Piece>,
-    /// Those of them that the partitions have counted.
+    /// The same keys, as far as the count before this one has them.
     minus: Vec<Piece>,
 }
+
+/// What was last counted of each table while the replies of a transaction are put together; none
+/// where a reply was damaged.
+pub type Counts = BTreeMap<TableIndex, Option<i64>>;
 
 impl Queue {
     /// Queues a command.
@@ -143,6 +250,11 @@ impl Queue {
         Ok(())
     }
 
+    /// Whether any of its commands writes.
+    pub fn writes(&self) -> bool {
+        self.commands.iter().any(|(spec, _)| spec.access() == Access::Write)
+    }
+
     /// Notes that a command could not be queued, so that `EXEC` will refuse.
     pub fn spoil(&mut self) {
         self.broken = true;
@@ -153,7 +265,7 @@ impl Queue {
         self,
         client: &Client,
         facts: &Facts,
-        watched: &[(PartitionId, Watched)],
+        watching: &Watching,
         place: &Place<'_>,
     ) -> Exec {
         if self.broken {
@@ -171,7 +283,7 @@ impl Queue {
             }
             draft.add(spec, phrase, &place);
         }
-        draft.finish(watched, place.atlas)
+        draft.finish(watching, place.atlas)
     }
 }
 
@@ -193,15 +305,29 @@ struct Draft {
 /// What a transaction's own commands may have done to the number of a table's keys.
 #[derive(Default)]
 struct Touched {
-    /// Keys that may have been written, and where it is asked whether they existed before: the
-    /// partition and the place in `before`.
-    keys: BTreeMap<(TableIndex, Vec<u8>), (PartitionId, u32)>,
+    /// Keys that may have been written, and where it was last asked whether they exist.
+    keys: BTreeMap<(TableIndex, Vec<u8>), Asked>,
+    /// Those of them that may have been written since their table was last counted.
+    since: BTreeMap<TableIndex, BTreeSet<Vec<u8>>>,
     /// Questions that come before all commands.
     before: BTreeMap<PartitionId, Batch>,
-    /// Tables that a command has emptied.
-    emptied: BTreeSet<TableIndex>,
+    /// How often a command has emptied each table.
+    emptied: BTreeMap<TableIndex, u32>,
+    /// Tables that were counted since they were last emptied.
+    counted: BTreeSet<TableIndex>,
     /// Whether tables have changed places.
     swapped: bool,
+}
+
+/// Where it is asked whether a key exists.
+#[derive(Clone, Copy)]
+struct Asked {
+    /// In [`Touched::before`], or else in the partition's share.
+    before: bool,
+    partition: PartitionId,
+    place: u32,
+    /// How often the key's table was emptied by then: since it was once more, it has no key.
+    emptied: u32,
 }
 
 enum Drafted {
@@ -209,11 +335,13 @@ enum Drafted {
     Later(&'static Spec, Phrase),
     /// Where its replies are: by partition and place in its share.
     Data(Merge, Vec<(PartitionId, u32)>),
-    /// The same for a count, with places in [`Touched::before`]; and the command itself, for the
-    /// case that it cannot be counted where the keys lie.
+    /// The same for a count; and the command itself, for the case that it cannot be counted where
+    /// the keys lie.
     Census {
+        table: TableIndex,
+        anew: Option<Vec<(PartitionId, u32)>>,
         plus: Vec<(PartitionId, u32)>,
-        minus: Vec<(PartitionId, u32)>,
+        minus: Vec<Asked>,
         late: (&'static Spec, Phrase),
     },
 }
@@ -292,23 +420,28 @@ impl Draft {
         phrase: Phrase,
         place: &Place<'_>,
     ) -> Drafted {
-        let (mut plus, mut minus) = (Vec::new(), Vec::new());
+        let (table, touched) = (place.table, &mut self.touched);
         let mut ask = |head: OpHead, key: Option<&[u8]>| {
             let batch = &mut self.shares.entry(head.partition).or_default().batch;
             batch.push(head, key);
-            plus.push((head.partition, batch.len() as u32 - 1));
+            (head.partition, batch.len() as u32 - 1)
         };
-        let counted = !self.touched.emptied.contains(&place.table);
-        for partition in place.partitions().iter().filter(|_| counted) {
-            ask(OpHead { partition, hash: 0, ..place.head(&data, b"") }, None);
+        let emptied = touched.emptied.get(&table).copied().unwrap_or_default();
+        let anew = touched.counted.insert(table).then(|| {
+            let partitions = place.partitions();
+            let partitions = partitions.iter().filter(|_| emptied == 0);
+            let count = |partition| OpHead { partition, hash: 0, ..place.head(&data, b"") };
+            partitions.map(|partition| ask(count(partition), None)).collect()
+        });
+        let (mut plus, mut minus) = (Vec::new(), Vec::new());
+        for key in touched.take_since(table) {
+            let (partition, at) = ask(exists(table, &key, place), Some(&key));
+            plus.push((partition, at));
+            let asked = Asked { before: false, partition, place: at, emptied };
+            let last = touched.keys.insert((table, key), asked);
+            minus.extend(last.filter(|last| last.emptied == emptied));
         }
-        for ((table, key), before) in &self.touched.keys {
-            if *table == place.table {
-                ask(exists(*table, key, place), Some(key));
-                minus.extend(counted.then_some(*before));
-            }
-        }
-        Drafted::Census { plus, minus, late: (spec, phrase) }
+        Drafted::Census { table, anew, plus, minus, late: (spec, phrase) }
     }
 
     /// Notes an operation on whole partitions.
@@ -360,7 +493,7 @@ impl Draft {
         Drafted::Data(layout.merge, layout.pieces.iter().map(place).collect())
     }
 
-    fn finish(mut self, watched: &[(PartitionId, Watched)], atlas: &Atlas) -> Exec {
+    fn finish(mut self, watching: &Watching, atlas: &Atlas) -> Exec {
         let counts = self.steps.iter().any(|step| matches!(step, Drafted::Census { .. }));
         let mut before = BTreeMap::new();
         if self.gathers {
@@ -373,8 +506,8 @@ impl Draft {
                 share.batch = batch;
             }
         }
-        for (id, key) in watched {
-            self.shares.entry(*id).or_default().watched.push(key.clone());
+        for (id, watched) in watching.watched() {
+            self.shares.entry(id).or_default().watched.push(watched);
         }
         let order: BTreeMap<PartitionId, u32> = self.shares.keys().copied().zip(0..).collect();
         let first = |(id, op): (PartitionId, u32)| Piece { share: order[&id], op };
@@ -395,10 +528,18 @@ impl Draft {
             Drafted::Census { late: (spec, phrase), .. } if self.gathers => {
                 Step::Later(spec, phrase)
             }
-            Drafted::Census { plus, minus, .. } => Step::Census(Census {
-                plus: plus.into_iter().map(piece).collect(),
-                minus: minus.into_iter().map(first).collect(),
-            }),
+            Drafted::Census { table, anew, plus, minus, .. } => {
+                let asked = |asked: Asked| match asked.before {
+                    true => first((asked.partition, asked.place)),
+                    false => piece((asked.partition, asked.place)),
+                };
+                Step::Census(Census {
+                    table,
+                    anew: anew.map(|counts| counts.into_iter().map(piece).collect()),
+                    plus: plus.into_iter().map(piece).collect(),
+                    minus: minus.into_iter().map(asked).collect(),
+                })
+            }
         };
         let steps = std::mem::take(&mut self.steps).into_iter().map(step).collect();
         let mode = match (self.gathers, self.writes) {
@@ -430,19 +571,35 @@ fn exists(table: TableIndex, key: &[u8], place: &Place<'_>) -> OpHead {
 impl Touched {
     /// A key may be written from here on.
     fn touch(&mut self, asks: OpHead, key: &[u8]) {
-        let Touched { keys, before, .. } = self;
-        keys.entry((asks.table, key.to_vec())).or_insert_with(|| {
-            let batch = before.entry(asks.partition).or_default();
+        let Touched { keys, before, since, .. } = self;
+        let (table, partition) = (asks.table, asks.partition);
+        if !since.entry(table).or_default().insert(key.to_vec()) {
+            return;
+        }
+        keys.entry((table, key.to_vec())).or_insert_with(|| {
+            let batch = before.entry(partition).or_default();
             batch.push(asks, [key]);
-            (asks.partition, batch.len() as u32 - 1)
+            Asked { before: true, partition, place: batch.len() as u32 - 1, emptied: 0 }
         });
+    }
+
+    /// A table's keys that may have been written since it was last counted, which it is now.
+    fn take_since(&mut self, table: TableIndex) -> BTreeSet<Vec<u8>> {
+        self.since.remove(&table).unwrap_or_default()
+    }
+
+    /// A command empties a table: no key of it exists.
+    fn empty(&mut self, table: TableIndex) {
+        *self.emptied.entry(table).or_default() += 1;
+        self.counted.remove(&table);
+        self.take_since(table);
     }
 
     /// Tables may be emptied or change places from here on.
     fn touch_tables(&mut self, spec: &Spec, words: Words<'_>, table: TableIndex) {
         match spec.name {
-            "flushdb" if flushes(words) => drop(self.emptied.insert(table)),
-            "flushall" if flushes(words) => self.emptied.extend(TableIndex::all()),
+            "flushdb" if flushes(words) => self.empty(table),
+            "flushall" if flushes(words) => TableIndex::all().for_each(|table| self.empty(table)),
             "flushdb" | "flushall" => {}
             _ => self.swapped = true,
         }
@@ -450,12 +607,13 @@ impl Touched {
 }
 
 impl Step {
-    /// Appends the step's element, unless the session has to serve it.
-    pub fn merge(&self, replies: &[Replies], reply: &mut Reply<'_>) {
+    /// Appends the step's element, unless the session has to serve it. `counts`: those of the steps
+    /// before it.
+    pub fn merge(&self, replies: &[Replies], counts: &mut Counts, reply: &mut Reply<'_>) {
         match self {
             Step::Answered(answer) => reply.raw(answer),
             Step::Data(layout) => layout.merge(replies, reply),
-            Step::Census(census) => match census.count(replies) {
+            Step::Census(census) => match census.count(replies, counts) {
                 Some(count) => reply.int(count),
                 None => reply.error(DAMAGED),
             },
@@ -465,13 +623,20 @@ impl Step {
 }
 
 impl Census {
-    fn count(&self, replies: &[Replies]) -> Option<i64> {
+    fn count(&self, replies: &[Replies], counts: &mut Counts) -> Option<i64> {
         let sum = |pieces: &[Piece]| {
             pieces
                 .iter()
                 .try_fold(0i64, |sum, piece| sum.checked_add(integer(piece.reply(replies)?)?))
         };
-        sum(&self.plus)?.checked_sub(sum(&self.minus)?)
+        let before = match &self.anew {
+            Some(counted) => sum(counted),
+            None => counts.get(&self.table).copied().flatten(),
+        };
+        let change = || sum(&self.plus)?.checked_sub(sum(&self.minus)?);
+        let count = before.and_then(|before| before.checked_add(change()?));
+        counts.insert(self.table, count);
+        count
     }
 }
 

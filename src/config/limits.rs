@@ -26,6 +26,10 @@ pub struct Limits {
     pub memory: usize,
     /// Client connections of a node: 10,000.
     pub connections: usize,
+    /// What a client may raise that to (`CONFIG SET maxclients`): what the machine has room for.
+    pub connections_max: usize,
+    /// Connections over HTTP.
+    pub http_connections: usize,
     /// How long a connection may be quiet: 0 s, which is for ever.
     pub idle: Duration,
     /// Bytes that may wait for another node that does not read, beside one message, before it is
@@ -55,6 +59,8 @@ impl Default for Limits {
             transaction: 512 << 20,
             memory: 0,
             connections: 10_000,
+            connections_max: 1_000_000,
+            http_connections: 256,
             peer_queue: 1 << 30,
             backup: 1 << 30,
             idle: Duration::ZERO,

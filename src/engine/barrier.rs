@@ -4,8 +4,12 @@
 //! so (`Ready`), and once all have said so the cluster is formed: everybody can reach everybody.
 //! Formation happens once. A node that meets a formed one is admitted at once, whoever else is
 //! missing: a running cluster is never held up by a barrier.
+//!
+//! A node notes on its disk that it is ready before it says so. So a node whose disk has that note
+//! takes part in the formation whenever it hears of it, also after a power cut in the middle: it has
+//! promised nothing before. A node without that note that meets a formed one has lost its disk.
 
-use crate::ids::{Incarnation, NodeId, PartitionId};
+use crate::ids::{Incarnation, LastSeen, NodeId, PartitionId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,6 +37,10 @@ pub struct Hello {
     /// Nodes of an earlier version do not say it, and are to be refused for that version.
     #[serde(default)]
     pub unsound: Vec<PartitionId>,
+    /// What it has seen of the node that it introduces itself to. A node that has lost its data
+    /// directory learns from it what it may not be again.
+    #[serde(default)]
+    pub seen: LastSeen,
 }
 
 impl Hello {
@@ -89,11 +97,11 @@ pub enum Standing {
 /// What the barrier wants done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Tell every other node that this one has met all.
+    /// Note that this node is ready, then tell every other node that it has met all.
     SayReady,
-    /// Serve: all are ready for the first time.
+    /// Serve: all were ready, this node as it is now among them.
     Form,
-    /// Serve, in a cluster that was formed before.
+    /// Serve, in a cluster that was formed without this node as it is now.
     Join,
 }
 
@@ -104,19 +112,34 @@ pub struct Barrier {
     others: BTreeSet<NodeId>,
     met: BTreeMap<NodeId, Incarnation>,
     ready: BTreeMap<NodeId, Incarnation>,
+    /// Since all were met last.
     said: bool,
+    /// Ever, in an earlier life too.
+    was_ready: bool,
 }
 
 impl Barrier {
     /// The barrier of the node that introduces itself by `own`, before it met any of `others`.
-    pub fn new(own: Hello, others: impl IntoIterator<Item = NodeId>) -> Barrier {
+    /// `was_ready`: whether its disk says that it was ready in an earlier life.
+    pub fn new(own: Hello, others: impl IntoIterator<Item = NodeId>, was_ready: bool) -> Barrier {
         let others = others.into_iter().filter(|node| *node != own.node).collect();
-        Barrier { own, others, met: BTreeMap::new(), ready: BTreeMap::new(), said: false }
+        let (met, ready) = (BTreeMap::new(), BTreeMap::new());
+        Barrier { own, others, met, ready, said: false, was_ready }
     }
 
     /// How this node introduces itself now.
     pub fn hello(&self) -> &Hello {
         &self.own
+    }
+
+    /// Whether all others are linked.
+    pub fn has_met_all(&self) -> bool {
+        self.met.len() == self.others.len()
+    }
+
+    /// The node goes on in a later life, before it was formed.
+    pub fn relive(&mut self, life: Incarnation) {
+        self.own.life = life;
     }
 
     /// Starts: a cluster of one node is formed at once.
@@ -137,6 +160,11 @@ impl Barrier {
         Standing::Waiting(if unmet.is_empty() { without(&self.ready) } else { unmet })
     }
 
+    /// Whether all are met, and are told so.
+    pub fn says_ready(&self) -> bool {
+        self.said
+    }
+
     /// A node introduced itself, [`Hello::judge`] accepted it, and both can reach each other.
     pub fn met(&mut self, hello: &Hello, effects: &mut Vec<Effect>) {
         self.met.insert(hello.node, hello.life);
@@ -144,7 +172,7 @@ impl Barrier {
         self.ready.retain(|node, life| *node != hello.node || *life == hello.life);
         if hello.formed && !self.own.formed {
             self.own.formed = true;
-            effects.push(Effect::Join);
+            effects.push(if self.was_ready { Effect::Form } else { Effect::Join });
         }
         self.advance(effects);
     }
@@ -165,11 +193,12 @@ impl Barrier {
     }
 
     fn advance(&mut self, effects: &mut Vec<Effect>) {
-        if self.own.formed || self.met.len() < self.others.len() {
+        if self.own.formed || !self.has_met_all() {
             return;
         }
         if !self.said {
             self.said = true;
+            self.was_ready = true;
             effects.push(Effect::SayReady);
         }
         if self.ready.len() == self.others.len() {
@@ -194,6 +223,7 @@ mod tests {
             digest: 0xabc,
             formed,
             unsound: Vec::new(),
+            seen: LastSeen::default(),
         }
     }
 
@@ -215,7 +245,9 @@ mod tests {
                 "node" => {
                     let own: u16 = args.next()?;
                     let others: u16 = args.key("of", 3)?;
-                    let mut barrier = Barrier::new(hello(own, 1, false), (1..=others).map(NodeId));
+                    let was_ready: bool = args.key("was_ready", false)?;
+                    let all = (1..=others).map(NodeId);
+                    let mut barrier = Barrier::new(hello(own, 1, false), all, was_ready);
                     barrier.start(&mut effects);
                     self.0 = Some(barrier);
                 }

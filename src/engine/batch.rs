@@ -474,6 +474,11 @@ impl Replies {
         self.ends.push(self.bytes.len() as u32);
     }
 
+    /// Takes back what was written since the last reply ended.
+    pub fn retract(&mut self) {
+        self.bytes.truncate(self.ends.last().map_or(0, |end| *end as usize));
+    }
+
     /// Appends a whole reply.
     pub fn push(&mut self, reply: &[u8]) {
         self.bytes.extend_from_slice(reply);

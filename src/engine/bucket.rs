@@ -15,7 +15,7 @@ pub use self::leadership::DRIFT_AFTER_MS;
 use self::leadership::Wishes;
 use crate::engine::batch::{Batch, Op, OpHead, Replies};
 use crate::engine::consensus::{Persist, ReplicaId, Setup};
-use crate::engine::machine::{Access, Machine};
+use crate::engine::machine::{Access, Machine, too_long};
 use crate::engine::partition::journal::{Fate, Journal, Turn, Waiter};
 use crate::engine::partition::snapshots::{FromArchive, ToArchive};
 use crate::engine::partition::{Effect, Foresight, Neighbours, Partition, Took};
@@ -37,6 +37,9 @@ const EFFORT_MAX: usize = 1 << 24;
 /// Late replies of one batch stop growing past this, should they be longer than was foreseen: the
 /// offsets of their ends would not do any more.
 const LATE_BYTES_MAX: usize = 1 << 31;
+
+/// With more room than that, the tables may grow by whatever an operation asks for.
+const GROWTH_BYTES_MAX: usize = 1 << 30;
 
 /// A single reply that is longer is not given: it would fit no frame, and its end no offset.
 pub const ONE_REPLY_BYTES_MAX: usize = 1 << 29;
@@ -87,6 +90,8 @@ pub struct Outbox {
     pub covered: Vec<(PartitionId, u64)>,
     /// Partitions whose replica here can vouch for what it acknowledged from now on.
     pub sound: Vec<PartitionId>,
+    /// Replicas of other nodes that have come into a group.
+    pub members: Vec<ReplicaId>,
     /// Why the node has to stop: what its log holds cannot be read.
     pub fatal: Option<String>,
 }
@@ -175,8 +180,9 @@ pub struct Bucket<M> {
     tickets: BTreeMap<Ticket, (Waiter, PartitionId, Millis)>,
     next: u64,
     lock_wait_ms: u64,
-    /// Operations that need more memory are refused.
-    full: bool,
+    /// Bytes that the node's tables may grow by. Operations that need more memory are refused where
+    /// there are none, and those that stretch a value by more.
+    room: usize,
     /// Expired items are removed by themselves, not only when they are met.
     expires_actively: bool,
     counts: Counts,
@@ -226,7 +232,7 @@ impl<M: Machine> Bucket<M> {
             tickets: BTreeMap::new(),
             next: first_ticket,
             lock_wait_ms,
-            full: false,
+            room: usize::MAX,
             expires_actively: true,
             counts: Counts::default(),
             dirty: Vec::new(),
@@ -309,14 +315,19 @@ impl<M: Machine> Bucket<M> {
         counts
     }
 
-    /// Whether operations that need more memory are refused from now on.
-    pub fn refuse_growth(&mut self, full: bool) {
-        self.full = full;
+    /// By how many bytes the node's tables may grow from now on.
+    pub fn allow_growth(&mut self, room: usize) {
+        self.room = room;
     }
 
     /// Whether expired items are removed by themselves from now on.
     pub fn expire_actively(&mut self, active: bool) {
         self.expires_actively = active;
+    }
+
+    /// Whether memory is scarce: operations that need more of it are refused.
+    pub fn is_full(&self) -> bool {
+        self.room == 0
     }
 
     /// A partition is copied to a snapshot when its log has grown by so many bytes.
@@ -382,7 +393,11 @@ impl<M: Machine> Bucket<M> {
             let waiter = Waiter { parked, index: index as u32 };
             match self.partitions.get_mut(id.index()) {
                 Some(Some(partition))
-                    if self.full && M::grows(op.head.code) && partition.is_led_here() =>
+                    if self.room < GROWTH_BYTES_MAX
+                        && M::grows(op.head.code)
+                        && partition.is_led_here()
+                        && (self.room == 0
+                            || M::stretches(&op) > 0 && partition.growth(&op) > self.room) =>
                 {
                     M::refuse(&Refusal::Full, &mut replies.bytes);
                 }
@@ -475,9 +490,9 @@ impl<M: Machine> Bucket<M> {
     pub fn handle(&mut self, to: PartitionId, message: ToPartition, now: Now, out: &mut Outbox) {
         let ticket = Ticket(self.next());
         if let Some(Some(partition)) = self.partitions.get_mut(to.index()) {
-            if self.full
+            if self.room < GROWTH_BYTES_MAX
                 && partition.is_led_here()
-                && let Some(txn) = partition.needs_memory(&message, now.wall)
+                && let Some(txn) = partition.needs_memory(&message, self.room, now.wall)
             {
                 out.effects.push(Effect::Coordinator(txn.node, ToCoordinator::Full { txn }));
                 return;
@@ -696,6 +711,7 @@ impl<M: Machine> Bucket<M> {
             }
             None => {}
         }
+        out.members.append(&mut turn.members);
         if let Some((node, term)) = turn.leader.take() {
             if let Some(home) = self.neighbours.homes.get_mut(id.index()) {
                 *home = node;
@@ -739,7 +755,7 @@ impl<M: Machine> Bucket<M> {
             let of_it = (id, NodeId(0))..=(id, NodeId(u16::MAX));
             let generations = self.generations.range(of_it);
             partition.renew_members(generations.map(|((_, node), number)| (*node, *number)));
-            if partition.snapshot_is_due(self.snapshot_after, now.mono) {
+            if partition.snapshot_is_due(self.snapshot_after, now.mono, self.room == 0) {
                 partition.ask_for_snapshot(&mut self.orders);
                 let orders = self.orders.drain(..);
                 out.archive.extend(orders.map(|order| (PartitionId(index as u16), order)));
@@ -783,6 +799,12 @@ impl<M: Machine> Bucket<M> {
                 break;
             }
         }
+    }
+
+    /// The node goes on in a later life, before it has served in the one that it began in.
+    pub fn relive(&mut self, life: Incarnation) {
+        self.life = life;
+        self.partitions.iter_mut().flatten().for_each(|partition| partition.relive(life));
     }
 
     /// A node lives and can be reached.
@@ -837,8 +859,7 @@ impl<M: Machine> Bucket<M> {
             }
             let first = self.neighbours.homes.get(index) == Some(&partition.node());
             if let Some(journal) = partition.journal_mut()
-                && (first && journal.group().term() == 0
-                    || journal.group().members().voters.len() == 1)
+                && (first && journal.group().term() == 0 || journal.group().members().is_sole())
             {
                 journal.group_mut().campaign();
                 self.touch(PartitionId(index as u16));
@@ -862,8 +883,7 @@ impl<M: Machine> Bucket<M> {
 
     /// Whether a replica of a partition may still be there.
     fn lives(&self, partition: PartitionId, id: ReplicaId) -> bool {
-        let known = self.generations.get(&(partition, id.node()));
-        known.is_none_or(|generation| id.generation() >= *generation)
+        may_live(&self.generations, partition, id)
     }
 
     /// Tells of the replicas that have come to vote.
@@ -894,12 +914,14 @@ impl<M: Machine> Bucket<M> {
     }
 }
 
-/// Why an operation is not given its reply, which is too long.
-pub fn too_long<M: Machine>(head: OpHead) -> Refusal {
-    match M::access(head.code) {
-        Access::Read => Refusal::TooLong,
-        Access::Write => Refusal::Untold,
-    }
+/// Whether a replica of a partition may still be there, by what its node said last.
+fn may_live(
+    generations: &BTreeMap<(PartitionId, NodeId), u32>,
+    partition: PartitionId,
+    id: ReplicaId,
+) -> bool {
+    let known = generations.get(&(partition, id.node()));
+    known.is_none_or(|generation| id.generation() >= *generation)
 }
 
 /// Whether the replica of a partition here is one of those without which nothing is decided.

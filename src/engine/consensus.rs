@@ -29,7 +29,9 @@
 //! found again by the next leader. One thing hangs on it: a configuration takes effect once it is
 //! committed, and a replica that forgot two of them could elect with a majority that shares nobody
 //! with the present one. So on recovery every change of members but the last one in the log counts
-//! as committed: a leader proposes a change only after the one before is applied.
+//! as committed: a leader proposes a change only after the one before is applied. Behind a change of
+//! voters it proposes one that changes nothing, so that replicas that restart do not go on asking
+//! those who have left ([`Group::conclude`]).
 //!
 //! **Reads** are answered under a lease ([`Group::holds_lease`]) or, while there is none, after a
 //! confirmation asked for later than they came ([`Group::confirm`]). See [`lease`].
@@ -46,8 +48,10 @@ mod log;
 mod members;
 mod output;
 mod pace;
+mod renewal;
 mod rules;
 mod setup;
+mod survivor;
 mod wire;
 
 #[cfg(test)]
@@ -62,6 +66,8 @@ pub use self::output::{
     Committed, Envelope, Incoming, Logged, Outgoing, Output, Persist, STATE_BYTES, SnapshotMeta,
 };
 pub use self::setup::{Recovered, Setup};
+pub use self::survivor::{Survivor, survive};
+pub use self::wire::is_beat;
 
 use self::lease::{Lease, Promise};
 use self::log::Log;
@@ -143,6 +149,10 @@ pub struct Progress {
 /// A ready whose messages wait for the disk.
 struct Held {
     number: u64,
+    /// When it was given to the disk, in ticks.
+    since: usize,
+    /// Bytes of its entries.
+    bytes: u64,
     /// Whether there is anything of its own to wait for; if not, it only keeps its place.
     on_disk: bool,
     messages: Vec<Message>,
@@ -159,6 +169,16 @@ pub struct Group {
     promise: Promise,
     lease: Lease,
     retain_bytes: u64,
+    election_ticks: usize,
+    window_bytes: u64,
+    appends_max: usize,
+    /// The appends that may be under way to a follower now.
+    window: usize,
+    unsynced_bytes_max: u64,
+    /// Bytes of entries that the disk has not got yet.
+    unsynced_bytes: u64,
+    /// Leadership was offered to another because of the disk.
+    yields: bool,
     /// The latest moment that was told.
     mono: u64,
     held: VecDeque<Held>,
@@ -167,6 +187,8 @@ pub struct Group {
     /// The configuration as of what is applied, and those committed since, by index.
     members: Members,
     members_ahead: VecDeque<(u64, Members)>,
+    /// The latest change that is committed changed the voters.
+    is_open: bool,
     /// Term and role that lease and timeouts are for.
     standing: (u64, StateRole),
     /// What was told last.
@@ -178,6 +200,16 @@ impl Group {
     ///
     /// Fails on what no log of a replica looks like; that is for the operator.
     pub fn new(setup: &Setup, recovered: Recovered, mono: u64) -> Result<Group, String> {
+        Group::recover(setup, recovered, mono, false)
+    }
+
+    /// The same; `all_counts` takes everything in the log for committed.
+    fn recover(
+        setup: &Setup,
+        recovered: Recovered,
+        mono: u64,
+        all_counts: bool,
+    ) -> Result<Group, String> {
         if setup.election_ticks < 4 || setup.tick_ms == 0 {
             return Err("an election timeout is at least 4 ticks, and a tick 1 ms".into());
         }
@@ -190,11 +222,12 @@ impl Group {
         }
         let applied = snapshot.map_or(0, |meta| meta.index);
         let changes = changes_of_members(&log, applied);
-        log.set_state(read_state(&recovered, &log, changes.known_committed.max(applied))?);
+        let committed = if all_counts { log.last() } else { changes.known_committed };
+        log.set_state(read_state(&recovered, &log, committed.max(applied))?);
         log.compact(applied, setup.retain_bytes);
         let members = log.members().clone();
         // A sole voter that was never anything else has promised nobody anything.
-        let alone = members.voters == [setup.id] && !changes.any;
+        let alone = members.is_sole() && members.votes(setup.id) && !changes.any;
 
         let raw = RawNode::new(&setup.config(applied), log, &bridge::logger())
             .map_err(|e| format!("replica {}: {e}", setup.id))?;
@@ -205,11 +238,19 @@ impl Group {
             promise: Promise::new(setup.promise_ms()),
             lease: Lease::new(setup.lease_ms()),
             retain_bytes: setup.retain_bytes,
+            election_ticks: setup.election_ticks,
+            window_bytes: setup.window_bytes,
+            appends_max: setup.appends_max,
+            window: setup.appends_max,
+            unsynced_bytes_max: setup.unsynced_bytes_max,
+            unsynced_bytes: 0,
+            yields: false,
             mono,
             held: VecDeque::new(),
             released: Vec::new(),
             members,
             members_ahead: VecDeque::new(),
+            is_open: false,
             standing: (raw.raft.term, raw.raft.state),
             told: Change { role: Role::Follower, term: raw.raft.term, leader: None },
             raw,
@@ -248,6 +289,9 @@ impl Group {
         if !self.ticks.due(self.mono) {
             return asked;
         }
+        if self.yield_to_a_faster_disk() {
+            return true;
+        }
         let raft = &self.raw.raft;
         let stands = raft.state != StateRole::Leader
             && raft.election_elapsed + 1 >= raft.randomized_election_timeout();
@@ -261,7 +305,8 @@ impl Group {
         }
         let ticked = self.raw.tick();
         self.settle();
-        asked || ticked
+        let concluded = self.conclude();
+        asked || ticked || concluded
     }
 
     /// Stands for election at once: for the designated first leader of a new group, and for the
@@ -317,6 +362,13 @@ impl Group {
             leads: self.raw.raft.state == StateRole::Leader,
         };
         let Some(message) = wire::read(message, &receiver)? else { return Ok(()) };
+        if message.msg_type == MessageType::MsgAppend
+            && !message.entries.is_empty()
+            && self.unsynced_bytes > self.unsynced_bytes_max
+        {
+            // As if it were lost: the leader finds out, and sends no more than is acknowledged.
+            return Ok(());
+        }
         if message.msg_type == MessageType::MsgAppend && message.term >= receiver.term {
             self.check_history(&message)?;
         }
@@ -332,7 +384,9 @@ impl Group {
             {
                 self.promise.renew(self.mono);
             }
-            MessageType::MsgTimeoutNow if !self.log_is_whole() => return Ok(()),
+            MessageType::MsgTimeoutNow if !self.log_is_whole() || self.disk_hangs() => {
+                return Ok(());
+            }
             _ => {}
         }
         let from = ReplicaId(message.from);
@@ -348,12 +402,17 @@ impl Group {
     /// Refuses a leader whose log contradicts what is committed here: the raft crate would take its
     /// entries for known ones and acknowledge them. It comes to that only after a majority has lost
     /// the end of its log at once, as it may where nothing is synced before it is acknowledged.
+    ///
+    /// Terms and commit index are both those of the raft crate's log. The store lags behind it
+    /// until the group is driven: it may still hold a tail that an earlier append replaced.
     fn check_history(&self, append: &Message) -> Result<(), String> {
         let before = (append.index, append.log_term);
         let entries = append.entries.iter().map(|entry| (entry.index, entry.term));
-        let known = self.commit_index();
+        let log = &self.raw.raft.raft_log;
         let differs = |(index, term): &(u64, u64)| {
-            *index <= known && self.raw.store().term_at(*index).is_some_and(|ours| ours != *term)
+            // The crate's term 0 is that of an entry which it does not have.
+            let ours = log.term(*index).unwrap_or_default();
+            *index <= log.committed && ours != 0 && ours != *term
         };
         match std::iter::once(before).chain(entries).find(differs) {
             None => Ok(()),
@@ -374,19 +433,41 @@ impl Group {
         self.append(Entry { data, ..Entry::default() })
     }
 
-    /// Proposes a change of one member, as a serving leader with no other change under way. A leader
+    /// Proposes a change of members, as a serving leader with no other change under way. A leader
     /// does not remove itself: it hands over first.
     pub fn change(&mut self, change: MemberChange) -> Option<Position> {
-        let itself = change == MemberChange::Remove(self.id);
-        let now = self.latest_members();
-        if !self.is_serving() || self.raw.raft.has_pending_conf() || itself || !change.fits(now) {
+        let itself = change.leaving() == Some(self.id);
+        if itself || !self.may_change() || !change.fits(self.latest_members()) {
             return None;
         }
-        let data = Bytes::from(ConfChangeV2::from(change).write_to_bytes().ok()?);
+        self.append_change(Bytes::from(ConfChangeV2::from(change).write_to_bytes().ok()?))
+    }
+
+    /// Concludes a change that is applied here, and tells whether there was one. That falls to
+    /// whoever leads, for the leader that proposed it may be gone. A joint configuration is left.
+    /// Where it was left, or the voters changed otherwise, follows a change of nothing: all but the
+    /// last change in a log count as committed after a restart, so this one makes the other count.
+    fn conclude(&mut self) -> bool {
+        let is_joint = self.latest_members().is_joint();
+        let concludes = is_joint || self.is_open && kept(Rule::ChangesAreConcluded);
+        if !concludes || !self.may_change() {
+            return false;
+        }
+        let change = if is_joint { ConfChangeV2::default() } else { members::no_change() };
+        let data = change.write_to_bytes().map(Bytes::from);
+        data.is_ok_and(|data| self.append_change(data).is_some())
+    }
+
+    fn may_change(&self) -> bool {
+        self.is_serving() && !self.raw.raft.has_pending_conf()
+    }
+
+    fn append_change(&mut self, data: Bytes) -> Option<Position> {
         self.append(Entry { entry_type: EntryType::EntryConfChangeV2, data, ..Entry::default() })
     }
 
     fn append(&mut self, entry: Entry) -> Option<Position> {
+        self.fit_window(entry.data.len());
         let mut message = Message::default();
         message.set_msg_type(MessageType::MsgPropose);
         message.from = self.id.0;
@@ -396,6 +477,59 @@ impl Group {
         appended.ok()?;
         let raft = &self.raw.raft;
         Some(Position { term: raft.term, index: raft.raft_log.last_index() })
+    }
+
+    /// Has no more appends under way to a follower than the window's bytes, if all entries were as
+    /// long as the one to come.
+    fn fit_window(&mut self, entry_bytes: usize) {
+        let fits = self.window_bytes / (entry_bytes as u64).max(1);
+        let window = usize::try_from(fits).unwrap_or(usize::MAX).clamp(1, self.appends_max);
+        if window != std::mem::replace(&mut self.window, window) {
+            let raft = &mut self.raw.raft;
+            let ids: Vec<u64> = raft.prs().iter().map(|(id, _)| *id).collect();
+            ids.into_iter().for_each(|id| raft.adjust_max_inflight_msgs(id, window));
+        }
+    }
+
+    /// Whether the disk has not answered for an election timeout. Told by ticks, so that a pause of
+    /// the process is no hanging disk.
+    pub fn disk_hangs(&self) -> bool {
+        let oldest = self.held.iter().find(|held| held.on_disk);
+        oldest
+            .is_some_and(|held| self.ticks.count().wrapping_sub(held.since) >= self.election_ticks)
+    }
+
+    /// Gives leadership up where nothing but this replica's disk holds the group up: the others have
+    /// an entry that is not safe here after an election timeout. The most advanced of them is asked
+    /// to lead; if it does not within a further election timeout, this replica stops leading, and
+    /// the others elect. Where their disks are no faster, another leader would be no better. Tells
+    /// whether there is anything to bring out.
+    fn yield_to_a_faster_disk(&mut self) -> bool {
+        let log = &self.raw.raft.raft_log;
+        let leads = self.raw.raft.state == StateRole::Leader;
+        if !leads || log.committed <= log.persisted || !self.disk_hangs() {
+            self.yields = false;
+            return false;
+        }
+        if self.is_transferring() {
+            return false;
+        }
+        let others = self.progress().into_iter().filter(|one| one.id != self.id && one.is_active);
+        let voters = others.filter(|one| self.latest_members().votes(one.id));
+        let best = voters.max_by_key(|one| one.matched).map(|one| one.id);
+        if !std::mem::replace(&mut self.yields, true)
+            && let Some(to) = best
+            && self.transfer(to)
+        {
+            ::log::warn!("replica {}: its disk hangs, replica {to} is asked to lead", self.id);
+            return true;
+        }
+        ::log::warn!("replica {}: its disk hangs, it stops leading", self.id);
+        self.lease.give_up();
+        let term = self.raw.raft.term;
+        self.raw.raft.become_follower(term, 0);
+        self.settle();
+        true
     }
 
     /// Brings out what is to be done at `mono`. To be called after anything else here was; what it
@@ -451,7 +585,10 @@ impl Group {
             self.send(std::mem::take(&mut messages), out);
         } else {
             let snapshot = persist.snapshot.as_ref().map(|incoming| incoming.meta.index);
-            self.held.push_back(Held { number, on_disk, messages, snapshot });
+            let bytes = persist.entries.iter().map(|entry| entry.data.len() as u64).sum();
+            self.unsynced_bytes += bytes;
+            let since = self.ticks.count();
+            self.held.push_back(Held { number, since, bytes, on_disk, messages, snapshot });
             if on_disk {
                 out.persist.push(persist);
             }
@@ -475,6 +612,7 @@ impl Group {
         // Checked when its message came.
         assert!(members.is_ok(), "the group accepted a snapshot of {members:?}");
         let members = members.ok()?;
+        self.is_open = false;
         self.members_ahead.push_back((metadata.index, members.clone()));
         let meta = SnapshotMeta { index: metadata.index, term: metadata.term, members };
         let incoming = Incoming { meta, token: snapshot.data.clone() };
@@ -495,8 +633,8 @@ impl Group {
     /// A change that cannot be made is none, at every replica alike: it depends on the log alone.
     fn change_members(&mut self, entry: &Entry, out: &mut Output) {
         let change = ConfChangeV2::parse_from_bytes(&entry.data).ok();
-        let Some(change) = change.filter(|change| change.changes.len() == 1) else {
-            ::log::error!("replica {}: entry {} is no change of one member", self.id, entry.index);
+        let Some(change) = change.filter(members::is_known) else {
+            ::log::error!("replica {}: entry {} is no change of members", self.id, entry.index);
             return;
         };
         let members = match self.raw.apply_conf_change(&change) {
@@ -510,6 +648,12 @@ impl Group {
                 return;
             }
         };
+        let before = self.latest_members();
+        let (voters_changed, changed) = (!members.votes_like(before), members != *before);
+        self.is_open = voters_changed && !members.is_joint();
+        if !changed {
+            return;
+        }
         // Those who confirmed the lease may be no majority any more.
         self.lease.give_up();
         if self.raw.raft.state == StateRole::Leader && !members.votes(self.id) {
@@ -529,6 +673,7 @@ impl Group {
         while self.held.front().is_some_and(|held| held.number <= number || !held.on_disk) {
             let Some(held) = self.held.pop_front() else { break };
             last = Some(held.number);
+            self.unsynced_bytes -= held.bytes;
             installed = held.snapshot.or(installed);
             self.released.extend(held.messages);
         }
@@ -553,6 +698,7 @@ impl Group {
         }
         self.let_go();
         self.settle();
+        self.conclude();
     }
 
     /// Lets go of entries that nobody is going to ask this replica for: all others of a leader's
@@ -564,12 +710,7 @@ impl Group {
         if self.raw.store().bytes() <= retain {
             return;
         }
-        let mut to = self.applied_index();
-        if leads {
-            let matched = self.raw.raft.prs().iter().map(|(_, progress)| progress.matched);
-            to = to.min(matched.min().unwrap_or(0));
-        }
-        self.keep(to, retain);
+        self.keep(self.applied_index().min(self.known_everywhere()), retain);
     }
 
     /// Its part.
@@ -664,7 +805,8 @@ impl Group {
     /// no lease; once the successor was told, there is none in this term any more.
     pub fn transfer(&mut self, to: ReplicaId) -> bool {
         let leads = self.raw.raft.state == StateRole::Leader;
-        if !leads || to == self.id || !self.latest_members().votes(to) {
+        // Not to one that leaves with a joint configuration: it is gone.
+        if !leads || to == self.id || !self.latest_members().voters.contains(&to) {
             return false;
         }
         if kept(Rule::HandingOverEndsLease) {
@@ -680,10 +822,20 @@ impl Group {
         self.raw.raft.lead_transferee.is_some()
     }
 
-    /// Entries up to `to` are in a durable snapshot. The newest of them stay in memory, up to the
-    /// bytes that the setup says.
-    pub fn compact(&mut self, to: u64) {
-        self.keep(to.min(self.applied_index()), self.retain_bytes);
+    /// Entries up to `to` are in a durable snapshot of so many bytes. The newest of them stay in
+    /// memory, up to the bytes that the setup says; and no more than the snapshot has where no
+    /// replica is known to lack them: it is the shorter way to whoever does.
+    pub fn compact(&mut self, to: u64, snapshot_bytes: u64) {
+        let to = to.min(self.applied_index());
+        self.keep(to, self.retain_bytes);
+        self.keep(to.min(self.known_everywhere()), self.retain_bytes.min(snapshot_bytes));
+    }
+
+    /// The last entry that no replica is known to lack.
+    fn known_everywhere(&self) -> u64 {
+        let leads = self.raw.raft.state == StateRole::Leader;
+        let matched = self.raw.raft.prs().iter().map(|(_, progress)| progress.matched);
+        if leads { matched.min().unwrap_or(0) } else { u64::MAX }
     }
 
     /// Lets go of the oldest entries up to `to`, but for the newest that weigh `retain` bytes. The
@@ -735,18 +887,16 @@ impl Group {
         if self.raw.raft.state != StateRole::Leader {
             return Vec::new();
         }
-        let members = self.latest_members();
-        let ids = members.voters.iter().chain(&members.learners);
-        let progress = |id: &ReplicaId| {
+        let progress = |id: ReplicaId| {
             let known = self.raw.raft.prs().get(id.0)?;
             Some(Progress {
-                id: *id,
+                id,
                 matched: known.matched,
-                is_active: known.recent_active || *id == self.id,
+                is_active: known.recent_active || id == self.id,
                 awaits_snapshot: known.state == raft::ProgressState::Snapshot,
             })
         };
-        ids.filter_map(progress).collect()
+        self.latest_members().all().into_iter().filter_map(progress).collect()
     }
 
     fn latest_members(&self) -> &Members {
@@ -758,9 +908,9 @@ impl Group {
     }
 
     /// Whether it may stand for election without being asked to: no promise is broken by its own
-    /// vote, and its log is whole.
+    /// vote, its log is whole, and its disk answers.
     fn may_stand(&self) -> bool {
-        !self.promise.binds(self.mono) && self.log_is_whole()
+        !self.promise.binds(self.mono) && self.log_is_whole() && !self.disk_hangs()
     }
 
     /// Whether the log can be stood on. While a snapshot is being installed, the raft crate dies of
@@ -768,8 +918,7 @@ impl Group {
     /// has what its log ends with, which the crate takes for impossible.
     fn log_is_whole(&self) -> bool {
         let installs = self.held.iter().any(|held| held.snapshot.is_some());
-        let sole = self.latest_members().voters.len() <= 1;
-        !installs && (!sole || self.held.is_empty())
+        !installs && (!self.latest_members().is_sole() || self.held.is_empty())
     }
 
     /// To be called after every call into the raft crate: puts our election timeout in place of the
@@ -825,7 +974,7 @@ fn changes_of_members(log: &Log, applied: u64) -> Changes {
     let changes = log.since(applied + 1).filter(|entry| entry.entry_type != EntryType::EntryNormal);
     let indexes: Vec<u64> = changes.map(|entry| entry.index).collect();
     let known = indexes.iter().rev().nth(1).filter(|_| kept(Rule::MembersAreRecovered));
-    let known_committed = known.copied().unwrap_or(0);
+    let known_committed = known.copied().unwrap_or(0).max(log.forced());
     Changes { any: !indexes.is_empty(), known_committed }
 }
 

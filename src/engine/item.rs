@@ -29,8 +29,9 @@ use std::slice;
 
 /// The longest key.
 pub const KEY_BYTES_MAX: usize = (1 << 24) - 1;
-/// The longest value, as in Redis.
-pub const VALUE_BYTES_MAX: usize = 512 << 20;
+/// The longest value, as in Redis: a bitfield's integer that begins at the last bit of 512 MiB goes
+/// on behind it.
+pub const VALUE_BYTES_MAX: usize = (512 << 20) + 8;
 
 /// Where the value's length lies.
 const VALUE_LEN: usize = 4;

@@ -5,7 +5,7 @@
 //! registers of the engine tests another. A machine must be deterministic: a replica that runs the
 //! same operations at the same stamps holds the same tables.
 
-use crate::engine::batch::{Op, OpCode, OpHead};
+use crate::engine::batch::{Op, OpCode, OpHead, Replies};
 use crate::engine::protocol::Refusal;
 use crate::engine::tables::Tables;
 use crate::ids::{Millis, TableIndex};
@@ -69,9 +69,16 @@ pub trait Machine: 'static {
         0
     }
 
-    /// Whether the operation may make a value longer by more bytes than its own arguments have.
-    fn stretches(_: OpCode) -> bool {
-        false
+    /// By how many bytes the operation may make a value longer, if that is more than its arguments
+    /// have; [`usize::MAX`] if it depends on what the tables hold.
+    fn stretches(_: &Op<'_>) -> usize {
+        0
+    }
+
+    /// How many bytes the operation may add to those that its keys hold, beyond its own arguments;
+    /// `values` tells how many those are. Asked of operations on one partition that stretch.
+    fn growth(_: &Op<'_>, _values: &mut dyn FnMut() -> usize) -> usize {
+        0
     }
 
     /// Runs the operation as of `now` and appends its reply.
@@ -88,4 +95,26 @@ pub trait Machine: 'static {
 
     /// Appends the error that tells a client why its operation was not served.
     fn refuse(refusal: &Refusal, reply: &mut Vec<u8>);
+}
+
+/// Replies of a transaction's share stop growing past this, where one may still be as long as a
+/// value: they travel together, in one frame.
+const SHARE_REPLY_BYTES_MAX: usize = (1 << 29) + (1 << 20);
+
+/// Notes that the reply of an operation of a transaction's share has been written. If the share's
+/// replies are too long with it, an error takes its place.
+pub fn end_reply<M: Machine>(head: OpHead, replies: &mut Replies) {
+    if replies.bytes.len() > SHARE_REPLY_BYTES_MAX {
+        replies.bytes.truncate(replies.start(replies.len()));
+        M::refuse(&too_long::<M>(head), &mut replies.bytes);
+    }
+    replies.end();
+}
+
+/// Why an operation is not given its reply, which is too long.
+pub fn too_long<M: Machine>(head: OpHead) -> Refusal {
+    match M::access(head.code) {
+        Access::Read => Refusal::TooLong,
+        Access::Write => Refusal::Untold,
+    }
 }

@@ -29,7 +29,7 @@ use crate::engine::machine::{Access, Machine, Scope};
 use crate::engine::marks::{Marks, Released};
 use crate::engine::protocol::{
     Acquire, Claim, Granule, Image, Lock, Prepare, Prepared, Share, Term, Ticket, ToCoordinator,
-    ToLocks, ToPartition,
+    ToLocks, ToPartition, Watched,
 };
 use crate::engine::replica::{Applied, Mutation, Replica};
 use crate::engine::rules::{Rule, kept};
@@ -186,6 +186,8 @@ struct Held {
     unlogged: Option<Term>,
     /// When unlogged locks were set, or last asked about.
     since: Millis,
+    /// Keys that must still be as they were when the intent is applied.
+    watched: Vec<Watched>,
 }
 
 /// A partition and what its leader knows.
@@ -219,6 +221,15 @@ pub struct Partition<M> {
 }
 
 impl<M: Machine> Partition<M> {
+    /// Its node goes on in a later life, before it has served in the one that it began in.
+    pub fn relive(&mut self, life: Incarnation) {
+        self.life = life;
+        if self.journal.is_none() {
+            self.term = Term(life.0);
+            self.replica.watch_from(life);
+        }
+    }
+
     /// An empty partition without copies, served by `node` in its life `life`.
     pub fn new(
         id: PartitionId,
@@ -389,6 +400,19 @@ impl<M: Machine> Partition<M> {
         })
     }
 
+    /// How many bytes an operation that stretches values may add to those that are there, beyond its
+    /// own.
+    pub fn growth(&self, op: &Op<'_>) -> usize {
+        let tables = self.replica.tables();
+        M::growth(op, &mut || {
+            let mut bytes = 0;
+            M::keys(op, &mut |table, key| {
+                bytes += tables.value_bytes(table, tables.hasher().hash(key), key);
+            });
+            bytes
+        })
+    }
+
     /// About how many bytes the reply takes of an operation that waits, behind what else `waits`
     /// that its client sent before it. The operation waits from now on.
     #[inline]
@@ -406,12 +430,13 @@ impl<M: Machine> Partition<M> {
             });
             bytes
         });
-        let written = op.args.bytes().len();
-        if M::stretches(op.head.code) {
+        let written = op.args.bytes().len().max(M::stretches(op));
+        if written == usize::MAX {
             waits.stretched = true;
         } else if written >= GROWN_BYTES && M::access(op.head.code) == Access::Write {
             M::keys(op, &mut |table, key| {
-                *grown.entry((table, tables.hasher().hash(key))).or_default() += written;
+                let more = grown.entry((table, tables.hasher().hash(key))).or_default();
+                *more = more.saturating_add(written);
             });
         }
         bytes
@@ -568,12 +593,21 @@ impl<M: Machine> Partition<M> {
     }
 
     /// The transaction that a message begins or goes on with, if it is going to need more memory
-    /// here: operations that may, or images that are longer than what they replace.
+    /// here than there is `room` for, in bytes: operations that may, or images that are longer than what they replace.
     ///
     /// Nothing is noted. Its Coordinator ends it for good unless the decision is under way, which
     /// no share that is refused so allows.
-    pub fn needs_memory(&mut self, message: &ToPartition, now: Millis) -> Option<TxnId> {
-        let grows = |share: &Share| share.batch.heads().any(|head| M::grows(head.code));
+    pub fn needs_memory(
+        &mut self,
+        message: &ToPartition,
+        room: usize,
+        now: Millis,
+    ) -> Option<TxnId> {
+        let grows = |share: &Share| {
+            let stretching = share.batch.iter().filter(|op| M::stretches(op) > 0);
+            room == 0 && share.batch.heads().any(|head| M::grows(head.code))
+                || stretching.map(|op| self.growth(&op)).fold(0, usize::saturating_add) > room
+        };
         match message {
             ToPartition::Lock(lock) => grows(&lock.share).then_some(lock.txn),
             ToPartition::Prepare(prepare) => {
@@ -585,6 +619,9 @@ impl<M: Machine> Partition<M> {
                     let held = images.iter().filter_map(|image| image.held.as_ref());
                     held.map(|held| held.value.len()).sum()
                 };
+                if bytes(images) <= room {
+                    return None;
+                }
                 let claim = |image: &Image| Claim {
                     granule: Granule::Key(image.table, image.key.clone()),
                     access: Access::Read,
@@ -592,7 +629,7 @@ impl<M: Machine> Partition<M> {
                 let claims: Vec<Claim> = images.iter().map(claim).collect();
                 let stamp = self.replica.stamp(now);
                 let before = self.replica.images(&claims, stamp);
-                (bytes(images) > bytes(&before)).then_some(prepare.txn)
+                (bytes(images).saturating_sub(bytes(&before)) > room).then_some(prepare.txn)
             }
             _ => None,
         }
@@ -620,7 +657,7 @@ impl<M: Machine> Partition<M> {
         for claim in &claims {
             self.marks.hold(claim, txn, age);
         }
-        let replaced = self.held.insert(txn, Held { claims, unlogged, since });
+        let replaced = self.held.insert(txn, Held { claims, unlogged, since, watched: Vec::new() });
         assert!(replaced.is_none(), "a transaction locks a partition once");
     }
 

@@ -16,7 +16,7 @@ mod locked;
 mod state;
 
 use crate::engine::batch::{Batch, Laid, Layout, Op, Replies};
-use crate::engine::machine::{Access, Machine, Scope};
+use crate::engine::machine::{Access, Machine, Scope, end_reply, too_long};
 use crate::engine::protocol::{
     Claim, Granule, Image, Prepare, Prepared, Refusal, Verdict, Watched,
 };
@@ -259,10 +259,16 @@ impl<M: Machine> Replica<M> {
         keys.map(|(table, key)| self.tables.image(table, key)).collect()
     }
 
-    /// Whether none of the watched keys has changed since its watcher was told its version.
-    pub fn is_unchanged(&mut self, watched: &[Watched]) -> bool {
-        let watches = self.tables.watches_mut();
-        watched.iter().all(|key| watches.version(key.table, &key.key) == Some(key.version))
+    /// Whether none of the watched keys has changed since its watcher was told its version. One
+    /// that has expired by `stamp` has, though nothing has removed it yet.
+    pub fn is_unchanged(&self, watched: &[Watched], stamp: Millis) -> bool {
+        let tables = &self.tables;
+        watched.iter().all(|key| tables.is_unchanged((key.table, &key.key), key.version, stamp))
+    }
+
+    /// Whether any of the watched keys has expired by `stamp`.
+    pub fn has_expired_unseen(&self, watched: &[Watched], stamp: Millis) -> bool {
+        watched.iter().any(|key| self.tables.has_expired_unseen((key.table, &key.key), stamp))
     }
 
     /// Begins the watches of a life of the node, and forgets old ones.
@@ -405,8 +411,7 @@ impl<M: Machine> Replica<M> {
                 self.run_one(&op, stamp, leads, &mut replies.bytes);
                 if waiting + replies.bytes.len() > REPLIES_BYTES_MAX {
                     replies.bytes.truncate(start);
-                    let refusal = if reads() { Refusal::TooLong } else { Refusal::Untold };
-                    M::refuse(&refusal, &mut replies.bytes);
+                    M::refuse(&too_long::<M>(op.head), &mut replies.bytes);
                 }
                 replies.end();
             }
@@ -615,7 +620,7 @@ impl<M: Machine> Replica<M> {
             let tables = if glance { &mut self.tables } else { &mut self.scratch };
             tables.begin(stamp, M::access(op.head.code));
             M::run(&op, tables, stamp, &mut replies.bytes);
-            replies.end();
+            end_reply::<M>(op.head, &mut replies);
         }
         self.scratch.begin(stamp, Access::Write);
         for (table, key) in copied {

@@ -193,6 +193,11 @@ impl Table {
         Some(Place { segment: segment as u32, cell: cell as u32 })
     }
 
+    /// Whether there is an item of this hash whose key `is_it`.
+    pub fn holds(&self, hash: u64, is_it: impl Fn(&[u8]) -> bool) -> bool {
+        self.segments[self.route(hash)].holds(hash, is_it)
+    }
+
     /// The item at a place just found.
     #[inline]
     pub fn at(&self, place: Place) -> ItemRef<'_> {

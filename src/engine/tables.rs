@@ -121,11 +121,51 @@ impl Tables {
         &mut self.watches
     }
 
+    /// The same, to look at.
+    pub fn watches(&self) -> &Watches {
+        &self.watches
+    }
+
+    /// Adds a watcher of the key and tells the key's version; none if too many keys are watched.
+    pub fn watch(&mut self, table: TableIndex, hash: u64, key: &[u8]) -> Option<u64> {
+        if self.watches.is_full() && self.watches.version(table, hash).is_none() {
+            return None;
+        }
+        let expired = self.is_expired(table, hash, key, self.now);
+        Some(self.watches.watch(table, hash, expired, self.now))
+    }
+
+    /// Whether the key is what it was when its watcher was told `version`: not written to since,
+    /// and not expired at `now` unless it was so then.
+    pub fn is_unchanged(
+        &self,
+        (table, key): (TableIndex, &[u8]),
+        version: u64,
+        now: Millis,
+    ) -> bool {
+        let hash = self.hasher.hash(key);
+        self.watches.version(table, hash) == Some(version)
+            && !self.has_expired_unseen((table, key), now)
+    }
+
+    /// Whether a watched key's item is there, and has expired by `now` without its watchers
+    /// knowing it.
+    pub fn has_expired_unseen(&self, (table, key): (TableIndex, &[u8]), now: Millis) -> bool {
+        let hash = self.hasher.hash(key);
+        self.is_expired(table, hash, key, now) && !self.watches.knows_expired(table, hash)
+    }
+
+    /// Whether the key's item is there, and expired at `now`.
+    fn is_expired(&self, table: TableIndex, hash: u64, key: &[u8], now: Millis) -> bool {
+        let Some(items) = self.table(table) else { return false };
+        items.find(hash, key).is_some_and(|place| items.at(place).is_expired(now))
+    }
+
     /// Notes that the key changes, for those who watch it.
     #[inline]
-    fn touch(&mut self, table: TableIndex, key: &[u8]) {
+    pub fn touch(&mut self, table: TableIndex, hash: u64) {
         if !self.watches.is_empty() {
-            self.watches.touch(table, key);
+            self.watches.touch(table, hash);
         }
     }
 
@@ -176,7 +216,7 @@ impl Tables {
                 self.expirations += 1;
                 drop(items.remove(place));
                 if !self.watches.is_empty() {
-                    self.watches.touch(table, key);
+                    self.watches.remove(table, hash);
                 }
             }
             Access::Read => note(&mut self.expired, table, key),
@@ -242,15 +282,19 @@ impl Tables {
         assert!(self.access == Access::Write, "an operation that reads does not write");
         for table in [one, other] {
             // As in Redis, what is there in either has changed in both.
-            for key in self.watches.watched(table) {
-                let hash = self.hasher.hash(&key);
-                let holds = |table| self.table(table).is_some_and(|t| t.find(hash, &key).is_some());
-                if one != other && (holds(one) || holds(other)) {
-                    self.watches.touch(table, &key);
+            for hash in self.watches.watched(table) {
+                if one != other && (self.holds(one, hash) || self.holds(other, hash)) {
+                    self.watches.touch(table, hash);
                 }
             }
         }
         self.tables.swap(one.index(), other.index());
+    }
+
+    /// Whether a table has an item whose key has this hash.
+    fn holds(&self, table: TableIndex, hash: u64) -> bool {
+        let is_it = |key: &[u8]| self.hasher.hash(key) == hash;
+        self.table(table).is_some_and(|items| items.holds(hash, is_it))
     }
 
     /// How many items were removed because their time had come.
@@ -281,7 +325,7 @@ impl Tables {
         value: &[u8],
         expires: Expires,
     ) {
-        self.touch(table, key);
+        self.touch(table, hash);
         let fresh = match expires {
             Expires::Never | Expires::Keep => None,
             Expires::At(moment) => Some(moment),
@@ -310,7 +354,7 @@ impl Tables {
 
     /// Appends to the key's value, made if absent; keeps the expiry; returns the new length.
     pub fn append(&mut self, table: TableIndex, hash: u64, key: &[u8], suffix: &[u8]) -> usize {
-        self.touch(table, key);
+        self.touch(table, hash);
         let Some((items, place)) = self.live_mut(table, hash, key) else {
             self.insert(table, hash, Item::new(key, suffix, None));
             return suffix.len();
@@ -321,7 +365,7 @@ impl Tables {
     /// The key's value, made if absent and cut or extended with zeros to `len` bytes, to be
     /// written to; keeps the expiry.
     pub fn value_mut(&mut self, table: TableIndex, hash: u64, key: &[u8], len: usize) -> &mut [u8] {
-        self.touch(table, key);
+        self.touch(table, hash);
         let place = match self.live_mut(table, hash, key) {
             None => self.insert(table, hash, Item::zeroed(key, len, None)).1,
             Some((items, place)) => {
@@ -345,7 +389,7 @@ impl Tables {
     ) -> bool {
         let Some((items, place)) = self.live_mut(table, hash, key) else { return false };
         items.edit(place, |item| item.set_expires(expires));
-        self.touch(table, key);
+        self.touch(table, hash);
         true
     }
 
@@ -353,17 +397,16 @@ impl Tables {
     pub fn remove(&mut self, table: TableIndex, hash: u64, key: &[u8]) -> bool {
         let Some((items, place)) = self.live_mut(table, hash, key) else { return false };
         drop(items.remove(place));
-        self.touch(table, key);
+        self.touch(table, hash);
         true
     }
 
     /// Removes all keys of the table.
     pub fn clear(&mut self, table: TableIndex) {
         assert!(self.access == Access::Write, "an operation that reads does not write");
-        for key in self.watches.watched(table) {
-            let hash = self.hasher.hash(&key);
-            if self.table(table).is_some_and(|items| items.find(hash, &key).is_some()) {
-                self.watches.touch(table, &key);
+        for hash in self.watches.watched(table) {
+            if self.holds(table, hash) {
+                self.watches.remove(table, hash);
             }
         }
         let cleared = self.tables[table.index()].take();
@@ -382,9 +425,9 @@ impl Tables {
         self.table(table).map_or(0, Table::volatile)
     }
 
-    /// The memory held by all tables: items as allocated, and what finds them.
+    /// The memory held by all tables: items as allocated, what finds them, and watched keys.
     pub fn bytes(&self) -> usize {
-        self.held().map(Table::bytes).sum()
+        self.held().map(Table::bytes).sum::<usize>() + self.watches.bytes()
     }
 
     /// All tables in memory.
@@ -499,7 +542,7 @@ impl Tables {
         if expired {
             self.expirations += 1;
             drop(items.remove(place));
-            self.touch(table, key);
+            self.watches.remove(table, hash);
         }
         expired
     }
@@ -518,9 +561,9 @@ impl Tables {
     /// Gives the key the state of the image, whatever it was. It counts as changed, even by its own
     /// image.
     pub fn install(&mut self, image: Image) {
-        self.touch(image.table, &image.key);
         let Image { table, key, held } = image;
         let hash = self.hasher.hash(&key);
+        self.touch(table, hash);
         let found = self.table(table).and_then(|items| items.find(hash, &key));
         match (held, found, &mut self.tables[table.index()]) {
             (Some(held), Some(place), Some(items)) => {

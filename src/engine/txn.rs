@@ -13,7 +13,7 @@
 //! the client is told that the outcome is unknown.
 
 use crate::engine::batch::{Op, Replies};
-use crate::engine::machine::{Access, Machine, Scope};
+use crate::engine::machine::{Access, Machine, Scope, end_reply};
 use crate::engine::partition::share_claims;
 use crate::engine::protocol::{
     Decide, Ended, Granule, Image, Knowledge, Lock, Mode, Prepare, Prepared, Refusal, Share, Term,
@@ -207,6 +207,12 @@ impl<M: Machine> Transactions<M> {
             counts: Counts::default(),
             machine: PhantomData,
         }
+    }
+
+    /// The node goes on in a later life, before it has begun any.
+    pub fn relive(&mut self, life: Incarnation) {
+        self.life = life;
+        self.reachable.insert(self.node, life);
     }
 
     /// What it counted.
@@ -609,7 +615,8 @@ impl<M: Machine> Transactions<M> {
         let mut versions = BTreeMap::new();
         for image in grants.values().flat_map(|grant| &grant.images) {
             scratch.install(image.clone());
-            let version = scratch.watches_mut().watch(image.table, &image.key, now);
+            let hash = scratch.hasher().hash(&image.key);
+            let version = scratch.watches_mut().watch(image.table, hash, false, now);
             versions.insert((image.table, &image.key), version);
         }
         let Some(txn) = self.current(id) else { return };
@@ -617,7 +624,7 @@ impl<M: Machine> Transactions<M> {
         for op in txn.work.script.iter() {
             scratch.begin(now, M::access(op.head.code));
             M::run(&op, &mut scratch, now, &mut replies.bytes);
-            replies.end();
+            end_reply::<M>(op.head, &mut replies);
         }
         scratch.begin(now, Access::Write);
         let mut bare = bare::<M>(scratch.hasher(), &txn.work, &grants, now);
@@ -629,7 +636,7 @@ impl<M: Machine> Transactions<M> {
             for claim in share_claims::<M>(share) {
                 let Granule::Key(table, key) = &claim.granule else { continue };
                 // A key that gets the value that it had is written all the same.
-                let version = scratch.watches_mut().version(*table, key);
+                let version = scratch.watches().version(*table, scratch.hasher().hash(key));
                 let mut written = version.as_ref() != versions.get(&(*table, key));
                 if let Some(bare) = &mut bare {
                     written |= bare.image(*table, key) != scratch.image(*table, key);

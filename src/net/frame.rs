@@ -18,10 +18,16 @@ pub const PIECE_BYTES: usize = 256 << 10;
 /// Bytes of a packet that comes in pieces, and of all such packets that a stream has brought in part.
 pub const PIECES_BYTES_MAX: usize = 3 << 30;
 
-/// Packets that leave in pieces, each a piece in its turn: a long one does not hold up a short one.
+/// Packets that leave in pieces, so that what else is said waits for one piece at most.
+///
+/// Batches and replies have each a piece in its turn: a long one does not hold up a short one. What
+/// has to arrive in order has one turn for all of it.
 #[derive(Debug, Default)]
 pub struct Outgoing {
     packets: VecDeque<Parcel>,
+    ordered: VecDeque<Parcel>,
+    /// The ordered ones were the last to have a piece sent.
+    ordered_had_turn: bool,
     next: u64,
     waiting: usize,
 }
@@ -39,15 +45,49 @@ impl Outgoing {
     /// # Errors
     /// When it is longer.
     pub fn push(&mut self, packet: &Packet, max: usize) -> Result<(), FrameError> {
+        let parcel = self.parcel(packet, max)?;
+        self.packets.push_back(parcel);
+        Ok(())
+    }
+
+    /// Takes a packet that is to arrive after those taken so before. While there are any
+    /// ([`Outgoing::is_in_order`]), whatever is to arrive after them has to come here too.
+    ///
+    /// # Errors
+    /// When it is longer than [`FRAME_BYTES_MAX`].
+    pub fn push_in_order(&mut self, packet: &Packet) -> Result<(), FrameError> {
+        let parcel = self.parcel(packet, FRAME_BYTES_MAX)?;
+        self.ordered.push_back(parcel);
+        Ok(())
+    }
+
+    /// The same for a packet that is the last frame in `out`, which begins at `begun`.
+    pub fn move_in_order(&mut self, out: &mut Vec<u8>, begun: usize) {
+        let bytes = out.split_off(begun + LENGTH_BYTES);
+        out.truncate(begun);
+        let parcel = self.encoded(bytes);
+        self.ordered.push_back(parcel);
+    }
+
+    /// Whether packets wait that are to arrive in order.
+    pub fn is_in_order(&self) -> bool {
+        !self.ordered.is_empty()
+    }
+
+    fn parcel(&mut self, packet: &Packet, max: usize) -> Result<Parcel, FrameError> {
         let mut bytes = Vec::new();
         packet::encode(packet, &mut bytes).map_err(FrameError::Garbled)?;
         if bytes.len() > max {
             return Err(FrameError::TooLong(bytes.len()));
         }
+        Ok(self.encoded(bytes))
+    }
+
+    fn encoded(&mut self, bytes: Vec<u8>) -> Parcel {
         self.waiting += bytes.len();
-        self.packets.push_back(Parcel { number: self.next, bytes, sent: 0 });
+        let number = self.next;
         self.next += 1;
-        Ok(())
+        Parcel { number, bytes, sent: 0 }
     }
 
     /// Appends the next piece as a frame. False when nothing is left to be sent.
@@ -55,15 +95,21 @@ impl Outgoing {
     /// # Errors
     /// When the piece cannot be encoded.
     pub fn pop(&mut self, out: &mut Vec<u8>) -> Result<bool, FrameError> {
-        let Some(mut parcel) = self.packets.pop_front() else { return Ok(false) };
+        let in_order =
+            !self.ordered.is_empty() && (self.packets.is_empty() || !self.ordered_had_turn);
+        self.ordered_had_turn = in_order;
+        let queue = if in_order { &mut self.ordered } else { &mut self.packets };
+        let Some(mut parcel) = queue.pop_front() else { return Ok(false) };
         let end = parcel.bytes.len().min(parcel.sent + PIECE_BYTES);
         let bytes = serde_bytes::ByteBuf::from(&parcel.bytes[parcel.sent..end]);
         let last = end == parcel.bytes.len();
         self.waiting -= bytes.len();
         push(&Packet::Piece { number: parcel.number, bytes, last }, out)?;
         parcel.sent = end;
-        if !last {
-            self.packets.push_back(parcel);
+        match (last, in_order) {
+            (true, _) => {}
+            (false, true) => self.ordered.push_front(parcel),
+            (false, false) => self.packets.push_back(parcel),
         }
         Ok(true)
     }
@@ -104,10 +150,22 @@ impl Incoming {
         let bytes = self.packets.remove(&number).unwrap_or_default();
         self.bytes -= bytes.len();
         match packet::decode(&bytes).map_err(FrameError::Garbled)? {
-            packet @ (Packet::Execute { .. } | Packet::Executed { .. }) => Ok(Some(packet)),
+            packet if may_come_in_pieces(&packet) => Ok(Some(packet)),
             _ => Err(FrameError::Garbled("it does not come in pieces".into())),
         }
     }
+}
+
+/// Introductions, and what keeps a link alive, come whole.
+fn may_come_in_pieces(packet: &Packet) -> bool {
+    matches!(
+        packet,
+        Packet::Execute { .. }
+            | Packet::Executed { .. }
+            | Packet::Raft(_)
+            | Packet::Partition(..)
+            | Packet::Coordinator(_)
+    )
 }
 
 /// Why a stream of frames cannot be read on.
@@ -202,7 +260,7 @@ mod tests {
     use super::*;
     use crate::engine::barrier::Hello;
     use crate::engine::batch::Replies;
-    use crate::ids::{Incarnation, NodeId};
+    use crate::ids::{Incarnation, LastSeen, NodeId, PartitionId};
 
     fn packets() -> Vec<Packet> {
         let hello = Hello {
@@ -213,6 +271,7 @@ mod tests {
             digest: 9,
             unsound: Vec::new(),
             formed: false,
+            seen: LastSeen { life: Incarnation(8), generation: 2 },
         };
         vec![Packet::Hello(hello), Packet::Ready, Packet::Ping(3)]
     }
@@ -284,6 +343,32 @@ mod tests {
         }
         assert_eq!(came, [short, long], "the shorter one is there first");
         assert_eq!((outgoing.waiting(), pieces), (0, 8));
+    }
+
+    #[test]
+    fn what_is_in_order_arrives_so_beside_the_rest() {
+        let raft = |bytes: usize| Packet::Raft(vec![(PartitionId(0), vec![7; bytes].into())]);
+        let (long, short, reply) = (raft(6 * PIECE_BYTES), raft(1), executed(1, PIECE_BYTES));
+        let (mut outgoing, mut incoming) = (Outgoing::default(), Incoming::default());
+        outgoing.push_in_order(&long).unwrap();
+        let mut frames = Vec::new();
+        push(&Packet::Ready, &mut frames).unwrap();
+        let begun = frames.len();
+        push(&short, &mut frames).unwrap();
+        outgoing.move_in_order(&mut frames, begun);
+        assert_eq!(frames.len(), begun, "what was there before stays");
+        outgoing.push(&reply, PIECES_BYTES_MAX).unwrap();
+        assert!(outgoing.is_in_order());
+        let (mut out, mut packets, mut came) = (Vec::new(), Vec::new(), Vec::new());
+        while outgoing.pop(&mut out).unwrap() {
+            take(&mut out, &mut packets).unwrap();
+            for packet in packets.drain(..) {
+                let Packet::Piece { number, bytes, last } = packet else { panic!("a piece") };
+                came.extend(incoming.take(number, &bytes, last).unwrap());
+            }
+        }
+        assert_eq!(came, [reply, long, short]);
+        assert!(!outgoing.is_in_order());
     }
 
     #[test]

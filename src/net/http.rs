@@ -6,6 +6,7 @@
 //! is closed. (`axum::serve` has no such limits, so the connections are hyper's.)
 
 use crate::metrics::{Sample, csv};
+use crate::net::listen::{Acceptor, TcpListener};
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
@@ -20,7 +21,6 @@ use std::future::Future;
 use std::io;
 use std::pin::pin;
 use std::time::Duration;
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
@@ -36,7 +36,7 @@ const HEAD_BYTES_MAX: usize = 16 << 10;
 /// How long accepting rests when there is nothing to accept with.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// What those beyond [`CONNECTIONS_MAX`] are told.
+/// What those beyond the limit are told.
 const CROWDED: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n\
     content-length: 32\r\nconnection: close\r\n\r\n{\"error\":\"too many connections\"}";
 
@@ -62,13 +62,14 @@ pub enum Health {
     Waiting(Vec<u16>),
 }
 
-/// Serves until `stop` is ready.
+/// Serves until `stop` is ready, so many connections at a time.
 ///
 /// # Errors
 /// None so far: what befalls one connection is no matter of the others.
 pub async fn serve(
     listener: TcpListener,
     asks: mpsc::Sender<Ask>,
+    connections_max: usize,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     let router = Router::new()
@@ -79,7 +80,7 @@ pub async fn serve(
         .fallback(nothing)
         .method_not_allowed_fallback(only_get)
         .with_state(asks);
-    serve_within(listener, router, HEAD_MAX, stop).await;
+    serve_within(listener, router, HEAD_MAX, connections_max, stop).await;
     Ok(())
 }
 
@@ -87,9 +88,11 @@ async fn serve_within(
     listener: TcpListener,
     router: Router,
     head_max: Duration,
+    connections_max: usize,
     stop: impl Future<Output = ()>,
 ) {
     let mut stop = pin!(stop);
+    let mut listener = Acceptor::new(listener, CROWDED);
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -99,17 +102,16 @@ async fn serve_within(
             accepted = listener.accept() => accepted,
         };
         let stream = match accepted {
-            Ok((stream, _)) => stream,
+            Ok(Some((stream, _))) => stream,
+            Ok(None) => continue,
             Err(error) => {
-                // Out of file descriptors, most likely: others will close some.
                 log::warn!(target: "http", "cannot accept a connection: {error}");
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }
         };
-        if connections.len() >= CONNECTIONS_MAX {
-            // Who cannot take even this is told by the closing.
-            let _ = stream.try_write(CROWDED);
+        if connections.len() >= connections_max {
+            listener.turn_away(stream);
             continue;
         }
         let service = TowerToHyperService::new(router.clone());
@@ -205,7 +207,7 @@ mod tests {
             let address = listener.local_addr().expect("an address");
             let (asks, mut asked) = mpsc::channel(1);
             let (stop, stopped) = oneshot::channel::<()>();
-            let serving = serve(listener, asks, async {
+            let serving = serve(listener, asks, CONNECTIONS_MAX, async {
                 let _ = stopped.await;
             });
             let answering = async {
@@ -299,7 +301,8 @@ mod tests {
             };
             let router = Router::new().fallback(nothing);
             let head_max = Duration::from_millis(50);
-            let serving = serve_within(listener, router, head_max, std::future::pending());
+            let serving =
+                serve_within(listener, router, head_max, CONNECTIONS_MAX, std::future::pending());
             let response = tokio::select! {
                 response = client => response,
                 () = serving => panic!("it was not told to stop"),

@@ -4,18 +4,28 @@
 //! break promises that were made with what lies there. So the directory carries an identity, in a
 //! file that an operator can read, and a lock that the kernel gives back however the process ends.
 //!
+//! It names the **layout** of what lies in it as well: of how many partitions, on which nodes. With
+//! another one the node would look for its keys in the wrong places.
+//!
 //! It also remembers what must outlive the process and is no part of the log:
+//! - that the node was **ready** for the cluster's formation, before it says so to another node:
+//!   a cluster is formed once every node has said so, and until then no node promises anything. So a
+//!   directory that was ready and is not formed has lost nothing, and one that was never ready has
+//!   no part in a cluster that is formed: it stands in the place of one that was lost;
 //! - that the cluster was **formed**, so that a restart waits for a majority and not for everybody;
 //! - which **replica** of each partition this is: another one when the node must rejoin as a new
 //!   member, because what it acknowledged may be lost;
 //! - the partitions in **doubt**: their log may lack what was acknowledged, and until that is
 //!   settled the node takes no part in them;
+//! - the newest **segment** of the log, so that a log without it is refused;
+//! - its **life**, so that the next one is later whatever the clock says, and what was **seen** of
+//!   the other nodes, so that one that has lost its directory can be told;
 //! - the **boot** of the machine it last ran in and whether it **stopped** cleanly: a process that
 //!   dies leaves its unsynced writes to the kernel, a machine that goes down takes them along.
 
 use super::disk::{Disk, File, RealDisk, failed, no_room};
 use crate::error::{Corrupt, Error, Result};
-use crate::ids::{NodeId, PartitionId};
+use crate::ids::{Incarnation, LastSeen, Millis, NodeId, PartitionId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
@@ -41,6 +51,9 @@ pub struct Directory<D: Disk = RealDisk> {
     disk: D,
     path: PathBuf,
     is_new: bool,
+    /// The cluster was formed when the directory was opened, and this was the last life.
+    was_formed: bool,
+    last_life: Incarnation,
     /// As it is in the file.
     record: Record,
     _lock: D::Lock,
@@ -50,30 +63,47 @@ pub struct Directory<D: Disk = RealDisk> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Record {
     owner: Identity,
+    /// Names and values, in order.
+    layout: Vec<(String, String)>,
+    life: Incarnation,
+    segment: u32,
     replica: u32,
     /// The partitions whose replica is a later one.
     renewed: BTreeMap<PartitionId, u32>,
     doubted: BTreeSet<PartitionId>,
+    ready: bool,
     formed: bool,
+    seen: BTreeMap<NodeId, LastSeen>,
     boot: Option<String>,
     clean: bool,
 }
 
-const FORMAT: &str = "1";
+/// What is written. A file of an earlier format says less and is read as well.
+const FORMAT: &str = "2";
+const FORMATS: [&str; 2] = ["1", FORMAT];
 const IDENTITY: &str = "identity";
 const HEAD: &str = "# Whose data this directory holds. Kept by the node; do not edit.\n";
+
+/// What stands before the name of a field of the layout.
+const LAYOUT: &str = "layout.";
 
 /// No identity is longer: it may name the most partitions that a cluster has twice.
 const IDENTITY_BYTES_MAX: u64 = 4 << 20;
 
 impl<D: Disk> Directory<D> {
-    /// Opens a node's directory, and makes it if there is none.
+    /// Opens a node's directory, and makes it if there is none. `layout` names what must be as it was
+    /// for its data to be found; it is empty where nothing is to be kept.
     ///
     /// # Errors
     /// [`Error::Directory`] names the directory and both sides when it belongs to another node or
-    /// cluster, when a process uses it, when a newer version made it, or when it holds a log but
+    /// cluster or is of another layout, when a process uses it, when a newer version made it, or when it holds a log but
     /// does not say whose. [`Error::Corrupt`] when its identity cannot be read.
-    pub fn open(disk: D, path: &Path, owner: Identity) -> Result<Directory<D>> {
+    pub fn open(
+        disk: D,
+        path: &Path,
+        owner: Identity,
+        layout: &[(&str, String)],
+    ) -> Result<Directory<D>> {
         let shown = path.display();
         disk.make_dir(path).map_err(no_room(path, 0))?;
         let lock = disk.lock(&path.join("lock")).map_err(|error| match error.kind() {
@@ -84,22 +114,40 @@ impl<D: Disk> Directory<D> {
         })?;
         let names = disk.list(path).map_err(failed("list", path))?;
         let is_new = !names.iter().any(|name| name == IDENTITY);
+        let layout: Vec<(String, String)> =
+            layout.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
         let new = Record {
             owner,
+            layout,
+            life: Incarnation::default(),
+            segment: 0,
             replica: 1,
             renewed: BTreeMap::new(),
             doubted: BTreeSet::new(),
+            ready: false,
             formed: false,
+            seen: BTreeMap::new(),
             boot: None,
             clean: true,
         };
-        let record = if is_new { new.clone() } else { read(&disk, path)? };
+        let mut record = if is_new { new.clone() } else { read(&disk, path)? };
         if record.owner != new.owner {
             let (found, wanted) = (record.owner, new.owner);
             let problem = format!("data directory {shown} belongs to {found}, not to {wanted}");
             return Err(Error::Directory(problem));
         }
-        let directory = Directory { disk, path: path.to_owned(), is_new, record, _lock: lock };
+        if let Some(problem) = record.moved(&new.layout) {
+            return Err(Error::Directory(format!(
+                "data directory {shown} is laid out otherwise: {problem}. Keys would be looked for \
+                 where they are not. Put it back as it was; to change it, save the cluster with \
+                 --role admin backup and restore that into a new one"
+            )));
+        }
+        record.layout = new.layout;
+        let (path, was_formed, last_life) = (path.to_owned(), record.formed, record.life);
+        let directory =
+            Directory { disk, path, is_new, was_formed, last_life, record, _lock: lock };
+        let path = &directory.path;
         for dir in [directory.log_dir(), directory.snapshots_dir()] {
             if is_new && has_files(&directory.disk, &dir) {
                 let problem =
@@ -130,9 +178,34 @@ impl<D: Disk> Directory<D> {
         self.path.join("snapshots")
     }
 
+    /// Where it is noted how far the log is synced.
+    pub fn synced_file(&self) -> PathBuf {
+        self.path.join("synced")
+    }
+
+    /// The newest segment of the log; 0 if there was none.
+    pub fn segment(&self) -> u32 {
+        self.record.segment
+    }
+
+    /// This segment of the log is written to, and nothing in it counts yet.
+    pub fn mark_segment(&mut self, segment: u32) -> Result<()> {
+        self.change(|record| record.segment = segment)
+    }
+
     /// Whether this process made the directory.
     pub fn is_new(&self) -> bool {
         self.is_new
+    }
+
+    /// Whether the node was ready for the cluster's formation, in this process or an earlier one.
+    pub fn is_ready(&self) -> bool {
+        self.record.ready
+    }
+
+    /// The node has met all others and is about to say so.
+    pub fn mark_ready(&mut self) -> Result<()> {
+        self.change(|record| record.ready = true)
     }
 
     /// Whether the cluster has been formed.
@@ -151,12 +224,18 @@ impl<D: Disk> Directory<D> {
         self.record.replica.max(renewed.unwrap_or_default())
     }
 
+    /// The latest generation of any of its replicas.
+    pub fn latest_replica(&self) -> u32 {
+        self.record.renewed.values().copied().fold(self.record.replica, u32::max)
+    }
+
     /// All that the node acknowledged is lost, in a cluster that is formed: it goes on as another
-    /// replica of each partition, whose number this answers. `second` is the time in seconds: a
-    /// directory that is lost again does not know the number that the one before it chose.
-    pub fn begin_anew(&mut self, second: u64) -> Result<u32> {
+    /// replica of each partition, whose number this answers. A directory that is lost again does not
+    /// know the number that the one before it chose: `seen` is the latest one that other nodes know,
+    /// `second` is the wall clock's, for what none of them has seen.
+    pub fn begin_anew(&mut self, second: u64, seen: u32) -> Result<u32> {
+        let last = self.latest_replica().max(seen);
         self.change(|record| {
-            let last = record.renewed.values().copied().fold(record.replica, u32::max);
             record.replica = later(last, second);
             record.renewed.clear();
             record.doubted.clear();
@@ -188,23 +267,81 @@ impl<D: Disk> Directory<D> {
         self.change(|record| *record = next)
     }
 
-    /// The node runs, in this boot of the machine. If it ran when the machine went down, the
-    /// partitions of which it acknowledged what was `unsynced` are in doubt from now on.
+    /// What was seen of another node.
+    pub fn last_seen(&self, node: NodeId) -> LastSeen {
+        self.record.seen.get(&node).copied().unwrap_or_default()
+    }
+
+    /// Another node was seen in this life, with replicas of this generation.
+    pub fn mark_seen(&mut self, node: NodeId, seen: LastSeen) -> Result<()> {
+        self.change(|record| {
+            let known = record.seen.entry(node).or_default();
+            *known = known.and(seen);
+        })
+    }
+
+    /// The last life that no other node can have seen a later one than, before this process; none if
+    /// the directory cannot know.
+    pub fn last_life(&self) -> Option<Incarnation> {
+        (self.was_formed && self.last_life != Incarnation::default()).then_some(self.last_life)
+    }
+
+    /// Node `by` has seen this node in a later life, or replicas of it of a later generation. Answers
+    /// the life that the node goes on in.
+    ///
+    /// # Errors
+    /// [`Error::Directory`] when the directory is of a node that was formed: then an earlier copy of
+    /// it is in its place, and what was acknowledged since is not there.
+    pub fn outlived(&mut self, by: NodeId, seen: LastSeen) -> Result<Incarnation> {
+        if self.was_formed {
+            let (shown, owner) = (self.path.display(), &self.record.owner);
+            let own = self.last_life.0;
+            return Err(Error::Directory(format!(
+                "data directory {shown} is older than what node {by} has seen of {owner} (life \
+                 {own} and {}, replicas of generation {} and {}): an earlier copy is in its place, \
+                 and what was acknowledged since is missing. Move it away and start the node again, \
+                 which then rejoins with new replicas",
+                seen.life.0,
+                self.latest_replica(),
+                seen.generation
+            )));
+        }
+        let late = seen.generation > self.latest_replica();
+        self.change(|record| {
+            // It may have been heard before.
+            if late || record.life <= seen.life {
+                record.life = Incarnation(record.life.max(seen.life).0.saturating_add(1));
+            }
+            if late && record.formed {
+                record.replica = seen.generation.saturating_add(1);
+                record.renewed.clear();
+            }
+        })?;
+        Ok(self.record.life)
+    }
+
+    /// The node runs, in this boot of the machine, or in one that nothing is known of (empty), which
+    /// may be another one than the last; `clock` is the wall clock's, in milliseconds.
+    /// Answers the life that begins, later than any before. If the node ran when the machine went
+    /// down, the partitions of which it acknowledged what was `unsynced` are in doubt from now on.
     pub fn mark_running(
         &mut self,
         boot: &str,
+        clock: Millis,
         unsynced: impl IntoIterator<Item = PartitionId>,
-    ) -> Result<()> {
+    ) -> Result<Incarnation> {
         let boot: String = boot.chars().filter(|c| !c.is_control()).collect();
         let boot = boot.trim().to_owned();
         self.change(|record| {
-            let went_down = record.boot.as_ref().is_some_and(|last| *last != boot);
+            let went_down = boot.is_empty() || record.boot.as_deref() != Some(boot.as_str());
             if went_down && !record.clean && record.formed {
                 record.doubted.extend(unsynced);
             }
-            record.boot = Some(boot);
+            record.boot = Some(boot).filter(|boot| !boot.is_empty());
             record.clean = false;
-        })
+            record.life = Incarnation(record.life.0.saturating_add(1).max(clock.0));
+        })?;
+        Ok(self.record.life)
     }
 
     /// The node has synced everything and stops.
@@ -225,7 +362,7 @@ impl<D: Disk> Directory<D> {
     /// Writes the identity aside and puts it in place: there is always a whole one.
     fn save(&self, record: &Record) -> Result<()> {
         let (aside, place) = (self.path.join("identity.new"), self.path.join(IDENTITY));
-        let text = record.text();
+        let text = record.text(FORMAT);
         let needed = text.len() as u64;
         let file = self.disk.create(&aside).map_err(no_room(&aside, needed))?;
         file.write_at(text.as_bytes(), 0).map_err(no_room(&aside, needed))?;
@@ -256,48 +393,88 @@ fn read<D: Disk>(disk: &D, dir: &Path) -> Result<Record> {
     if !sealed(text) {
         return Err(damaged("its checksum is wrong"));
     }
-    if format != FORMAT {
+    if !FORMATS.contains(&format) {
         let problem = format!("{} is of format {format}, which is not known", path.display());
         return Err(Error::Directory(problem));
     }
-    Record::parse(text).ok_or_else(|| damaged("a field is missing or makes no sense"))
+    Record::parse(text, format).ok_or_else(|| damaged("a field is missing or makes no sense"))
 }
 
 impl Record {
-    fn text(&self) -> String {
-        let Record { owner: Identity { cluster, node }, replica, formed, boot, clean, .. } = self;
+    /// Which field of the layout is not what it was, if any. A record that has none is of an earlier
+    /// format, or of a node that kept nothing.
+    fn moved(&self, layout: &[(String, String)]) -> Option<String> {
+        let now = |name: &String| {
+            let field = layout.iter().find(|(other, _)| other == name);
+            field.map_or("nothing", |(_, value)| value.as_str())
+        };
+        let moved = self.layout.iter().find(|(name, was)| now(name) != was);
+        moved.map(|(name, was)| {
+            format!("{name} was {was} when it was made, and cluster.yaml says {}", now(name))
+        })
+    }
+
+    fn text(&self, format: &str) -> String {
+        let Record { owner: Identity { cluster, node }, life, replica, .. } = self;
+        let Record { formed, boot, clean, .. } = self;
+        let layout = self.layout.iter().map(|(name, value)| format!("{LAYOUT}{name}: {value}\n"));
+        let layout: String = layout.collect();
         let boot = boot.as_deref().unwrap_or("none");
         let formed = if *formed { "yes" } else { "no" };
         let stopped = if *clean { "cleanly" } else { "not yet" };
         let text = format!(
-            "{HEAD}format: {FORMAT}\ncluster: {cluster}\nnode: {node}\nreplica: {replica}\n\
-             {}{}formed: {formed}\nboot: {boot}\nstopped: {stopped}\n",
+            "{HEAD}format: {format}\ncluster: {cluster}\nnode: {node}\n{layout}{}{}replica: {replica}\n\
+             {}{}{}formed: {formed}\n{}boot: {boot}\nstopped: {stopped}\n",
+            line("life", (life.0 > 0).then(|| life.0.to_string()).into_iter()),
+            line("segment", (self.segment > 0).then(|| self.segment.to_string()).into_iter()),
             line("renewed", self.renewed.iter().map(|(id, number)| format!("{id}={number}"))),
             line("doubted", self.doubted.iter().map(PartitionId::to_string)),
+            line("ready", self.ready.then(|| "yes".to_owned()).into_iter()),
+            line(
+                "seen",
+                self.seen.iter().map(|(node, LastSeen { life, generation })| {
+                    format!("{node}={}/{generation}", life.0)
+                })
+            ),
         );
         let crc = crc32fast::hash(text.as_bytes());
         format!("{text}crc: {crc:08x}\n")
     }
 
-    fn parse(text: &str) -> Option<Record> {
+    fn parse(text: &str, format: &str) -> Option<Record> {
         let word = |name| field(text, name);
         let record = Record {
             owner: Identity {
                 cluster: word("cluster")?.to_owned(),
                 node: NodeId(word("node")?.parse().ok()?),
             },
+            layout: text
+                .lines()
+                .filter_map(|line| line.strip_prefix(LAYOUT)?.split_once(": "))
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect(),
+            life: Incarnation(word("life").map_or(Some(0), |life| life.parse().ok())?),
+            segment: word("segment").map_or(Some(0), |segment| segment.parse().ok())?,
             replica: word("replica")?.parse().ok()?,
             renewed: list(word("renewed"), |word| {
                 let (id, number) = word.split_once('=')?;
                 Some((PartitionId(id.parse().ok()?), number.parse().ok()?))
             })?,
             doubted: list(word("doubted"), |id| Some(PartitionId(id.parse().ok()?)))?,
+            ready: word("ready").is_some(),
             formed: word("formed")? == "yes",
+            seen: list(word("seen"), |word| {
+                let (node, seen) = word.split_once('=')?;
+                let (life, generation) = seen.split_once('/')?;
+                let life = Incarnation(life.parse().ok()?);
+                let seen = LastSeen { life, generation: generation.parse().ok()? };
+                Some((NodeId(node.parse().ok()?), seen))
+            })?,
             boot: word("boot").filter(|boot| *boot != "none").map(str::to_owned),
             clean: word("stopped")? == "cleanly",
         };
         // Whatever was not understood would be lost by the next write.
-        (record.text() == text).then_some(record)
+        (record.text(format) == text).then_some(record)
     }
 }
 

@@ -15,6 +15,8 @@ use std::fs::{self, TryLockError};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 /// Bytes of a block: what a disk takes past the page cache, and no less. Most disks' are smaller.
 pub const BLOCK: usize = 4096;
@@ -93,6 +95,35 @@ pub trait File {
     }
 }
 
+/// How long it is tried to open a file while the process, or the machine, has too many open: others
+/// close theirs, and a node must not end for a moment's want.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often it is tried.
+const TRY_EVERY: Duration = Duration::from_millis(20);
+
+/// Opens something, and tries again while there is no file descriptor for it.
+fn patiently<T>(open: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let tries = PATIENCE.as_millis() / TRY_EVERY.as_millis();
+    for number in 0..tries {
+        match open() {
+            Err(error) if is_exhausted(&error) => {
+                if number == 0 {
+                    ::log::warn!(target: "disk", "waiting for a file descriptor: {error}");
+                }
+                thread::sleep(TRY_EVERY);
+            }
+            opened => return opened,
+        }
+    }
+    open()
+}
+
+/// Whether an error says that the process or the machine has no file descriptor left.
+fn is_exhausted(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
 /// The machine's own file system.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RealDisk;
@@ -102,17 +133,21 @@ impl Disk for RealDisk {
     type Lock = fs::File;
 
     fn create(&self, path: &Path) -> io::Result<fs::File> {
-        fs::File::options().read(true).write(true).create(true).truncate(true).open(path)
+        let mut options = fs::File::options();
+        options.read(true).write(true).create(true).truncate(true);
+        patiently(|| options.open(path))
     }
 
     fn open(&self, path: &Path) -> io::Result<fs::File> {
-        fs::File::options().read(true).write(true).open(path)
+        patiently(|| fs::File::options().read(true).write(true).open(path))
     }
 
     #[cfg(target_os = "linux")]
     fn open_direct(&self, path: &Path) -> Option<fs::File> {
         use std::os::unix::fs::OpenOptionsExt;
-        let opened = fs::File::options().write(true).custom_flags(libc::O_DIRECT).open(path);
+        let mut options = fs::File::options();
+        options.write(true).custom_flags(libc::O_DIRECT);
+        let opened = patiently(|| options.open(path));
         // It was opened just now without the flag: what is refused is the flag.
         opened.ok()
     }
@@ -131,7 +166,7 @@ impl Disk for RealDisk {
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
-        for entry in fs::read_dir(dir)? {
+        for entry in patiently(|| fs::read_dir(dir))? {
             // A name that is no text is none of ours.
             names.extend(entry?.file_name().into_string());
         }
@@ -140,11 +175,13 @@ impl Disk for RealDisk {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        fs::File::open(dir)?.sync_all()
+        patiently(|| fs::File::open(dir))?.sync_all()
     }
 
     fn lock(&self, path: &Path) -> io::Result<fs::File> {
-        let file = fs::File::options().write(true).create(true).truncate(false).open(path)?;
+        let mut options = fs::File::options();
+        options.write(true).create(true).truncate(false);
+        let file = patiently(|| options.open(path))?;
         match file.try_lock() {
             Ok(()) => Ok(file),
             Err(TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
@@ -194,5 +231,25 @@ pub(super) fn no_room(path: &Path, needed: u64) -> impl FnOnce(io::Error) -> Err
             Error::Full(Full { file, needed, cause })
         }
         _ => Error::Io(format!("cannot write {}", file.display()), cause),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    #[test]
+    fn a_want_of_descriptors_is_waited_out() {
+        for exhausted in [libc::EMFILE, libc::ENFILE] {
+            let tries = Cell::new(0);
+            let opened = patiently(|| {
+                tries.set(tries.get() + 1);
+                if tries.get() < 3 { Err(io::Error::from_raw_os_error(exhausted)) } else { Ok(7) }
+            });
+            assert_eq!((opened.ok(), tries.get()), (Some(7), 3));
+        }
+        let refused = patiently(|| Err::<(), _>(io::ErrorKind::NotFound.into()));
+        assert_eq!(refused.map_err(|error| error.kind()), Err(io::ErrorKind::NotFound));
     }
 }

@@ -7,6 +7,9 @@
 
 use super::disk::BLOCK;
 
+/// A buffer that has grown larger does not stay so.
+const KEPT_MAX: usize = 4 << 20;
+
 /// The buffer.
 #[derive(Debug, Default)]
 pub(super) struct Frame {
@@ -38,6 +41,23 @@ impl Frame {
             self.bytes.truncate(self.start + tail);
         }
         &mut self.bytes
+    }
+
+    /// The bytes that it keeps.
+    #[cfg(test)]
+    pub(super) fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+
+    /// Gives memory back that a long batch took.
+    pub(super) fn shrink(&mut self) {
+        if self.bytes.capacity() > KEPT_MAX {
+            // The block that the next batch may start in.
+            let tail =
+                self.bytes[self.end.saturating_sub(BLOCK).max(self.start)..self.end].to_vec();
+            (self.start, self.end) = (0, tail.len());
+            self.bytes = tail;
+        }
     }
 
     /// What is to be written once the batch is there and `zeros` behind it: whole blocks, for the

@@ -25,7 +25,10 @@ use super::frame::Frame;
 use super::index::{Index, Place};
 use super::record::{self, Kind, RECORD_HEADER, Records};
 use super::recovery::{self, Recovered, Segment, corrupt};
-use super::segment::{self, BATCH_BYTES_MAX, BATCH_HEADER, Batch, END, FIRST_BATCH, Header};
+use super::segment::{
+    self, BATCH_BYTES_MAX, BATCH_BYTES_WANTED, BATCH_HEADER, Batch, END, FIRST_BATCH, Header,
+};
+use super::synced::{SyncedFile, SyncedTo};
 use crate::error::{Error, Result};
 use crate::ids::PartitionId;
 use bytes::Bytes;
@@ -48,6 +51,11 @@ pub struct Options {
     /// Whether batches go past the page cache, where the file system has a way: cheaper where each
     /// is synced, dearer where many are written between two syncs.
     pub direct: bool,
+    /// The newest segment that was written to, by what is remembered elsewhere; 0 if none was. A log
+    /// that has lost it is refused.
+    pub newest: u32,
+    /// Where it is noted how far the log is synced, if anywhere: outside its folder.
+    pub synced: Option<PathBuf>,
 }
 
 impl Options {
@@ -55,7 +63,8 @@ impl Options {
     pub fn new(owner: Identity) -> Options {
         let segment_bytes = 64 << 20;
         let retain_bytes = 3 * segment_bytes;
-        Options { owner, segment_bytes, step_bytes: 4 << 20, retain_bytes, direct: true }
+        let (step_bytes, direct) = (4 << 20, true);
+        Options { owner, segment_bytes, step_bytes, retain_bytes, direct, newest: 0, synced: None }
     }
 }
 
@@ -108,6 +117,8 @@ pub struct SegmentLog<D: Disk = RealDisk> {
     current: u32,
     /// How far the current segment is synced.
     synced: u64,
+    /// Where that is noted.
+    noted: Option<SyncedFile<D::File>>,
     /// Segments below this one are not needed.
     oldest: u32,
     /// Who keeps the oldest segment, as long as nothing more of it is covered: looking through it
@@ -122,6 +133,9 @@ pub struct SegmentLog<D: Disk = RealDisk> {
     broken: Option<String>,
     usage: Usage,
 }
+
+/// The segment that is written to is looked through once this part of it is full.
+const CURRENT_PART: u64 = 4;
 
 /// A dropped segment, or one in the making: what the next segment is made of.
 const SPARE: &str = "spare";
@@ -149,7 +163,9 @@ impl<D: Disk> SegmentLog<D> {
                 remove_dropped(&disk, &dir.join(name))?;
             }
         }
-        let reading = recovery::read(&disk, dir, &options.owner)?;
+        let opened = options.synced.as_ref().map(|path| SyncedFile::open(&disk, path));
+        let (noted, synced) = opened.transpose()?.unzip();
+        let reading = recovery::read(&disk, dir, &options, synced.flatten())?;
         let last = reading.segments.iter().next_back();
         let (current, previous_end) = last.map_or((0, 0), |(number, last)| (*number, last.end));
         let first = reading.segments.keys().next();
@@ -162,6 +178,7 @@ impl<D: Disk> SegmentLog<D> {
             segments: reading.segments,
             current,
             synced: 0,
+            noted,
             index: reading.index,
             direct: None,
             frame: Frame::default(),
@@ -172,14 +189,15 @@ impl<D: Disk> SegmentLog<D> {
         Ok((log, reading.recovered))
     }
 
-    /// Appends the records as one batch, which will be read back whole or not at all. They are safe
-    /// after the next [`SegmentLog::sync`].
+    /// Appends the records: a batch, which will be read back whole or not at all, or several where
+    /// they are many bytes. They are safe after the next [`SegmentLog::sync`].
     ///
     /// # Errors
-    /// [`Error::Full`]: nothing was written, and it may be tried again once there is room.
+    /// [`Error::Full`]: the records from some point on were not written; all may be tried again once
+    /// there is room.
     pub fn write(&mut self, records: &Records) -> Result<()> {
         self.usable()?;
-        if records.is_empty() { Ok(()) } else { self.append(records) }
+        records.runs(BATCH_BYTES_WANTED).try_for_each(|(body, count)| self.append(body, count))
     }
 
     /// Makes everything written so far survive a power cut.
@@ -190,32 +208,45 @@ impl<D: Disk> SegmentLog<D> {
             return Ok(());
         }
         let end = segment.end;
-        let outcome = segment.file.sync_data();
+        let outcome = self.file().sync_data();
         let outcome = outcome.map_err(|error| failed("sync", &self.current_path())(error));
         self.usage.syncs += 1;
         self.or_break(outcome)?;
         self.synced = end;
-        Ok(())
+        let noted = self.noted.as_ref().map(|file| {
+            let to = SyncedTo { segment: self.current, end };
+            file.note(to)
+        });
+        self.or_break(noted.transpose()).map(drop)
+    }
+
+    /// The number of the segment that is written to. It is to be remembered before anything in the
+    /// segment counts.
+    pub fn newest(&self) -> u32 {
+        self.current
     }
 
     /// Syncs, and vouches for what was synced: after a stop with this call a torn tail is damage.
     /// A full disk that has no room for the vouching takes nothing back.
     pub fn finish(&mut self) -> Result<()> {
         self.sync()?;
-        self.append(&Records::default())?;
+        self.append(&[], 0)?;
         self.sync()
     }
 
     /// Drops the oldest segment if nothing needs it and the log is longer than
     /// [`Options::retain_bytes`]. Records in it that still count are copied forward if they are few
-    /// (a sixteenth of a segment at most).
+    /// (a sixteenth of a segment at most). The segment that is written to is no exception once a
+    /// part of it is full of what is not needed: a log at rest is short.
     ///
     /// One segment a call: whoever waits for a write waits for this too.
     pub fn collect(&mut self) -> Result<Collected> {
         self.usable()?;
         let mut collected = Collected::default();
-        let Some((&number, _)) = self.segments.first_key_value() else { return Ok(collected) };
-        if number == self.current || self.usage().bytes <= self.options.retain_bytes {
+        let Some((&number, oldest)) = self.segments.first_key_value() else { return Ok(collected) };
+        let is_current = number == self.current;
+        let is_short = oldest.end - FIRST_BATCH < self.options.segment_bytes / CURRENT_PART;
+        if is_current && is_short || self.usage().bytes <= self.options.retain_bytes {
             return Ok(collected);
         }
         if let Some(holders) = &self.held_by {
@@ -227,12 +258,15 @@ impl<D: Disk> SegmentLog<D> {
             self.held_by = Some(collected.held_by.clone());
             return Ok(collected);
         };
+        if is_current {
+            self.leave_current()?;
+        }
         // The batch goes first: it says that the segment is not needed, so that a segment that is
         // missing for any other reason is noticed.
         self.oldest = number + 1;
-        self.append(&records)?;
+        self.append(records.as_bytes(), records.len() as u32)?;
         self.sync()?;
-        let outcome = self.drop_segment(number);
+        let outcome = self.drop_segment(number, !is_current);
         collected.left = self.or_break(outcome)?;
         collected.dropped = true;
         collected.copied = records.len();
@@ -272,7 +306,8 @@ impl<D: Disk> SegmentLog<D> {
             if bytes >= bytes_max {
                 break;
             }
-            let record = self.read_record(place)?;
+            let file = self.open_segment(place.segment)?;
+            let record = self.read_record(&file, place)?;
             bytes += record.len();
             entries.push((index, Bytes::from(record).slice(RECORD_HEADER..)));
         }
@@ -304,9 +339,14 @@ impl<D: Disk> SegmentLog<D> {
         outcome.inspect_err(|error| self.broken = Some(error.to_string()))
     }
 
-    fn append(&mut self, records: &Records) -> Result<()> {
-        let bytes = (BATCH_HEADER + records.bytes()) as u64;
-        assert!(bytes <= BATCH_BYTES_MAX as u64, "what has arrived is bounded by its senders");
+    /// Appends so many records as one batch.
+    fn append(&mut self, body: &[u8], count: u32) -> Result<()> {
+        let bytes = (BATCH_HEADER + body.len()) as u64;
+        if bytes > BATCH_BYTES_MAX as u64 {
+            let problem = format!("a record of {} bytes, {BATCH_BYTES_MAX} at most", body.len());
+            let outcome = Err(io::Error::other(problem));
+            return self.or_break(outcome.map_err(failed("write", &self.current_path())));
+        }
         let end = self.segments[&self.current].end;
         if end + bytes > self.options.segment_bytes && end > FIRST_BATCH {
             self.sync()?;
@@ -318,13 +358,13 @@ impl<D: Disk> SegmentLog<D> {
         let batch = Batch {
             segment: self.current,
             offset,
-            count: records.len() as u32,
+            count,
             synced: self.synced,
             oldest: self.oldest,
-            body: records.as_bytes(),
+            body,
         };
         batch.encode(self.frame.begin(offset, bytes as usize + END));
-        for record in record::records(records.as_bytes()) {
+        for record in record::records(body) {
             let Ok(record) = record else {
                 unreachable!("records are read as they were written");
             };
@@ -337,6 +377,7 @@ impl<D: Disk> SegmentLog<D> {
         let outcome = self.write_frame(offset - offset % BLOCK as u64);
         let outcome = outcome.map_err(|error| no_room(&self.current_path(), bytes)(error));
         self.or_break(outcome)?;
+        self.frame.shrink();
         self.current_mut().end += bytes;
         self.usage.batches += 1;
         self.usage.appended += bytes;
@@ -346,7 +387,7 @@ impl<D: Disk> SegmentLog<D> {
     /// Writes the frame, whose first block has this offset in the current segment.
     fn write_frame(&mut self, offset: u64) -> io::Result<()> {
         let blocks = self.frame.end(END);
-        let file = &self.segments[&self.current].file;
+        let file = open_file(&self.segments[&self.current]);
         past_cache(&mut self.direct, file, |file| file.write_at(blocks, offset))
     }
 
@@ -370,7 +411,7 @@ impl<D: Disk> SegmentLog<D> {
         }
         let to = self.preallocated_length(needed);
         let path = segment::path(&self.dir, self.current);
-        let file = &self.segments[&self.current].file;
+        let file = open_file(&self.segments[&self.current]);
         past_cache(&mut self.direct, file, |file| file.preallocate(length, to))
             .map_err(no_room(&path, to - length))?;
         self.current_mut().length = to;
@@ -417,10 +458,25 @@ impl<D: Disk> SegmentLog<D> {
         self.usage.preallocated += to - length;
         self.or_break(outcome)?;
         self.direct = if self.options.direct { self.disk.open_direct(&path) } else { None };
-        self.segments.insert(number, Segment { file, end: FIRST_BATCH, length: to });
+        if let Some(before) = self.segments.get_mut(&self.current) {
+            before.file = None;
+        }
+        self.segments.insert(number, Segment { file: Some(file), end: FIRST_BATCH, length: to });
         self.current = number;
         self.synced = FIRST_BATCH;
         Ok(())
+    }
+
+    /// Starts a segment that takes no more room than it needs.
+    fn leave_current(&mut self) -> Result<()> {
+        self.sync()?;
+        let spare = self.dir.join(SPARE);
+        let names = self.disk.list(&self.dir).map_err(failed("list", &self.dir))?;
+        if names.iter().any(|name| name == SPARE) {
+            self.disk.remove(&spare).map_err(failed("remove", &spare))?;
+        }
+        let end = self.segments[&self.current].end;
+        self.start_segment(end)
     }
 
     /// The records of a segment that still count, to be written again; `None` if they are too many.
@@ -433,8 +489,9 @@ impl<D: Disk> SegmentLog<D> {
         }
         needed.sort_unstable();
         let mut records = Records::default();
+        let file = self.open_segment(number)?;
         for (place, group) in needed {
-            let bytes = self.read_record(place)?;
+            let bytes = self.read_record(&file, place)?;
             let Some(record) = record::read(&bytes) else {
                 unreachable!("a record that was read is whole");
             };
@@ -458,15 +515,15 @@ impl<D: Disk> SegmentLog<D> {
         counts
     }
 
-    /// Drops the oldest segment: it becomes the spare if there is none and it is no larger than
-    /// others. One at a time and synced, so that what is left is always a run of numbers.
-    fn drop_segment(&mut self, number: u32) -> Result<Option<PathBuf>> {
+    /// Drops the oldest segment: it becomes the spare if one is to be kept, there is none and it is
+    /// no larger than others. One at a time and synced, so that what is left is always a run of numbers.
+    fn drop_segment(&mut self, number: u32, keep_spare: bool) -> Result<Option<PathBuf>> {
         let path = segment::path(&self.dir, number);
         let spare = self.dir.join(SPARE);
         let names = self.disk.list(&self.dir).map_err(failed("list", &self.dir))?;
         let length = self.segments.remove(&number).map_or(0, |segment| segment.length);
         let usual = length <= self.preallocated_length(self.options.segment_bytes + END as u64);
-        let is_spare = usual && !names.iter().any(|name| name == SPARE);
+        let is_spare = keep_spare && usual && !names.iter().any(|name| name == SPARE);
         let to = if is_spare { spare } else { path.with_extension(&DROPPED[1..]) };
         self.disk.rename(&path, &to).map_err(failed("rename", &path))?;
         self.disk.sync_dir(&self.dir).map_err(failed("sync", &self.dir))?;
@@ -475,10 +532,20 @@ impl<D: Disk> SegmentLog<D> {
         Ok((!is_spare).then_some(to))
     }
 
+    /// The file of the current segment.
+    fn file(&self) -> &D::File {
+        open_file(&self.segments[&self.current])
+    }
+
+    /// Opens a segment to read in it.
+    fn open_segment(&self, number: u32) -> Result<D::File> {
+        let path = segment::path(&self.dir, number);
+        self.disk.open(&path).map_err(failed("open", &path))
+    }
+
     /// The bytes of the record at `place`, header included, its checksum verified.
-    fn read_record(&self, place: Place) -> Result<Vec<u8>> {
+    fn read_record(&self, file: &D::File, place: Place) -> Result<Vec<u8>> {
         let path = segment::path(&self.dir, place.segment);
-        let file = &self.segments[&place.segment].file;
         let offset = u64::from(place.offset);
         // Most records are small: one read gets header and payload.
         let mut bytes = vec![0; READ_AHEAD];
@@ -495,6 +562,12 @@ impl<D: Disk> SegmentLog<D> {
             None => Err(corrupt(&path, offset, "the checksum of a record is wrong")),
         }
     }
+}
+
+/// The file of a segment that is written to.
+fn open_file<F>(segment: &Segment<F>) -> &F {
+    let Some(file) = &segment.file else { unreachable!("the current segment is open") };
+    file
 }
 
 /// How much is read at once where a record starts.

@@ -125,6 +125,23 @@ impl Records {
         &self.bytes
     }
 
+    /// The records in runs, in order: each ends with the record that takes it to `bytes_max` bytes.
+    pub(super) fn runs(&self, bytes_max: usize) -> impl Iterator<Item = (&[u8], u32)> {
+        let mut left = self.bytes.as_slice();
+        std::iter::from_fn(move || {
+            let (mut length, mut count) = (0, 0);
+            while length < bytes_max
+                && let Some(payload) = payload_length(&left[length..])
+            {
+                length += RECORD_HEADER + payload;
+                count += 1;
+            }
+            let (run, rest) = left.split_at(length);
+            left = rest;
+            (count > 0).then_some((run, count))
+        })
+    }
+
     fn push(&mut self, kind: Kind, group: PartitionId, index: u64, payload: &[&[u8]]) {
         let length: usize = payload.iter().map(|part| part.len()).sum();
         assert!(u32::try_from(length).is_ok(), "an entry is far smaller than 4 GiB");

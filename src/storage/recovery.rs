@@ -14,9 +14,14 @@
 //! - None says so: nothing at or behind `bad` was ever confirmed. It is the **tail**, it is cut
 //!   there, whole batches behind a hole included, and the cut is told.
 //!
-//! What this cannot see: damage to the very last batches, synced but with no later batch to vouch
-//! for them, reads as a tail. A stop that is not a crash therefore ends with an empty batch
+//! For the very last batches, with no later batch to vouch for them, there is a note beside the log
+//! of how far it was synced (`synced`). It is not synced itself. So what this cannot see is damage to
+//! a batch that was synced last before the machine went down, if the kernel had not written the note
+//! by then: that reads as a tail. A stop that is not a crash ends with an empty batch
 //! ([`SegmentLog::finish`]).
+//!
+//! A folder that is empty, or ends before the segment that was written to last, has lost something:
+//! the data directory remembers that segment's number ([`super::log::Options::newest`]).
 //!
 //! # Nothing is appended to a segment that was read
 //! Whole batches behind a hole would come to life again once the hole is filled to just the right
@@ -31,10 +36,12 @@
 use super::directory::Identity;
 use super::disk::{Disk, File, failed};
 use super::index::{Index, Place};
+use super::log::Options;
 #[cfg(doc)]
 use super::log::SegmentLog;
 use super::record::{self, Kind, Record};
 use super::segment::{self, BATCH_HEADER, BadHeader, Batch, FIRST_BATCH, Header};
+use super::synced::SyncedTo;
 use crate::error::{Corrupt, Error, Result};
 use crate::ids::PartitionId;
 use bytes::Bytes;
@@ -94,29 +101,41 @@ pub(super) struct Reading<F> {
 
 /// A segment of the log.
 pub(super) struct Segment<F> {
-    pub(super) file: F,
+    /// Open only where it is written to: there may be more segments than descriptors.
+    pub(super) file: Option<F>,
     /// Where its last batch ends.
     pub(super) end: u64,
     /// The file's length.
     pub(super) length: u64,
 }
 
-/// Reads the log in `dir`.
-pub(super) fn read<D: Disk>(disk: &D, dir: &Path, owner: &Identity) -> Result<Reading<D::File>> {
+/// Reads the log in `dir`, which was synced at least to `synced`.
+pub(super) fn read<D: Disk>(
+    disk: &D,
+    dir: &Path,
+    options: &Options,
+    synced: Option<SyncedTo>,
+) -> Result<Reading<D::File>> {
     let mut reading = Reading {
         recovered: Recovered::default(),
         index: Index::default(),
-        segments: open_segments(disk, dir, owner)?,
+        segments: find_segments(disk, dir, &options.owner)?,
     };
     let mut oldest = 0;
     let last = reading.segments.keys().next_back().copied();
+    let newest = synced.map_or(0, |synced| synced.segment).max(options.newest);
+    if last.unwrap_or_default() < newest {
+        let missing = segment::path(dir, newest);
+        return Err(corrupt(&missing, 0, "the file is missing, and it was written to"));
+    }
     for (&number, segment) in &mut reading.segments {
         let path = segment::path(dir, number);
         if Some(number) == last {
             // Looked at below, with the bytes at hand.
             segment.end = segment.length;
         }
-        let bytes = segment.file.read_range(0, segment.end).map_err(failed("read", &path))?;
+        let file = disk.open(&path).map_err(failed("open", &path))?;
+        let bytes = file.read_range(0, segment.end).map_err(failed("read", &path))?;
         let mut at = FIRST_BATCH;
         let mut vouched = FIRST_BATCH;
         while let Some(batch) = Batch::decode(&bytes, number, at) {
@@ -130,9 +149,14 @@ pub(super) fn read<D: Disk>(disk: &D, dir: &Path, owner: &Identity) -> Result<Re
             }
         }
         if Some(number) == last {
+            let promised = synced.filter(|synced| synced.segment == number);
+            if promised.is_some_and(|synced| synced.end > at) {
+                return Err(corrupt(&path, at, "no whole batch is there, and it was synced"));
+            }
             reading.recovered.torn = cut(&bytes, number, at, &path)?;
             segment.end = at;
-            confirm(segment, &bytes, vouched.min(at)).map_err(failed("write", &path))?;
+            confirm(&file, &bytes[..at as usize], vouched.min(at))
+                .map_err(failed("write", &path))?;
         } else if at != segment.end {
             return Err(corrupt(&path, at, "no whole batch is there, and it was synced"));
         }
@@ -149,12 +173,12 @@ pub(super) fn read<D: Disk>(disk: &D, dir: &Path, owner: &Identity) -> Result<Re
         return Err(corrupt(dir, 0, &problem));
     }
     reading.index.settle();
-    collect_groups(&mut reading, dir)?;
+    collect_groups(&mut reading, disk, dir)?;
     Ok(reading)
 }
 
-/// Opens the segments in `dir` and says of all but the last where they end.
-fn open_segments<D: Disk>(
+/// Finds the segments in `dir` and says of all but the last where they end.
+fn find_segments<D: Disk>(
     disk: &D,
     dir: &Path,
     owner: &Identity,
@@ -189,7 +213,7 @@ fn open_segments<D: Disk>(
             segment.end = header.previous_end;
         }
         let length = file.length().map_err(failed("read", &path))?;
-        segments.insert(number, Segment { file, end: 0, length });
+        segments.insert(number, Segment { file: None, end: 0, length });
     }
     Ok(segments)
 }
@@ -223,13 +247,13 @@ fn cut(bytes: &[u8], number: u32, at: u64, path: &Path) -> Result<Option<Torn>> 
 }
 
 /// Writes again what no later batch vouches for, and syncs.
-fn confirm<F: File>(segment: &Segment<F>, bytes: &[u8], vouched: u64) -> std::io::Result<()> {
-    segment.file.write_at(&bytes[vouched as usize..segment.end as usize], vouched)?;
-    segment.file.sync_data()
+fn confirm<F: File>(file: &F, bytes: &[u8], vouched: u64) -> std::io::Result<()> {
+    file.write_at(&bytes[vouched as usize..], vouched)?;
+    file.sync_data()
 }
 
 /// Reads the entries that count, one segment at a time so as not to hold the whole log in memory.
-fn collect_groups<F: File>(reading: &mut Reading<F>, dir: &Path) -> Result<()> {
+fn collect_groups<D: Disk>(reading: &mut Reading<D::File>, disk: &D, dir: &Path) -> Result<()> {
     let mut needed: BTreeMap<u32, Vec<(Place, PartitionId)>> = BTreeMap::new();
     for (id, group) in reading.index.groups() {
         let log = GroupLog { covered: group.covered(), ..GroupLog::default() };
@@ -243,7 +267,8 @@ fn collect_groups<F: File>(reading: &mut Reading<F>, dir: &Path) -> Result<()> {
         places.sort_unstable();
         let path = segment::path(dir, number);
         let segment = &reading.segments[&number];
-        let bytes = segment.file.read_range(0, segment.end).map_err(failed("read", &path))?;
+        let file = disk.open(&path).map_err(failed("open", &path))?;
+        let bytes = file.read_range(0, segment.end).map_err(failed("read", &path))?;
         for (place, id) in places {
             let offset = u64::from(place.offset);
             let record = bytes.get(place.offset as usize..).and_then(record::read);

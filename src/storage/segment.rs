@@ -30,6 +30,10 @@ pub(super) const END: usize = BATCH_HEADER;
 /// The most bytes that a batch takes; places in a segment are `u32`.
 pub(super) const BATCH_BYTES_MAX: usize = 1 << 30;
 
+/// A batch takes no more records once it has so many bytes. So one is never longer than this and a
+/// single record together, and what was taken for it in memory is soon given back.
+pub(super) const BATCH_BYTES_WANTED: usize = 16 << 20;
+
 /// The version of everything below `log/`.
 const FORMAT: u32 = 1;
 

@@ -1,9 +1,12 @@
 //! What was executed is answered, once: every reply of deep pipelines against a model.
 
-use crate::harness::{Cluster, IN_MEMORY, PARTITIONS, REPLICATED, dial, partition_of};
+use crate::harness::{
+    Cluster, IN_MEMORY, PARTITIONS, PATIENCE, REPLICATED, dial, eventually, partition_of,
+};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Connections to each node, rounds of each connection, and commands of a round.
 const CONNECTIONS: u64 = 2;
@@ -341,4 +344,84 @@ fn many_long_replies_cost_a_node_neither_its_links_nor_memory() {
         let (held, before) = (cluster.process(id).memory(), before[usize::from(id) - 1]);
         assert!(held < before + GROWTH_MAX, "node {id}: from {before} to {held} bytes");
     }
+}
+
+/// Leaders that are moved.
+const MOVES: u16 = 12;
+
+/// Operations that meet a node which does not lead any more, among others that were executed or left:
+/// each takes effect once.
+#[test]
+fn counters_grow_once_while_leaders_move_and_replies_are_long() {
+    let cluster = start(REPLICATED, 2);
+    let big: Vec<String> = (0..PARTITIONS).map(|partition| key_in(partition, "big")).collect();
+    let mut client = cluster.connect(1);
+    for key in &big {
+        let length = client.say(&format!("SETRANGE {key} {} v", LARGE_BYTES.1 - 1));
+        assert_eq!(length, LARGE_BYTES.1.to_string());
+    }
+    let moved = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for node in cluster.ids() {
+            let (cluster, big, moved) = (&cluster, &big, &moved);
+            scope.spawn(move || {
+                let mut client = cluster.connect(node);
+                let count = |partition| key_in(partition, &format!("count:{node}"));
+                let counters: Vec<String> = (0..PARTITIONS).map(count).collect();
+                // What each counter holds at least, and how often it may have grown beside.
+                let mut known = vec![(0, 0); counters.len()];
+                let mut round = 0;
+                while !moved.load(Ordering::Relaxed) || round < 2 {
+                    let mut lines = Vec::new();
+                    let mut asked = Vec::new();
+                    for (at, counter) in counters.iter().enumerate() {
+                        let long = (at + round) % 4 == 0;
+                        for line in [format!("GET {}", big[at]), format!("INCR {counter}")] {
+                            if long || line.starts_with("INCR") {
+                                asked.push(line.starts_with("INCR").then_some(at));
+                                lines.push(line);
+                            }
+                        }
+                    }
+                    let replies = client.try_pipeline(&lines).expect("a pipeline is answered");
+                    for (at, reply) in asked.iter().zip(replies) {
+                        let Some((low, unsure)) = at.map(|at| &mut known[at]) else { continue };
+                        match reply {
+                            Ok(redis::Value::Int(value)) => {
+                                let grown = *low + 1..=*low + 1 + *unsure;
+                                assert!(grown.contains(&value), "{value} in place of {grown:?}");
+                                (*low, *unsure) = (value, 0);
+                            }
+                            Ok(other) => panic!("{other:?}"),
+                            Err(error) if error.code() == Some("UNKNOWN") => *unsure += 1,
+                            Err(error) => {
+                                let refusals = [Some("TRYAGAIN"), Some("CLUSTERDOWN")];
+                                assert!(refusals.contains(&error.code()), "{error}");
+                            }
+                        }
+                    }
+                    round += 1;
+                }
+            });
+        }
+        let mover = scope.spawn(|| {
+            for turn in 0..MOVES {
+                let (partition, to) = (turn % PARTITIONS, turn % 3 + 1);
+                // Whoever leads it hands it over.
+                for node in cluster.ids() {
+                    cluster.connect(node).say(&format!("CLUSTER TRANSFER {partition} {to}"));
+                }
+                eventually("the leader has moved", PATIENCE, || {
+                    let status = cluster.status(to)?;
+                    let mut replicas = status["replicas"].as_array()?.iter();
+                    replicas
+                        .any(|one| one["id"] == partition && one["role"] == "leader")
+                        .then_some(())
+                });
+            }
+        });
+        let done = mover.join();
+        moved.store(true, Ordering::Relaxed);
+        assert!(done.is_ok(), "every leader was moved");
+    });
 }

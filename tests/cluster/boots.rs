@@ -49,16 +49,7 @@ fn remember(cluster: &Cluster, id: u16) -> PathBuf {
 
 /// The node, which does not run, was last used in another boot of the machine.
 fn reboot(cluster: &Cluster, id: u16) {
-    let file = cluster.data(id).join("identity");
-    let text = fs::read_to_string(&file).expect("an identity");
-    let lines = text.lines().filter(|line| !line.starts_with("crc: "));
-    let lines = lines.map(|line| match line.starts_with("boot: ") {
-        true => "boot: another\n".to_owned(),
-        false => format!("{line}\n"),
-    });
-    let text: String = lines.collect();
-    let crc = crc32fast::hash(text.as_bytes());
-    fs::write(&file, format!("{text}crc: {crc:08x}\n")).expect("written");
+    cluster.edit_identity(id, "boot", "another");
 }
 
 #[track_caller]
@@ -71,7 +62,10 @@ fn check(client: &mut Client, value: &str) {
 #[track_caller]
 fn write(client: &mut Client, value: &str) {
     for key in 0..KEYS {
-        assert_eq!(client.say(&format!("SET key:{key} {value}")), "OK", "key:{key}");
+        // Leaders may be on the move.
+        eventually("it is acknowledged", PATIENCE, || {
+            (client.say(&format!("SET key:{key} {value}")) == "OK").then_some(())
+        });
     }
 }
 
@@ -174,4 +168,152 @@ fn a_lost_disk_is_remembered_until_the_node_has_rejoined() {
     cluster.start_all();
     cluster.wait_log(3, &["rejoining with replicas of generation"]);
     cluster.ids().for_each(|id| check(&mut cluster.connect(id), "old"));
+}
+
+/// Far ahead of any clock that a test machine has: as if its clock had been set back since.
+const AHEAD: u64 = 99_999_999_999_999;
+
+/// The clocks of all nodes are behind what they were.
+#[test]
+fn nodes_whose_clocks_are_behind_serve() {
+    let mut cluster = Cluster::start();
+    for round in 0..2 {
+        cluster.ids().for_each(|id| cluster.kill(id));
+        if round == 0 {
+            cluster.ids().for_each(|id| cluster.edit_identity(id, "life", &AHEAD.to_string()));
+            // Nobody has seen them yet.
+        }
+        cluster.start_all();
+        for id in cluster.ids() {
+            let keys = cluster.keys_everywhere("clock", 2);
+            cluster.connect(id).mset_all(&keys, "x").expect("a transaction over all nodes");
+        }
+    }
+    // One alone is let in, and commits.
+    cluster.kill(3);
+    cluster.spawn(3);
+    cluster.wait_ready(3);
+    cluster.wait_led(3);
+    let keys = cluster.keys_everywhere("clock", 2);
+    cluster.connect(3).mset_all(&keys, "y").expect("a transaction over all nodes");
+}
+
+/// A node whose disk is lost and whose clock is behind: the others know what it was.
+#[test]
+fn a_lost_disk_behind_a_wrong_clock_gets_names_that_are_new() {
+    let mut cluster = Cluster::start();
+    write(&mut cluster.connect(1), "old");
+    cluster.ids().for_each(|id| cluster.kill(id));
+    let seen = format!("3={AHEAD}/4000000000");
+    cluster.edit_identity(1, "seen", &format!("2=1/1 {seen}"));
+    cluster.edit_identity(2, "seen", &format!("1=1/1 {seen}"));
+    fs::remove_dir_all(cluster.data(3)).expect("the disk is lost");
+    cluster.start_all();
+    cluster.wait_log(3, &["going on as life", &(AHEAD + 1).to_string()]);
+    cluster.wait_log(3, &["rejoining with replicas of generation 4000000001"]);
+    let keys = cluster.keys_everywhere("clock", 2);
+    cluster.connect(3).mset_all(&keys, "x").expect("a transaction over all nodes");
+    cluster.ids().for_each(|id| check(&mut cluster.connect(id), "old"));
+}
+
+/// An earlier copy of a node's folder lacks what was acknowledged since.
+#[test]
+fn an_earlier_copy_of_a_data_directory_is_refused() {
+    let mut cluster = Cluster::start();
+    let then = remember(&cluster, 3);
+    cluster.kill(3);
+    cluster.spawn(3);
+    cluster.wait_ready(3);
+    cluster.wait_led(3);
+    cluster.kill(3);
+    fs::remove_dir_all(cluster.data(3)).expect("the folder");
+    fs::rename(then, cluster.data(3)).expect("the folder of before");
+    cluster.spawn(3);
+    let status = cluster.process(3).wait();
+    assert_eq!(status.code(), Some(1), "{status}");
+    cluster.wait_log(3, &["is older than what node", "Move it away"]);
+}
+
+/// Of another number of partitions, or nodes, keys would be looked for where they are not.
+#[test]
+fn another_layout_over_data_is_refused() {
+    let mut cluster = Cluster::start();
+    write(&mut cluster.connect(1), "old");
+    cluster.ids().for_each(|id| cluster.kill(id));
+    let text = cluster.yaml(cluster.name(), 6);
+    let other = cluster.write("other.yaml", &text);
+    for id in cluster.ids() {
+        cluster.spawn_with(id, &other);
+        let status = cluster.process(id).wait();
+        assert_eq!(status.code(), Some(2), "{status}");
+        cluster.wait_log(id, &["partitions was 12 when it was made, and cluster.yaml says 6"]);
+        cluster.kill(id);
+    }
+    cluster.start_all();
+    cluster.ids().for_each(|id| check(&mut cluster.connect(id), "old"));
+}
+
+/// The files of a folder of a node's data, by name.
+fn files(cluster: &Cluster, id: u16, folder: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(cluster.data(id).join(folder)).expect("a folder");
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
+    files.sort();
+    files
+}
+
+/// A log that is gone, or has lost its end, is no log that was never written to.
+#[test]
+fn a_log_or_a_snapshot_that_is_lost_is_noticed() {
+    let mut cluster = Cluster::start();
+    cluster.kill(2);
+    wait_led(&cluster, 1, 0);
+    write(&mut cluster.connect(1), "new");
+    cluster.connect(3).ask(&["CLUSTER", "SNAPSHOT"]).expect("made");
+    cluster.wait_log(3, &["snapshot of partition"]);
+    [1, 3].into_iter().for_each(|id| cluster.kill(id));
+    let newest = files(&cluster, 3, "log")
+        .into_iter()
+        .rfind(|path| path.extension().is_some_and(|extension| extension == "log"));
+    let newest = newest.expect("a segment");
+    let losses = [cluster.data(3).join("log"), newest, cluster.data(3).join("snapshots")];
+    for lost in losses {
+        let aside = cluster.data(3).with_extension("lost");
+        fs::rename(&lost, &aside).expect("lost");
+        cluster.spawn(3);
+        let status = cluster.process(3).wait();
+        assert_eq!(status.code(), Some(1), "{lost:?}: {status}");
+        cluster.wait_log(3, &["missing", "move the node's data directory away"]);
+        cluster.kill(3);
+        if lost.is_dir() {
+            fs::remove_dir_all(&lost).expect("an empty folder");
+        }
+        fs::rename(&aside, &lost).expect("found again");
+    }
+    // Nothing was made of it: with the others all is there.
+    [2, 3].into_iter().for_each(|id| cluster.spawn(id));
+    [2, 3].into_iter().for_each(|id| cluster.wait_ready(id));
+    wait_led(&cluster, 2, 0);
+    check(&mut cluster.connect(2), "new");
+}
+
+/// A snapshot that came from another node and cannot be restored has not replaced the one before.
+#[test]
+fn a_snapshot_that_cannot_be_restored_is_not_needed() {
+    let mut cluster = Cluster::start();
+    write(&mut cluster.connect(1), "old");
+    cluster.connect(3).ask(&["CLUSTER", "SNAPSHOT"]).expect("made");
+    eventually("snapshots are there", PATIENCE, || {
+        let made = files(&cluster, 3, "snapshots").into_iter();
+        let made = made.filter(|path| path.extension().is_some_and(|end| end == "snapshot"));
+        (made.count() == usize::from(PARTITIONS)).then_some(())
+    });
+    cluster.kill(3);
+    let later = cluster.data(3).join("snapshots/00000-00000000000000999999.snapshot");
+    fs::write(&later, b"came from elsewhere").expect("written");
+    cluster.spawn(3);
+    cluster.wait_ready(3);
+    cluster.wait_log(3, &["the snapshot before it is taken"]);
+    wait_led(&cluster, 3, 0);
+    check(&mut cluster.connect(3), "old");
+    assert!(!later.exists(), "no restart meets it again");
 }

@@ -150,8 +150,9 @@ fn a_torn_tail_is_told_and_served() {
     let mut cluster = written_and_killed(&keys);
     let path = segments(&cluster, 3).pop().expect("a segment");
     let end = written(&path);
-    // As if the last write had not been whole when the power went.
+    // As if the last write had not been whole when the power went, nor synced.
     change(&path, |bytes| bytes[end - 3..end].fill(0));
+    fs::remove_file(cluster.data(3).join("synced")).expect("the note of the last sync");
     cluster.start_all();
     cluster.wait_log(3, &["log tail torn at byte", path.to_str().expect("UTF-8"), "cut"]);
     assert_whole(&cluster, &keys);
@@ -160,6 +161,26 @@ fn a_torn_tail_is_told_and_served() {
     cluster.ids().for_each(|id| cluster.kill(id));
     cluster.start_all();
     assert_whole(&cluster, &keys);
+}
+
+/// The last write was synced and acknowledged, and nothing behind it says so.
+#[test]
+fn damage_to_the_last_synced_write_is_refused() {
+    let keys = keys();
+    let mut cluster = written_and_killed(&keys);
+    let path = segments(&cluster, 3).pop().expect("a segment");
+    // Where the note says that the sync ended; what the kill left behind that may be anything.
+    let note = fs::read(cluster.data(3).join("synced")).expect("the note of the last sync");
+    let end = note[12..20].try_into().map(u64::from_le_bytes).expect("eight bytes") as usize;
+    change(&path, |bytes| {
+        bytes[end - 1] ^= 1;
+        bytes.truncate(end);
+    });
+    cluster.spawn(3);
+    let status = cluster.process(3).wait();
+    assert_eq!(status.code(), Some(1), "{status}");
+    cluster
+        .wait_log(3, &["damaged at byte", "it was synced", "move the node's data directory away"]);
 }
 
 /// A file system of its own with so little room, where that is allowed.
@@ -234,4 +255,47 @@ fn a_full_disk_stops_a_node_and_loses_nothing() {
     cluster.start_all();
     audit(&cluster, &accounts);
     cluster.wait_at_rest();
+}
+
+/// A node whose disk is full starts with the room set aside, and the next time waits for some; it
+/// comes back by itself.
+#[test]
+fn a_node_starts_on_a_full_disk_or_waits_for_room() {
+    let mut cluster = Cluster::new(3);
+    let Some(small) = Small::mount(&cluster.data(1), "20m") else {
+        eprintln!("SKIPPED: this user may not mount a small file system");
+        return;
+    };
+    cluster.start_all();
+    let value = "x".repeat(100_000);
+    let fill = |cluster: &mut Cluster| {
+        let mut client = cluster.connect(3);
+        eventually("node 1 is full", PATIENCE, || {
+            let reply = client.say(&format!("SET filler {value}"));
+            assert!(reply == "OK" || reply.starts_with('-'), "{reply}");
+            cluster.process(1).ended()
+        });
+        let line = end(cluster, 1);
+        assert!(line.contains("no room") && line.contains("stopping"), "{line}");
+    };
+    fill(&mut cluster);
+    cluster.spawn(1);
+    cluster.wait_ready(1);
+    cluster.wait_log(1, &["no room", "the room set aside is used to start"]);
+    fill(&mut cluster);
+
+    cluster.spawn(1);
+    cluster.wait_log(1, &["no room", "waiting for room"]);
+    // It can be stopped meanwhile, and whoever starts it again need do no more.
+    cluster.process(1).signal("TERM");
+    assert!(cluster.process(1).wait().success());
+    cluster.kill(1);
+    cluster.spawn(1);
+    small.grow("64m");
+    cluster.wait_ready(1);
+    let mut client = cluster.connect(1);
+    let value = eventually("what was written is there", PATIENCE, || {
+        Some(client.say("STRLEN filler")).filter(|length| !length.starts_with('-'))
+    });
+    assert_eq!(value, "100000");
 }

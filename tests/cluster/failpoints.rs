@@ -335,10 +335,33 @@ fn before_the_primary_tells_in_place_of_a_dead_coordinator() {
 /// The point of the test above.
 const LONE: &str = "outcome.begun";
 
+/// Steps of the first formation.
+const FORMATION: [&str; 4] = ["ready.marked", "ready.sent", "form.begun", "form.marked"];
+
+/// A node dies at a step of the first formation, and the power of the others goes with it.
+#[test]
+fn at_every_step_of_the_formation() {
+    for point in FORMATION {
+        let mut cluster = Cluster::new(3);
+        cluster.arm(STRUCK, point);
+        cluster.ids().for_each(|id| cluster.spawn(id));
+        let what = format!("node {STRUCK} gets to {point}");
+        eventually(&what, PATIENCE, || cluster.process(STRUCK).ended());
+        cluster.ids().for_each(|id| cluster.kill(id));
+        cluster.start_all();
+        for id in cluster.ids() {
+            assert_eq!(cluster.connect(id).say("MSET a 1 b 2 c 3"), "OK", "{point}");
+            let log = cluster.log(id);
+            assert!(!log.contains("rejoining"), "{point}, node {id}: {log}");
+        }
+    }
+}
+
 #[test]
 fn every_point_has_a_test() {
     let name = |point: &&'static str| point.split(':').next().unwrap_or_default();
-    let mut tested: Vec<&str> = STRUCK_AT.iter().chain([&LONE]).map(name).collect();
+    let mut tested: Vec<&str> =
+        STRUCK_AT.iter().chain([&LONE]).chain(&FORMATION).map(name).collect();
     let mut all: Vec<&str> = Point::ALL.iter().map(|point| point.name()).collect();
     tested.sort_unstable();
     all.sort_unstable();

@@ -87,6 +87,24 @@ fn the_last_to_start_finds_the_others_at_once() {
     }
 }
 
+/// The power goes when some nodes know that the cluster is formed and others do not yet: those have
+/// said that they are ready, have promised nothing, and are the replicas that they were.
+#[test]
+fn a_power_cut_during_the_formation_is_no_lost_disk() {
+    for unformed in [&[2, 3][..], &[1], &[1, 2, 3]] {
+        let mut cluster = Cluster::start();
+        assert_eq!(cluster.connect(1).say("MSET a 1 b 2 c 3"), "OK");
+        cluster.ids().for_each(|id| cluster.kill(id));
+        unformed.iter().for_each(|id| cluster.edit_identity(*id, "formed", "no"));
+        cluster.start_all();
+        for id in cluster.ids() {
+            assert_eq!(cluster.connect(id).say("MGET a b c"), "[\"1\" \"2\" \"3\"]");
+            let log = cluster.log(id);
+            assert!(!log.contains("rejoining"), "node {id} takes its disk for a new one: {log}");
+        }
+    }
+}
+
 #[test]
 fn a_cluster_of_one_waits_for_nobody() {
     let mut cluster = Cluster::new(1);

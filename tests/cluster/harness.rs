@@ -136,6 +136,16 @@ impl Process {
         Process { child }
     }
 
+    /// Starts the binary as the caller likes: with other streams, limits, surroundings.
+    pub fn start_by(args: &[&str], log: &Path, prepare: impl FnOnce(&mut Command)) -> Process {
+        let out = File::options().create(true).append(true).open(log).expect("a log file");
+        let err = out.try_clone().expect("a second handle of the log file");
+        let mut command = Command::new(binary());
+        command.args(args).stdin(Stdio::null()).stdout(out).stderr(err);
+        prepare(&mut command);
+        Process { child: command.spawn().expect("the binary starts") }
+    }
+
     /// Starts the binary with a standard output that the caller made.
     pub fn start_with_output(args: &[&str], out: impl Into<Stdio>) -> Process {
         let mut command = Command::new(binary());
@@ -153,6 +163,11 @@ impl Process {
     /// Any other process that is to end with the test.
     pub fn adopt(child: Child) -> Process {
         Process { child }
+    }
+
+    /// The reader of its standard error, if that is a pipe.
+    pub fn take_stderr(&mut self) -> Option<std::process::ChildStderr> {
+        self.child.stderr.take()
     }
 
     /// Sends a signal by its name (`STOP`, `CONT`, `TERM`, `INT`).
@@ -327,6 +342,25 @@ impl Cluster {
         self.folder.path().join("data").join(format!("node-{id}"))
     }
 
+    /// Has the identity of a node's folder say something else in a field that it has.
+    pub fn edit_identity(&self, id: u16, field: &str, value: &str) {
+        let file = self.data(id).join("identity");
+        let text = fs::read_to_string(&file).expect("an identity");
+        let lines = text.lines().filter(|line| !line.starts_with("crc: "));
+        let (name, mut found) = (format!("{field}: "), false);
+        let lines = lines.map(|line| match line.starts_with(&name) {
+            true => {
+                found = true;
+                format!("{name}{value}\n")
+            }
+            false => format!("{line}\n"),
+        });
+        let text: String = lines.collect();
+        assert!(found, "no {field} in {text}");
+        let crc = crc32fast::hash(text.as_bytes());
+        fs::write(&file, format!("{text}crc: {crc:08x}\n")).expect("written");
+    }
+
     /// The text of a `cluster.yaml` for this cluster's nodes. Each has two arbiters, so that
     /// Buckets, Sessions and Peers meet over threads; the local role has one.
     pub fn yaml(&self, name: &str, partitions: u16) -> String {
@@ -377,6 +411,17 @@ impl Cluster {
         let args = ["--role", "node", "--id", &id.to_string(), "--config", file];
         let log = self.folder.path().join(format!("node-{id}.log"));
         *slot = Some(Process::start_armed(&args, &log, self.armed.remove(&id)));
+    }
+
+    /// Starts a node as the caller likes ([`Process::start_by`]).
+    pub fn spawn_by(&mut self, id: u16, prepare: impl FnOnce(&mut Command)) {
+        let slot = &mut self.processes[usize::from(id) - 1];
+        assert!(slot.is_none(), "node {id} runs already");
+        let file = self.folder.path().join("cluster.yaml");
+        let file = file.to_str().expect("a path in UTF-8");
+        let args = ["--role", "node", "--id", &id.to_string(), "--config", file];
+        let log = self.folder.path().join(format!("node-{id}.log"));
+        *slot = Some(Process::start_by(&args, &log, prepare));
     }
 
     /// Has a node die at a point in the life that begins next.

@@ -118,7 +118,7 @@ fn a_client_may_do_without_replies() {
     let [a, b, c] = [1, 2, 3].map(|id| cluster.key_on(id, "reply"));
     let mut stream = dial(cluster.ports(1).client);
     let request = format!(
-        "CLIENT REPLY SKIP\r\nSET {a} 1\r\nGET {a}\r\nCLIENT REPLY OFF\r\nSET {b} 2\r\nnosuch\r\n\
+        "CLIENT REPLY SKIP\r\nRESET\r\nCLIENT REPLY SKIP\r\nSET {a} 1\r\nGET {a}\r\nCLIENT REPLY OFF\r\nSET {b} 2\r\nnosuch\r\n\
          MSET {a} 3 {b} 4 {c} 5\r\nPING\r\nCLIENT REPLY ON\r\nMGET {a} {b} {c}\r\n"
     );
     stream.write_all(request.as_bytes()).unwrap();
@@ -514,6 +514,33 @@ fn limits_of_requests_are_told_and_kept() {
     let lines: Vec<String> = (0..500).map(|_| "INCR n".to_owned()).collect();
     let replies: Vec<String> = (1..=500).map(|n: u32| n.to_string()).collect();
     assert_eq!(client.pipeline(&lines), replies);
+}
+
+/// Of two pauses the later end and the stricter mode win, and what a transaction has queued counts.
+#[test]
+fn a_shorter_pause_does_not_end_a_longer_one() {
+    const LONG: Duration = Duration::from_millis(600);
+    let cluster = Cluster::start_in_memory_with(TWO);
+    let key = cluster.key_on(2, "pause");
+    let (mut one, mut other) = (cluster.connect(1), cluster.connect(1));
+    let mut held = |pauses: &[&str], last: &str| {
+        let begun = Instant::now();
+        for pause in pauses {
+            assert_eq!(one.say(pause), "OK");
+        }
+        let said = other.say(last);
+        assert!(!said.starts_with('-'), "{said}");
+        assert!(begun.elapsed() >= LONG - Duration::from_millis(2), "{pauses:?}, {last}");
+    };
+    held(&["CLIENT PAUSE 600 WRITE", "CLIENT PAUSE 1 ALL"], &format!("GET {key}"));
+    held(&["CLIENT PAUSE 600 WRITE", "CLIENT PAUSE 1 WRITE"], &format!("SET {key} 1"));
+    held(&["CLIENT PAUSE 1 WRITE", "CLIENT PAUSE 600 ALL"], "PING");
+    assert_eq!(other.say("MULTI"), "OK");
+    assert_eq!(other.say(&format!("SET {key} 2")), "QUEUED");
+    let begun = Instant::now();
+    assert_eq!(one.say("CLIENT PAUSE 600 WRITE"), "OK");
+    assert_eq!(other.say("EXEC"), "[OK]");
+    assert!(begun.elapsed() >= LONG - Duration::from_millis(2));
 }
 
 #[test]

@@ -138,6 +138,108 @@ fn a_watched_key_that_expires_has_changed() {
     assert_eq!(multi(&mut watcher, &["PING".into()]), "nil");
 }
 
+/// Nothing removes the watched key: the one that tells the time lies beside it.
+#[test]
+fn a_watched_key_that_has_expired_has_changed_though_nobody_looked() {
+    for cluster in [Cluster::start(), Cluster::start_in_memory()] {
+        let keys = cluster.keys_on(2, "brief", 3);
+        let [key, clock, done] = &keys[..] else { panic!("three keys") };
+        let other = cluster.key_on(3, "done");
+        let (mut watcher, mut reader) = (cluster.connect(1), cluster.connect(2));
+        let queues = [
+            vec![format!("GET {key}")],
+            vec![format!("GET {key}"), format!("SET {done} x")],
+            vec![format!("SET {done} x"), format!("SET {other} x")],
+            vec![format!("RENAME {clock} {other}")],
+        ];
+        for queue in &queues {
+            reader.pipeline(&[format!("SET {key} 1 PX 80"), format!("SET {clock} 1 PX 80")]);
+            assert_eq!(watcher.say(&format!("WATCH {key}")), "OK");
+            eventually("its time has come", PATIENCE, || {
+                (reader.say(&format!("EXISTS {clock}")) == "0").then_some(())
+            });
+            assert_eq!(multi(&mut watcher, queue), "nil", "{queue:?}");
+        }
+        assert_eq!(reader.say(&format!("EXISTS {done} {other}")), "0");
+    }
+}
+
+#[test]
+fn what_had_expired_when_it_was_watched_has_not_changed() {
+    let cluster = Cluster::start();
+    let key = cluster.key_on(2, "past");
+    let (mut watcher, mut writer) = (cluster.connect(1), cluster.connect(3));
+    for _ in 0..4 {
+        writer.say(&format!("SET {key} 1 PX 1"));
+        eventually("it expires", PATIENCE, || {
+            watcher.say(&format!("WATCH {key}"));
+            let seen = multi(&mut watcher, &[format!("GET {key}")]);
+            assert!(["[nil]", "nil", "[\"1\"]"].contains(&seen.as_str()), "{seen}");
+            (seen == "[nil]").then_some(())
+        });
+    }
+    // A set in the past is a change even of a key that is not there.
+    writer.say(&format!("DEL {key}"));
+    watcher.say(&format!("WATCH {key}"));
+    writer.say(&format!("SET {key} 1 PXAT 1000"));
+    assert_eq!(multi(&mut watcher, &[format!("GET {key}")]), "nil");
+}
+
+/// Who watches takes bounded memory that is counted, gives it back, and harms no other watcher.
+#[test]
+fn watched_keys_are_counted_bounded_and_forgotten() {
+    let cluster = Cluster::start_in_memory();
+    let watched = |cluster: &Cluster| -> u64 {
+        let of = |node| {
+            let info = cluster.connect(node).say("INFO clients");
+            let (_, figure) = info.split_once("total_watched_keys:").expect("the field");
+            figure.split("\\r").next().unwrap().parse::<u64>().unwrap()
+        };
+        cluster.ids().map(of).sum()
+    };
+    let used = |cluster: &Cluster| -> u64 {
+        let of = |node| {
+            let info = cluster.connect(node).say("INFO memory");
+            let (_, figure) = info.split_once("used_memory:").expect("the field");
+            figure.split("\\r").next().unwrap().parse::<u64>().unwrap()
+        };
+        cluster.ids().map(of).sum()
+    };
+    let mut patient = cluster.connect(3);
+    assert_eq!(patient.say("WATCH mine"), "OK");
+    let ends = ["UNWATCH", "EXEC", "DISCARD", "EXEC now", "RESET", "close"];
+    for end in ends {
+        let mut client = cluster.connect(1);
+        for number in 0..40 {
+            let long = "k".repeat(2000);
+            client.say(&format!("WATCH {long}{number} again again {number}"));
+        }
+        assert_eq!(watched(&cluster), 1 + 40 * 2 + 1, "{end}");
+        assert!(used(&cluster) > 40 * 2 * 16, "{end}: what is watched takes memory");
+        if matches!(end, "EXEC" | "DISCARD") {
+            client.say("MULTI");
+        }
+        match end {
+            "close" => drop(client),
+            end => drop(client.say(end)),
+        }
+        let forgotten = || (watched(&cluster) == 1).then_some(());
+        eventually(end, PATIENCE, forgotten);
+    }
+    let mut greedy = cluster.connect(1);
+    let mut refused = String::new();
+    for turn in 0..40 {
+        let keys: Vec<String> = (0..1000).map(|number| format!("{turn}:{number}")).collect();
+        refused = greedy.say(&format!("WATCH {}", keys.join(" ")));
+        if refused != "OK" {
+            break;
+        }
+    }
+    assert!(refused.starts_with("-ERR a client can watch"), "{refused}");
+    let reply = multi(&mut patient, &["SET mine x".into()]);
+    assert_eq!(reply, "[OK]");
+}
+
 #[test]
 fn errors_while_queueing_are_remembered() {
     let cluster = Cluster::start();
@@ -180,6 +282,37 @@ fn exec_counts_what_it_has_done_and_serves_the_rest_in_place() {
     let rest = "+OK\r\n*2\r\n$2\r\nhz\r\n$2\r\n11\r\n";
     let all = format!("*1\r\n${}\r\n{c}\r\n", c.len());
     expect(&mut stream, &format!("+OK\r\n{queued}*10\r\n{counts}{rest}{all}"));
+
+    // Each count goes on from the one before it, table by table.
+    let size = "DBSIZE".to_owned();
+    let mut commands = Vec::new();
+    let mut expected = Vec::new();
+    let mut say = |command: String, reply: &str| {
+        commands.push(command);
+        expected.push(reply.to_owned());
+    };
+    for (command, reply, count) in [
+        (format!("SET {c} 4"), "OK", 1),
+        (format!("DEL {c} {c}"), "1", 0),
+        (format!("MSET {a} 1 {b} 1"), "OK", 2),
+        ("SELECT 3".into(), "OK", 0),
+        (format!("SET {a} 1"), "OK", 1),
+        ("SELECT 0".into(), "OK", 2),
+        (format!("SETNX {a} 1"), "0", 2),
+        ("FLUSHALL".into(), "OK", 0),
+        (format!("APPEND {a} x"), "1", 1),
+        ("SELECT 3".into(), "OK", 0),
+        (format!("APPEND {b} x"), "1", 1),
+        (format!("DEL {b} {a}"), "1", 0),
+        (format!("INCR {b}"), "1", 1),
+        ("SELECT 0".into(), "OK", 1),
+    ] {
+        say(command, reply);
+        say(size.clone(), &count.to_string());
+        say(size.clone(), &count.to_string());
+    }
+    assert_eq!(multi(&mut client, &commands), format!("[{}]", expected.join(" ")));
+    assert_eq!(client.say("DBSIZE"), "1");
 }
 
 /// Commands on whole tables beside one whose result needs keys of several nodes: each sees what

@@ -11,7 +11,8 @@
 //! ```
 //!
 //! What has come whole is verified, made durable under its name and restored here, beside the
-//! Bucket, which goes on serving; the Bucket only exchanges the replica.
+//! Bucket, which goes on serving; the Bucket only exchanges the replica. The snapshot before it stays
+//! until then: what cannot be restored is removed, and a restart needs one that can be.
 
 use super::{Archive, tell_error};
 use crate::actors::peer::Convey;
@@ -277,7 +278,7 @@ impl Archive {
                     receiving(stage);
                     ctx.notify(Restore(partition));
                 }
-                Err(error) => self.refuse(from, snapshot, &error),
+                Err(error) => self.unusable(from, snapshot, &error),
             }
             return;
         }
@@ -337,18 +338,18 @@ impl Archive {
         let Receiving { message, bytes, heard, stage: Stage::Coming(file), .. } = whole else {
             return;
         };
-        let stage = file.finish().and_then(|here| {
-            let reader = self.snapshots.read(&here)?;
-            restoring(reader, partition, self.hasher)
-        });
-        match stage {
+        let here = match file.finish() {
+            Ok(here) => here,
+            Err(error) => return self.refuse(from, snapshot, &error),
+        };
+        let reader = self.snapshots.read(&here);
+        match reader.and_then(|reader| restoring(reader, partition, self.hasher)) {
             Ok(stage) => {
-                self.remove_older(partition, index);
                 let receiving = Receiving { from, index, bytes, message, heard, stage };
                 self.transfers.receiving.insert(partition, receiving);
                 ctx.notify(Restore(partition));
             }
-            Err(error) => self.refuse(from, snapshot, &error),
+            Err(error) => self.unusable(from, snapshot, &error),
         }
     }
 
@@ -373,6 +374,7 @@ impl Archive {
         let Stage::Restoring { reader, meta, restorer } = stage else { return };
         match restorer.finish().map_err(|damaged| reader.damaged(&damaged.to_string())) {
             Ok(replica) => {
+                self.remove_older(partition, index);
                 let arrived = Arrived { meta, replica, message, bytes };
                 self.tell(partition, FromArchive::Arrived(Box::new(arrived)));
                 self.convey(from, Transfer::Ended { partition, index, arrived: true });
@@ -385,7 +387,9 @@ impl Archive {
     /// What has come is whole and means nothing to this version: a restart must not meet it.
     fn unusable(&mut self, from: NodeId, snapshot: Snapshot, error: &Error) {
         self.transfers.receiving.remove(&snapshot.partition);
-        if let Err(error) = self.snapshots.remove(&snapshot) {
+        if matches!(error, Error::Corrupt(_))
+            && let Err(error) = self.snapshots.remove(&snapshot)
+        {
             self.judge(&error);
         }
         self.refuse(from, snapshot, error);
@@ -483,6 +487,58 @@ impl Handler<Restore> for Archive {
                 let Receiving { from, index, bytes, .. } = *receiving;
                 self.unusable(from, Snapshot { partition, index, bytes }, &error);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::actors::failpoint::Failpoint;
+    use crate::engine::consensus::Members;
+    use crate::engine::tables::KeyHasher;
+    use crate::storage::{RealDisk, Snapshots};
+
+    const P: PartitionId = PartitionId(1);
+
+    fn snapshot(at: &std::path::Path, index: u64, meta: &[u8]) -> (Snapshots, Vec<u8>) {
+        let snapshots = Snapshots::open(RealDisk, at).expect("a folder");
+        let mut writer = snapshots.create(P, index, meta).expect("a file");
+        writer.append(b"no piece of a replica").expect("written");
+        let made = writer.finish().expect("a snapshot");
+        let reader = snapshots.read(&made).expect("readable");
+        let bytes = reader.read_at(0, made.bytes as usize).expect("all of it");
+        (snapshots, bytes)
+    }
+
+    /// What has come whole and cannot be restored leaves the snapshot before it in its place.
+    #[test]
+    fn what_cannot_be_restored_replaces_nothing() {
+        let meta = SnapshotMeta { index: 9, term: 1, members: Members::default() };
+        for meta in [meta.to_bytes(), b"no meta".to_vec()] {
+            let [here, there] = [(); 2].map(|()| tempfile::tempdir().expect("a directory"));
+            let (snapshots, _) = snapshot(here.path(), 5, &meta);
+            let (_, bytes) = snapshot(there.path(), 9, &meta);
+            let hasher = KeyHasher::new(1);
+            let stop = |why: &str| panic!("{why}");
+            let mut archive = Archive::new(snapshots, hasher, stop, Failpoint::default());
+            let receiving = Receiving {
+                from: NodeId(2),
+                index: 9,
+                bytes: bytes.len() as u64,
+                message: Bytes::new(),
+                heard: Instant::now(),
+                stage: Stage::Coming(archive.snapshots.receive(P, 9).expect("a file")),
+            };
+            archive.transfers.receiving.insert(P, receiving);
+            let mut ctx = Context::new();
+            archive.on_piece(NodeId(2), (P, 9, 0), &bytes, &mut ctx);
+            while archive.transfers.receives(P) {
+                archive.handle(Restore(P), &mut ctx);
+            }
+            let left = archive.snapshots.all().expect("listed");
+            let left: Vec<u64> = left.into_iter().map(|snapshot| snapshot.index).collect();
+            assert_eq!(left, [5]);
         }
     }
 }

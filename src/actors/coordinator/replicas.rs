@@ -83,6 +83,12 @@ impl Replicas {
         self.tell_all(book);
     }
 
+    /// Whether another node has seen a replica here of this generation, and there is none yet.
+    pub fn is_outlived_by(&self, seen: u32) -> bool {
+        let latest = self.kept.values().map(|kept| kept.generation).max();
+        latest.is_some_and(|latest| latest < seen)
+    }
+
     /// What can be decided by now about replicas in doubt.
     pub fn decide(&mut self) -> Option<Decided> {
         let mut decided = Decided::default();

@@ -17,7 +17,7 @@ use crate::command::Redis;
 use crate::command::plan::Layout;
 use crate::command::reply::Reply;
 use crate::command::spec::Spec;
-use crate::command::transaction::{Script, Step};
+use crate::command::transaction::{Counts, Script, Step};
 use crate::engine::batch::{Batch, Op, Part, Replies};
 use crate::engine::machine::{Access, Machine, Scope};
 use crate::engine::protocol::{Ended, Granule, Work};
@@ -71,7 +71,8 @@ impl Finish {
             }
             Finish::Exec(script) => conclude_exec(ended, reply, |replies, reply| {
                 reply.array(script.steps.len());
-                script.steps.iter().for_each(|step| step.merge(&replies, reply));
+                let mut counts = Counts::default();
+                script.steps.iter().for_each(|step| step.merge(&replies, &mut counts, reply));
             }),
         }
     }

@@ -1,7 +1,7 @@
 //! What a Session does beside serving keys: commands about the whole node, pauses, monitors, and
 //! looking after a client that is slow to read.
 
-use super::Session;
+use super::{STALL, Session, UNSENT_BYTES};
 use crate::actors::bucket::{Ask, Watch};
 use crate::actors::local::{Local, MONITOR_QUEUE};
 use crate::actors::metrics::{Forget, Refresh};
@@ -16,8 +16,9 @@ use std::future::poll_fn;
 use std::io;
 use std::task::Poll;
 use std::time::Duration;
+use tokio::io::ReadBuf;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 /// What a client may send, as it is set now.
 pub(super) fn limits(local: &Local) -> Limits {
@@ -61,6 +62,7 @@ impl Session {
         }
         self.state.client.active_at = self.local.now();
         self.state.client.query_bytes = self.input.len();
+        self.state.client.output_bytes = self.outlet.unsent();
         self.state.client.query_free = self.input.capacity() - self.input.len();
         let mut card = self.entry.card.borrow_mut();
         match std::mem::take(&mut self.state.redraw) {
@@ -217,7 +219,7 @@ impl Session {
                 if feed.poll_recv_many(context, &mut lines, LINES_MAX).is_ready() {
                     return Poll::Ready(lines.is_empty());
                 }
-                self.stream.poll_read_ready(context).map(|_| true)
+                self.stream.as_ref().poll_read_ready(context).map(|_| true)
             });
             let other = listen.await;
             self.feed = Some(feed);
@@ -229,17 +231,50 @@ impl Session {
         Ok(())
     }
 
-    /// Waits until the client has taken some of its replies.
+    /// Waits until the client has taken most of its replies, or is seen to take none before it
+    /// has sent the rest of its requests.
     pub(super) async fn wait_for_reader(&mut self) -> io::Result<()> {
-        self.entry.unread_since.set(Some((self.local.setup.clock)()));
+        loop {
+            self.show();
+            let taken = self.outlet.taken();
+            let stalled = self.stalled == Some(taken);
+            let waited = timeout(STALL, self.taken_to(UNSENT_BYTES, stalled)).await;
+            if let Ok(result) = waited {
+                return result;
+            }
+            self.stalled = Some(taken).filter(|taken| *taken == self.outlet.taken());
+        }
+    }
+
+    /// Waits until the client has taken all of its replies.
+    pub(super) async fn finish(&mut self) -> io::Result<()> {
         self.show();
-        let waited = poll_fn(|context| match self.entry.signal.poll_kill(context) {
-            true => Poll::Ready(Err(killed())),
-            false => self.stream.poll_write_ready(context),
-        });
-        let result = waited.await;
-        self.entry.unread_since.set(None);
-        result
+        self.taken_to(0, false).await
+    }
+
+    /// Waits until no more than so many bytes are left; `or_asked`: or the client has sent more.
+    async fn taken_to(&mut self, left: usize, or_asked: bool) -> io::Result<()> {
+        poll_fn(|context| {
+            if self.entry.signal.poll_kill(context) {
+                return Poll::Ready(Err(killed()));
+            }
+            let _ = self.outlet.poll(context);
+            if self.outlet.unsent() <= left {
+                return Poll::Ready(Ok(()));
+            }
+            let mut byte = [0; 1];
+            // Nothing more will come of a client that has closed its side.
+            let asked = or_asked
+                && matches!(
+                    self.stream.poll_peek(context, &mut ReadBuf::new(&mut byte)),
+                    Poll::Ready(Ok(1..))
+                );
+            match asked {
+                true => Poll::Ready(Ok(())),
+                false => Poll::Pending,
+            }
+        })
+        .await
     }
 }
 

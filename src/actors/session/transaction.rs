@@ -2,17 +2,18 @@
 
 use super::round::unknown;
 use super::{Next, Session, State, order, place};
+use crate::actors::bucket::{Answer, Execute};
 use crate::actors::coordinator::{Begin, Start};
 use crate::actors::local::Local;
 use crate::command::plan::{self, Layout, Plan};
 use crate::command::reply::Reply;
 use crate::command::spec::{Control, NO_MULTI, Run, Spec};
-use crate::command::transaction::{Exec, Queue, Script, Step, read_versions};
-use crate::command::words::Words;
+use crate::command::transaction::{Counts, Exec, Queue, Script, Step, read_versions};
+use crate::command::words::{Phrase, Words};
 use crate::command::{Redis, refusal_text};
 use crate::engine::batch::Replies;
 use crate::engine::machine::Machine;
-use crate::engine::protocol::{Ended, Refusal, Watched, Work};
+use crate::engine::protocol::{Ended, Refusal, Work};
 use std::io;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -43,13 +44,18 @@ impl Session {
             true => Ended::Done(Vec::new()),
             false => self.coordinate(work).await?,
         };
+        forget_watched(&mut self.state, &self.local);
         let mut out = std::mem::take(&mut self.out);
         if let Ended::Done(replies) = ended {
             Reply::new(&mut out, self.state.client.resp3).array(script.steps.len());
+            let mut counts = Counts::default();
             for step in &script.steps {
-                step.merge(&replies, &mut Reply::new(&mut out, self.state.client.resp3));
+                let resp3 = self.state.client.resp3;
+                step.merge(&replies, &mut counts, &mut Reply::new(&mut out, resp3));
                 if let Step::Later(spec, phrase) = step {
                     self.serve_later(spec, phrase.words(), &mut out).await?;
+                    // Each may tell of every key there is.
+                    self.admit(out.len())?;
                 }
             }
         } else {
@@ -96,14 +102,14 @@ impl Session {
     }
 
     /// Asks for the versions of keys and remembers them for the next `EXEC`.
-    pub(super) async fn watch(&mut self, keys: Vec<Vec<u8>>, plan: Plan) -> io::Result<()> {
+    pub(super) async fn watch(&mut self, phrase: Phrase, plan: Plan) -> io::Result<()> {
+        let keys = || phrase.words().from(1);
         let mut told = Vec::new();
         match plan {
             Plan::One(head) => {
                 // Another node may lead by the time it is answered.
                 let destination = self.local.book.route(head.partition);
-                let keys = keys.iter().map(Vec::as_slice);
-                self.gathered.shares[destination].batch.push(head, keys);
+                self.gathered.shares[destination].batch.push(head, keys());
                 told.extend_from_slice(self.ask_one(destination).await?);
             }
             Plan::Spread { work, layout } => {
@@ -114,19 +120,32 @@ impl Session {
             }
             _ => {}
         }
-        match read_versions(&told).filter(|versions| versions.len() == keys.len()) {
+        match read_versions(&told).filter(|versions| versions.len() == keys().count()) {
             Some(versions) => {
                 let table = self.state.client.table;
                 let atlas = &self.local.setup.atlas;
-                for (key, version) in keys.into_iter().zip(versions) {
-                    let partition = atlas.partition_of_key(table, &key);
-                    self.state.watched.push((partition, Watched { table, key, version }));
+                for (key, version) in keys().zip(versions) {
+                    let partition = atlas.partition_of_key(table, key);
+                    self.state.watching.watch(table, key, partition, version);
                 }
                 Reply::new(&mut self.out, false).ok();
             }
             None => self.out.append(&mut told),
         }
         self.write_out().await
+    }
+}
+
+/// Forgets what a client watches, here and where the keys lie. If that is not heard there, the keys
+/// are forgotten with time.
+pub(super) fn forget_watched(state: &mut State, local: &Local) {
+    if state.watching.is_empty() {
+        return;
+    }
+    for (partition, batch) in state.watching.clear(local.setup.hasher) {
+        let (answer, _) = oneshot::channel();
+        let (replies, answer) = (Replies::default(), Answer::Session(answer));
+        local.book.execute(local.book.route(partition), Execute { batch, replies, answer });
     }
 }
 
@@ -185,30 +204,37 @@ pub(super) fn control_transaction(
         Control::Discard if state.queue.is_none() => reply.error("ERR DISCARD without MULTI"),
         Control::Discard => {
             state.queue = None;
-            state.watched.clear();
+            forget_watched(state, local);
             reply.ok();
         }
-        Control::Unwatch => {
-            state.watched.clear();
+        Control::Unwatch(_) => {
+            forget_watched(state, local);
             reply.ok();
         }
         Control::Watch(_) if state.queue.is_some() => {
             reply.error("ERR WATCH inside MULTI is not allowed");
         }
-        Control::Watch(_) => match plan::plan(spec, words, &place) {
-            Plan::Refused(error) => reply.error(&error),
-            plan => return Some(Next::Watch(words.from(1).map(<[u8]>::to_vec).collect(), plan)),
+        Control::Watch(_) => match state.watching.lacks(words, place.table) {
+            Err(error) => reply.error(&error),
+            Ok(phrase) if phrase.words().len() == 1 => reply.ok(),
+            Ok(phrase) => match plan::plan(spec, phrase.words(), &place) {
+                Plan::Refused(error) => reply.error(&error),
+                plan => return Some(Next::Watch(phrase, plan)),
+            },
         },
         Control::Exec => {
             let Some(queue) = state.queue.take() else {
                 reply.error("ERR EXEC without MULTI");
                 return None;
             };
-            let watched = std::mem::take(&mut state.watched);
             state.client.micros = local.micros(Instant::now());
-            match queue.plan(&state.client, &local.facts(), &watched, &place) {
+            match queue.plan(&state.client, &local.facts(), &state.watching, &place) {
+                // What it watches is forgotten once it is executed.
                 Exec::Work(work, script) => return Some(Next::Exec(work, script)),
-                Exec::Refused(error) => reply.error(&error),
+                Exec::Refused(error) => {
+                    forget_watched(state, local);
+                    reply.error(&error);
+                }
             }
         }
     }

@@ -441,6 +441,7 @@ limits:
         unread: Duration::from_millis(1500),
         lock_wait: Duration::from_secs(120),
         failover_wait: Duration::ZERO,
+        ..Limits::default()
     };
     assert_eq!(config.limits, limits);
     let replication = Replication {

@@ -12,7 +12,7 @@
 //! - When a leader's process is known to be dead, nobody waits for an election timeout: the
 //!   replicas take turns in standing at once, in an order that all of them know.
 
-use super::Bucket;
+use super::{Bucket, may_live};
 use crate::engine::consensus::{Group, Progress, Role};
 use crate::engine::machine::Machine;
 use crate::ids::{Incarnation, NodeId, Now, PartitionId};
@@ -61,17 +61,21 @@ impl<M: Machine> Bucket<M> {
         self.wishes.retires = true;
         let mut left = 0;
         for index in 0..self.partitions.len() {
-            let unreachable = &self.neighbours.unreachable;
+            let id = PartitionId(index as u16);
+            let (unreachable, generations) = (&self.neighbours.unreachable, &self.generations);
             let Some(partition) = &mut self.partitions[index] else { continue };
             let Some(journal) = partition.journal_mut() else { continue };
             let group = journal.group_mut();
-            let reachable = |one: &Progress| one.is_active && !unreachable.contains(&one.id.node());
+            let reachable = |one: &Progress| {
+                let is_there = !unreachable.contains(&one.id.node());
+                one.is_active && is_there && may_live(generations, id, one.id)
+            };
             let Some(heir) = heir(group, reachable) else { continue };
             left += 1;
             if !group.is_transferring() {
                 group.transfer(heir.id);
             }
-            self.touch(PartitionId(index as u16));
+            self.touch(id);
         }
         left
     }
@@ -84,10 +88,10 @@ impl<M: Machine> Bucket<M> {
         let Some(Some(partition)) = self.partitions.get_mut(id.index()) else { return false };
         let Some(journal) = partition.journal_mut() else { return false };
         let group = journal.group_mut();
-        let begun = match group.progress().into_iter().find(|one| one.id.node() == node) {
-            Some(one) => group.transfer(one.id),
-            None => false,
-        };
+        // Not to a replica that learns, nor to one that is lost.
+        let generations = &self.generations;
+        let begun = heir(group, |one| one.id.node() == node && may_live(generations, id, one.id))
+            .is_some_and(|heir| group.transfer(heir.id));
         self.touch(id);
         begun
     }
@@ -119,9 +123,11 @@ impl<M: Machine> Bucket<M> {
                 continue;
             };
             let group = journal.group_mut();
-            let last = group.last_index();
+            let (id, last, generations) =
+                (PartitionId(index as u16), group.last_index(), &self.generations);
             let caught_up = |one: &Progress| {
                 one.id.node() == *preferred
+                    && may_live(generations, id, one.id)
                     && one.is_active
                     && one.matched.saturating_add(DRIFT_LAG_MAX) >= last
             };
@@ -186,7 +192,7 @@ fn heir(group: &Group, fits: impl Fn(&Progress) -> bool) -> Option<Progress> {
     if group.role() != Role::Leader {
         return None;
     }
-    let other = |one: &Progress| one.id != group.id() && group.members().votes(one.id);
+    let other = |one: &Progress| one.id != group.id() && group.members().voters.contains(&one.id);
     let others = group.progress().into_iter().filter(|one| other(one) && fits(one));
     // The first of those that lag equally.
     others.rev().max_by_key(|one| (!one.awaits_snapshot, one.matched))

@@ -4,7 +4,9 @@ use crate::engine::batch::Part;
 use crate::engine::batch::{OpCode, OpHead};
 use crate::engine::consensus::{Group, Recovered, Setup};
 use crate::engine::locks::{self, LockTable};
-use crate::engine::protocol::{Decide, Granule, Lock, Mode, Share, Verdict};
+use crate::engine::protocol::{
+    Decide, Granule, Lock, Mode, Prepare, Prepared, Share, ToCoordinator, Verdict, Watched,
+};
 use crate::engine::replica::Replica;
 use crate::ids::{Age, TableIndex, TxnId};
 use rand_chacha::ChaCha8Rng;
@@ -20,6 +22,7 @@ const GETEX: OpCode = OpCode(6);
 const SETRANGE: OpCode = OpCode(19);
 const COPY: OpCode = OpCode(57);
 const LCS: OpCode = OpCode(22);
+const WATCH: OpCode = OpCode(400);
 
 fn bucket() -> (Bucket<Redis>, KeyHasher) {
     let hasher = KeyHasher::new(7);
@@ -103,6 +106,7 @@ struct Alone {
     grants: VecDeque<Ticket>,
     unsynced: VecDeque<Persist>,
     answered: Vec<(Batch, Replies)>,
+    coordinators: Vec<ToCoordinator>,
 }
 
 const ALONE: PartitionId = PartitionId(0);
@@ -131,6 +135,7 @@ impl Alone {
             grants: VecDeque::new(),
             unsynced: VecDeque::new(),
             answered: Vec::new(),
+            coordinators: Vec::new(),
         };
         while !alone.bucket.partitions().all(Partition::is_led_here) {
             alone.mono += 25;
@@ -176,9 +181,13 @@ impl Alone {
         self.answered.extend(out.completed.into_iter().map(|(_, batch, replies)| (batch, replies)));
         let mut told = Vec::new();
         for effect in out.effects {
-            if let Effect::Locks(message) = effect {
-                self.locks.push(message);
-                self.locks.work(&mut { usize::MAX }, &mut told);
+            match effect {
+                Effect::Locks(message) => {
+                    self.locks.push(message);
+                    self.locks.work(&mut { usize::MAX }, &mut told);
+                }
+                Effect::Coordinator(_, message) => self.coordinators.push(message),
+                Effect::Partition(..) => {}
             }
         }
         self.grants.extend(told.into_iter().filter_map(|effect| match effect {
@@ -271,6 +280,53 @@ fn a_batch_takes_effect_in_its_order_whatever_waits() {
         let replies: Vec<Vec<u8>> =
             (0..batch.len()).map(|index| replies.get(index).to_vec()).collect();
         assert_eq!(replies, expected, "seed {seed}, logged {logged}: {batch:?}");
+    }
+}
+
+/// A transaction's watched keys are looked at before it is logged, and its operations run at the
+/// stamp of the entry that it is logged with.
+#[test]
+fn a_watched_key_that_expires_while_its_transaction_is_logged_has_changed() {
+    const LIFE: u64 = 50;
+    for (late, logged) in [(0, true), (1, true), (LIFE, true), (LIFE, false), (0, false)] {
+        let mut alone = Alone::new(1, logged);
+        let born = alone.mono;
+        for (code, words) in [(SET, &["a", "1", "PX", "50"][..]), (WATCH, &["a"])] {
+            let mut batch = Batch::new();
+            alone.op(&mut batch, code, words);
+            alone.execute(batch);
+            while alone.answered.len() < 1 + usize::from(code == WATCH) {
+                alone.turn();
+                alone.sync();
+            }
+        }
+        let versions = crate::command::transaction::read_versions(alone.answered[1].1.get(0));
+        let table = TableIndex::default();
+        let watched = vec![Watched { table, key: b"a".to_vec(), version: versions.unwrap()[0] }];
+        let mut batch = Batch::new();
+        alone.op(&mut batch, SET, &["b", "x"]);
+        let txn = TxnId { node: NodeId(2), incarnation: Incarnation(1), sequence: 1, attempt: 0 };
+        alone.mono = born + LIFE - 1;
+        alone.tell(ToPartition::Prepare(Box::new(Prepare {
+            txn,
+            age: Age { time: 0, node: NodeId(2), tie: 1 },
+            primary: PartitionId(1),
+            primary_life: Incarnation(1),
+            participants: vec![ALONE, PartitionId(1)],
+            synced: false,
+            term: None,
+            work: Prepared::Share(Share { batch, claims: Vec::new(), watched }),
+            done_below: 0,
+        })));
+        alone.mono += late;
+        for _ in 0..4 {
+            alone.turn();
+            alone.sync();
+        }
+        let changed = matches!(alone.coordinators[..], [ToCoordinator::Changed { .. }]);
+        let voted = matches!(alone.coordinators[..], [ToCoordinator::Voted { vote: Some(_), .. }]);
+        assert!(changed || voted, "{:?}", alone.coordinators);
+        assert_eq!(changed, logged && late > 0, "{late} ms late, logged {logged}");
     }
 }
 

@@ -30,6 +30,8 @@ pub type Head = [u8; HEAD_BYTES];
 /// The first byte of a head. Written to disk: never renumber.
 const KIND_NORMAL: u8 = 0;
 const KIND_MEMBERS: u8 = 1;
+/// A change of members that an operator forced: it counts as committed, and so does all before it.
+const KIND_FORCED: u8 = 2;
 
 /// The head of `entry`, when the entry before it is of term `before`.
 pub fn head(entry: &Entry, before: u64) -> Head {
@@ -43,6 +45,13 @@ pub fn head(entry: &Entry, before: u64) -> Head {
     head
 }
 
+/// The same for a change of members that is forced.
+pub fn forced_head(entry: &Entry, before: u64) -> Head {
+    let mut head = head(entry, before);
+    head[0] = KIND_FORCED;
+    head
+}
+
 /// The entry that was logged as `payload` (head and data), and the term of the entry before it.
 pub fn read_entry(index: u64, payload: &Bytes) -> Result<(Entry, u64), String> {
     let number = |at: usize| -> Option<u64> {
@@ -53,7 +62,7 @@ pub fn read_entry(index: u64, payload: &Bytes) -> Result<(Entry, u64), String> {
     };
     let entry_type = match *kind {
         KIND_NORMAL => EntryType::EntryNormal,
-        KIND_MEMBERS => EntryType::EntryConfChangeV2,
+        KIND_MEMBERS | KIND_FORCED => EntryType::EntryConfChangeV2,
         other => return Err(format!("entry {index} is logged with the unknown kind {other}")),
     };
     let data = payload.slice(HEAD_BYTES..);
@@ -82,6 +91,8 @@ pub struct Log {
     entries: VecDeque<Entry>,
     /// What `entries` weigh, by [`weight`].
     bytes: u64,
+    /// The last forced change that was found on disk, or 0.
+    forced: u64,
     offer: Option<Offer>,
     /// The replicas that asked for a snapshot and got none. The raft crate asks through a shared
     /// reference.
@@ -101,6 +112,7 @@ impl Log {
             base: (0, 0),
             entries: VecDeque::new(),
             bytes: 0,
+            forced: 0,
             offer: None,
             wanted: RefCell::default(),
         }
@@ -147,6 +159,8 @@ impl Log {
             }
         }
         let left_out = left_out.filter(|first| *first > log.last());
+        let forced = entries.iter().filter(|(_, payload)| payload.first() == Some(&KIND_FORCED));
+        log.forced = forced.map(|(index, _)| *index).max().unwrap_or(0).min(log.last());
         Ok((log, left_out))
     }
 
@@ -174,6 +188,11 @@ impl Log {
     /// The index of the last entry, or of the base.
     pub fn last(&self) -> u64 {
         self.base.0 + self.entries.len() as u64
+    }
+
+    /// The entry up to which everything counts as committed because an operator said so.
+    pub fn forced(&self) -> u64 {
+        self.forced
     }
 
     /// The bytes that the entries in memory take.

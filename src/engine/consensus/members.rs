@@ -1,7 +1,9 @@
 //! Who belongs to a group: replicas by id, voters and learners.
 
 use crate::ids::NodeId;
-use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState};
+use raft::eraftpb::{
+    ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState,
+};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -38,13 +40,16 @@ impl fmt::Display for ReplicaId {
     }
 }
 
-/// A group's configuration. Both lists are sorted, and nobody is in both.
+/// A group's configuration. The lists are sorted, and no learner votes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Members {
     /// Those who elect and acknowledge.
     pub voters: Vec<ReplicaId>,
     /// Those who only follow.
     pub learners: Vec<ReplicaId>,
+    /// While the configuration is joint, the voters before it: a majority of them is needed as
+    /// well. Empty otherwise.
+    pub outgoing: Vec<ReplicaId>,
 }
 
 impl Members {
@@ -53,7 +58,30 @@ impl Members {
         let mut voters: Vec<ReplicaId> = voters.into_iter().collect();
         voters.sort_unstable();
         voters.dedup();
-        Members { voters, learners: Vec::new() }
+        Members { voters, learners: Vec::new(), outgoing: Vec::new() }
+    }
+
+    /// Whether two lists of voters have to agree.
+    pub fn is_joint(&self) -> bool {
+        !self.outgoing.is_empty()
+    }
+
+    /// Whether one replica decides alone.
+    pub fn is_sole(&self) -> bool {
+        self.voters.len() == 1 && !self.is_joint()
+    }
+
+    /// Whether the same majorities decide here as there.
+    pub(super) fn votes_like(&self, other: &Members) -> bool {
+        (&self.voters, &self.outgoing) == (&other.voters, &other.outgoing)
+    }
+
+    /// Everybody, by id.
+    pub fn all(&self) -> Vec<ReplicaId> {
+        let mut all = [&self.voters[..], &self.learners, &self.outgoing].concat();
+        all.sort_unstable();
+        all.dedup();
+        all
     }
 
     /// Whether the replica votes or learns here.
@@ -61,30 +89,40 @@ impl Members {
         self.votes(id) || self.learners.contains(&id)
     }
 
-    /// The replicas on a node: more than one while it comes back under another id.
+    /// The replicas on a node, the latest one last: more than one while it comes back under another
+    /// id.
     pub fn of_node(&self, node: NodeId) -> Vec<ReplicaId> {
-        let all = self.voters.iter().chain(&self.learners);
-        all.copied().filter(|id| id.node() == node).collect()
+        let mut all = self.all();
+        all.retain(|id| id.node() == node);
+        all
     }
 
-    /// Whether the replica votes here.
+    /// Whether the replica votes here, be it only until a joint configuration is left.
     pub fn votes(&self, id: ReplicaId) -> bool {
-        self.voters.contains(&id)
+        self.voters.contains(&id) || self.outgoing.contains(&id)
     }
 
-    /// Appends the configuration as bytes: two counted lists of ids.
+    /// Appends the configuration as bytes: counted lists of ids, the last one only if it is joint.
     pub(super) fn write(&self, out: &mut Vec<u8>) {
-        for list in [&self.voters, &self.learners] {
+        let lists = [&self.voters, &self.learners, &self.outgoing];
+        for list in &lists[..if self.is_joint() { 3 } else { 2 }] {
             out.extend_from_slice(&(list.len() as u32).to_le_bytes());
             list.iter().for_each(|id| out.extend_from_slice(&id.0.to_le_bytes()));
         }
     }
 
-    /// Reads what [`Members::write`] wrote; the second result is what follows it.
-    pub(super) fn read(bytes: &[u8]) -> Option<(Members, &[u8])> {
+    /// Reads all of what [`Members::write`] wrote.
+    pub(super) fn read(bytes: &[u8]) -> Option<Members> {
         let (voters, rest) = read_list(bytes)?;
         let (learners, rest) = read_list(rest)?;
-        Some((Members { voters, learners }, rest))
+        let outgoing = match rest.is_empty() {
+            true => Vec::new(),
+            false => {
+                let (outgoing, rest) = read_list(rest)?;
+                (rest.is_empty() && !outgoing.is_empty()).then_some(outgoing)?
+            }
+        };
+        Some(Members { voters, learners, outgoing })
     }
 }
 
@@ -102,38 +140,47 @@ fn read_list(bytes: &[u8]) -> Option<(Vec<ReplicaId>, &[u8])> {
 impl From<&Members> for ConfState {
     fn from(members: &Members) -> ConfState {
         let ids = |list: &[ReplicaId]| list.iter().map(|id| id.0).collect::<Vec<u64>>();
-        ConfState::from((ids(&members.voters), ids(&members.learners)))
+        let mut state = ConfState::from((ids(&members.voters), ids(&members.learners)));
+        state.voters_outgoing = ids(&members.outgoing);
+        state
     }
 }
 
 impl TryFrom<&ConfState> for Members {
     type Error = String;
 
-    /// Fails on what one change at a time never leads to: joint configurations, a group without
-    /// voters, a replica named twice.
+    /// Fails on what our changes never lead to: a group without voters, a replica named twice, a
+    /// voter that is to learn, a joint configuration that is left by itself.
     fn try_from(state: &ConfState) -> Result<Members, String> {
-        if !state.voters_outgoing.is_empty() || !state.learners_next.is_empty() || state.auto_leave
-        {
-            return Err("a joint configuration".into());
+        if !state.learners_next.is_empty() || state.auto_leave {
+            return Err("a joint configuration of another kind".into());
         }
         let sorted = |list: &[u64]| {
             let mut list: Vec<ReplicaId> = list.iter().map(|id| ReplicaId(*id)).collect();
             list.sort_unstable();
             list
         };
-        let members = Members { voters: sorted(&state.voters), learners: sorted(&state.learners) };
-        let mut all = [members.voters.as_slice(), members.learners.as_slice()].concat();
-        all.sort_unstable();
-        if members.voters.is_empty() || all[0].0 == 0 || all.windows(2).any(|two| two[0] == two[1])
-        {
-            return Err(format!("a configuration of {all:?}"));
+        let members = Members {
+            voters: sorted(&state.voters),
+            learners: sorted(&state.learners),
+            outgoing: sorted(&state.voters_outgoing),
+        };
+        let is_set = |voters: &[ReplicaId]| {
+            let mut all = [voters, &members.learners].concat();
+            all.sort_unstable();
+            all.iter().all(|id| id.0 != 0) && all.windows(2).all(|two| two[0] != two[1])
+        };
+        if members.voters.is_empty() || !is_set(&members.voters) || !is_set(&members.outgoing) {
+            let Members { voters, learners, outgoing } = members;
+            return Err(format!("a configuration of {voters:?}, {learners:?}, {outgoing:?}"));
         }
         Ok(members)
     }
 }
 
-/// A change of one member. Changing one at a time keeps every majority in touch with the next
-/// (Ongaro 2014, 4.1).
+/// A change of members. Every majority before it shares a replica with every majority after it,
+/// with the next one proposed once it is applied: it moves one voter (Ongaro 2014, 4.1), or goes
+/// through a joint configuration, which leaders leave by themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemberChange {
     /// A replica begins to follow.
@@ -142,33 +189,83 @@ pub enum MemberChange {
     Promote(ReplicaId),
     /// A replica leaves.
     Remove(ReplicaId),
+    /// A learner that has caught up votes in the place of another replica, which leaves.
+    Replace {
+        /// The voter that leaves.
+        old: ReplicaId,
+        /// The learner that votes.
+        new: ReplicaId,
+    },
 }
 
 impl MemberChange {
     /// Whether the change means anything in this configuration.
     pub(super) fn fits(self, members: &Members) -> bool {
+        // The raft crate would turn it into an entry that says nothing.
+        if members.is_joint() {
+            return false;
+        }
         match self {
             MemberChange::AddLearner(id) => !members.contains(id),
             MemberChange::Promote(id) => members.learners.contains(&id),
             MemberChange::Remove(id) => {
                 members.contains(id) && members.voters.iter().any(|voter| *voter != id)
             }
+            MemberChange::Replace { old, new } => {
+                members.voters.contains(&old) && members.learners.contains(&new)
+            }
+        }
+    }
+
+    /// The replica that leaves.
+    pub(super) fn leaving(self) -> Option<ReplicaId> {
+        match self {
+            MemberChange::Remove(id) | MemberChange::Replace { old: id, .. } => Some(id),
+            MemberChange::AddLearner(_) | MemberChange::Promote(_) => None,
         }
     }
 }
 
 impl From<MemberChange> for ConfChangeV2 {
     fn from(change: MemberChange) -> ConfChangeV2 {
-        let (kind, id) = match change {
-            MemberChange::AddLearner(id) => (ConfChangeType::AddLearnerNode, id),
-            MemberChange::Promote(id) => (ConfChangeType::AddNode, id),
-            MemberChange::Remove(id) => (ConfChangeType::RemoveNode, id),
+        let one = |kind, id: ReplicaId| {
+            let mut single = ConfChangeSingle::default();
+            single.set_change_type(kind);
+            single.node_id = id.0;
+            single
         };
-        let mut single = ConfChangeSingle::default();
-        single.set_change_type(kind);
-        single.node_id = id.0;
         let mut all = ConfChangeV2::default();
-        all.mut_changes().push(single);
+        match change {
+            MemberChange::AddLearner(id) => {
+                all.mut_changes().push(one(ConfChangeType::AddLearnerNode, id));
+            }
+            MemberChange::Promote(id) => all.mut_changes().push(one(ConfChangeType::AddNode, id)),
+            MemberChange::Remove(id) => all.mut_changes().push(one(ConfChangeType::RemoveNode, id)),
+            MemberChange::Replace { old, new } => {
+                all.mut_changes().push(one(ConfChangeType::RemoveNode, old));
+                all.mut_changes().push(one(ConfChangeType::AddNode, new));
+                // Left to itself, the raft crate leaves it only under the leader that entered it.
+                all.set_transition(ConfChangeTransition::Explicit);
+            }
+        }
         all
     }
+}
+
+/// Whether a logged change is one that [`MemberChange`] stands for, or leaves a joint configuration.
+pub(super) fn is_known(change: &ConfChangeV2) -> bool {
+    let transition = change.get_transition();
+    match change.changes.len() {
+        0 | 1 => transition == ConfChangeTransition::Auto,
+        2 => transition == ConfChangeTransition::Explicit,
+        _ => false,
+    }
+}
+
+/// A change that changes nothing.
+pub(super) fn no_change() -> ConfChangeV2 {
+    let mut change = ConfChangeV2::default();
+    // The raft crate takes the id 0 for a change that was decided against.
+    change.mut_changes().push(ConfChangeSingle::default());
+    change
 }

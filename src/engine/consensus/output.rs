@@ -32,9 +32,9 @@ impl SnapshotMeta {
     pub fn from_bytes(bytes: &[u8]) -> Option<SnapshotMeta> {
         let (index, rest) = bytes.split_first_chunk::<8>()?;
         let (term, rest) = rest.split_first_chunk::<8>()?;
-        let (members, rest) = Members::read(rest)?;
+        let members = Members::read(rest)?;
         let (index, term) = (u64::from_le_bytes(*index), u64::from_le_bytes(*term));
-        rest.is_empty().then_some(SnapshotMeta { index, term, members })
+        Some(SnapshotMeta { index, term, members })
     }
 }
 

@@ -28,4 +28,8 @@ pub enum Rule {
     EntriesAreChained,
     /// A replica that forgot what is committed takes all changes of members but the last for it.
     MembersAreRecovered,
+    /// A replica takes another one's place in one change, not as one voter more.
+    ReplacedInOneChange,
+    /// A change of voters is followed by one of nothing, so that it counts after a restart.
+    ChangesAreConcluded,
 }

@@ -28,8 +28,13 @@ pub struct Setup {
     pub append_bytes_max: u64,
     /// The appends under way to one follower.
     pub appends_max: usize,
+    /// The bytes of appends under way to one follower, where single entries are long.
+    pub window_bytes: u64,
     /// What a leader appends beyond what is committed; more is refused.
     pub uncommitted_bytes_max: u64,
+    /// Bytes of entries that a follower takes while its disk has not got earlier ones; more is not
+    /// taken, and comes again.
+    pub unsynced_bytes_max: u64,
     /// How many bytes of entries that are in a snapshot stay in memory for slow followers.
     pub retain_bytes: u64,
 }
@@ -44,9 +49,11 @@ impl Setup {
             tick_ms: 50,
             election_ticks: 10,
             heartbeat_ticks: 2,
-            append_bytes_max: 1 << 20,
-            appends_max: 256,
+            append_bytes_max: 256 << 10,
+            appends_max: 64,
+            window_bytes: 16 << 20,
             uncommitted_bytes_max: 64 << 20,
+            unsynced_bytes_max: 32 << 20,
             retain_bytes: 4 << 20,
         }
     }

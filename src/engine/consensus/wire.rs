@@ -98,6 +98,11 @@ pub fn write(message: &Message) -> Result<Bytes, String> {
     }
 }
 
+/// Whether the message is no more than a heartbeat or the answer to one: it may overtake others.
+pub fn is_beat(bytes: &[u8]) -> bool {
+    bytes.len() == BEAT_BYTES && bytes[0] == BEAT
+}
+
 /// The message in `bytes`, if this receiver can step it; none if it is meant for a replica that this
 /// one took the place of, of which its sender has not heard yet. Nothing of an entry is copied.
 pub fn read(bytes: &Bytes, receiver: &Receiver) -> Result<Option<Message>, String> {

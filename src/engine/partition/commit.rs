@@ -5,7 +5,7 @@ use super::{
 };
 use crate::engine::batch::Replies;
 use crate::engine::consensus::Ticket as Confirmation;
-use crate::engine::machine::{Access, Machine};
+use crate::engine::machine::{Access, Machine, end_reply};
 use crate::engine::partition::journal::After;
 use crate::engine::protocol::{
     Claim, Decide, Knowledge, Lock, Mode, Prepare, Prepared, Term, Ticket, ToCoordinator,
@@ -272,11 +272,11 @@ impl<M: Machine> Partition<M> {
     }
 
     fn grant(&mut self, lock: Box<Lock>, now: Millis, effects: &mut Vec<Effect>) {
-        if !self.replica.is_unchanged(&lock.share.watched) {
+        let stamp = self.replica.stamp(now);
+        if !self.replica.is_unchanged(&lock.share.watched, stamp) {
             self.changed(lock.txn, effects);
             return;
         }
-        let stamp = self.replica.stamp(now);
         let claims = self.held.get(&lock.txn).map_or(&[][..], |held| &held.claims);
         let images = match lock.mode {
             Mode::Gather => self.replica.images(claims, stamp),
@@ -289,7 +289,7 @@ impl<M: Machine> Partition<M> {
                     Access::Read => self.replica.read(&op, stamp, &mut replies.bytes),
                     Access::Write => self.replica.run(&op, stamp, &mut replies.bytes),
                 }
-                replies.end();
+                end_reply::<M>(op.head, &mut replies);
             }
         }
         if let Some(expired) = self.replica.expired() {
@@ -388,15 +388,21 @@ impl<M: Machine> Partition<M> {
             self.vote(txn, None, effects);
             return;
         }
+        let stamp = self.replica.stamp(now);
+        let mut watched = Vec::new();
         if let Prepared::Share(share) = &prepare.work
-            && !self.replica.is_unchanged(&share.watched)
+            && !share.watched.is_empty()
         {
-            self.changed(txn, effects);
-            return;
+            if !self.replica.is_unchanged(&share.watched, stamp) {
+                self.changed(txn, effects);
+                return;
+            }
+            watched.clone_from(&share.watched);
         }
         let mut claims = Vec::new();
         if let Some(held) = self.held.get_mut(&txn) {
             held.unlogged = None;
+            held.watched = watched;
             // Lent to the entry. Where it is applied at once, what is held may be given up there.
             claims = match self.journal {
                 Some(_) => std::mem::take(&mut held.claims),
@@ -616,11 +622,23 @@ impl<M: Machine> Partition<M> {
         }
     }
 
+    /// Whether a watched key of a transaction that has just been prepared had expired by then.
+    fn has_lost_watched(&self, txn: TxnId) -> bool {
+        let (held, intent) = (self.held.get(&txn), self.replica.intents().get(&txn));
+        held.zip(intent).is_some_and(|(held, intent)| {
+            self.replica.has_expired_unseen(&held.watched, intent.since)
+        })
+    }
+
     /// Does what follows an applied mutation.
     pub(super) fn settle(&mut self, after: After, applied: Applied, effects: &mut Vec<Effect>) {
         match after {
             After::Nothing | After::Reply(_) => {}
             After::Vote(txn) => match applied {
+                // Its operations ran at the entry's stamp, which is later than that of the check.
+                Applied::Voted(_) if self.has_lost_watched(txn) => {
+                    effects.push(Effect::Coordinator(txn.node, ToCoordinator::Changed { txn }));
+                }
                 Applied::Voted(replies) => self.vote(txn, Some(replies), effects),
                 _ => {
                     self.release(txn, effects);

@@ -11,6 +11,7 @@ use super::snapshots::ToArchive;
 use super::{Effect, Partition};
 use crate::engine::batch::Part;
 use crate::engine::bucket::Parked;
+use crate::engine::consensus::ReplicaId;
 use crate::engine::consensus::Ticket as Confirmation;
 use crate::engine::consensus::{Envelope, Group, Output, Persist, Position, Role};
 use crate::engine::machine::Machine;
@@ -106,6 +107,8 @@ pub struct Turn {
     pub office: Option<bool>,
     /// What the archive is asked.
     pub orders: Vec<ToArchive>,
+    /// The replicas in the group, if that has changed.
+    pub members: Vec<ReplicaId>,
     output: Output,
 }
 
@@ -298,14 +301,19 @@ impl<M: Machine> Partition<M> {
         turn.messages.append(&mut output.messages);
         journal.confirmed = journal.confirmed.max(output.confirmed);
         if let Some(members) = &output.members {
-            let voters: Vec<String> = members.voters.iter().map(ToString::to_string).collect();
-            log::info!(target: "raft", "partition {}: replicas {} vote", self.id, voters.join(", "));
+            // The next change tells of a joint configuration's end.
+            if !members.is_joint() {
+                let voters: Vec<String> = members.voters.iter().map(ToString::to_string).collect();
+                let voters = voters.join(", ");
+                log::info!(target: "raft", "partition {}: replicas {voters} vote", self.id);
+            }
+            turn.members.extend(members.voters.iter().chain(&members.learners));
             // It would be refused by who is not in it, and lead nobody to who is.
             journal.group.withdraw_snapshot();
         }
         turn.orders.extend(output.snapshots.drain(..).map(ToArchive::Send));
-        // Until a snapshot says it, a restart takes the last change of members for uncertain, and
-        // asks those who left.
+        // Until a snapshot or a later change says it, a restart takes the last change of members
+        // for uncertain, and asks those who left.
         if output.members.is_some() {
             self.members_changed(&mut turn.orders);
         } else if !output.wants_snapshot.is_empty() {

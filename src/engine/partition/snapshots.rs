@@ -31,6 +31,12 @@ pub const PIECES_MAX: u32 = 3;
 /// little log is allowed: a large partition is not written anew for every small change.
 const WORTH_PART: u64 = 4;
 
+/// A log that weighs so many times what is alive, and so many bytes at least, is not worth keeping
+/// however much log is allowed: a snapshot is made, no more often than this.
+const IDLE_LOG_PART: u64 = 4;
+const IDLE_LOG_MIN: u64 = 1 << 20;
+const IDLE_LOG_EVERY_MS: u64 = 15_000;
+
 /// What an entry takes beside its bytes, in memory as on disk.
 const ENTRY_OVERHEAD: u64 = 48;
 
@@ -123,6 +129,8 @@ pub(super) struct Snapshots<M> {
     members_changed: bool,
     /// None is made before.
     not_before: u64,
+    /// When the last one was made, or its failure told.
+    made: u64,
     making: Option<Making>,
     /// What has come and is not installed.
     arrived: Option<Box<Arrived<M>>>,
@@ -136,6 +144,7 @@ impl<M> Default for Snapshots<M> {
             asked: false,
             members_changed: false,
             not_before: 0,
+            made: 0,
             making: None,
             arrived: None,
         }
@@ -170,12 +179,24 @@ impl<M: Machine> Partition<M> {
     }
 
     /// Whether the log has grown by so many bytes, or by as many as are worth a snapshot, since the
-    /// last one; or says of members what none of them does.
-    pub fn snapshot_is_due(&self, after: u64, mono: u64) -> bool {
+    /// last one; or says of members what none of them does; or is little but history. Where memory
+    /// is scarce history does not wait.
+    pub fn snapshot_is_due(&self, after: u64, mono: u64, scarce: bool) -> bool {
         let worth = self.snapshots.bytes / WORTH_PART;
         self.journal.is_some()
-            && (self.snapshots.members_changed || self.snapshots.since >= after.max(worth).max(1))
+            && (self.snapshots.members_changed
+                || self.snapshots.since >= after.max(worth).max(1)
+                || self.log_is_history(mono, scarce))
             && self.snapshots.not_before <= mono
+    }
+
+    /// Whether the log since the last snapshot is much longer than what is alive, and has been left
+    /// alone for long enough.
+    fn log_is_history(&self, mono: u64, scarce: bool) -> bool {
+        let Snapshots { since, made, .. } = self.snapshots;
+        since >= IDLE_LOG_MIN
+            && (scarce || mono >= made + IDLE_LOG_EVERY_MS)
+            && since / IDLE_LOG_PART >= self.replica.tables().bytes() as u64
     }
 
     /// Notes that the members have changed, and asks for a snapshot that says so. One that is being
@@ -209,7 +230,7 @@ impl<M: Machine> Partition<M> {
                 }
                 self.copy_some(orders);
             }
-            FromArchive::Durable { bytes } => return self.snapshot_is_durable(bytes),
+            FromArchive::Durable { bytes } => return self.snapshot_is_durable(bytes, now.mono),
             FromArchive::Failed => {
                 self.replica.abandon_snapshot();
                 self.snapshots.making = None;
@@ -255,13 +276,13 @@ impl<M: Machine> Partition<M> {
         }
     }
 
-    fn snapshot_is_durable(&mut self, bytes: u64) -> Option<u64> {
+    fn snapshot_is_durable(&mut self, bytes: u64, mono: u64) -> Option<u64> {
         let Making { meta, since, .. } = self.snapshots.making.take()?;
-        self.snapshots.bytes = bytes;
+        (self.snapshots.bytes, self.snapshots.made) = (bytes, mono);
         self.snapshots.since = self.snapshots.since.saturating_sub(since);
         let index = meta.index;
         let group = self.journal.as_mut()?.group_mut();
-        group.compact(index);
+        group.compact(index, bytes);
         self.snapshots.members_changed = meta.members != *group.members();
         if !self.snapshots.members_changed {
             let token = token(&meta);

@@ -294,6 +294,28 @@ fn a_write_whose_reply_is_too_long_is_not_taken_for_refused() {
     assert_eq!(value, b"$1\r\n2\r\n");
 }
 
+/// A small transaction may ask for much more than can be carried.
+#[test]
+fn replies_of_a_share_are_bounded() {
+    const BYTES: usize = 16 << 20;
+    const READS: usize = 40;
+    let mut replica = replica();
+    let mut writer = EntryWriter::new();
+    writer.run(&single("set", &["a", &"v".repeat(BYTES)]).op(0));
+    let mut batch = single("incr", &["b"]);
+    (0..READS).for_each(|_| batch.push_op(&single("get", &["a"]).op(0)));
+    batch.push_op(&single("incr", &["b"]).op(0));
+    let (prepare, claims) = share(batch, 7, 0);
+    writer.prepare(&prepare, &claims);
+    let mut answers = Answers::default();
+    replica.apply_entry(&writer.take(Millis(5)), true, &mut answers).unwrap();
+    let [Applied::Voted(replies)] = &answers.applied[..] else { panic!("it votes") };
+    let given = (1..=READS).filter(|index| replies.get(*index).len() > BYTES).count();
+    assert_eq!((replies.len(), given), (READS + 2, 32), "as much as the longest value");
+    assert_eq!(replies.get(READS), b"-ERR the request or its reply is too long\r\n");
+    assert_eq!(replies.get(READS + 1), b":2\r\n", "what is short is given");
+}
+
 #[test]
 fn every_operation_has_its_reply_be_it_a_refusal() {
     let mut replica = replica();

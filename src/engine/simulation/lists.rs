@@ -40,12 +40,13 @@ impl Machine for Lists {
         let keys = op.args.len() - tags;
         op.args.iter().take(keys).for_each(|key| visit(op.head.table, key));
     }
-    fn run(op: &Op<'_>, tables: &mut Tables, now: Millis, reply: &mut Vec<u8>) {
+    fn run(op: &Op<'_>, tables: &mut Tables, _: Millis, reply: &mut Vec<u8>) {
         let table = op.head.table;
         let mut keys = Vec::new();
         Self::keys(op, &mut |_, key| keys.push(key.to_vec()));
         if op.head.code == WATCH {
-            let version = tables.watches_mut().watch(table, &keys[0], now);
+            let hash = tables.hasher().hash(&keys[0]);
+            let version = tables.watch(table, hash, &keys[0]).unwrap_or_default();
             reply.extend_from_slice(&version.to_le_bytes());
             return;
         }

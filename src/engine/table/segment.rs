@@ -86,6 +86,19 @@ impl Segment {
         }
     }
 
+    /// Whether there is an item of this hash whose key `is_it`.
+    pub(super) fn holds(&self, hash: u64, is_it: impl Fn(&[u8]) -> bool) -> bool {
+        let tag = hash as u16;
+        let mut at = self.home(tag);
+        while let Some(item) = self.cells[at].item() {
+            if self.cells[at].tag() == tag && is_it(item.key()) {
+                return true;
+            }
+            at = self.after(at);
+        }
+        false
+    }
+
     /// The item at `at`.
     #[inline]
     pub(super) fn at(&self, at: usize) -> &Cell {

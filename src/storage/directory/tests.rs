@@ -10,7 +10,11 @@ fn owner(cluster: &str, node: u16) -> Identity {
 }
 
 fn open(disk: &FaultyDisk) -> Result<Directory<FaultyDisk>> {
-    Directory::open(disk.clone(), Path::new(DIR), owner("shop", 2))
+    Directory::open(disk.clone(), Path::new(DIR), owner("shop", 2), &layout("12"))
+}
+
+fn layout(partitions: &str) -> Vec<(&'static str, String)> {
+    vec![("partitions", partitions.to_owned()), ("nodes", "1 2 3".to_owned())]
 }
 
 fn refusal<D: Disk>(outcome: Result<Directory<D>>) -> String {
@@ -23,15 +27,16 @@ fn what_it_is_told_it_remembers() {
     let mut directory = open(&disk).expect("a new directory");
     assert!(directory.is_new() && !directory.is_formed());
     assert_eq!(directory.replica_of(PartitionId(3)), 1);
-    directory.mark_running("boot-1\n", []).expect("marked");
+    directory.mark_running("boot-1\n", Millis(5), []).expect("marked");
+    directory.mark_ready().expect("marked");
     directory.mark_formed().expect("marked");
     drop(directory);
 
     disk.cut_power();
     let mut directory = open(&disk).expect("the directory");
-    assert!(!directory.is_new() && directory.is_formed());
-    assert_eq!(directory.begin_anew(1_700_000_000).expect("anew"), 1_700_000_000);
-    directory.mark_running("boot-2", []).expect("marked");
+    assert!(!directory.is_new() && directory.is_ready() && directory.is_formed());
+    assert_eq!(directory.begin_anew(1_700_000_000, 9).expect("anew"), 1_700_000_000);
+    directory.mark_running("boot-2", Millis(5), []).expect("marked");
     directory.mark_clean().expect("marked");
     drop(directory);
 
@@ -44,8 +49,10 @@ fn what_it_is_told_it_remembers() {
     let (fields, _) = text.split_once("crc: ").expect("a checksum");
     assert_eq!(
         fields,
-        "# Whose data this directory holds. Kept by the node; do not edit.\nformat: 1\n\
-         cluster: shop\nnode: 2\nreplica: 1700000000\nformed: yes\nboot: boot-2\nstopped: cleanly\n"
+        "# Whose data this directory holds. Kept by the node; do not edit.\nformat: 2\n\
+         cluster: shop\nnode: 2\nlayout.partitions: 12\nlayout.nodes: 1 2 3\nlife: 6\n\
+         replica: 1700000000\nready: yes\nformed: yes\n\
+         boot: boot-2\nstopped: cleanly\n"
     );
 }
 
@@ -55,7 +62,7 @@ fn what_was_not_synced_is_doubted_once_the_machine_went_down() {
     let unsynced = [PartitionId(4), PartitionId(9)];
     let run = |boot: &str, then: &dyn Fn(&mut Directory<FaultyDisk>) -> Result<()>| {
         let mut directory = open(&disk).expect("the directory");
-        directory.mark_running(boot, unsynced).expect("marked");
+        directory.mark_running(boot, Millis(5), unsynced).expect("marked");
         let doubted: Vec<u16> = directory.doubted().iter().map(|id| id.0).collect();
         then(&mut directory).expect("changed");
         (doubted, unsynced.map(|id| directory.replica_of(id)))
@@ -76,7 +83,7 @@ fn what_was_not_synced_is_doubted_once_the_machine_went_down() {
     // A clock that stands still gives no number twice.
     assert_eq!(run("boot-4", &|one| one.settle(&renewed, &[], 100)), (vec![], [101, 1]));
     // All is lost: the next number is later than any that was given.
-    let anew = |one: &mut Directory<FaultyDisk>| one.begin_anew(50).map(drop);
+    let anew = |one: &mut Directory<FaultyDisk>| one.begin_anew(50, 0).map(drop);
     assert_eq!(run("boot-5", &anew), (vec![4, 9], [102, 102]));
     assert_eq!(run("boot-5", &nothing), (vec![], [102, 102]));
 }
@@ -88,8 +95,8 @@ fn all_partitions_of_the_largest_cluster_are_remembered() {
     let mut directory = open(&disk).expect("a new directory");
     directory.mark_formed().expect("marked");
     directory.settle(&all, &[], u64::from(u32::MAX)).expect("settled");
-    directory.mark_running("boot-1", []).expect("marked");
-    directory.mark_running("boot-2", all.iter().copied()).expect("marked");
+    directory.mark_running("boot-1", Millis(5), []).expect("marked");
+    directory.mark_running("boot-2", Millis(5), all.iter().copied()).expect("marked");
     drop(directory);
     let directory = open(&disk).expect("the directory");
     assert_eq!(directory.doubted().len(), all.len());
@@ -103,7 +110,10 @@ fn anothers_directory_is_refused() {
     for other in [owner("shop", 3), owner("stall", 2)] {
         let expected =
             format!("data directory {DIR} belongs to node 2 of cluster shop, not to {other}");
-        assert_eq!(refusal(Directory::open(disk.clone(), Path::new(DIR), other)), expected);
+        assert_eq!(
+            refusal(Directory::open(disk.clone(), Path::new(DIR), other, &layout("12"))),
+            expected
+        );
     }
     open(&disk).expect("and left as it was");
 }
@@ -111,7 +121,7 @@ fn anothers_directory_is_refused() {
 #[test]
 fn a_second_process_is_refused() {
     let dir = tempfile::tempdir().expect("a directory");
-    let open = || Directory::open(RealDisk, &dir.path().join("node-2"), owner("shop", 2));
+    let open = || Directory::open(RealDisk, &dir.path().join("node-2"), owner("shop", 2), &[]);
     let first = open().expect("a new directory");
     let path = dir.path().join("node-2");
     let expected = format!(
@@ -150,11 +160,11 @@ fn a_damaged_identity_is_refused() {
         let error = open(&disk).err().expect("refused");
         assert!(matches!(error, Error::Corrupt(_)), "{length} bytes: {error}");
     }
-    let newer = String::from_utf8(whole).expect("text").replace("format: 1", "format: 2");
+    let newer = String::from_utf8(whole).expect("text").replace("format: 2", "format: 3");
     let (fields, _) = newer.split_once("crc: ").expect("a checksum");
     let crc = crc32fast::hash(fields.as_bytes());
     disk.put(&path, format!("{fields}crc: {crc:08x}\n").as_bytes());
-    let expected = format!("{DIR}/identity is of format 2, which is not known");
+    let expected = format!("{DIR}/identity is of format 3, which is not known");
     assert_eq!(refusal(open(&disk)), expected);
 }
 
@@ -166,7 +176,7 @@ fn a_power_cut_at_any_step_leaves_the_old_or_the_new() {
             drop(open(&disk).expect("a directory"));
             disk.fuse(steps);
             let marked = open(&disk).and_then(|mut directory| {
-                directory.mark_running("boot-1", [PartitionId(1)])?;
+                directory.mark_running("boot-1", Millis(5), [PartitionId(1)])?;
                 directory.mark_formed()
             });
             disk.cut_power();
@@ -182,4 +192,103 @@ fn a_power_cut_at_any_step_leaves_the_old_or_the_new() {
             assert!(!made || !directory.is_new(), "seed {seed}, {steps} steps");
         }
     }
+}
+
+#[test]
+fn an_identity_of_an_earlier_format_is_read() {
+    let disk = FaultyDisk::new(1);
+    drop(open(&disk).expect("a directory"));
+    let text = "# Whose data this directory holds. Kept by the node; do not edit.\nformat: 1\n\
+                cluster: shop\nnode: 2\nreplica: 7\nformed: yes\nboot: boot-1\nstopped: cleanly\n";
+    let crc = crc32fast::hash(text.as_bytes());
+    disk.put(&Path::new(DIR).join("identity"), format!("{text}crc: {crc:08x}\n").as_bytes());
+    let directory = open(&disk).expect("the directory");
+    assert!(directory.is_formed() && !directory.is_ready());
+    assert_eq!(directory.replica_of(PartitionId(0)), 7);
+}
+
+#[test]
+fn lives_and_generations_are_later_than_any_before_whatever_the_clock_says() {
+    let disk = FaultyDisk::new(1);
+    let life = |clock| {
+        let mut directory = open(&disk).expect("the directory");
+        directory.mark_running("boot-1", Millis(clock), []).expect("marked").0
+    };
+    assert_eq!([1_000, 2_000, 1_500, 0, 3_000].map(life), [1_000, 2_000, 2_001, 2_002, 3_000]);
+    let mut directory = open(&disk).expect("the directory");
+    // Others remember what a lost directory had.
+    assert_eq!(directory.begin_anew(100, 7_000).expect("anew"), 7_001);
+    assert_eq!(directory.begin_anew(100, 0).expect("anew"), 7_002);
+    assert_eq!(directory.begin_anew(8_000, 0).expect("anew"), 8_000);
+}
+
+#[test]
+fn a_lost_directory_learns_of_its_lives_and_an_earlier_copy_is_refused() {
+    let disk = FaultyDisk::new(1);
+    let seen = |life, generation| LastSeen { life: Incarnation(life), generation };
+    let mut directory = open(&disk).expect("a new directory");
+    directory.mark_running("boot-1", Millis(10), []).expect("marked");
+    assert_eq!(directory.last_life(), None);
+    assert_eq!(directory.outlived(NodeId(1), seen(500, 3)).expect("raised"), Incarnation(501));
+    directory.mark_seen(NodeId(1), seen(40, 1)).expect("noted");
+    directory.mark_seen(NodeId(1), seen(30, 2)).expect("noted");
+    assert_eq!(directory.begin_anew(1, 3).expect("anew"), 4);
+    // Not all others had been asked.
+    assert_eq!(directory.outlived(NodeId(3), seen(100, 8)).expect("raised"), Incarnation(502));
+    assert_eq!(directory.replica_of(PartitionId(0)), 9);
+    drop(directory);
+
+    let mut directory = open(&disk).expect("the directory");
+    assert_eq!(directory.last_seen(NodeId(1)), seen(40, 2));
+    assert_eq!(directory.last_seen(NodeId(3)), seen(0, 0));
+    assert_eq!(directory.last_life(), Some(Incarnation(502)));
+    assert_eq!(directory.mark_running("boot-1", Millis(10), []).expect("life"), Incarnation(503));
+    let refused = directory.outlived(NodeId(1), seen(600, 9)).expect_err("an earlier copy");
+    let text = refused.to_string();
+    assert!(text.contains("is older than what node 1 has seen") && text.contains("600"), "{text}");
+}
+
+#[test]
+fn another_layout_is_refused_by_name() {
+    let disk = FaultyDisk::new(1);
+    let open_as = |layout: &[(&'static str, String)]| {
+        Directory::open(disk.clone(), Path::new(DIR), owner("shop", 2), layout)
+    };
+    // Nothing is kept as long as no table is on disk.
+    let mut directory = open_as(&[]).expect("a new directory");
+    directory.mark_running("boot-1", Millis(5), []).expect("marked");
+    drop(directory);
+    let mut directory = open_as(&layout("12")).expect("it held nothing");
+    directory.mark_running("boot-1", Millis(5), []).expect("marked");
+    drop(directory);
+    let text = refusal(open_as(&layout("6")));
+    assert!(text.contains("partitions was 12") && text.contains("cluster.yaml says 6"), "{text}");
+    let mut more = layout("12");
+    more[1].1 += " 4 5";
+    let text = refusal(open_as(&more));
+    assert!(text.contains("nodes was 1 2 3") && text.contains("says 1 2 3 4 5"), "{text}");
+    assert!(refusal(open_as(&[])).contains("says nothing"));
+    drop(open_as(&layout("12")).expect("and left as it was"));
+}
+
+#[test]
+fn a_boot_that_cannot_be_told_is_another_one() {
+    let disk = FaultyDisk::new(1);
+    let doubted = |boot: &str, clean: bool| {
+        let mut directory = open(&disk).expect("the directory");
+        directory.mark_formed().expect("marked");
+        directory.mark_running(boot, Millis(5), [PartitionId(4)]).expect("marked");
+        let doubted = directory.doubted().len();
+        directory.settle(&[], &[PartitionId(4)], 1).expect("settled");
+        if clean {
+            directory.mark_clean().expect("marked");
+        }
+        doubted
+    };
+    assert_eq!(doubted("", true), 0, "it never ran");
+    assert_eq!(doubted("", false), 0, "it had stopped");
+    assert_eq!(doubted("", false), 1);
+    assert_eq!(doubted("boot-1", false), 1);
+    assert_eq!(doubted("boot-1", false), 0);
+    assert_eq!(doubted("", false), 1);
 }

@@ -350,3 +350,63 @@ fn a_dropped_segment_that_was_not_removed_is_removed_by_the_next_life() {
     assert_eq!(group(&recovered, BUSY), (400, vec![]));
     assert!(!disk.files().contains(&left));
 }
+
+#[test]
+fn what_has_gathered_is_written_in_batches_of_a_bounded_length() {
+    let disk = FaultyDisk::new(1);
+    let (mut log, _) = open(&disk).expect("a new log");
+    let mut records = Records::default();
+    let payload = vec![3; BATCH_BYTES_WANTED / 4];
+    for index in 1..=10 {
+        records.entry(BUSY, index, &[&payload]);
+    }
+    let before = log.usage().batches;
+    log.write(&records).expect("written");
+    log.sync().expect("synced");
+    assert_eq!(log.usage().batches - before, 3);
+    assert!(log.frame.capacity() <= 4 << 20, "what a long batch took is given back");
+    // The next one starts where the last one ended.
+    log.write(&entry(BUSY, 11, b"more")).expect("written");
+    log.sync().expect("synced");
+    drop(log);
+    let (_, recovered) = open(&disk).expect("the same log");
+    assert_eq!(group(&recovered, BUSY), (0, (1..=11).collect()));
+}
+
+#[test]
+fn a_log_at_rest_is_short() {
+    let disk = FaultyDisk::new(1);
+    let options = Options { retain_bytes: 0, ..options() };
+    let open = || SegmentLog::open(disk.clone(), Path::new(DIR), options.clone());
+    let (mut log, _) = open().expect("a new log");
+    for index in 1..=20 {
+        log.write(&entry(BUSY, index, &[1; 1000])).expect("written");
+        if index == 1 {
+            log.write(&entry(IDLE, 1, b"needed")).expect("written");
+        }
+        if index == 20 {
+            // More than a segment: the first one has become the spare.
+            let mut records = Records::default();
+            records.covered(BUSY, 13);
+            log.write(&records).expect("written");
+        }
+        log.sync().expect("synced");
+    }
+    assert!(log.collect().expect("collected").dropped);
+    assert!(disk.files().iter().any(|path| path.ends_with(SPARE)));
+    let long = disk.bytes();
+    assert_eq!(collect_all(&mut log, &disk), 0, "what is written to is needed");
+
+    let mut records = Records::default();
+    records.covered(BUSY, 20);
+    log.write(&records).expect("written");
+    log.sync().expect("synced");
+    assert_eq!(collect_all(&mut log, &disk), 1);
+    assert!(disk.bytes() * 2 < long, "{} bytes of {long} are left", disk.bytes());
+    log.write(&entry(BUSY, 21, b"more")).expect("written");
+    log.sync().expect("synced");
+    drop(log);
+    let (_, recovered) = open().expect("the same log");
+    assert_eq!(group(&recovered, BUSY), (20, vec![21]));
+    assert_eq!(group(&recovered, IDLE), (0, vec![1]));
+}

@@ -14,6 +14,7 @@ type Groups = BTreeMap<PartitionId, GroupLog>;
 type Log = SegmentLog<FaultyDisk>;
 
 const DIR: &str = "/data/log";
+const SYNCED: &str = "/data/synced";
 const A: PartitionId = PartitionId(1);
 const B: PartitionId = PartitionId(2);
 
@@ -30,6 +31,12 @@ fn options() -> Options {
 
 fn open(disk: &FaultyDisk) -> Result<(Log, Recovered)> {
     SegmentLog::open(disk.clone(), Path::new(DIR), options())
+}
+
+/// The same, with what a data directory remembers of the log.
+fn open_remembered(disk: &FaultyDisk, newest: u32) -> Result<(Log, Recovered)> {
+    let synced = Some(PathBuf::from(SYNCED));
+    SegmentLog::open(disk.clone(), Path::new(DIR), Options { newest, synced, ..options() })
 }
 
 fn path(number: u32) -> PathBuf {
@@ -237,12 +244,76 @@ fn a_log_of_another_node_is_refused() {
     assert_eq!(error, expected);
 }
 
+/// The last batch that was synced, with nothing behind it that says so.
+#[test]
+fn damage_to_what_was_synced_last_is_no_torn_tail() {
+    let disk = FaultyDisk::new(0);
+    let (mut log, _) = open_remembered(&disk, 0).expect("a log");
+    let batches = [entries(A, 1..4, b"safe"), entries(A, 4..6, b"last"), entries(A, 6..7, b"torn")];
+    let mut starts = vec![FIRST_BATCH];
+    for (n, batch) in batches.iter().enumerate() {
+        log.write(batch).expect("written");
+        if n < 2 {
+            log.sync().expect("synced");
+        }
+        starts.push(starts[n] + (BATCH_HEADER + batch.bytes()) as u64);
+    }
+    drop(log);
+    // What is left of the third has no say.
+    disk.flip(&path(1), (starts[2] + 20) * 8);
+    for bit in starts[1] * 8..starts[2] * 8 {
+        let disk = disk.copy(bit);
+        disk.flip(&path(1), bit);
+        let error = open_remembered(&disk, 1).err().expect("damage");
+        let Error::Corrupt(corrupt) = error else { panic!("bit {bit}: {error}") };
+        assert_eq!((corrupt.file, corrupt.offset), (path(1), starts[1]), "bit {bit}");
+    }
+    let (_, recovered) = open_remembered(&disk.copy(1), 1).expect("a tail");
+    assert_eq!(recovered.groups, model(&batches[..2]));
+    // A note that is torn itself proves nothing.
+    let other = disk.copy(2);
+    other.flip(Path::new(SYNCED), 8 * 12);
+    other.flip(&path(1), (starts[1] + 20) * 8);
+    let (_, recovered) = open_remembered(&other, 1).expect("what seems a tail");
+    assert_eq!(recovered.groups, model(&batches[..1]));
+}
+
+#[test]
+fn a_log_without_the_segment_written_to_last_is_refused() {
+    let disk = FaultyDisk::new(0);
+    let (mut log, _) = open_remembered(&disk, 0).expect("a log");
+    for index in 1..40 {
+        log.write(&entries(A, index..index + 1, &[7; 1000])).expect("written");
+        log.sync().expect("synced");
+    }
+    let newest = log.newest();
+    assert!(newest > 2, "several segments");
+    drop(log);
+    let names = disk.files().into_iter().filter(|path| path.starts_with(DIR));
+    let names: Vec<PathBuf> = names.collect();
+    for gone in [vec![path(newest)], names] {
+        // The data directory's word for it, and the note's: either will do.
+        for remembered in [newest, 0] {
+            let disk = disk.copy(1);
+            gone.iter().for_each(|path| disk.remove(path).expect("removed"));
+            if remembered > 0 {
+                disk.remove(Path::new(SYNCED)).expect("removed");
+            }
+            let error = open_remembered(&disk, remembered).err().expect("refused");
+            assert!(matches!(&error, Error::Corrupt(c) if c.file == path(newest)), "{error}");
+        }
+    }
+    open_remembered(&disk, newest).expect("all of it is there");
+}
+
 /// A log, and what was promised about it.
 struct Story {
     seed: u64,
     dice: ChaCha8Rng,
     disk: FaultyDisk,
     log: Log,
+    /// The newest segment, as a data directory remembers it.
+    newest: u32,
     /// What the log may hold, by how many batches of this life are in it.
     states: Vec<Groups>,
     /// How many of them it must hold.
@@ -255,10 +326,11 @@ struct Story {
 impl Story {
     fn new(seed: u64) -> Story {
         let disk = FaultyDisk::new(seed);
-        let (log, _) = open(&disk).expect("a log");
+        let (log, _) = open_remembered(&disk, 0).expect("a log");
+        let newest = log.newest();
         let dice = ChaCha8Rng::seed_from_u64(!seed);
         let (states, promised) = (vec![Groups::new()], 0);
-        Story { seed, dice, disk, log, states, promised, cuts: 0, dropped: 0, torn: 0 }
+        Story { seed, dice, disk, log, newest, states, promised, cuts: 0, dropped: 0, torn: 0 }
     }
 
     fn roll(&mut self, sides: u64) -> u64 {
@@ -320,7 +392,9 @@ impl Story {
             records.append(&one);
         }
         self.states.push(groups);
-        self.log.write(&records)
+        self.log.write(&records)?;
+        self.newest = self.log.newest();
+        Ok(())
     }
 
     fn sync(&mut self) -> Result<()> {
@@ -332,6 +406,7 @@ impl Story {
     fn collect(&mut self) -> Result<()> {
         loop {
             let collected = self.log.collect()?;
+            self.newest = self.log.newest();
             self.dropped += usize::from(collected.dropped);
             // Now, later, or never.
             if let Some(left) = collected.left.filter(|_| self.roll(2) == 0) {
@@ -368,9 +443,10 @@ impl Story {
             if interrupted {
                 self.disk.fuse(self.dice.next_u64() % 8);
             }
-            match open(&self.disk) {
+            match open_remembered(&self.disk, self.newest) {
                 Ok((log, recovered)) => {
                     self.judge(recovered);
+                    self.newest = log.newest();
                     self.log = log;
                     break;
                 }

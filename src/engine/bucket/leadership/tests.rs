@@ -205,3 +205,16 @@ fn an_operators_choice_lasts() {
     assert_eq!(cluster.led(), [1, 2, 3]);
     assert!(!cluster.buckets.get_mut(&NodeId(1)).unwrap().prefer(PartitionId(99), chosen));
 }
+
+#[test]
+fn a_replica_that_lost_its_disk_is_handed_nothing() {
+    let mut cluster = Cluster::formed();
+    let generations: Vec<_> = (0..PARTITIONS).map(|id| (PartitionId(id), 2)).collect();
+    let one = cluster.buckets.get_mut(&NodeId(1)).unwrap();
+    one.reborn(NodeId(2), &generations);
+    // Its old replicas were heard a moment ago, and the new ones do not vote yet.
+    assert!(!one.prefer(PartitionId(0), NodeId(2)));
+    assert_eq!(one.hand_over(), 2);
+    cluster.settle();
+    assert_eq!(cluster.led(), [0, 2, 4]);
+}

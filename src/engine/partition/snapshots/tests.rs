@@ -333,3 +333,40 @@ fn a_snapshot_that_cannot_be_written_is_tried_again_later() {
     let (_, bytes) = nodes.make(0, |_| ());
     assert_eq!(nodes.restore(&bytes).digest(), before);
 }
+
+#[test]
+fn a_log_that_is_little_but_history_is_not_kept() {
+    let mut nodes = Nodes::new(1);
+    nodes.nodes[0].bucket.snapshot_after(u64::MAX);
+    let due = |nodes: &mut Nodes| {
+        let now = nodes.now();
+        let Node { bucket, out, .. } = &mut nodes.nodes[0];
+        bucket.tick(now, out);
+        nodes.settle();
+        matches!(nodes.nodes[0].orders.front(), Some(ToArchive::Due))
+    };
+    let fill = |nodes: &mut Nodes| {
+        (0..4_000).for_each(|number| nodes.set(number, &"x".repeat(300)));
+    };
+    // All of it is alive.
+    fill(&mut nodes);
+    nodes.pass(60_000);
+    assert!(!due(&mut nodes));
+    // Written over and over, it is not.
+    (0..4).for_each(|_| fill(&mut nodes));
+    assert!(due(&mut nodes));
+    nodes.make(0, |_| {});
+    assert!(nodes.partition(0).log_since_snapshot() < 1_000);
+
+    // No more often than it helps, unless memory is scarce.
+    (0..5).for_each(|_| fill(&mut nodes));
+    assert!(!due(&mut nodes));
+    nodes.nodes[0].bucket.allow_growth(0);
+    assert!(due(&mut nodes));
+    nodes.make(0, |_| {});
+    nodes.nodes[0].bucket.allow_growth(usize::MAX);
+    (0..5).for_each(|_| fill(&mut nodes));
+    assert!(!due(&mut nodes));
+    nodes.pass(15_000);
+    assert!(due(&mut nodes));
+}
