@@ -9,6 +9,7 @@ pub mod bucket;
 pub mod consensus;
 pub mod doubt;
 pub mod item;
+pub mod link;
 pub mod locks;
 pub mod machine;
 pub mod marks;

@@ -113,15 +113,22 @@ pub enum Answer {
         stream: u64,
         /// The request's id on that stream.
         id: u64,
+        /// The other node may have given it up from then on: it is not executed any more.
+        until: Instant,
     },
 }
 
 impl Answer {
+    /// Whether who asked may have given up.
+    fn is_late(&self) -> bool {
+        matches!(self, Answer::Peer { until, .. } if *until <= Instant::now())
+    }
+
     fn give(self, batch: Batch, replies: Replies) {
         match self {
             // A Session that is gone needs no answer.
             Answer::Session(session) => drop(session.send(Ok((batch, replies)))),
-            Answer::Peer { peer, stream, id } => {
+            Answer::Peer { peer, stream, id, .. } => {
                 peer.do_send(peer::Answered { stream, id, batch, replies });
             }
         }
@@ -233,6 +240,16 @@ pub struct NodeDown {
     pub dead: bool,
 }
 
+/// A linked node does not answer, or answers again.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct NodeSuspected {
+    /// The node.
+    pub node: NodeId,
+    /// Whether it is suspected from now on.
+    pub suspected: bool,
+}
+
 /// The node stops: hand over what is led here. Answers how many partitions are still led here that
 /// another node could lead.
 #[derive(Message)]
@@ -289,8 +306,12 @@ pub struct Observe;
 pub struct Report {
     /// Counted by its Sessions.
     pub tally: Tally,
+    /// Nodes that it has met.
+    pub met: BTreeSet<NodeId>,
     /// Nodes that it cannot reach.
     pub unreachable: BTreeSet<NodeId>,
+    /// Linked nodes that do not answer.
+    pub suspected: BTreeSet<NodeId>,
     /// Counted by its core.
     pub core: core::Counts,
     /// Bytes of its tables.
@@ -493,7 +514,12 @@ impl Handler<Execute> for Bucket {
     type Result = ();
 
     fn handle(&mut self, execute: Execute, _: &mut Context<Self>) {
-        let Execute { batch, replies, answer } = execute;
+        let Execute { batch, mut replies, answer } = execute;
+        if answer.is_late() {
+            replies.misplaced = (0..batch.len() as u32).collect();
+            (0..batch.len()).for_each(|_| replies.end());
+            return answer.give(batch, replies);
+        }
         let now = self.look();
         match self.core.execute(batch, replies, now, &mut self.out) {
             Executed::Done(batch, replies) => answer.give(batch, replies),
@@ -689,6 +715,18 @@ impl Handler<NodeDown> for Bucket {
     }
 }
 
+impl Handler<NodeSuspected> for Bucket {
+    type Result = ();
+
+    fn handle(&mut self, told: NodeSuspected, _: &mut Context<Self>) {
+        let now = self.now();
+        match told.suspected {
+            true => self.core.node_suspected(told.node, now, &mut self.out),
+            false => self.core.node_trusted(told.node),
+        }
+    }
+}
+
 impl Handler<HandOver> for Bucket {
     type Result = usize;
 
@@ -782,7 +820,9 @@ impl Handler<Observe> for Bucket {
         if let Some(local) = &self.local {
             report.tally = local.tally();
         }
+        report.met = self.core.neighbours().lives.keys().copied().collect();
         report.unreachable = self.core.neighbours().unreachable.clone();
+        report.suspected = self.core.neighbours().suspected.clone();
         report.moves = self.moves.latest().collect();
         report.tables = vec![(0, 0); crate::ids::TABLES];
         for partition in self.core.partitions() {

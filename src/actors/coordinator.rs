@@ -104,6 +104,16 @@ pub struct NodeUp(pub Hello);
 #[rtype(result = "()")]
 pub struct NodeDown(pub NodeId);
 
+/// A linked node does not answer, or answers again.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct NodeSuspected {
+    /// The node.
+    pub node: NodeId,
+    /// Whether it is suspected from now on.
+    pub suspected: bool,
+}
+
 /// A node has met all others.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -515,6 +525,18 @@ impl Handler<Outlived> for Coordinator {
 
     fn handle(&mut self, Outlived(by, seen): Outlived, ctx: &mut Context<Self>) {
         self.outlived(by, seen, ctx);
+    }
+}
+
+impl Handler<NodeSuspected> for Coordinator {
+    type Result = ();
+
+    fn handle(&mut self, told: NodeSuspected, _: &mut Context<Self>) {
+        let now = (self.clock)();
+        match told.suspected {
+            true => self.transactions.node_suspected(told.node, now, &mut self.effects),
+            false => self.transactions.node_trusted(told.node),
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use crate::engine::barrier::Standing;
 use crate::engine::slots::Ring;
 use crate::ids::{Incarnation, NodeId, PartitionId, TableIndex};
 use crate::metrics::{Counters, LogCounts, LogUsage, Sample, Series, Snapshot, prometheus};
-use crate::net::http::{Ask, Health};
+use crate::net::http::{Ask, Health, Unserved};
 use actix::fut::{ActorFutureExt, WrapFuture};
 use actix::{
     Actor, Addr, AsyncContext, Context, Handler, Message, ResponseActFuture, ResponseFuture,
@@ -90,9 +90,12 @@ struct Shown {
     errors: BTreeMap<String, u64>,
     /// Clients that a pause holds back.
     blocked: u64,
+    met: BTreeSet<NodeId>,
     /// Keys that clients watch, in the partitions that this node leads.
     watched: u64,
     unreachable: BTreeSet<NodeId>,
+    /// Linked nodes that do not answer.
+    suspected: BTreeSet<NodeId>,
     /// The partitions held, by number.
     partitions: Vec<PartitionReport>,
     /// The latest changes of leaders, oldest first.
@@ -285,6 +288,13 @@ impl Metrics {
         self.config.classes().iter().enumerate().map(facts).collect()
     }
 
+    /// The partitions that this node cannot serve, whoever asks it.
+    fn unserved(&self, told: &Shown) -> Vec<Unserved> {
+        let why = |id: PartitionId| why_unserved(id, &self.book, told);
+        let all = (0..self.config.groups()).map(PartitionId);
+        all.filter_map(|id| Some(Unserved { partition: id.0, why: why(id)? })).collect()
+    }
+
     fn status(&self, snapshot: &Snapshot, told: &Shown, standing: &Standing) -> serde_json::Value {
         let waiting = match standing {
             Standing::Formed => Vec::new(),
@@ -329,8 +339,45 @@ impl Metrics {
                 "copied": log.copied,
             })),
             "unreachable": told.unreachable.iter().map(|node| node.0).collect::<Vec<_>>(),
+            "suspected": told.suspected.iter().map(|node| node.0).collect::<Vec<_>>(),
             "now": snapshot,
         })
+    }
+}
+
+/// Why a node cannot serve a partition, if it cannot: its leader is not known or is out of reach, or
+/// this node leads it and a majority is out of reach.
+fn why_unserved(id: PartitionId, book: &Book, told: &Shown) -> Option<String> {
+    let is_lost = |node: NodeId| {
+        node != book.node && (!told.met.contains(&node) || told.unreachable.contains(&node))
+    };
+    let is_away = |node: NodeId| is_lost(node) || told.suspected.contains(&node);
+    let here = told.partitions.iter().find(|one| one.id == id.0);
+    let leader = match here {
+        Some(here) => here.leader.map(NodeId),
+        None => Some(book.leader(id)),
+    };
+    match (leader, here) {
+        (None, _) => Some("it has no leader".into()),
+        (Some(leader), Some(here)) if leader == book.node => {
+            let near = here.voters.iter().filter(|node| !is_away(NodeId(**node))).count();
+            let majority = here.voters.len() / 2 + 1;
+            match here.serves {
+                _ if near < majority => {
+                    let voters = here.voters.len();
+                    Some(format!("{near} of its {voters} replicas are in reach, {majority} needed"))
+                }
+                false => Some("its leader does not serve yet".into()),
+                true => None,
+            }
+        }
+        (Some(leader), _) if is_lost(leader) => {
+            Some(format!("its leader, node {leader}, cannot be reached"))
+        }
+        (Some(leader), _) if is_away(leader) => {
+            Some(format!("its leader, node {leader}, does not answer"))
+        }
+        (Some(_), _) => None,
     }
 }
 
@@ -360,7 +407,9 @@ async fn look(book: Arc<Book>, disk: Disk, connected: u64, refused: u64) -> Look
             *told.errors.entry(kind).or_default() += count;
         }
         told.blocked += tally.blocked;
+        told.met.extend(report.met);
         told.unreachable.extend(report.unreachable);
+        told.suspected.extend(report.suspected);
         told.partitions.extend(report.partitions);
         told.moves.extend(report.moves);
         snapshot.batches += report.core.batches;
@@ -467,7 +516,10 @@ impl Handler<Asked> for Metrics {
             match ask {
                 Ask::Health(answer) => {
                     let health = match standing {
-                        Standing::Formed => Health::Ready,
+                        Standing::Formed => match metrics.unserved(&told) {
+                            unserved if unserved.is_empty() => Health::Ready,
+                            unserved => Health::Unserved(unserved),
+                        },
                         Standing::Waiting(nodes) => {
                             Health::Waiting(nodes.iter().map(|node| node.0).collect())
                         }

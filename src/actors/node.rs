@@ -15,6 +15,7 @@ use crate::command::Redis;
 use crate::config::{Class, Config, Durability, Service};
 use crate::engine::barrier::{Barrier, Hello, PROTOCOL_VERSION};
 use crate::engine::bucket as core;
+use crate::engine::link::Link;
 use crate::engine::slots::{Atlas, Ring};
 use crate::engine::tables::KeyHasher;
 use crate::engine::txn::{Strength, Survives, Transactions};
@@ -26,7 +27,7 @@ use crate::net::listen::{Acceptor, TcpListener, listen};
 use crate::storage::Directory;
 use actix::{Actor, Addr, Context};
 use actix_rt::ArbiterHandle;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -200,6 +201,7 @@ pub async fn start(
         formed,
         unsound: unsound.iter().copied().collect(),
         seen: LastSeen::default(),
+        nonce: 0,
     };
     let directory = record.as_ref().or(found.as_ref().map(|found| &found.directory));
     let last_life = directory.and_then(Directory::last_life);
@@ -225,9 +227,12 @@ pub async fn start(
     for node in config.nodes().iter().filter(|node| node.id != id) {
         let address = peer::Address { host: node.host.clone(), port: node.peer };
         let queue_max = config.limits.peer_queue;
+        let suspect_after = config.replication.election_timeout;
         let hello =
             Hello { seen: seen.get(&node.id).copied().unwrap_or_default(), ..hello.clone() };
-        let peer = Peer::new(node.id, address, hello, last_life, queue_max, birth.failpoint);
+        let link =
+            Link::new(hello, node.id, suspect_after.as_millis() as u64).remembering(last_life);
+        let peer = Peer::new(id, node.id, address, link, queue_max, birth.failpoint);
         links.insert(node.id, peer.start());
     }
     let locks = LockManager::default().start();
@@ -292,7 +297,7 @@ pub async fn start(
     let door = Door { connected: connected.clone(), refused, limit: setup.clients_max.clone() };
     let (ask, asks) = mpsc::channel(HTTP_QUEUE);
     let clients = actix_rt::spawn(accept_clients(clients, book.clone(), door));
-    actix_rt::spawn(accept_peers(peers, book.clone()));
+    actix_rt::spawn(peer::accept(peers, book.clone()));
     actix_rt::spawn(serve_web(web, ask, config.limits.http_connections));
     actix_rt::spawn(metrics::answer(asks, metrics));
     Ok(Node { book, connected, clients, log, formed: Some(formed) })
@@ -475,32 +480,6 @@ async fn accept_clients(listener: TcpListener, book: Arc<Book>, door: Door) {
             Err(error) => {
                 door.connected.fetch_sub(1, Ordering::Relaxed);
                 log::debug!(target: "session", "a client left at once: {error}");
-            }
-        }
-    }
-}
-
-/// Accepts streams of other nodes. Of those that do not say who they are the oldest make room, so
-/// that however many strangers connect, a node gets in.
-async fn accept_peers(listener: TcpListener, book: Arc<Book>) {
-    let mut listener = Acceptor::new(listener, b"");
-    let mut strangers: VecDeque<JoinHandle<()>> = VecDeque::new();
-    loop {
-        match listener.accept().await {
-            Ok(Some((stream, from))) => {
-                strangers.retain(|stranger| !stranger.is_finished());
-                if strangers.len() >= STRANGERS_MAX
-                    && let Some(oldest) = strangers.pop_front()
-                {
-                    oldest.abort();
-                }
-                let receive = peer::receive(stream, from.to_string(), book.clone());
-                strangers.push_back(actix_rt::spawn(receive));
-            }
-            Ok(None) => log::warn!(target: "peer", "no file descriptor left for a node"),
-            Err(error) => {
-                log::warn!(target: "peer", "cannot accept a node: {error}");
-                sleep(Duration::from_millis(100)).await;
             }
         }
     }

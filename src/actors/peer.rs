@@ -1,11 +1,15 @@
 //! A Peer: the pair of streams to one other node.
 //!
-//! Each node dials every other. All that two nodes have to say to each other goes over the stream
-//! that the one with the smaller id has dialled: what one turn of the mailbox brought, requests,
-//! answers and messages of groups alike, leaves in one write, and whoever hears it wakes up once.
-//! Snapshots alone go over the other stream, so that nothing waits behind their pieces. When either
-//! stream breaks, both are dropped with all that was queued: what a new link carries was said after
-//! the old one broke, and nothing said before is repeated.
+//! What becomes of the link is decided in [`crate::engine::link`]; the Peer carries. Each node dials
+//! every other. All that two nodes have to say to each other goes over the stream that the one with
+//! the smaller id has dialled: what one turn of the mailbox brought, requests, answers and messages
+//! of groups alike, leaves in one write, and whoever hears it wakes up once. Snapshots, pings and
+//! pongs go over the other stream: nothing waits behind the pieces of a snapshot, and a ping waits
+//! behind no batch. When either stream breaks, both are dropped with all that was queued: what a new
+//! link carries was said after the old one broke, and nothing said before is repeated.
+//!
+//! Packets are read from a stream only once the link stands. Until then its reader passes on the
+//! words of the handshake and nothing else.
 
 use crate::actors::archive;
 use crate::actors::book::Book;
@@ -16,41 +20,35 @@ use crate::actors::log::{self as disk, Log};
 use crate::actors::post::Post;
 use crate::command::Redis;
 use crate::engine::barrier::Hello;
-use crate::engine::batch::{Batch, Part, Replies};
+use crate::engine::batch::{Batch, OpCode, Part, Replies};
 use crate::engine::consensus::is_beat;
-use crate::engine::machine::{Machine, too_long};
+use crate::engine::link::{self, Complaints, DialFailure, Effect, Greeting, Link, StreamId, Word};
+use crate::engine::machine::{Access, Machine, too_long};
 use crate::engine::protocol::Refusal;
 use crate::ids::{Incarnation, LastSeen, NodeId, PartitionId};
 use crate::net::frame::{
     self, FRAME_BYTES_MAX, FrameError, Incoming, Outgoing, PIECE_BYTES, PIECES_BYTES_MAX,
 };
-use crate::net::listen::{OwnedReadHalf, OwnedWriteHalf, TcpStream, dial};
-use crate::net::packet::Packet;
+use crate::net::listen::{Acceptor, OwnedReadHalf, OwnedWriteHalf, TcpListener, TcpStream, dial};
+use crate::net::packet::{Extent, Packet};
 use actix::fut::{ActorFutureExt, WrapFuture};
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
 use bytes::Bytes;
 use smallvec::SmallVec;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::hash_map::RandomState;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout};
-
-/// How often a node says that it is there.
-const HEARTBEAT: Duration = Duration::from_millis(500);
-
-/// A node that was silent for so long is taken for lost.
-const SILENCE_MAX: Duration = Duration::from_secs(3);
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, sleep, timeout};
 
 /// How long dialling and introducing may take.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(2);
-
-/// The first and the longest pause between two attempts to dial.
-const BACKOFF_MIN: Duration = Duration::from_millis(20);
-const BACKOFF_MAX: Duration = Duration::from_millis(1_000);
 
 /// Why a stream ended that its other end closed in order: as a process does that ends, whatever ends
 /// it, unless it leaves words unread.
@@ -65,7 +63,10 @@ const BUFFER_BYTES_KEPT: usize = 1 << 20;
 /// Pieces of long packets that a stream is given in one turn of the arbiter.
 const PIECES_AT_ONCE: usize = 16;
 
-/// Complaints remembered so that they are not repeated: strangers may think up any number.
+/// Streams of strangers at a time: the oldest gives way.
+const STRANGERS_MAX: usize = 64;
+
+/// Complaints logged from one link to the next: strangers may think up any number.
 const COMPLAINTS_MAX: usize = 64;
 
 /// Why a node is cut off that is of another version, or mistaken.
@@ -83,35 +84,31 @@ pub struct Address {
 /// The actor.
 #[derive(Debug)]
 pub struct Peer {
+    node: NodeId,
     other: NodeId,
     address: Address,
-    /// How this node introduces itself.
-    hello: Hello,
-    /// The last life of this node before this one, if its data directory must know all of them.
-    last_life: Option<Incarnation>,
+    link: Link,
+    /// What the link wants done.
+    effects: Vec<Effect>,
+    /// Where its time begins.
+    epoch: Instant,
     /// Bytes that may wait for a node that does not read before it is taken for lost.
     queue_max: usize,
     book: Option<Arc<Book>>,
     log: Option<Addr<Log>>,
-    dialled: Option<Stream>,
-    accepted: Option<Stream>,
-    /// How the other introduced itself on the stream dialled, and on the one accepted.
-    met: Option<Hello>,
-    guest: Option<Hello>,
-    up: bool,
-    dialling: bool,
-    backoff: Duration,
-    heard: Instant,
-    next_stream: u64,
+    /// The nodes of the cluster, in order.
+    nodes: Vec<NodeId>,
+    /// Those of the link, and those that may become part of it.
+    streams: SmallVec<[Stream; 2]>,
+    next_stream: StreamId,
     next_request: u64,
+    /// Asked over the link that stands.
     pending: BTreeMap<u64, (Batch, Answer)>,
+    /// Asked over links that are lost: the node may still execute it.
+    adrift: Vec<(Batch, Answer)>,
     /// Received, and not passed on yet.
     post: Post,
     flushing: bool,
-    /// The life last seen, and whether its end was told.
-    life: Option<(Incarnation, bool)>,
-    /// The link that stood last was closed by the other side, in order and after its last word.
-    closed_there: bool,
     /// What was logged since the link last stood: a node refused every second is told of once.
     complaints: BTreeSet<String>,
     failpoint: Failpoint,
@@ -119,8 +116,10 @@ pub struct Peer {
 
 #[derive(Debug)]
 struct Stream {
-    id: u64,
+    id: StreamId,
     writer: Rc<OwnedWriteHalf>,
+    /// Has the reader pass on packets, once the link stands.
+    open: Option<oneshot::Sender<()>>,
     out: Vec<u8>,
     written: usize,
     /// Long batches and replies: their pieces go to `out` once it is written.
@@ -129,8 +128,6 @@ struct Stream {
     incoming: Incoming,
     /// The socket is full and will say when it is not, or was given enough for one turn.
     blocked: bool,
-    /// Who is at its other end.
-    from: String,
 }
 
 /// The address book is ready: dial.
@@ -184,11 +181,18 @@ pub struct Answered {
 pub struct Introduced {
     /// Its introduction.
     pub hello: Hello,
+    /// From where it has dialled.
+    pub from: String,
     /// The stream, and what was read of it beyond the introduction.
     pub stream: TcpStream,
     /// Bytes after the introduction.
     pub rest: Vec<u8>,
 }
+
+/// A word of the handshake, while the link does not stand.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Spoken(StreamId, Packet);
 
 /// Packets that one read brought.
 #[derive(Message)]
@@ -204,8 +208,6 @@ struct Inbound {
 struct Closed {
     stream: u64,
     why: String,
-    /// What came on it was no stream of packets.
-    garbled: bool,
 }
 
 /// Write what was queued since the mailbox was last empty.
@@ -214,215 +216,202 @@ struct Closed {
 struct Flush;
 
 impl Peer {
-    /// The Peer of node `other`.
+    /// The Peer of node `other` on `node`, over this link.
     pub fn new(
+        node: NodeId,
         other: NodeId,
         address: Address,
-        hello: Hello,
-        last_life: Option<Incarnation>,
+        link: Link,
         queue_max: usize,
         failpoint: Failpoint,
     ) -> Peer {
         Peer {
+            node,
             other,
             address,
-            hello,
-            last_life,
+            link,
+            effects: Vec::new(),
+            epoch: Instant::now(),
             queue_max,
             book: None,
             log: None,
-            dialled: None,
-            accepted: None,
-            met: None,
-            guest: None,
-            up: false,
-            dialling: false,
-            backoff: BACKOFF_MIN,
-            heard: Instant::now(),
+            nodes: Vec::new(),
+            streams: SmallVec::new(),
             next_stream: 0,
             next_request: 0,
             pending: BTreeMap::new(),
+            adrift: Vec::new(),
             post: Post::default(),
             flushing: false,
-            life: None,
-            closed_there: false,
             complaints: BTreeSet::new(),
             failpoint,
         }
     }
 
+    fn now_ms(&self) -> u64 {
+        self.epoch.elapsed().as_millis() as u64
+    }
+
     fn complain(&mut self, complaint: String) {
-        if self.complaints.len() >= COMPLAINTS_MAX {
-            self.complaints.clear();
-        }
-        if self.complaints.insert(complaint.clone()) {
+        if self.complaints.len() < COMPLAINTS_MAX && self.complaints.insert(complaint.clone()) {
             log::warn!(target: "peer", "{complaint}");
+            if self.complaints.len() == COMPLAINTS_MAX {
+                let other = self.other;
+                log::warn!(target: "peer", "more complaints about node {other} are not logged");
+            }
         }
     }
 
     /// Ends the link because of what came on one of its streams. Nobody is lost by it before the
     /// link stood, but the reason is told all the same.
-    fn cut_off(&mut self, stream: u64, why: &str, ctx: &mut Context<Self>) {
-        let from = [&self.dialled, &self.accepted]
-            .into_iter()
-            .flatten()
-            .find(|known| known.id == stream)
-            .map(|known| known.from.clone());
-        if let Some(from) = from.filter(|_| !self.up) {
-            self.complain(format!("cut off {from}, for node {}: {why}", self.other));
+    fn cut_off(&mut self, stream: StreamId, why: &str, ctx: &mut Context<Self>) {
+        if let Some(from) = self.link.stranger(stream) {
+            let complaint = format!("cut off {from}, for node {}: {why}", self.other);
+            self.complain(complaint);
         }
-        self.go_down(why, ctx);
+        self.on_closed(stream, why, ctx);
+    }
+
+    fn on_closed(&mut self, stream: StreamId, why: &str, ctx: &mut Context<Self>) {
+        self.link.closed(stream, why, why == CLOSED_THERE, &mut self.effects);
+        self.carry(ctx);
     }
 
     fn dial(&mut self, ctx: &mut Context<Self>) {
-        if self.dialling || self.dialled.is_some() {
-            return;
-        }
-        self.dialling = true;
-        let attempt = introduce(self.address.clone(), self.hello.clone()).into_actor(self);
+        let Some(hello) = self.link.dial(nonce()) else { return };
+        let attempt = introduce(self.address.clone(), hello).into_actor(self);
         ctx.spawn(attempt.map(|result, peer, ctx| {
-            peer.dialling = false;
             match result {
-                Ok((stream, hello, rest)) => peer.on_dialled(stream, hello, rest, ctx),
-                Err(error) => peer.on_dial_failed(error, ctx),
+                Ok((stream, hello, rest)) => {
+                    let (id, now) = (peer.open(stream, rest, ctx), peer.now_ms());
+                    peer.link.answered(id, hello, now, &mut peer.effects);
+                }
+                Err(failure) => {
+                    if let DialFailure::Unreachable(why) = &failure {
+                        log::debug!(target: "peer", "node {}: {why}", peer.other);
+                    }
+                    peer.link.dial_failed(failure, &mut peer.effects);
+                }
             }
+            peer.carry(ctx);
         }));
     }
 
-    fn on_dialled(
-        &mut self,
-        stream: TcpStream,
-        hello: Hello,
-        rest: Vec<u8>,
-        ctx: &mut Context<Self>,
-    ) {
-        let judged = self.hello.judge(&hello).and_then(|()| match hello.node == self.other {
-            true => Ok(()),
-            false => Err(format!("node {} answers in place of node {}", hello.node, self.other)),
-        });
-        if let Err(why) = judged {
-            self.complain(format!("refused node {}: {why}", self.other));
-            self.retry(ctx);
-            return;
-        }
-        if self.is_outlived(&hello) {
-            if let Some(book) = &self.book {
-                book.coordinator.do_send(coordinator::Outlived(self.other, hello.seen));
-            }
-            self.retry(ctx);
-            return;
-        }
-        self.backoff = BACKOFF_MIN;
-        self.met = Some(hello);
-        self.dialled = Some(self.open(stream, rest, ctx));
-        self.heard = Instant::now();
-        self.come_up(ctx);
-    }
-
-    fn on_dial_failed(&mut self, error: DialError, ctx: &mut Context<Self>) {
-        match error {
-            DialError::Io(error) => {
-                // Nobody listens where it listened: the process is gone, not merely slow. Its
-                // streams were read to their end before this attempt.
-                let gone = error.kind() == io::ErrorKind::ConnectionRefused;
-                if let Some((life, told @ false)) = &mut self.life
-                    && gone
-                {
-                    *told = true;
-                    let life = *life;
-                    // Had it dialled again, it would live.
-                    self.tell_down(Some(life), self.closed_there && self.accepted.is_none());
-                }
-                let pause = self.backoff.as_millis();
-                log::debug!(target: "peer", "node {}: {error}, retrying in {pause} ms", self.other);
-            }
-            DialError::Garbled(why) => {
-                let Address { host, port } = &self.address;
-                self.complain(format!("cut off {host}:{port}, for node {}: {why}", self.other));
-            }
-            DialError::Refused(why) => {
-                self.complain(format!("node {} refuses this node: {why}", self.other));
-            }
-        }
-        self.retry(ctx);
-    }
-
-    fn retry(&mut self, ctx: &mut Context<Self>) {
-        ctx.run_later(self.backoff, |peer, ctx| peer.dial(ctx));
-        self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
-    }
-
-    fn open(&mut self, stream: TcpStream, rest: Vec<u8>, ctx: &mut Context<Self>) -> Stream {
+    /// Takes a stream and reads it. Returns its name.
+    fn open(&mut self, stream: TcpStream, rest: Vec<u8>, ctx: &mut Context<Self>) -> StreamId {
         self.next_stream += 1;
         let id = self.next_stream;
-        let from = name_of(&stream);
         let (reader, writer) = stream.into_split();
-        actix_rt::spawn(read(reader, rest, id, ctx.address()));
-        Stream {
+        let (open, opened) = oneshot::channel();
+        actix_rt::spawn(read(reader, rest, id, opened, ctx.address()));
+        self.streams.push(Stream {
             id,
             writer: Rc::new(writer),
+            open: Some(open),
             out: Vec::new(),
             written: 0,
             outgoing: Outgoing::default(),
             incoming: Incoming::default(),
             blocked: false,
-            from,
+        });
+        id
+    }
+
+    /// Does what the link wants done.
+    fn carry(&mut self, ctx: &mut Context<Self>) {
+        while !self.effects.is_empty() {
+            for effect in std::mem::take(&mut self.effects) {
+                self.carry_one(effect, ctx);
+            }
         }
     }
 
-    /// The link stands once both streams do, to one and the same life of the other node.
-    fn come_up(&mut self, _: &mut Context<Self>) {
-        let (Some(met), Some(guest)) = (&self.met, &self.guest) else { return };
-        if self.up || met.life != guest.life {
-            return;
+    fn carry_one(&mut self, effect: Effect, ctx: &mut Context<Self>) {
+        let other = self.other;
+        match effect {
+            Effect::Dial(0) => self.dial(ctx),
+            Effect::Dial(after_ms) => {
+                let after = Duration::from_millis(after_ms);
+                ctx.run_later(after, |peer, ctx| peer.dial(ctx));
+            }
+            Effect::Say(stream, word) => {
+                let packet = match word {
+                    Word::Claim(nonce) => Packet::Claim(nonce),
+                    Word::Yours(nonce, yours) => Packet::Yours(nonce, yours),
+                    Word::Ping { number, seen } => Packet::Ping { number, seen },
+                    Word::Pong(number) => Packet::Pong(number),
+                };
+                self.queue_on(stream, &packet, ctx);
+            }
+            Effect::Close(stream) => self.streams.retain(|one| one.id != stream),
+            Effect::Up(hello) => {
+                for stream in &mut self.streams {
+                    let of_link = [self.link.dialled_stream(), self.link.accepted_stream()];
+                    if of_link.contains(&Some(stream.id))
+                        && let Some(open) = stream.open.take()
+                    {
+                        // A reader that has ended says so itself.
+                        let _ = open.send(());
+                    }
+                }
+                self.complaints.clear();
+                log::info!(target: "peer", "linked with node {other}");
+                if let Some(book) = &self.book {
+                    for bucket in &book.buckets {
+                        bucket.do_send(bucket::NodeUp(hello.clone()));
+                    }
+                    book.coordinator.do_send(coordinator::NodeUp(hello));
+                }
+            }
+            Effect::Suspect => {
+                log::warn!(target: "peer", "node {other} does not answer, suspected");
+                self.tell_suspected(true);
+                self.give_up();
+            }
+            Effect::Trust => {
+                log::info!(target: "peer", "node {other} answers again");
+                self.tell_suspected(false);
+            }
+            Effect::Down(why) => {
+                log::warn!(target: "peer", "lost node {other}: {why}");
+                self.adrift.extend(std::mem::take(&mut self.pending).into_values());
+                self.give_up();
+                self.tell_down(None, false);
+            }
+            Effect::Final => {
+                for (batch, answer) in std::mem::take(&mut self.adrift) {
+                    fail(answer, batch, Failure::Unknown(other));
+                }
+            }
+            Effect::Ended { life, dead } => self.tell_down(Some(life), dead),
+            Effect::Seen(seen) => {
+                if let Some(log) = &self.log {
+                    log.do_send(disk::Seen(other, seen));
+                }
+            }
+            Effect::Outlived(seen) => {
+                if let Some(book) = &self.book {
+                    book.coordinator.do_send(coordinator::Outlived(other, seen));
+                }
+            }
+            Effect::Complain(complaint) => self.complain(complaint),
         }
-        // What is said at the other's own address is its own.
-        let hello = Hello { seen: met.seen, ..met.latest(guest) };
-        self.see(LastSeen { life: hello.life, generation: 0 });
-        self.up = true;
-        self.life = Some((hello.life, false));
-        self.complaints.clear();
-        log::info!(target: "peer", "linked with node {}", self.other);
+    }
+
+    /// Remembers a generation of the other node's replicas.
+    fn see(&mut self, generation: u32, ctx: &mut Context<Self>) {
+        self.link.see(LastSeen { generation, ..LastSeen::default() }, &mut self.effects);
+        self.carry(ctx);
+    }
+
+    fn tell_suspected(&self, suspected: bool) {
         if let Some(book) = &self.book {
             for bucket in &book.buckets {
-                bucket.do_send(bucket::NodeUp(hello.clone()));
+                bucket.do_send(bucket::NodeSuspected { node: self.other, suspected });
             }
-            book.coordinator.do_send(coordinator::NodeUp(hello));
+            let told = coordinator::NodeSuspected { node: self.other, suspected };
+            book.coordinator.do_send(told);
         }
-    }
-
-    /// Whether the other node has seen a life of this one that its data directory does not know.
-    fn is_outlived(&self, hello: &Hello) -> bool {
-        let (seen, own) = (hello.seen.life, self.hello.life);
-        seen > own || seen < own && self.last_life.is_some_and(|last| seen > last)
-    }
-
-    /// Remembers what was seen of the other node, before anything is made of it.
-    fn see(&mut self, seen: LastSeen) {
-        let seen = self.hello.seen.and(seen);
-        if seen != self.hello.seen {
-            self.hello.seen = seen;
-            if let Some(log) = &self.log {
-                log.do_send(disk::Seen(self.other, seen));
-            }
-        }
-    }
-
-    fn go_down(&mut self, why: &str, ctx: &mut Context<Self>) {
-        self.dialled = None;
-        self.accepted = None;
-        self.met = None;
-        self.guest = None;
-        if std::mem::take(&mut self.up) {
-            let pause = self.backoff.as_millis();
-            log::warn!(target: "peer", "lost node {}: {why}, retrying in {pause} ms", self.other);
-            for (_, (batch, answer)) in std::mem::take(&mut self.pending) {
-                fail(answer, batch, Failure::Unknown(self.other));
-            }
-            self.closed_there = why == CLOSED_THERE;
-            self.tell_down(None, false);
-        }
-        self.retry(ctx);
     }
 
     fn tell_down(&self, ended: Option<Incarnation>, dead: bool) {
@@ -434,18 +423,49 @@ impl Peer {
         }
     }
 
+    /// Gives up what need not wait for the node any more, while that is suspected or lost.
+    fn give_up(&mut self) {
+        let Some(book) = self.book.clone() else { return };
+        let other = self.other;
+        let settled = |batch: &Batch| is_settled(batch, other, &book);
+        for (_, (batch, answer)) in self.pending.extract_if(.., |_, (batch, _)| settled(batch)) {
+            fail(answer, batch, Failure::Unknown(other));
+        }
+        // Of writes it is known when they are final, and that is soon.
+        let only_reads = |batch: &Batch| batch.heads().all(|head| reads(head.code));
+        let settled = |batch: &Batch| only_reads(batch) && settled(batch);
+        for (batch, answer) in self.adrift.extract_if(.., |(batch, _)| settled(batch)) {
+            fail(answer, batch, Failure::Unknown(other));
+        }
+    }
+
+    fn tick(&mut self, ctx: &mut Context<Self>) {
+        let now = self.now_ms();
+        self.link.tick(now, &mut self.effects);
+        self.carry(ctx);
+        if self.link.is_suspected() {
+            self.give_up();
+        }
+    }
+
     /// Queues a packet on one of the streams. False when it fits no frame; a packet for a node that
     /// is not there is as good as sent.
     fn queue(&mut self, packet: &Packet, ctx: &mut Context<Self>) -> bool {
-        let dialled = match packet {
-            // Both streams are heard of.
-            Packet::Ping(_) => true,
-            Packet::Pong(_) => false,
-            Packet::Transfer(_) => self.other < self.hello.node,
-            _ => self.hello.node < self.other,
+        if !self.link.is_up() {
+            return true;
+        }
+        let aside = matches!(packet, Packet::Transfer(_));
+        let stream = match (self.node < self.other) != aside {
+            true => self.link.dialled_stream(),
+            false => self.link.accepted_stream(),
         };
-        let stream = if dialled { &mut self.dialled } else { &mut self.accepted };
-        let Some(stream) = stream else { return true };
+        stream.is_none_or(|stream| self.queue_on(stream, packet, ctx))
+    }
+
+    fn queue_on(&mut self, stream: StreamId, packet: &Packet, ctx: &mut Context<Self>) -> bool {
+        let Some(stream) = self.streams.iter_mut().find(|one| one.id == stream) else {
+            return true;
+        };
         // A single packet may always wait, however long it is.
         let waiting = stream.out.len() - stream.written + stream.outgoing.waiting();
         if let Err(error) = stream.push(packet) {
@@ -467,73 +487,52 @@ impl Peer {
     }
 
     fn flush(&mut self, ctx: &mut Context<Self>) {
-        for dialled in [true, false] {
-            let stream = if dialled { &mut self.dialled } else { &mut self.accepted };
-            let Some(stream) = stream.as_mut().filter(|stream| !stream.blocked) else { continue };
+        let (mut full, mut ended) = (SmallVec::<[_; 2]>::new(), SmallVec::<[_; 2]>::new());
+        for stream in self.streams.iter_mut().filter(|stream| !stream.blocked) {
             match stream.write() {
                 Ok(true) => {}
                 Ok(false) => {
                     stream.blocked = true;
-                    let (id, writer) = (stream.id, stream.writer.clone());
-                    let writable = async move {
-                        // There may be room: the arbiter's other tasks go first all the same.
-                        tokio::task::yield_now().await;
-                        writer.writable().await
-                    };
-                    let writable = writable.into_actor(self);
-                    ctx.spawn(writable.map(move |result, peer, ctx| match result {
-                        Ok(()) => peer.unblock(id, ctx),
-                        Err(error) => peer.on_closed(id, &error.to_string(), false, ctx),
-                    }));
+                    full.push((stream.id, stream.writer.clone()));
                 }
-                Err(error) => {
-                    let id = stream.id;
-                    self.on_closed(id, &error.to_string(), false, ctx);
-                }
+                Err(error) => ended.push((stream.id, error.to_string())),
             }
+        }
+        for (id, writer) in full {
+            let writable = async move {
+                // There may be room: the arbiter's other tasks go first all the same.
+                tokio::task::yield_now().await;
+                writer.writable().await
+            };
+            let writable = writable.into_actor(self);
+            ctx.spawn(writable.map(move |result, peer, ctx| match result {
+                Ok(()) => peer.unblock(id, ctx),
+                Err(error) => peer.on_closed(id, &error.to_string(), ctx),
+            }));
+        }
+        for (id, why) in ended {
+            self.on_closed(id, &why, ctx);
         }
         self.failpoint.strike();
     }
 
     fn unblock(&mut self, id: u64, ctx: &mut Context<Self>) {
-        for stream in [&mut self.dialled, &mut self.accepted].into_iter().flatten() {
+        for stream in &mut self.streams {
             stream.blocked &= stream.id != id;
         }
         self.flush(ctx);
     }
 
-    fn stream_mut(&mut self, id: u64) -> Option<&mut Stream> {
-        let mut streams = [&mut self.dialled, &mut self.accepted].into_iter().flatten();
-        streams.find(|known| known.id == id)
+    fn stream_mut(&mut self, id: StreamId) -> Option<&mut Stream> {
+        self.streams.iter_mut().find(|known| known.id == id)
     }
 
-    /// Whether the link still has this stream.
-    fn has(&self, id: u64) -> bool {
-        [&self.dialled, &self.accepted].into_iter().flatten().any(|known| known.id == id)
-    }
-
-    fn on_closed(&mut self, id: u64, why: &str, garbled: bool, ctx: &mut Context<Self>) {
-        match self.has(id) {
-            true if garbled => self.cut_off(id, why, ctx),
-            true => self.go_down(why, ctx),
-            false => {}
-        }
-    }
-
-    fn heartbeat(&mut self, ctx: &mut Context<Self>) {
-        if self.dialled.is_none() && self.accepted.is_none() {
-            return;
-        }
-        if self.heard.elapsed() > SILENCE_MAX {
-            let why = format!("silent for {} s", SILENCE_MAX.as_secs());
-            self.go_down(&why, ctx);
-            return;
-        }
-        self.queue(&Packet::Ping(self.next_request), ctx);
-    }
-
-    fn receive(&mut self, stream: u64, packet: Packet, ctx: &mut Context<Self>) {
+    fn receive(&mut self, stream: StreamId, packet: Packet, ctx: &mut Context<Self>) {
         let Some(book) = self.book.clone() else { return };
+        let extent = Extent { from: self.other, replicas: &book.replicas, nodes: &self.nodes };
+        if let Err(why) = packet.check(&extent) {
+            return self.cut_off(stream, &why, ctx);
+        }
         match packet {
             Packet::Execute { id, batch } => self.on_execute(stream, id, batch, &book, ctx),
             Packet::Executed { id, replies } => {
@@ -563,8 +562,7 @@ impl Peer {
             Packet::Leads(partition, node, term) => book.hear_of_leader(partition, node, term),
             Packet::Replicas(generations) => {
                 let latest = generations.iter().map(|(_, generation)| *generation).max();
-                let generation = latest.unwrap_or_default();
-                self.see(LastSeen { generation, ..LastSeen::default() });
+                self.see(latest.unwrap_or_default(), ctx);
                 for bucket in &book.buckets {
                     bucket.do_send(bucket::Reborn(self.other, generations.clone()));
                 }
@@ -579,18 +577,25 @@ impl Peer {
             }
             Packet::Coordinator(message) => self.post.to_coordinator(&book, book.node, message),
             Packet::Ready => {
-                let hello = self.guest.as_ref().or(self.met.as_ref());
-                if let Some(hello) = hello {
-                    book.coordinator.do_send(coordinator::NodeReady(self.other, hello.life));
+                if let Some(life) = self.link.life() {
+                    book.coordinator.do_send(coordinator::NodeReady(self.other, life));
                 }
             }
-            Packet::Ping(number) => {
-                self.queue(&Packet::Pong(number), ctx);
-            }
-            Packet::Pong(_) => {}
+            Packet::Claim(nonce) => self.hear(stream, Word::Claim(nonce), ctx),
+            Packet::Yours(nonce, yours) => self.hear(stream, Word::Yours(nonce, yours), ctx),
+            Packet::Ping { number, seen } => self.hear(stream, Word::Ping { number, seen }, ctx),
+            Packet::Pong(number) => self.hear(stream, Word::Pong(number), ctx),
             Packet::Hello(_) => self.cut_off(stream, "it introduced itself twice", ctx),
-            Packet::Refused(why) => self.cut_off(stream, &why, ctx),
+            Packet::Refused => self.cut_off(stream, "it refuses this node", ctx),
         }
+    }
+
+    fn hear(&mut self, stream: StreamId, word: Word, ctx: &mut Context<Self>) {
+        let now = self.now_ms();
+        if !self.link.hear(stream, word, now, &mut self.effects) {
+            self.cut_off(stream, "it says what has no place there", ctx);
+        }
+        self.carry(ctx);
     }
 
     /// Passes on the messages of the commit protocol that were received.
@@ -633,6 +638,13 @@ impl Peer {
         }
     }
 
+    /// Answers a request that it was not executed.
+    fn turn_away(&mut self, id: u64, count: usize, ctx: &mut Context<Self>) {
+        let mut replies = Replies { misplaced: (0..count as u32).collect(), ..Replies::default() };
+        (0..count).for_each(|_| replies.end());
+        self.queue(&Packet::Executed { id, replies }, ctx);
+    }
+
     fn on_execute(
         &mut self,
         stream: u64,
@@ -650,7 +662,14 @@ impl Peer {
         };
         let first = batch.heads().next().and_then(placed);
         let together = batch.heads().all(|head| placed(head) == first);
-        let answer = Answer::Peer { peer: ctx.address(), stream, id };
+        let now = self.now_ms();
+        let until = self.link.serves_until();
+        if now >= until {
+            // The other node may have given it up: it is not executed, and so may be asked again.
+            return self.turn_away(id, batch.len(), ctx);
+        }
+        let until = self.epoch + Duration::from_millis(until);
+        let answer = Answer::Peer { peer: ctx.address(), stream, id, until };
         if together {
             let bucket = &book.buckets[first.unwrap_or(0)];
             bucket.do_send(Execute { batch, replies: Replies::default(), answer });
@@ -658,6 +677,26 @@ impl Peer {
             actix_rt::spawn(split(batch, answer, book.clone()));
         }
     }
+}
+
+/// Whether a batch that node `other` was asked for need not wait for it any more: whatever it writes
+/// is led elsewhere by now, so what `other` proposed of it before is in the log of its successors or
+/// nowhere. A partition without copies has nobody else to ask.
+fn is_settled(batch: &Batch, other: NodeId, book: &Book) -> bool {
+    batch.heads().all(|head| {
+        let elsewhere = book.leader(head.partition) != other;
+        book.is_replicated(head.partition) && (reads(head.code) || elsewhere)
+    })
+}
+
+fn reads(code: OpCode) -> bool {
+    Redis::access(code) == Access::Read
+}
+
+/// A number that nobody can foresee.
+fn nonce() -> u64 {
+    // The keys of the standard library's hasher come from the system's random numbers.
+    RandomState::new().build_hasher().finish()
 }
 
 fn is_long(messages: &[(PartitionId, serde_bytes::ByteBuf)]) -> bool {
@@ -704,7 +743,9 @@ fn give(answer: Answer, batch: Batch, replies: Replies) {
     match answer {
         // A Session that is gone needs no answer.
         Answer::Session(session) => drop(session.send(Ok((batch, replies)))),
-        Answer::Peer { peer, stream, id } => peer.do_send(Answered { stream, id, batch, replies }),
+        Answer::Peer { peer, stream, id, .. } => {
+            peer.do_send(Answered { stream, id, batch, replies });
+        }
     }
 }
 
@@ -796,41 +837,36 @@ impl Stream {
     }
 }
 
-enum DialError {
-    Io(io::Error),
-    /// What answers is no node.
-    Garbled(String),
-    Refused(String),
-}
-
-impl From<io::Error> for DialError {
-    fn from(error: io::Error) -> DialError {
-        DialError::Io(error)
-    }
-}
-
 /// Dials a node and introduces this one.
 async fn introduce(
     address: Address,
     hello: Hello,
-) -> Result<(TcpStream, Hello, Vec<u8>), DialError> {
+) -> Result<(TcpStream, Hello, Vec<u8>), DialFailure> {
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::ConnectionRefused => DialFailure::NobodyListens,
+        io::ErrorKind::InvalidData => {
+            let Address { host, port } = &address;
+            DialFailure::Garbled(format!("{host}:{port}"), error.to_string())
+        }
+        _ => DialFailure::Unreachable(error.to_string()),
+    };
     let handshake = async {
         let mut stream = dial(&address.host, address.port).await?;
         greet(&mut stream, &Packet::Hello(hello)).await?;
-        let (packet, rest) = listen_to(&mut stream).await.map_err(|error| match error.kind() {
-            io::ErrorKind::InvalidData => DialError::Garbled(error.to_string()),
-            _ => DialError::Io(error),
-        })?;
-        match packet {
-            Packet::Hello(hello) => Ok((stream, hello, rest)),
-            Packet::Refused(why) => Err(DialError::Refused(why)),
-            _ => Err(DialError::Garbled("it does not introduce itself".into())),
-        }
+        let (packet, rest) = listen_to(&mut stream).await?;
+        Ok((stream, packet, rest))
     };
     match timeout(HANDSHAKE_MAX, handshake).await {
-        Ok(result) => result,
-        Err(_) => Err(DialError::Io(io::ErrorKind::TimedOut.into())),
+        Ok(Ok((stream, Packet::Hello(hello), rest))) => Ok((stream, hello, rest)),
+        Ok(Ok((_, Packet::Refused, _))) => Err(DialFailure::Refused),
+        Ok(Ok(_)) => Err(failed(garbled("it does not introduce itself"))),
+        Ok(Err(error)) => Err(failed(error)),
+        Err(_) => Err(failed(io::ErrorKind::TimedOut.into())),
     }
+}
+
+fn garbled(why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
 async fn greet(stream: &mut TcpStream, packet: &Packet) -> io::Result<()> {
@@ -847,7 +883,6 @@ async fn listen_to(stream: &mut TcpStream) -> io::Result<(Packet, Vec<u8>)> {
         if stream.read_buf(&mut buffer).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let garbled = |error: &str| io::Error::new(io::ErrorKind::InvalidData, error);
         if frame::missing(&buffer) > HELLO_BYTES_MAX {
             return Err(garbled("its introduction is too long"));
         }
@@ -860,35 +895,96 @@ async fn listen_to(stream: &mut TcpStream) -> io::Result<(Packet, Vec<u8>)> {
     }
 }
 
-/// Receives a stream that somebody dialled: a node introduces itself, anybody else is shown out.
-pub async fn receive(mut stream: TcpStream, from: String, book: Arc<Book>) {
-    let refuse = |why: String| log::warn!(target: "peer", "refused {from}: {why}");
-    match timeout(HANDSHAKE_MAX, listen_to(&mut stream)).await {
-        Ok(Ok((Packet::Hello(hello), rest))) => match book.peers.get(&hello.node) {
-            Some(peer) => peer.do_send(Introduced { hello, stream, rest }),
-            None => {
-                let why =
-                    format!("node {} is not in the cluster file of node {}", hello.node, book.node);
-                refuse(why.clone());
-                // It may have gone already.
-                let _ = greet(&mut stream, &Packet::Refused(why)).await;
+/// Takes the streams that others dial. A dialler is a stranger until it has introduced itself in time
+/// as a node of the cluster, and even then it has to be proven: see [`crate::engine::link`].
+pub async fn accept(listener: TcpListener, book: Arc<Book>) {
+    let epoch = Instant::now();
+    let mut listener = Acceptor::new(listener, b"");
+    let mut complaints = Complaints::default();
+    let mut strangers: JoinSet<Result<(), String>> = JoinSet::new();
+    let mut order: VecDeque<AbortHandle> = VecDeque::new();
+    loop {
+        let accepted = tokio::select! {
+            Some(met) = strangers.join_next() => {
+                if let Ok(Err(why)) = met {
+                    complaints.note(why, epoch.elapsed().as_millis() as u64, |line| {
+                        log::warn!(target: "peer", "{line}");
+                    });
+                }
+                continue;
             }
-        },
-        Ok(Ok(_)) => refuse("it does not introduce itself".into()),
-        Ok(Err(error)) => refuse(error.to_string()),
-        Err(_) => refuse("it does not introduce itself in time".into()),
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, from) = match accepted {
+            Ok(Some(accepted)) => accepted,
+            Ok(None) => {
+                log::warn!(target: "peer", "no file descriptor left for a node");
+                continue;
+            }
+            Err(error) => {
+                log::warn!(target: "peer", "cannot accept a node: {error}");
+                sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        order.retain(|stranger| !stranger.is_finished());
+        if order.len() >= STRANGERS_MAX
+            && let Some(oldest) = order.pop_front()
+        {
+            oldest.abort();
+        }
+        let received = receive(stream, from.to_string(), book.clone());
+        order.push_back(strangers.spawn_local(received));
     }
 }
 
-/// Who is at the other end of a stream.
-fn name_of(stream: &TcpStream) -> String {
-    stream.peer_addr().map_or_else(|_| "a stream that has ended".into(), |from| from.to_string())
+/// Receives a stream that somebody dialled: a node introduces itself, anybody else is shown out.
+async fn receive(mut stream: TcpStream, from: String, book: Arc<Book>) -> Result<(), String> {
+    let refused = |why: &str| Err(format!("refused {from}: {why}"));
+    match timeout(HANDSHAKE_MAX, listen_to(&mut stream)).await {
+        Ok(Ok((Packet::Hello(hello), rest))) => match book.peers.get(&hello.node) {
+            Some(peer) => {
+                peer.do_send(Introduced { hello, from, stream, rest });
+                Ok(())
+            }
+            None => {
+                turn_out(stream).await;
+                refused(&format!(
+                    "node {} is not in the cluster file of node {}",
+                    hello.node, book.node
+                ))
+            }
+        },
+        Ok(Ok(_)) => refused("it does not introduce itself"),
+        Ok(Err(error)) => refused(&error.to_string()),
+        Err(_) => refused("it does not introduce itself in time"),
+    }
+}
+
+/// Tells a stranger that it is refused, and nothing else.
+async fn turn_out(mut stream: TcpStream) {
+    // It may have gone already.
+    let _ = timeout(HANDSHAKE_MAX, greet(&mut stream, &Packet::Refused)).await;
+}
+
+/// Tells a node that it has been started again since, or was before and does not know it.
+async fn tell(mut stream: TcpStream, own: Hello) {
+    let _ = timeout(HANDSHAKE_MAX, greet(&mut stream, &Packet::Hello(own))).await;
 }
 
 /// Reads a stream to its end and passes its packets on, one message a read. Waiting for the Peer
 /// to take them pushes back on the sender.
-async fn read(mut reader: OwnedReadHalf, mut buffer: Vec<u8>, stream: u64, peer: Addr<Peer>) {
-    let mut garbled = false;
+async fn read(
+    mut reader: OwnedReadHalf,
+    mut buffer: Vec<u8>,
+    stream: StreamId,
+    opened: oneshot::Receiver<()>,
+    peer: Addr<Peer>,
+) {
+    if let Err(error) = shake_hands(&mut reader, &mut buffer, stream, opened, &peer).await {
+        peer.do_send(Closed { stream, why: error });
+        return;
+    }
     let why = loop {
         let mut packets = Vec::new();
         let taken = frame::take(&mut buffer, &mut packets);
@@ -896,7 +992,6 @@ async fn read(mut reader: OwnedReadHalf, mut buffer: Vec<u8>, stream: u64, peer:
             return;
         }
         if let Err(error) = taken {
-            garbled = true;
             break error.to_string();
         }
         if buffer.is_empty() {
@@ -909,14 +1004,53 @@ async fn read(mut reader: OwnedReadHalf, mut buffer: Vec<u8>, stream: u64, peer:
             Err(error) => break error.to_string(),
         }
     };
-    peer.do_send(Closed { stream, why, garbled });
+    peer.do_send(Closed { stream, why });
+}
+
+/// Passes on the words of the handshake until the link stands. What comes after them is not read
+/// before that, and nobody but a node of the cluster is listened to for longer than a word.
+async fn shake_hands(
+    reader: &mut OwnedReadHalf,
+    buffer: &mut Vec<u8>,
+    stream: StreamId,
+    mut opened: oneshot::Receiver<()>,
+    peer: &Addr<Peer>,
+) -> Result<(), String> {
+    let replaced = |_| CLOSED_THERE.to_owned();
+    loop {
+        let is_word = frame::missing(buffer) <= HELLO_BYTES_MAX;
+        match frame::peek(buffer) {
+            Ok(Some((packet @ (Packet::Claim(_) | Packet::Yours(..)), bytes))) => {
+                buffer.drain(..bytes);
+                if peer.send(Spoken(stream, packet)).await.is_err() {
+                    return Err(CLOSED_THERE.into());
+                }
+                continue;
+            }
+            Ok(Some((Packet::Hello(_), _))) => return Err("it introduced itself twice".into()),
+            Ok(Some(_)) => return opened.await.map_err(replaced),
+            Ok(None) if !is_word => return opened.await.map_err(replaced),
+            Ok(None) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+        buffer.reserve(4 << 10);
+        tokio::select! {
+            biased;
+            told = &mut opened => return told.map_err(replaced),
+            read = reader.read_buf(buffer) => match read {
+                Ok(0) => return Err(CLOSED_THERE.into()),
+                Ok(_) => {}
+                Err(error) => return Err(error.to_string()),
+            },
+        }
+    }
 }
 
 impl Actor for Peer {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Context<Self>) {
-        ctx.run_interval(HEARTBEAT, |peer, ctx| peer.heartbeat(ctx));
+        ctx.run_interval(Duration::from_millis(link::TICK_MS), |peer, ctx| peer.tick(ctx));
     }
 }
 
@@ -924,6 +1058,8 @@ impl Handler<Wire> for Peer {
     type Result = ();
 
     fn handle(&mut self, wire: Wire, ctx: &mut Context<Self>) {
+        self.nodes = wire.0.peers.keys().copied().chain([self.node]).collect();
+        self.nodes.sort_unstable();
         (self.book, self.log) = (Some(wire.0), wire.1);
         self.dial(ctx);
     }
@@ -932,8 +1068,8 @@ impl Handler<Wire> for Peer {
 impl Handler<Seen> for Peer {
     type Result = ();
 
-    fn handle(&mut self, Seen(generation): Seen, _: &mut Context<Self>) {
-        self.see(LastSeen { generation, ..LastSeen::default() });
+    fn handle(&mut self, Seen(generation): Seen, ctx: &mut Context<Self>) {
+        self.see(generation, ctx);
     }
 }
 
@@ -941,8 +1077,8 @@ impl Handler<Relive> for Peer {
     type Result = ();
 
     fn handle(&mut self, Relive(life): Relive, ctx: &mut Context<Self>) {
-        self.hello.life = life;
-        self.go_down("this node goes on in a later life", ctx);
+        self.link.relive(life, &mut self.effects);
+        self.carry(ctx);
     }
 }
 
@@ -968,8 +1104,8 @@ impl Handler<Restate> for Peer {
     type Result = ();
 
     fn handle(&mut self, Restate(unsound): Restate, _: &mut Context<Self>) {
-        self.hello.formed = true;
-        self.hello.unsound = unsound;
+        let own = self.link.own_mut();
+        (own.formed, own.unsound) = (true, unsound);
     }
 }
 
@@ -978,7 +1114,10 @@ impl Handler<Execute> for Peer {
 
     fn handle(&mut self, execute: Execute, ctx: &mut Context<Self>) {
         let Execute { batch, answer, .. } = execute;
-        if !self.up {
+        let replicated =
+            |book: &Arc<Book>| batch.heads().all(|head| book.is_replicated(head.partition));
+        let is_up = self.link.is_up();
+        if !is_up || self.link.is_suspected() && self.book.as_ref().is_some_and(replicated) {
             let replies = self.unreachable(&batch);
             give(answer, batch, replies);
             return;
@@ -990,10 +1129,12 @@ impl Handler<Execute> for Peer {
         let Packet::Execute { batch, .. } = packet else { return };
         if !queued {
             fail(answer, batch, Failure::Refused(Refusal::TooLong));
-        } else if self.up {
+        } else if self.link.is_up() {
             self.pending.insert(id, (batch, answer));
         } else {
-            fail(answer, batch, Failure::Unknown(self.other));
+            // Cut off by this very packet, which may have left in part: not whole, so not executed.
+            let replies = self.unreachable(&batch);
+            give(answer, batch, replies);
         }
     }
 }
@@ -1004,7 +1145,7 @@ impl Handler<Answered> for Peer {
     fn handle(&mut self, answered: Answered, ctx: &mut Context<Self>) {
         let Answered { stream, id, replies, .. } = answered;
         // What cannot be told was executed all the same: the other node must not take it for refused.
-        if self.has(stream) && !self.queue(&Packet::Executed { id, replies }, ctx) {
+        if self.link.has(stream) && !self.queue(&Packet::Executed { id, replies }, ctx) {
             self.cut_off(stream, "its replies are too long to be told", ctx);
         }
     }
@@ -1014,57 +1155,31 @@ impl Handler<Introduced> for Peer {
     type Result = ();
 
     fn handle(&mut self, introduced: Introduced, ctx: &mut Context<Self>) {
-        let Introduced { hello, mut stream, rest } = introduced;
-        let judged = self.hello.judge(&hello);
-        if judged.is_ok() && hello.life < self.hello.seen.life {
-            // A process that was left over, or a node that has lost its data directory: it is told
-            // what it may not be again.
-            let own = Packet::Hello(self.hello.clone());
-            actix_rt::spawn(async move {
-                // It may have gone already.
-                let _ = greet(&mut stream, &own).await;
-            });
-            let (node, life, seen) = (hello.node, hello.life.0, self.hello.seen.life.0);
-            self.complain(format!("node {node} has been started again since: {life} < {seen}"));
-            return;
+        let Introduced { hello, from, stream, rest } = introduced;
+        let (id, now) = (self.next_stream + 1, self.now_ms());
+        match self.link.introduced(id, hello, &from, now, &mut self.effects) {
+            Greeting::Keep(own) => {
+                if let Err(error) = stream.set_nodelay(true) {
+                    log::debug!(target: "peer", "node {}: {error}", self.other);
+                }
+                self.open(stream, rest, ctx);
+                self.queue_on(id, &Packet::Hello(own), ctx);
+            }
+            Greeting::Tell(own) => drop(actix_rt::spawn(tell(stream, own))),
+            Greeting::LetGo => drop(stream),
+            Greeting::Refuse => drop(actix_rt::spawn(turn_out(stream))),
         }
-        if judged.is_ok() && self.is_outlived(&hello) {
-            // Is it? It is asked at its own address.
-            self.dial(ctx);
-            return;
+        self.carry(ctx);
+    }
+}
+
+impl Handler<Spoken> for Peer {
+    type Result = ();
+
+    fn handle(&mut self, Spoken(stream, word): Spoken, ctx: &mut Context<Self>) {
+        if self.link.has(stream) {
+            self.receive(stream, word, ctx);
         }
-        if let Err(why) = judged {
-            let from = stream.peer_addr().map(|from| format!(" at {}", from.ip()));
-            let from = from.unwrap_or_default();
-            self.complain(format!("refused node {}{from}: {why}", self.other));
-            actix_rt::spawn(async move {
-                // It may have gone already.
-                let _ = greet(&mut stream, &Packet::Refused(why)).await;
-            });
-            return;
-        }
-        if let Err(error) = stream.set_nodelay(true) {
-            log::debug!(target: "peer", "node {}: {error}", self.other);
-        }
-        if self.up {
-            self.go_down("it dialled again", ctx);
-        }
-        if self.met.as_ref().is_some_and(|met| met.life != hello.life) {
-            self.dialled = None;
-            self.met = None;
-        }
-        let mut accepted = self.open(stream, rest, ctx);
-        if let Err(error) = frame::push(&Packet::Hello(self.hello.clone()), &mut accepted.out) {
-            log::error!(target: "peer", "cannot introduce this node: {error}");
-        }
-        self.accepted = Some(accepted);
-        self.guest = Some(hello);
-        self.heard = Instant::now();
-        self.flush(ctx);
-        // Whoever dials is there: no need to wait for the next attempt.
-        self.backoff = BACKOFF_MIN;
-        self.dial(ctx);
-        self.come_up(ctx);
     }
 }
 
@@ -1074,10 +1189,11 @@ impl Handler<Inbound> for Peer {
     fn handle(&mut self, inbound: Inbound, ctx: &mut Context<Self>) {
         let Inbound { stream, packets } = inbound;
         for packet in packets {
-            if !self.has(stream) {
+            if !self.link.has(stream) {
                 break;
             }
-            self.heard = Instant::now();
+            let now = self.now_ms();
+            self.link.heard(now);
             // What goes to the same actors as these keeps its place among them.
             if !matches!(packet, Packet::Partition(..) | Packet::Coordinator(_)) {
                 self.deliver();
@@ -1092,7 +1208,7 @@ impl Handler<Closed> for Peer {
     type Result = ();
 
     fn handle(&mut self, closed: Closed, ctx: &mut Context<Self>) {
-        self.on_closed(closed.stream, &closed.why, closed.garbled, ctx);
+        self.cut_off(closed.stream, &closed.why, ctx);
     }
 }
 

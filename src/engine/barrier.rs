@@ -41,6 +41,10 @@ pub struct Hello {
     /// directory learns from it what it may not be again.
     #[serde(default)]
     pub seen: LastSeen,
+    /// Names the dial that it introduces, so that the node can be asked about it at the address
+    /// that the cluster's file names ([`crate::engine::link`]); 0 in an answer to a dial.
+    #[serde(default)]
+    pub nonce: u64,
 }
 
 impl Hello {
@@ -57,7 +61,8 @@ impl Hello {
     /// Judges another node's introduction, as the node that this one is of.
     ///
     /// # Errors
-    /// Why the two cannot be nodes of one cluster, in words for both sides' logs.
+    /// Why the two cannot be nodes of one cluster, in words for this node's log. They are for no
+    /// stranger's ears.
     pub fn judge(&self, other: &Hello) -> Result<(), String> {
         if other.version != self.version {
             return Err(format!(
@@ -224,6 +229,7 @@ mod tests {
             formed,
             unsound: Vec::new(),
             seen: LastSeen::default(),
+            nonce: 0,
         }
     }
 

@@ -825,6 +825,7 @@ impl<M: Machine> Bucket<M> {
     /// A node cannot be reached; `ended` if that life of it is known to be over.
     pub fn node_down(&mut self, node: NodeId, ended: Option<Incarnation>, out: &mut Outbox) {
         self.neighbours.unreachable.insert(node);
+        self.neighbours.suspected.remove(&node);
         if let Some(life) = ended {
             self.neighbours.gone(node, life);
         }
@@ -838,6 +839,22 @@ impl<M: Machine> Bucket<M> {
                 self.touch(PartitionId(index as u16));
             }
         }
+    }
+
+    /// A linked node does not answer. What its transactions hold here without a log is given up, and
+    /// the partitions that it leads are succeeded to as soon as the promises to it end.
+    pub fn node_suspected(&mut self, node: NodeId, now: Now, out: &mut Outbox) {
+        self.neighbours.suspected.insert(node);
+        for partition in self.partitions.iter_mut().flatten() {
+            partition.coordinator_lost(node, &mut out.effects);
+        }
+        self.leader_suspected(node, now);
+    }
+
+    /// A node that was suspected answers again.
+    pub fn node_trusted(&mut self, node: NodeId) {
+        self.neighbours.suspected.remove(&node);
+        self.leader_trusted(node);
     }
 
     /// Another node says who leads a partition of which there is no copy here.

@@ -818,6 +818,31 @@ impl Group {
         true
     }
 
+    /// Leads no more because a majority does not answer: reads could not be confirmed nor writes
+    /// committed, and those who hear this leader keep their promises to it for as long as they do. The
+    /// replica that lags least, as far as is known, may stand for election at once. Tells whether this
+    /// replica led.
+    ///
+    /// The lease ends here, so that a vote against the promise breaks nothing.
+    pub fn resign(&mut self) -> bool {
+        if self.raw.raft.state != StateRole::Leader {
+            return false;
+        }
+        if kept(Rule::HandingOverEndsLease) {
+            self.lease.hand_over();
+        }
+        let others = self.progress().into_iter().filter(|one| one.id != self.id);
+        let heir = others.filter(|one| self.latest_members().votes(one.id));
+        let heir = heir.max_by_key(|one| (!one.awaits_snapshot, one.matched));
+        let raft = &mut self.raw.raft;
+        if let Some(heir) = heir {
+            raft.send_timeout_now(heir.id.0);
+        }
+        raft.become_follower(raft.term, 0);
+        self.settle();
+        true
+    }
+
     /// Whether leadership is being handed over.
     pub fn is_transferring(&self) -> bool {
         self.raw.raft.lead_transferee.is_some()

@@ -87,6 +87,8 @@ pub struct Neighbours {
     pub lives: BTreeMap<NodeId, Incarnation>,
     /// Nodes that cannot be reached now.
     pub unreachable: BTreeSet<NodeId>,
+    /// Nodes that are linked and do not answer. That says nothing about their lives.
+    pub suspected: BTreeSet<NodeId>,
     /// Lives that are known to have ended.
     pub ended: BTreeSet<(NodeId, Incarnation)>,
 }
@@ -98,6 +100,7 @@ impl Neighbours {
             homes,
             lives: BTreeMap::new(),
             unreachable: BTreeSet::new(),
+            suspected: BTreeSet::new(),
             ended: BTreeSet::new(),
         }
     }
@@ -112,6 +115,12 @@ impl Neighbours {
         let known = self.lives.entry(node).or_insert(incarnation);
         *known = incarnation.max(*known);
         self.unreachable.remove(&node);
+        self.suspected.remove(&node);
+    }
+
+    /// Whether a node cannot be reached, or does not answer.
+    pub fn is_away(&self, node: NodeId) -> bool {
+        self.unreachable.contains(&node) || self.suspected.contains(&node)
     }
 
     /// Learns that a node's life ended.

@@ -27,7 +27,7 @@ use crate::engine::rules::{Rule, kept};
 use crate::engine::tables::{KeyHasher, Tables};
 use crate::ids::{Age, Incarnation, Millis, NodeId, Now, PartitionId, TableIndex, TxnId};
 use smallvec::SmallVec;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::marker::PhantomData;
 
 /// Attempts that may fail for other reasons than a wound before the client is refused.
@@ -75,6 +75,8 @@ pub struct Transactions<M> {
     partitions: Vec<Leader>,
     /// Lives of the nodes that can be reached, this one among them.
     reachable: BTreeMap<NodeId, Incarnation>,
+    /// Those of them that do not answer.
+    suspected: BTreeSet<NodeId>,
     hasher: KeyHasher,
     /// Lamport's clock.
     clock: u64,
@@ -205,6 +207,7 @@ impl<M: Machine> Transactions<M> {
             life,
             partitions: homes.into_iter().map(leader).collect(),
             reachable: BTreeMap::from([(node, life)]),
+            suspected: BTreeSet::new(),
             hasher,
             clock: 0,
             next: 1,
@@ -358,6 +361,30 @@ impl<M: Machine> Transactions<M> {
             self.node_down(node, now, effects);
         }
         self.reachable.insert(node, life);
+        self.suspected.remove(&node);
+    }
+
+    /// A node can be reached and does not answer. Attempts that need it are aborted, so that they
+    /// lock nothing elsewhere meanwhile, and begin again once it answers or others lead what it led.
+    /// Decisions under way are waited for.
+    pub fn node_suspected(&mut self, node: NodeId, now: Now, effects: &mut Vec<Effect>) {
+        if node == self.node {
+            return;
+        }
+        self.suspected.insert(node);
+        let led_there = |txn: &Box<Txn>| {
+            let mut ids = txn.work.shares.iter().map(|(id, _)| *id);
+            Some((txn.id.sequence, ids.find(|id| self.leader(*id) == Some(node))?))
+        };
+        let hit: Vec<(u64, PartitionId)> = self.active.values().filter_map(led_there).collect();
+        for (sequence, partition) in hit {
+            self.on_leader_lost(sequence, partition, now, effects);
+        }
+    }
+
+    /// A node that was suspected answers again.
+    pub fn node_trusted(&mut self, node: NodeId) {
+        self.suspected.remove(&node);
     }
 
     /// A node cannot be reached any more: transactions that need it end, or wait for another leader
@@ -367,6 +394,7 @@ impl<M: Machine> Transactions<M> {
             return;
         }
         self.reachable.remove(&node);
+        self.suspected.remove(&node);
         let hit: Vec<(u64, PartitionId)> = self
             .active
             .values()
@@ -476,6 +504,12 @@ impl<M: Machine> Transactions<M> {
         })
     }
 
+    /// The first of the work's partitions whose leader does not answer.
+    fn silent(&self, work: &Work) -> Option<PartitionId> {
+        let mut ids = work.shares.iter().map(|(id, _)| *id);
+        ids.find(|id| self.leader(*id).is_some_and(|leader| self.suspected.contains(&leader)))
+    }
+
     /// Why work cannot be done: a partition without copies is out of reach.
     fn hopeless(&self, work: &Work) -> Option<Refusal> {
         let lacking = self.lacking(work, false)?;
@@ -490,7 +524,7 @@ impl<M: Machine> Transactions<M> {
     fn attempt(&mut self, sequence: u64, now: Now, effects: &mut Vec<Effect>) {
         let done_below = self.done_below();
         let Some(txn) = self.active.get(&sequence) else { return };
-        if let Some(lacking) = self.lacking(&txn.work, true) {
+        if let Some(lacking) = self.lacking(&txn.work, true).or_else(|| self.silent(&txn.work)) {
             self.pause(sequence, lacking, now);
             return;
         }

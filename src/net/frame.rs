@@ -233,6 +233,17 @@ pub fn take(buffer: &mut Vec<u8>, packets: &mut Vec<Packet>) -> Result<(), Frame
 /// # Errors
 /// As [`take`].
 pub fn first(buffer: &mut Vec<u8>) -> Result<Option<Packet>, FrameError> {
+    let Some((packet, bytes)) = peek(buffer)? else { return Ok(None) };
+    buffer.drain(..bytes);
+    Ok(Some(packet))
+}
+
+/// Reads the first packet, if its frame is whole, and tells how many bytes the frame has. They stay
+/// in the buffer.
+///
+/// # Errors
+/// As [`take`].
+pub fn peek(buffer: &[u8]) -> Result<Option<(Packet, usize)>, FrameError> {
     let Some((length, after)) = buffer.split_first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
     let length = u32::from_le_bytes(*length) as usize;
     if length > FRAME_BYTES_MAX {
@@ -240,8 +251,7 @@ pub fn first(buffer: &mut Vec<u8>) -> Result<Option<Packet>, FrameError> {
     }
     let Some(frame) = after.get(..length) else { return Ok(None) };
     let packet = packet::decode(frame).map_err(FrameError::Garbled)?;
-    buffer.drain(..LENGTH_BYTES + length);
-    Ok(Some(packet))
+    Ok(Some((packet, LENGTH_BYTES + length)))
 }
 
 /// How many bytes the frame at the front of `buffer` still lacks, as far as that can be told.
@@ -272,8 +282,9 @@ mod tests {
             unsound: Vec::new(),
             formed: false,
             seen: LastSeen { life: Incarnation(8), generation: 2 },
+            nonce: 0,
         };
-        vec![Packet::Hello(hello), Packet::Ready, Packet::Ping(3)]
+        vec![Packet::Hello(hello), Packet::Ready, Packet::Pong(3)]
     }
 
     #[test]

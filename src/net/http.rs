@@ -2,8 +2,9 @@
 //!
 //! The handlers know no actor: they put an [`Ask`] into a queue and await its answer.
 //!
-//! Whoever connects is a stranger: connections are counted, and one that does not say what it wants
-//! is closed. (`axum::serve` has no such limits, so the connections are hyper's.)
+//! Whoever connects is a stranger: connections are counted, one that does not say what it wants is
+//! closed, and sooner if another one needs its place. (`axum::serve` has no such limits, so the
+//! connections are hyper's.)
 
 use crate::metrics::{Sample, csv};
 use crate::net::listen::{Acceptor, TcpListener};
@@ -13,16 +14,20 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 /// Connections at a time. They are for people and their tools, not for load.
 pub const CONNECTIONS_MAX: usize = 256;
@@ -60,6 +65,17 @@ pub enum Health {
     Ready,
     /// It waits for these nodes.
     Waiting(Vec<u16>),
+    /// It is formed, and cannot serve these partitions.
+    Unserved(Vec<Unserved>),
+}
+
+/// A partition that a node cannot serve.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Unserved {
+    /// The partition.
+    pub partition: u16,
+    /// What is missing, in words.
+    pub why: String,
 }
 
 /// Serves until `stop` is ready, so many connections at a time.
@@ -94,6 +110,7 @@ async fn serve_within(
     let mut stop = pin!(stop);
     let mut listener = Acceptor::new(listener, CROWDED);
     let mut connections = JoinSet::new();
+    let mut places: VecDeque<Place> = VecDeque::new();
     loop {
         let accepted = tokio::select! {
             biased;
@@ -110,22 +127,47 @@ async fn serve_within(
                 continue;
             }
         };
-        if connections.len() >= connections_max {
-            listener.turn_away(stream);
-            continue;
+        places.retain(|place| !place.task.is_finished());
+        if places.len() >= connections_max {
+            let idle = places.iter().position(|place| !place.is_busy.load(Ordering::Relaxed));
+            match idle.and_then(|oldest| places.remove(oldest)) {
+                Some(oldest) => oldest.task.abort(),
+                None => {
+                    listener.turn_away(stream);
+                    continue;
+                }
+            }
         }
-        let service = TowerToHyperService::new(router.clone());
+        let is_busy = Arc::new(AtomicBool::new(false));
+        let (router, busy) = (TowerToHyperService::new(router.clone()), is_busy.clone());
+        let service = service_fn(move |request| {
+            busy.store(true, Ordering::Relaxed);
+            let (response, busy) = (router.call(request), busy.clone());
+            async move {
+                let response = response.await;
+                busy.store(false, Ordering::Relaxed);
+                response
+            }
+        });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(head_max)
             .max_buf_size(HEAD_BYTES_MAX)
             .serve_connection(TokioIo::new(stream), service);
-        connections.spawn(async move {
+        let task = connections.spawn(async move {
             if let Err(error) = connection.await {
                 log::debug!(target: "http", "a connection ended: {error}");
             }
         });
+        places.push_back(Place { task, is_busy });
     }
+}
+
+/// A connection, in the order of their coming.
+struct Place {
+    task: AbortHandle,
+    /// A request of it is being answered.
+    is_busy: Arc<AtomicBool>,
 }
 
 type Asks = State<mpsc::Sender<Ask>>;
@@ -147,6 +189,10 @@ async fn health(asks: Asks) -> Response {
         Some(Health::Ready) => Json(json!({ "status": "ready" })).into_response(),
         Some(Health::Waiting(nodes)) => {
             let body = json!({ "status": "waiting", "for": nodes });
+            (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
+        }
+        Some(Health::Unserved(partitions)) => {
+            let body = json!({ "status": "unserved", "partitions": partitions });
             (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
         }
         None => unavailable(),
@@ -312,26 +358,70 @@ mod tests {
     }
 
     #[test]
-    fn there_is_a_limit_to_connections() {
+    fn there_is_a_limit_to_connections_that_are_being_answered() {
         // This node answers nobody, so whoever asks stays.
         let mut waiting = Vec::new();
+        let (told, mut asked) = mpsc::unbounded_channel();
         with_node(
-            |ask| waiting.push(ask),
+            |ask| {
+                waiting.push(ask);
+                let _ = told.send(());
+            },
             async |address| {
-                let mut idle = Vec::new();
+                let mut busy = Vec::new();
                 for _ in 0..CONNECTIONS_MAX {
-                    idle.push(TcpStream::connect(address).await.expect("connects"));
+                    let mut stream = TcpStream::connect(address).await.expect("connects");
+                    let request = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n";
+                    stream.write_all(request).await.expect("writes");
+                    asked.recv().await.expect("the node is asked");
+                    busy.push(stream);
                 }
                 let crowded =
                     pair("503 Service Unavailable", r#"{"error":"too many connections"}"#);
                 assert_eq!(get(address, "/nothing").await, crowded);
-                drop(idle);
+                drop(busy);
                 // Places are free again once their ends are noticed.
                 while get(address, "/nothing").await == crowded {
                     tokio::task::yield_now().await;
                 }
             },
         );
+    }
+
+    #[test]
+    fn silent_connections_give_way() {
+        let node = |ask| {
+            if let Ask::Health(reply) = ask {
+                let _ = reply.send(Health::Ready);
+            }
+        };
+        with_node(node, async |address| {
+            let mut silent = Vec::new();
+            for _ in 0..2 * CONNECTIONS_MAX {
+                silent.push(TcpStream::connect(address).await.expect("connects"));
+            }
+            let ready = pair("200 OK", r#"{"status":"ready"}"#);
+            assert_eq!(get(address, "/health").await, ready);
+            // The oldest have gone.
+            let mut piece = [0; 1];
+            assert_eq!(silent[0].read(&mut piece).await.expect("an end"), 0);
+        });
+    }
+
+    #[test]
+    fn health_names_the_partitions_that_are_not_served() {
+        let node = |ask| {
+            let Ask::Health(reply) = ask else { return };
+            let why = "it has no leader".to_owned();
+            let _ = reply.send(Health::Unserved(vec![Unserved { partition: 4, why }]));
+        };
+        with_node(node, async |address| {
+            let body = concat!(
+                r#"{"partitions":[{"partition":4,"why":"it has no leader"}],"#,
+                r#""status":"unserved"}"#
+            );
+            assert_eq!(get(address, "/health").await, pair("503 Service Unavailable", body));
+        });
     }
 
     #[test]

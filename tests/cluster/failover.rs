@@ -241,3 +241,133 @@ fn a_stop_of_a_leader_stops_writes_for_a_moment() {
     assert!(gaps[rounds / 2] < Duration::from_millis(500), "{gaps:?}");
     assert!(gaps[rounds - 1] < Duration::from_secs(3), "{gaps:?}");
 }
+
+/// How long a client at a healthy node is without an answer to its writes while the leader that they
+/// need is hurt, and then mended. Prints the figures: they depend on the machine.
+fn gaps_at_healthy_nodes(
+    what: &str,
+    start: impl Fn() -> Cluster,
+    mut hurt: impl FnMut(&mut Cluster, u16),
+    mut mend: impl FnMut(&mut Cluster, u16),
+) {
+    let rounds = if std::env::var_os("QUORATE_FAULT_SECONDS").is_some() { 20 } else { 1 };
+    let mut cluster = start();
+    let mut gaps = Vec::new();
+    let (mut unknown, mut refused) = (0, 0);
+    for round in 0..rounds {
+        let key = cluster.key_on(1 + (round % 3) as u16, &format!("gap{round}"));
+        let mut client = cluster.connect(1);
+        eventually("the key is written", PATIENCE, || {
+            (client.say(&format!("SET {key} x")) == "OK").then_some(())
+        });
+        let victim = eventually("somebody leads", PATIENCE, || cluster.leader_now(&key, 1));
+        let mut client = cluster.connect(victim % 3 + 1);
+        assert_eq!(client.say(&format!("SET {key} x")), "OK");
+        let begun = Instant::now();
+        hurt(&mut cluster, victim);
+        let (mut last, mut gap) = (begun, Duration::ZERO);
+        while begun.elapsed() < Duration::from_millis(2_500) || gap.is_zero() {
+            let reply = client.say(&format!("SET {key} x"));
+            match reply.split(' ').next() {
+                Some("OK") => {
+                    gap = gap.max(last.elapsed());
+                    last = Instant::now();
+                }
+                Some("-UNKNOWN") => unknown += 1,
+                Some("-TRYAGAIN" | "-CLUSTERDOWN") => refused += 1,
+                _ => panic!("{what}: {reply}"),
+            }
+            assert!(begun.elapsed() < PATIENCE, "{what}: no write for {PATIENCE:?}");
+        }
+        gaps.push(gap.max(last.elapsed()));
+        mend(&mut cluster, victim);
+        cluster.start_all();
+    }
+    gaps.sort_unstable();
+    println!(
+        "gaps, {what}, {rounds} rounds: median {:?}, longest {:?}, {unknown} unknown, {refused} \
+         refused, {gaps:?}",
+        gaps[gaps.len() / 2],
+        gaps[gaps.len() - 1]
+    );
+    assert!(gaps[gaps.len() - 1] < PATIENCE / 2, "{what}: {gaps:?}");
+}
+
+#[test]
+fn gaps_after_a_pause_of_a_leader() {
+    gaps_at_healthy_nodes("pause", Cluster::start, Cluster::pause, Cluster::resume);
+}
+
+#[test]
+fn gaps_after_a_leader_is_isolated() {
+    gaps_at_healthy_nodes(
+        "isolate",
+        Cluster::start_networked,
+        |cluster, victim| cluster.network().isolate(victim),
+        |cluster, _| cluster.network().heal(),
+    );
+}
+
+#[test]
+fn gaps_after_a_leader_hears_nobody() {
+    gaps_at_healthy_nodes(
+        "one-way cut into the leader",
+        Cluster::start_networked,
+        |cluster, victim| {
+            let others = cluster.ids().filter(|id| *id != victim);
+            others.for_each(|other| cluster.network().cut(other, victim, true));
+        },
+        |cluster, _| cluster.network().heal(),
+    );
+}
+
+#[test]
+fn gaps_after_nobody_hears_a_leader() {
+    gaps_at_healthy_nodes(
+        "one-way cut out of the leader",
+        Cluster::start_networked,
+        |cluster, victim| {
+            let others = cluster.ids().filter(|id| *id != victim);
+            others.for_each(|other| cluster.network().cut(victim, other, true));
+        },
+        |cluster, _| cluster.network().heal(),
+    );
+}
+
+/// Nothing is acknowledged to a node that does not wait for it any more: what it said `UNKNOWN` of is
+/// done by then, or never.
+#[test]
+fn what_is_unknown_is_final_once_that_is_said() {
+    let mut cluster = Cluster::start();
+    for round in 0..2 {
+        let key = cluster.key_on(1 + round % 3, &format!("final{round}"));
+        let mut client = cluster.connect(1);
+        eventually("the key is written", PATIENCE, || {
+            (client.say(&format!("SET {key} 0")) == "OK").then_some(())
+        });
+        let victim = eventually("somebody leads", PATIENCE, || cluster.leader_now(&key, 1));
+        let healthy = victim % 3 + 1;
+        let mut clients: Vec<Client> = (0..8).map(|_| cluster.connect(healthy)).collect();
+        cluster.pause(victim);
+        // These lie in the sockets of a process that does nothing.
+        let replies: Vec<String> = std::thread::scope(|scope| {
+            let asked: Vec<_> = clients
+                .iter_mut()
+                .map(|client| scope.spawn(|| client.say(&format!("INCR {key}"))))
+                .collect();
+            asked.into_iter().map(|asked| asked.join().expect("a client")).collect()
+        });
+        let mut reader = cluster.connect(healthy);
+        let read = eventually("the key is read", PATIENCE, || {
+            reader.say(&format!("GET {key}")).trim_matches('"').parse::<usize>().ok()
+        });
+        cluster.resume(victim);
+        cluster.wait_ready(victim);
+        let later: usize = eventually("the key is read again", PATIENCE, || {
+            cluster.connect(victim).say(&format!("GET {key}")).trim_matches('"').parse().ok()
+        });
+        assert_eq!(read, later, "executed after UNKNOWN was said: {replies:?}");
+        let done = replies.iter().filter(|reply| reply.parse::<usize>().is_ok()).count();
+        assert!(read >= done, "{read} of {done} acknowledged: {replies:?}");
+    }
+}

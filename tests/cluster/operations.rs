@@ -1,6 +1,6 @@
 //! What an operator sees and does: `--role admin`, `/status`, `INFO`, `CLUSTER`.
 
-use crate::harness::{Client, Cluster, PATIENCE, Process, eventually, run};
+use crate::harness::{Client, Cluster, PATIENCE, Process, eventually, http, run};
 use redis::Value;
 use serde_json::Value as Json;
 use std::fs::{self, File};
@@ -204,6 +204,30 @@ fn snapshots_are_made_when_asked_for() {
         };
         cluster.ids().all(|node| made(node) >= 12).then_some(())
     });
+}
+
+/// Ready is who can serve: whatever partition it is asked for.
+#[test]
+fn health_names_the_partitions_that_are_out_of_reach() {
+    let mut cluster = Cluster::start();
+    let port = cluster.ports(1).http;
+    let health = || http(port, "/health").expect("an answer");
+    cluster.kill(2);
+    // Whatever node 2 has led is led by others soon.
+    eventually("the majority is ready", PATIENCE, || (health().0 == 200).then_some(()));
+    cluster.kill(3);
+    let body = eventually("nothing is served without a majority", PATIENCE, || {
+        let (code, body) = health();
+        let body: Json = serde_json::from_str(&body).expect("JSON");
+        let all = body["partitions"].as_array().is_some_and(|lacking| lacking.len() == 12);
+        (code == 503 && all).then_some(body)
+    });
+    assert_eq!(body["status"], "unserved", "{body}");
+    for lacking in body["partitions"].as_array().expect("partitions") {
+        assert!(lacking["why"].as_str().is_some_and(|why| !why.is_empty()), "{lacking}");
+    }
+    // As are those who ask for any of it.
+    cluster.start_all();
 }
 
 /// Accounts, of every node, and what is in all of them together.

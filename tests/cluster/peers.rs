@@ -2,11 +2,13 @@
 
 use crate::harness::{Client, Cluster, PATIENCE, Protocol, dial, eventually, read_to_end};
 use quorate::engine::barrier::Hello;
-use quorate::ids::{Incarnation, NodeId};
+use quorate::engine::protocol::Term;
+use quorate::ids::{Incarnation, NodeId, PartitionId};
 use quorate::net::frame;
 use quorate::net::packet::Packet;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 fn framed(packet: &Packet) -> Vec<u8> {
     let mut out = Vec::new();
@@ -89,6 +91,135 @@ fn whatever_is_cut_off_before_the_link_stands_is_told_with_its_reason() {
     cluster.spawn(2);
     cluster.wait_ready(1);
     cluster.wait_log(1, &["linked with node 2"]);
+}
+
+/// How the other two introduce themselves: overheard where a node that is away would listen.
+fn overheard(cluster: &mut Cluster, away: u16) -> Vec<Hello> {
+    cluster.kill(away);
+    let listener = TcpListener::bind(("127.0.0.1", cluster.ports(away).peer)).expect("a free port");
+    let mut hellos: Vec<Hello> = Vec::new();
+    while hellos.len() < 2 {
+        let (hello, _stream) = introduction(&listener);
+        if hellos.iter().all(|known| known.node != hello.node) {
+            hellos.push(hello);
+        }
+    }
+    drop(listener);
+    cluster.spawn(away);
+    cluster.ids().for_each(|id| cluster.wait_ready(id));
+    cluster.ids().for_each(|id| cluster.wait_led(id));
+    hellos
+}
+
+/// What somebody says to a node's port for other nodes who knows all that can be overheard.
+fn forgeries(known: &Hello, claimed: NodeId) -> Vec<Vec<u8>> {
+    let mut all = Vec::new();
+    let packets = [
+        Packet::Leads(PartitionId(0), NodeId(u16::MAX), Term(1 << 40)),
+        Packet::Leads(PartitionId(0), claimed, Term(u64::MAX >> 16)),
+        Packet::Leads(PartitionId(u16::MAX), claimed, Term(1)),
+        Packet::Raft(Vec::new()),
+        Packet::Vouch(vec![PartitionId(u16::MAX)]),
+        Packet::Claim(known.nonce),
+        Packet::Yours(known.nonce, true),
+        Packet::Ping { number: u64::MAX, seen: u64::MAX },
+        Packet::Pong(u64::MAX),
+        Packet::Ready,
+        Packet::Refused,
+    ];
+    let words: Vec<Vec<u8>> = packets.iter().map(framed).collect();
+    for life in [0, known.life.0, known.life.0 + 1, u64::MAX] {
+        for nonce in [0, known.nonce] {
+            let hello = Hello { node: claimed, life: Incarnation(life), nonce, ..known.clone() };
+            let hello = framed(&Packet::Hello(hello));
+            all.push([&hello[..], &words.concat()].concat());
+            all.push(hello[..hello.len() - 3].to_vec());
+            all.extend(words.iter().map(|word| [&hello[..], word].concat()));
+            all.extend(words.iter().map(|word| [&hello[..], &word[..word.len() - 1]].concat()));
+        }
+    }
+    let mut noise = 1_u64;
+    for length in [1, 5, 64, 4_000] {
+        let byte = |_| {
+            noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (noise >> 56) as u8
+        };
+        all.push((0..length).map(byte).collect());
+    }
+    all
+}
+
+#[test]
+fn a_stranger_disturbs_no_link_and_learns_nothing() {
+    let mut cluster = Cluster::start();
+    let hellos = overheard(&mut cluster, 3);
+    let lost = |cluster: &Cluster| -> usize {
+        cluster.ids().map(|id| cluster.log(id).matches("lost node").count()).sum()
+    };
+    let lost_before = lost(&cluster);
+    let keys = cluster.keys_everywhere("stranger", 1);
+    let ports: Vec<u16> = cluster.ids().map(|id| cluster.ports(id).peer).collect();
+    let said = AtomicUsize::new(0);
+    let all: usize = std::thread::scope(|scope| {
+        let stranger = scope.spawn(|| {
+            let mut all = 0;
+            for (id, port) in (1..).zip(&ports) {
+                let Some(known) = hellos.iter().find(|hello| hello.node.0 != id) else { continue };
+                let mut open = Vec::new();
+                for bytes in forgeries(known, known.node) {
+                    let mut stream = dial(*port);
+                    // It may be shown the door before it has said all.
+                    let _ = stream.write_all(&bytes);
+                    open.push(stream);
+                    all += 1;
+                    said.store(all, Ordering::Relaxed);
+                }
+            }
+            all
+        });
+        let mut client = cluster.connect(1);
+        let mut count = 0;
+        while !stranger.is_finished() || count < 50 {
+            count += 1;
+            for key in &keys {
+                assert_eq!(client.say(&format!("INCR {key}")), count.to_string());
+            }
+        }
+        stranger.join().expect("the stranger has said everything")
+    });
+    assert_eq!(lost(&cluster), lost_before, "{all} forgeries cost a link");
+    for id in cluster.ids() {
+        assert!(cluster.process(id).ended().is_none(), "node {id} runs");
+    }
+    // Whatever is wrong with an introduction: one word.
+    let known = &hellos[0];
+    let target = cluster.ports(hellos[1].node.0).peer;
+    for hello in [
+        Hello { cluster: "other".into(), ..known.clone() },
+        Hello { digest: known.digest + 1, ..known.clone() },
+        Hello { version: known.version + 1, ..known.clone() },
+        Hello { node: NodeId(9), ..known.clone() },
+        Hello { node: hellos[1].node, ..known.clone() },
+    ] {
+        let mut stream = dial(target);
+        stream.write_all(&framed(&Packet::Hello(hello.clone()))).expect("it is listened to");
+        let mut told = Vec::new();
+        stream.read_to_end(&mut told).expect("an answer");
+        assert_eq!(told, framed(&Packet::Refused), "{hello:?}");
+    }
+}
+
+/// Streams on which nothing is said take no place from nodes.
+#[test]
+fn silent_strangers_keep_no_node_out() {
+    let mut cluster = Cluster::start();
+    let ports: Vec<u16> = cluster.ids().map(|id| cluster.ports(id).peer).collect();
+    cluster.kill(3);
+    let silent: Vec<TcpStream> =
+        (0..200).flat_map(|_| &ports[..2]).map(|port| dial(*port)).collect();
+    cluster.spawn(3);
+    cluster.wait_ready(3);
+    drop(silent);
 }
 
 #[test]

@@ -12,6 +12,8 @@ pub struct PartitionReport {
     pub id: u16,
     /// What this node is to it: `leader`, `follower` or `candidate`.
     pub role: &'static str,
+    /// Whether this node leads and serves it.
+    pub serves: bool,
     /// The node that leads it, as far as this one knows.
     pub leader: Option<u16>,
     /// The node that is to lead it while all is well.
@@ -65,6 +67,7 @@ impl PartitionReport {
         let mut report = PartitionReport {
             id: partition.id().0,
             role: "leader",
+            serves: partition.is_led_here(),
             leader: Some(partition.node().0),
             preferred,
             term: partition.term().0,

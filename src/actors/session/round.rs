@@ -348,12 +348,17 @@ pub(super) fn refuse_long(head: OpHead, reply: &mut Vec<u8>) {
     Redis::refuse(&too_long::<Redis>(head), reply);
 }
 
-/// The replies to operations that a destination did not answer.
+/// The replies to operations that a destination did not answer. Reads may be asked of others, unless
+/// a write of the same batch comes after them: it may have been executed.
 fn failed(batch: &Batch, failure: &Failure) -> Replies {
     let mut replies = Replies::default();
-    for head in batch.heads() {
+    let writes = |head: OpHead| Redis::access(head.code) == Access::Write;
+    let after_writes = (0..batch.len()).rfind(|index| writes(batch.head(*index)));
+    let after_writes = after_writes.map_or(0, |last| last + 1);
+    for (index, head) in batch.heads().enumerate() {
         match failure {
             Failure::Refused(refusal) => Redis::refuse(refusal, &mut replies.bytes),
+            Failure::Unknown(_) if index >= after_writes => replies.misplaced.push(index as u32),
             Failure::Unknown(node) => {
                 unknown(Some((*node, Redis::access(head.code))), &mut replies.bytes);
             }

@@ -10,7 +10,8 @@
 //!   place hands over once that node has been linked for a while and has caught up, one partition
 //!   of a Bucket at a time.
 //! - When a leader's process is known to be dead, nobody waits for an election timeout: the
-//!   replicas take turns in standing at once, in an order that all of them know.
+//!   replicas take turns in standing at once, in an order that all of them know. Where it does not
+//!   answer they do so as soon as their promises to it end.
 
 use super::{Bucket, may_live};
 use crate::engine::consensus::{Group, Progress, Role};
@@ -39,7 +40,7 @@ pub struct Wishes {
     preferred: Vec<NodeId>,
     /// Since when each life of a node has been linked, in ms of the monotonic clock.
     linked: BTreeMap<NodeId, (Incarnation, u64)>,
-    /// Partitions whose leader is dead: which node led, and since when that is known.
+    /// Partitions whose leader is dead or suspected: which node led, and since when that is known.
     orphans: BTreeMap<PartitionId, (NodeId, u64)>,
     /// The node stops: it leads as little as it can.
     retires: bool,
@@ -62,13 +63,13 @@ impl<M: Machine> Bucket<M> {
         let mut left = 0;
         for index in 0..self.partitions.len() {
             let id = PartitionId(index as u16);
-            let (unreachable, generations) = (&self.neighbours.unreachable, &self.generations);
+            let (neighbours, generations) = (&self.neighbours, &self.generations);
             let Some(partition) = &mut self.partitions[index] else { continue };
             let Some(journal) = partition.journal_mut() else { continue };
             let group = journal.group_mut();
             let reachable = |one: &Progress| {
-                let is_there = !unreachable.contains(&one.id.node());
-                one.is_active && is_there && may_live(generations, id, one.id)
+                let is_away = neighbours.is_away(one.id.node());
+                one.is_active && !is_away && may_live(generations, id, one.id)
             };
             let Some(heir) = heir(group, reachable) else { continue };
             left += 1;
@@ -140,11 +141,11 @@ impl<M: Machine> Bucket<M> {
 
     /// Notes since when each node has been linked, as far as ticks tell.
     fn note_links(&mut self, mono: u64) {
-        let (lives, unreachable) = (&self.neighbours.lives, &self.neighbours.unreachable);
+        let (lives, neighbours) = (&self.neighbours.lives, &self.neighbours);
         let linked = &mut self.wishes.linked;
         linked
-            .retain(|node, (life, _)| !unreachable.contains(node) && lives.get(node) == Some(life));
-        for (node, life) in lives.iter().filter(|(node, _)| !unreachable.contains(node)) {
+            .retain(|node, (life, _)| !neighbours.is_away(*node) && lives.get(node) == Some(life));
+        for (node, life) in lives.iter().filter(|(node, _)| !neighbours.is_away(**node)) {
             linked.entry(*node).or_insert((*life, mono));
         }
     }
@@ -163,7 +164,31 @@ impl<M: Machine> Bucket<M> {
         self.succeed(now);
     }
 
-    /// Stands for election where a leader is known to be dead and it is this node's turn.
+    /// The node does not answer. Promises to it bind as long as they do; its partitions are succeeded
+    /// to as soon as that is over, in turns rather than at random times. Where a majority does not
+    /// answer this node leads no more.
+    pub(super) fn leader_suspected(&mut self, node: NodeId, now: Now) {
+        for index in 0..self.partitions.len() {
+            let neighbours = &self.neighbours;
+            let Some(partition) = &mut self.partitions[index] else { continue };
+            let Some(journal) = partition.journal_mut() else { continue };
+            let voters = &journal.group().members().voters;
+            let near = voters.iter().filter(|voter| !neighbours.is_away(voter.node())).count();
+            if near <= voters.len() / 2 && journal.group_mut().resign() {
+                self.touch(PartitionId(index as u16));
+            } else if journal.group().leader().is_some_and(|leader| leader.node() == node) {
+                self.wishes.orphans.insert(PartitionId(index as u16), (node, now.mono));
+            }
+        }
+        self.succeed(now);
+    }
+
+    /// The node answers again: its partitions are its own.
+    pub(super) fn leader_trusted(&mut self, node: NodeId) {
+        self.wishes.orphans.retain(|_, (leader, _)| *leader != node);
+    }
+
+    /// Stands for election where a leader is known to be dead, or does not answer, and it is this node's turn.
     pub(super) fn succeed(&mut self, now: Now) {
         let orphans: Vec<_> = self.wishes.orphans.iter().map(|(id, one)| (*id, *one)).collect();
         for (id, (dead, since)) in orphans {
@@ -172,7 +197,8 @@ impl<M: Machine> Bucket<M> {
             let node = partition.node();
             let Some(journal) = partition.journal_mut() else { continue };
             let group = journal.group_mut();
-            if group.leader().is_some() || passed > SUCCESSION_MS {
+            let led = group.leader().is_some_and(|leader| leader.node() != dead);
+            if led || passed > SUCCESSION_MS {
                 self.wishes.orphans.remove(&id);
                 continue;
             }

@@ -753,7 +753,12 @@ impl World {
         let voters = self.members.1.voters.clone();
         let Some(to) = self.dice.pick(&voters) else { return };
         let mut begun = None;
-        self.with(leader, |group, _| begun = group.transfer(to).then(|| group.term()));
+        let resigns = self.dice.between(0, 3) == 0;
+        self.with(leader, |group, _| {
+            let term = group.term();
+            let hands_over = if resigns { group.resign() } else { group.transfer(to) };
+            begun = hands_over.then_some(term);
+        });
         self.handed_over.extend(begun);
     }
 

@@ -53,6 +53,15 @@ impl<M: Machine> Partition<M> {
         if !self.is_led_here() {
             return self.turn_away(&message, effects);
         }
+        let begins = match &message {
+            ToPartition::Lock(lock) => Some(lock.txn),
+            ToPartition::Prepare(prepare) => Some(prepare.txn),
+            _ => None,
+        };
+        // What it locked would have been given up, had it come before the suspicion.
+        if let Some(txn) = begins.filter(|txn| neighbours.suspected.contains(&txn.node)) {
+            return self.refuse(txn, effects);
+        }
         match message {
             ToPartition::Lock(lock) => self.on_lock(lock, ticket, now, effects),
             ToPartition::Prepare(prepare) => self.on_prepare(prepare, ticket, now, effects),
@@ -111,8 +120,9 @@ impl<M: Machine> Partition<M> {
         }
     }
 
-    /// A node cannot be reached any more, or began another life: unlogged locks of its
-    /// transactions are given up, their confirmations will fail.
+    /// A node cannot be reached any more, does not answer, or began another life: unlogged locks of
+    /// its transactions are given up, their confirmations will fail. Those that wait are refused, for
+    /// it may come back.
     pub fn coordinator_lost(&mut self, node: NodeId, effects: &mut Vec<Effect>) {
         if !kept(Rule::UnloggedLocksGoWithCoordinator) {
             return;
@@ -121,8 +131,12 @@ impl<M: Machine> Partition<M> {
         let held = self.held.iter().filter(|(txn, held)| lost(txn) && held.unlogged.is_some());
         let held: Vec<TxnId> = held.map(|(txn, _)| *txn).collect();
         let waiting: Vec<TxnId> = self.tickets.keys().copied().filter(lost).collect();
-        for txn in held.into_iter().chain(waiting) {
+        for txn in held {
             self.release(txn, effects);
+        }
+        for txn in waiting {
+            self.release(txn, effects);
+            self.refuse(txn, effects);
         }
     }
 
@@ -159,8 +173,8 @@ impl<M: Machine> Partition<M> {
         }
         let mut ask = Vec::new();
         for (txn, intent) in self.replica.intents() {
-            let coordinator_lost = neighbours.unreachable.contains(&txn.node)
-                || neighbours.is_over(txn.node, txn.incarnation);
+            let coordinator_lost =
+                neighbours.is_away(txn.node) || neighbours.is_over(txn.node, txn.incarnation);
             let (age, due) = due(txn, intent.since);
             let old = age >= RESOLVE_AFTER_MS;
             if (old || coordinator_lost) && due && kept(Rule::OldIntentsAsk) {

@@ -45,6 +45,9 @@ impl World {
             self.cut.insert((one, other));
             self.heal(one, other);
         }
+        for (one, other) in self.suspected.clone() {
+            self.trust(one, other);
+        }
         for _ in 0..60_000 {
             self.step();
             if self.is_at_rest() {
@@ -91,7 +94,7 @@ impl World {
         self.sync_at(node);
     }
 
-    /// Breaks links, mends them, slows them down, kills nodes; mostly nothing.
+    /// Breaks links, mends them, slows them down, suspects and kills nodes; mostly nothing.
     fn faults(&mut self) {
         if self.dice.one_in(60) {
             let one = self.dice.roll(NODES);
@@ -110,6 +113,18 @@ impl World {
             if !cut.is_empty() {
                 let (one, other) = cut[self.dice.roll(cut.len())];
                 self.heal(one, other);
+            }
+        }
+        if self.dice.one_in(80) {
+            let one = self.dice.roll(NODES);
+            let other = (one + 1 + self.dice.roll(NODES - 1)) % NODES;
+            self.suspect(one, other);
+        }
+        if self.dice.one_in(20) {
+            let suspected: Vec<(usize, usize)> = self.suspected.iter().copied().collect();
+            if !suspected.is_empty() {
+                let (one, other) = suspected[self.dice.roll(suspected.len())];
+                self.trust(one, other);
             }
         }
         if self.dice.one_in(40) {

@@ -114,7 +114,32 @@ impl World {
         }
     }
 
+    /// A node takes another one, to which it is linked, for one that does not answer. It may be
+    /// wrong.
+    pub(super) fn suspect(&mut self, node: usize, other: usize) {
+        let is_down = self.cut.contains(&(node.min(other), node.max(other)))
+            && !self.unnoticed.contains(&(node, other));
+        if is_down || !self.suspected.insert((node, other)) {
+            return;
+        }
+        self.with_bucket(node, |bucket, now, out| {
+            bucket.node_suspected(node_id(other), now, out);
+        });
+        let now = self.now(node);
+        let mut effects = Vec::new();
+        self.coordinators[node].node_suspected(node_id(other), now, &mut effects);
+        self.txn_effects(node, effects);
+    }
+
+    pub(super) fn trust(&mut self, node: usize, other: usize) {
+        if self.suspected.remove(&(node, other)) {
+            self.with_bucket(node, |bucket, _, _| bucket.node_trusted(node_id(other)));
+            self.coordinators[node].node_trusted(node_id(other));
+        }
+    }
+
     pub(super) fn node_up(&mut self, node: usize, other: usize) {
+        self.suspected.remove(&(node, other));
         let life = Incarnation(self.lives[other]);
         self.with_bucket(node, |bucket, _, out| bucket.node_up(node_id(other), life, out));
         for partition in 0..PARTITIONS {
@@ -131,6 +156,7 @@ impl World {
     }
 
     pub(super) fn node_down(&mut self, node: usize, other: usize, ended: Option<Incarnation>) {
+        self.suspected.remove(&(node, other));
         self.with_bucket(node, |bucket, _, out| bucket.node_down(node_id(other), ended, out));
         let now = self.now(node);
         let mut effects = Vec::new();

@@ -29,10 +29,15 @@ pub(super) const BYSTANDER: usize = 4;
 
 /// As in the actors: groups and Coordinators are woken by every beat, the others by every fourth.
 const BEAT_MS: u64 = 25;
+/// When a peer is suspected that does not answer.
+const SUSPECT_MS: u64 = 600;
+/// So long after that the locks of a suspected Coordinator are gone: its participants have asked
+/// their primary, which is led by others.
+const RELEASE_MS: u64 = 1_000;
 /// When a peer counts as lost that says nothing.
 const SILENCE_MS: u64 = 3_000;
 const AWAY_MS: u64 = 5_000;
-/// A pause that no peer takes for a loss, though groups elect others meanwhile.
+/// A pause that no peer takes for a loss, though it is suspected and groups elect others meanwhile.
 const PAUSE_MS: u64 = 2_500;
 /// A pause past every timeout.
 const LONG_PAUSE_MS: u64 = 8_000;
@@ -111,6 +116,7 @@ pub(super) struct Run {
     /// How the struck node gets back, and when; a silence to be noticed before that.
     back: Option<(u64, usize)>,
     silent: Option<(u64, usize)>,
+    suspicious: Option<(u64, usize)>,
 }
 
 impl Run {
@@ -147,6 +153,7 @@ impl Run {
             paused: None,
             back: None,
             silent: None,
+            suspicious: None,
         };
         run.settle(REST_MS)?;
         for _ in 0..BEFORE {
@@ -260,6 +267,14 @@ impl Run {
     fn pass(&mut self) {
         let now = self.world.now;
         let due = |(at, _): &mut (u64, usize)| *at <= now;
+        if let Some((_, node)) = self.suspicious.take_if(due) {
+            for other in others(node) {
+                self.world.suspect(other, node);
+                if self.runs(node) {
+                    self.world.suspect(node, other);
+                }
+            }
+        }
         if let Some((_, node)) = self.silent.take_if(due) {
             for other in others(node) {
                 // What a paused node was sent is in its sockets' buffers; what it sends is not heard.
@@ -279,6 +294,7 @@ impl Run {
             }
             for other in others(node) {
                 self.world.heal(node, other);
+                self.world.trust(other, node);
             }
         }
     }
@@ -305,10 +321,12 @@ impl Run {
                     self.world.drop_between(node, other);
                     self.world.cut.insert((node.min(other), node.max(other)));
                 }
+                self.suspicious = Some((now + SUSPECT_MS, node));
                 self.silent = Some((now + SILENCE_MS, node));
                 self.back = Some((now + AWAY_MS, node));
             }
             Fault::Paused { ms } => {
+                self.suspicious = Some((now + SUSPECT_MS, node));
                 self.paused = Some(node);
                 self.back = Some((now + ms, node));
                 self.silent = (ms > SILENCE_MS).then_some((now + SILENCE_MS, node));
@@ -348,9 +366,9 @@ impl Run {
         self.round.is_empty() && self.back.is_none() && self.world.is_at_rest()
     }
 
-    /// The same for a run whose Coordinator is dead: its locks must go in time.
-    fn settle_orphans(&mut self) -> Result<(), String> {
-        let until = self.world.now + RESOLVE_AFTER_MS + ELECTION_MS;
+    /// The same for a run whose Coordinator is dead or hangs: its locks must go in time.
+    fn settle_orphans(&mut self, within_ms: u64) -> Result<(), String> {
+        let until = self.world.now + within_ms;
         while !self.is_free() {
             if self.world.now > until {
                 return Err(format!("locked too long: {}", self.world.unrest()));
@@ -424,7 +442,13 @@ fn case(story: Story, step: usize, node: usize, fault: Fault) -> Result<(Outcome
     run.strike(node, fault);
     let struck = run.world.now;
     match fault {
-        Fault::Killed { .. } if node == story.at => run.settle_orphans()?,
+        Fault::Killed { .. } if node == story.at => {
+            run.settle_orphans(RESOLVE_AFTER_MS + ELECTION_MS)?;
+        }
+        // It leads nothing, so nobody has to be elected for it.
+        Fault::Paused { .. } | Fault::CutOff if node == story.at && node >= DATA => {
+            run.settle_orphans(SUSPECT_MS + RELEASE_MS)?;
+        }
         _ => run.settle(REST_MS)?,
     }
     let took = run.world.now - struck;

@@ -140,6 +140,8 @@ pub(super) struct World {
     pub(super) cut: BTreeSet<(usize, usize)>,
     /// Nodes that have not noticed yet that another one is out of reach.
     pub(super) unnoticed: BTreeSet<(usize, usize)>,
+    /// Nodes that suspect another one.
+    pub(super) suspected: BTreeSet<(usize, usize)>,
     pub(super) parked: BTreeMap<(usize, Parked), usize>,
     pub(super) early: BTreeMap<(usize, Parked), Replies>,
     pub(super) requests: Vec<Request>,
@@ -172,6 +174,7 @@ impl World {
             slow: BTreeMap::new(),
             cut: BTreeSet::new(),
             unnoticed: BTreeSet::new(),
+            suspected: BTreeSet::new(),
             parked: BTreeMap::new(),
             early: BTreeMap::new(),
             requests: Vec::new(),
@@ -455,6 +458,7 @@ impl World {
             !(to_dead || from_dead && to.node() == Some(node))
         });
         for &other in &others {
+            self.suspected.remove(&(node, other));
             self.unnoticed.remove(&(node, other));
             self.unnoticed.remove(&(other, node));
             if !late {

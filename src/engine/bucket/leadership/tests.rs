@@ -13,6 +13,8 @@ const PARTITIONS: u16 = 6;
 
 struct Cluster {
     mono: u64,
+    /// It hears nobody.
+    deaf: Option<NodeId>,
     buckets: BTreeMap<NodeId, Bucket<Redis>>,
 }
 
@@ -40,7 +42,7 @@ fn bucket(node: NodeId, life: Incarnation, mono: u64) -> Bucket<Redis> {
 impl Cluster {
     fn formed() -> Cluster {
         let start = |node| (node, bucket(node, Incarnation(1), 0));
-        let mut cluster = Cluster { mono: 0, buckets: nodes().map(start).collect() };
+        let mut cluster = Cluster { mono: 0, deaf: None, buckets: nodes().map(start).collect() };
         for one in nodes() {
             nodes().filter(|other| *other != one).for_each(|other| cluster.link(one, other));
         }
@@ -104,7 +106,7 @@ impl Cluster {
                 return;
             }
             for (to, id, message) in sent.into_iter().flat_map(|(raft, _)| raft) {
-                if let Some(bucket) = self.buckets.get_mut(&to) {
+                if let Some(bucket) = self.buckets.get_mut(&to).filter(|_| self.deaf != Some(to)) {
                     bucket.raft(id, &message, now).unwrap();
                 }
             }
@@ -123,6 +125,14 @@ impl Cluster {
         }
         self.settle();
         dead
+    }
+
+    /// A node does not answer another one.
+    fn suspect(&mut self, one: NodeId, other: NodeId) {
+        let now = self.now();
+        if let Some(bucket) = self.buckets.get_mut(&one) {
+            bucket.node_suspected(other, now, &mut Outbox::default());
+        }
     }
 
     /// It was not dead after all.
@@ -217,4 +227,45 @@ fn a_replica_that_lost_its_disk_is_handed_nothing() {
     assert_eq!(one.hand_over(), 2);
     cluster.settle();
     assert_eq!(cluster.led(), [0, 2, 4]);
+}
+
+#[test]
+fn a_leader_that_does_not_answer_is_succeeded_once_the_promises_to_it_end() {
+    let (one, two, three) = (NodeId(1), NodeId(2), NodeId(3));
+    let mut cluster = Cluster::formed();
+    // Suspected without a reason: it is heard, so nothing comes of it.
+    cluster.suspect(two, one);
+    cluster.suspect(three, one);
+    cluster.run(1_000);
+    assert_eq!(cluster.led(), [2, 2, 2]);
+    for node in [two, three] {
+        cluster.buckets.get_mut(&node).unwrap().node_trusted(one);
+    }
+
+    let hangs = cluster.buckets.remove(&one);
+    cluster.run(500);
+    cluster.suspect(two, one);
+    cluster.suspect(three, one);
+    cluster.run(2 * TURN_MS + 50);
+    assert_eq!(cluster.led(), [0, 3, 3], "in turns, not at random");
+    // What it proposes from here on is nowhere.
+    cluster.resume(one, hangs);
+    cluster.run(500);
+    assert_eq!(cluster.led(), [0, 3, 3]);
+}
+
+#[test]
+fn a_leader_that_hears_nobody_resigns() {
+    let mut cluster = Cluster::formed();
+    let one = NodeId(1);
+    cluster.deaf = Some(one);
+    cluster.run(500);
+    assert_eq!(cluster.led()[0], 2, "it is heard");
+    for other in [NodeId(2), NodeId(3)] {
+        cluster.suspect(other, one);
+        cluster.suspect(one, other);
+    }
+    cluster.run(2 * TURN_MS);
+    let led = cluster.led();
+    assert_eq!((led[0], led[1] + led[2]), (0, 6), "who hears it keeps no promise to it");
 }
