@@ -157,6 +157,7 @@ pub struct Report {
 
 impl Coordinator {
     /// A Coordinator that tells `formed` once the node may serve.
+    #[allow(clippy::too_many_arguments, reason = "one for each part of it")]
     pub fn new(
         barrier: Barrier,
         transactions: Transactions<crate::command::Redis>,

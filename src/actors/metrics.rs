@@ -125,6 +125,7 @@ struct Look;
 
 impl Metrics {
     /// The metrics of the node `own`.
+    #[allow(clippy::too_many_arguments, reason = "one for each part of it")]
     pub fn new(
         config: Arc<Config>,
         own: Node,

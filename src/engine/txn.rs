@@ -372,11 +372,12 @@ impl<M: Machine> Transactions<M> {
             return;
         }
         self.suspected.insert(node);
-        let led_there = |txn: &Box<Txn>| {
+        let led_there = |txn: &Txn| {
             let mut ids = txn.work.shares.iter().map(|(id, _)| *id);
             Some((txn.id.sequence, ids.find(|id| self.leader(*id) == Some(node))?))
         };
-        let hit: Vec<(u64, PartitionId)> = self.active.values().filter_map(led_there).collect();
+        let active = self.active.values().map(AsRef::as_ref);
+        let hit: Vec<(u64, PartitionId)> = active.filter_map(led_there).collect();
         for (sequence, partition) in hit {
             self.on_leader_lost(sequence, partition, now, effects);
         }
