@@ -28,7 +28,7 @@ fn witness(rule: Rule) -> Witness {
         | Rule::PrimaryDrives
         | Rule::OldIntentsAsk => Dice(Kind::Single, 0..100),
         Rule::UnloggedLocksGoWithCoordinator => Struck(steps::GATHERED),
-        Rule::OldLocksAsk => Dice(Kind::Replicated, 149..150),
+        Rule::OldLocksAsk => Dice(Kind::Replicated, 184..185),
         Rule::LeadersApplyFirst => Dice(Kind::Replicated, 0..400),
         Rule::GrantsWaitForFiled => Struck(steps::OVERTAKEN),
         Rule::OlderWounds => Staged(staged::an_older_transaction_goes_first),
