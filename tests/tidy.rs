@@ -111,6 +111,7 @@ const CALLS: &[(&str, &str)] = &[
 
 /// Sources that are compiled for tests only, beside every `tests.rs`.
 const TEST_FILES: &[&str] = &[
+    "src/cli/admin/fake.rs",
     "src/engine/consensus/simulation.rs",
     "src/engine/script.rs",
     "src/engine/simulation.rs",

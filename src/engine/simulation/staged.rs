@@ -253,6 +253,20 @@ pub(super) fn a_read_over_a_change_of_leaders() -> Result<(), String> {
     run.ends_well()
 }
 
+/// A lock is late: its attempt is over, which was told to another leader, and the one that it was
+/// sent to leads again.
+pub(super) fn a_lock_comes_when_its_attempt_is_over() -> Result<(), String> {
+    let id = PartitionId(0);
+    let mut run = Run::new()?;
+    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(0));
+    let reading = run.ask(&BOTH, READ, COORDINATOR);
+    run.pass_time(MOMENT_MS);
+    run.elect(1, id)?;
+    run.until(SOON_MS, |run| run.is_done(reading))?;
+    run.elect(0, id)?;
+    run.ends_well()
+}
+
 /// A participant has not heard of the commit. Its Coordinator has begun another transaction since,
 /// which tells the primary that those before are over.
 pub(super) fn a_participant_asks_after_the_next_transaction() -> Result<(), String> {

@@ -279,8 +279,8 @@ impl Run {
             for other in others(node) {
                 // What a paused node was sent is in its sockets' buffers; what it sends is not heard.
                 self.world.cut.insert((node.min(other), node.max(other)));
-                self.world.unnoticed.insert((node, other));
-                self.world.node_down(other, node, None);
+                self.world.unnoticed.extend([(node, other), (other, node)]);
+                self.world.notice(other, node);
                 if self.runs(node) {
                     self.world.notice(node, other);
                 }
@@ -320,6 +320,7 @@ impl Run {
                 for other in others(node) {
                     self.world.drop_between(node, other);
                     self.world.cut.insert((node.min(other), node.max(other)));
+                    self.world.unnoticed.extend([(node, other), (other, node)]);
                 }
                 self.suspicious = Some((now + SUSPECT_MS, node));
                 self.silent = Some((now + SILENCE_MS, node));

@@ -28,7 +28,7 @@ fn witness(rule: Rule) -> Witness {
         | Rule::PrimaryDrives
         | Rule::OldIntentsAsk => Dice(Kind::Single, 0..100),
         Rule::UnloggedLocksGoWithCoordinator => Struck(steps::GATHERED),
-        Rule::OldLocksAsk => Dice(Kind::Replicated, 184..185),
+        Rule::OldLocksAsk => Staged(staged::a_lock_comes_when_its_attempt_is_over),
         Rule::LeadersApplyFirst => Dice(Kind::Replicated, 0..400),
         Rule::GrantsWaitForFiled => Struck(steps::OVERTAKEN),
         Rule::OlderWounds => Staged(staged::an_older_transaction_goes_first),
