@@ -507,8 +507,20 @@ impl Cluster {
     }
 
     /// Stops a node in the middle of whatever it does; its sockets stay open.
+    ///
+    /// On a busy machine its threads stop one after the other, each when it is run again.
     pub fn pause(&mut self, id: u16) {
         self.process(id).signal("STOP");
+        let tasks = format!("/proc/{}/task", self.process(id).child.id());
+        let stopped = |task: std::fs::DirEntry| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            // Behind the name, which may have anything in it.
+            stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with('T'))
+        };
+        eventually(&format!("node {id} stands still"), PATIENCE, || {
+            let mut tasks = std::fs::read_dir(&tasks).ok()?.flatten();
+            tasks.all(stopped).then_some(())
+        });
     }
 
     /// Lets a paused node go on.
