@@ -6,6 +6,7 @@
 mod admin;
 pub mod bench;
 mod client;
+mod clock;
 mod descriptors;
 mod failpoint;
 mod local;

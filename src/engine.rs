@@ -20,6 +20,7 @@ pub mod replica;
 pub mod rules;
 pub mod slots;
 pub mod snapshot;
+pub mod stamps;
 pub mod table;
 pub mod tables;
 pub mod txn;

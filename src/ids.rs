@@ -101,11 +101,22 @@ impl Millis {
 /// The moment something is done at, by both clocks of a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Now {
-    /// Wall time: what expiries and stamps are made of. It may be set back.
+    /// Wall time: what stamps approach. It may be wrong, and may be set forward and back.
     pub wall: Millis,
-    /// Milliseconds of a clock that only goes forward, at one pace, from any beginning: what leases
-    /// and timeouts are made of. It goes on while the process is stopped.
+    /// Milliseconds of a clock that only goes forward, at one pace, from any beginning: what every
+    /// duration is counted by. It goes on while the process is stopped and while the machine is
+    /// suspended. It says nothing to another node or another process.
     pub mono: u64,
+}
+
+impl Now {
+    /// By how many milliseconds the two clocks have drifted apart since `earlier`. They do when the
+    /// wall clock is set, and when a virtual machine was paused: the monotonic clock does not see
+    /// the pause, and the wall clock is corrected afterwards.
+    pub fn drift_since(self, earlier: Now) -> u64 {
+        let skew = |now: Now| i128::from(now.wall.0) - i128::from(now.mono);
+        u64::try_from(skew(self).abs_diff(skew(earlier))).unwrap_or(u64::MAX)
+    }
 }
 
 /// Which life of a node: greater at every start of its process. It is the larger of the last one and

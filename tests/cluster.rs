@@ -24,6 +24,8 @@ mod catchup;
 mod classes;
 #[path = "cluster/client.rs"]
 mod client;
+#[path = "cluster/clocks.rs"]
+mod clocks;
 #[path = "cluster/commands.rs"]
 mod commands;
 #[path = "cluster/count.rs"]

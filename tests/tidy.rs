@@ -58,7 +58,7 @@ const MET_IN: &[(&str, &[&str])] = &[
     ("hyper", &["src/net/http"]),
     ("hyper_util", &["src/net/http"]),
     ("itoa", &["src/command", "src/net"]),
-    ("libc", &["src/storage/disk", "src/cli/descriptors"]),
+    ("libc", &["src/storage/disk", "src/cli/clock", "src/cli/descriptors"]),
     ("log", EVERYWHERE),
     ("memchr", EVERYWHERE),
     ("mimalloc", &["src/lib"]),
@@ -111,6 +111,7 @@ const CALLS: &[(&str, &str)] = &[
 
 /// Sources that are compiled for tests only, beside every `tests.rs`.
 const TEST_FILES: &[&str] = &[
+    "src/cli/admin/fake.rs",
     "src/engine/consensus/simulation.rs",
     "src/engine/script.rs",
     "src/engine/simulation.rs",

@@ -29,7 +29,7 @@ use crate::engine::consensus;
 use crate::engine::partition::Partition;
 use crate::engine::partition::snapshots::FromArchive;
 use crate::engine::protocol::{Refusal, Ticket, ToPartition};
-use crate::ids::{Incarnation, Millis, NodeId, Now, PartitionId};
+use crate::ids::{Incarnation, NodeId, Now, PartitionId};
 use crate::memory::{self, Calm};
 use crate::net::listen::{LooseStream, TcpStream};
 use crate::net::packet::Packet;
@@ -62,9 +62,9 @@ pub struct Bucket {
     out: Outbox,
     /// An empty tray, for its buffer.
     tray: Vec<Laid>,
-    clock: fn() -> Millis,
-    /// Where the monotonic clock begins.
-    epoch: Instant,
+    clock: fn() -> Now,
+    /// Where its monotonic clock begins.
+    epoch: u64,
     log: Option<Link>,
     setup: Setup,
     /// Bytes of the core's tables, as they are counted into those of the node.
@@ -332,7 +332,7 @@ impl Bucket {
     /// A Bucket around its core.
     pub fn new(
         core: core::Bucket<Redis>,
-        clock: fn() -> Millis,
+        clock: fn() -> Now,
         setup: Setup,
         failpoint: Failpoint,
     ) -> Bucket {
@@ -342,7 +342,7 @@ impl Bucket {
             tray: Vec::new(),
             out: Outbox::default(),
             clock,
-            epoch: Instant::now(),
+            epoch: clock().mono,
             log: None,
             setup,
             counted: 0,
@@ -364,7 +364,8 @@ impl Bucket {
     }
 
     fn now(&self) -> Now {
-        Now { wall: (self.clock)(), mono: self.epoch.elapsed().as_millis() as u64 }
+        let Now { wall, mono } = (self.clock)();
+        Now { wall, mono: mono.saturating_sub(self.epoch) }
     }
 
     /// Counts the tables' bytes into those of the node.
@@ -535,7 +536,7 @@ impl Handler<Serve> for Bucket {
     fn handle(&mut self, _: Serve, _: &mut Context<Self>) {
         let Some(local) = self.local.clone() else { return };
         let now = self.look();
-        local.look_at(now.wall);
+        local.look_at(self.setup.steady_at(self.epoch + now.mono));
         let mut tray = local.tray.swap(std::mem::take(&mut self.tray));
         // Longer batches overlap their own misses.
         let lone = tray.iter().map(|laid| &laid.batch).filter(|batch| batch.len() == 1);

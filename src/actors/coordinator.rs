@@ -15,7 +15,7 @@ use crate::command::facts;
 use crate::engine::barrier::{self, Barrier, Hello, Standing};
 use crate::engine::protocol::{Ended, Term, ToCoordinator, Work};
 use crate::engine::txn::{self, ClientId, Transactions};
-use crate::ids::{Incarnation, LastSeen, Millis, NodeId, PartitionId};
+use crate::ids::{Incarnation, LastSeen, NodeId, Now, PartitionId};
 use crate::net::packet::Packet;
 use crate::storage::Directory;
 use actix::fut::{ActorFuture, ActorFutureExt, WrapFuture};
@@ -30,6 +30,10 @@ use tokio::time::Instant;
 
 /// How often transactions that wait are looked after.
 const TICK: Duration = Duration::from_millis(20);
+
+/// The wall clock is worth a line in the log when it drifts so far from the monotonic one within a
+/// tick, in ms.
+const DRIFT_TOLD_MS: u64 = 1_000;
 
 /// How long a node that has lost its disk looks for other nodes before it names its new replicas:
 /// what they have seen of it is not named again.
@@ -46,7 +50,9 @@ pub struct Coordinator {
     next_client: u64,
     effects: Vec<txn::Effect>,
     post: Post,
-    clock: fn() -> Millis,
+    clock: fn() -> Now,
+    /// What the clocks said at the last tick.
+    looked: Now,
     book: Option<Arc<Book>>,
     log: Option<Addr<Log>>,
     reminded: Instant,
@@ -151,10 +157,11 @@ pub struct Report {
 
 impl Coordinator {
     /// A Coordinator that tells `formed` once the node may serve.
+    #[allow(clippy::too_many_arguments, reason = "one for each part of it")]
     pub fn new(
         barrier: Barrier,
         transactions: Transactions<crate::command::Redis>,
-        clock: fn() -> Millis,
+        clock: fn() -> Now,
         formed: oneshot::Sender<()>,
         replicas: Replicas,
         record: Option<Directory>,
@@ -169,6 +176,7 @@ impl Coordinator {
             effects: Vec::new(),
             post: Post::default(),
             clock,
+            looked: clock(),
             book: None,
             log: None,
             reminded: Instant::now(),
@@ -279,7 +287,7 @@ impl Coordinator {
         let Some(log) = self.log.clone().filter(|_| std::mem::take(&mut self.asking)) else {
             return;
         };
-        let anew = disk::BeginAnew { second: (self.clock)().0 / 1000, seen: self.seen };
+        let anew = disk::BeginAnew { second: (self.clock)().wall.0 / 1000, seen: self.seen };
         let begun = log.send(anew).into_actor(self);
         ctx.spawn(begun.map(|generation, coordinator, ctx| {
             let (Ok(Some(generation)), Some(book)) = (generation, coordinator.book.clone()) else {
@@ -353,7 +361,7 @@ impl Coordinator {
     fn settle(&mut self, ctx: &mut Context<Self>) {
         let Some(Decided { renewed, trusted }) = self.replicas.decide() else { return };
         let Some(log) = &self.log else { return };
-        let second = (self.clock)().0 / 1000;
+        let second = (self.clock)().wall.0 / 1000;
         let settle = disk::Settle { renewed, trusted: trusted.clone(), second };
         let settled = log.send(settle).into_actor(self);
         ctx.spawn(settled.map(move |renewed, coordinator, _| {
@@ -378,6 +386,19 @@ impl Coordinator {
             }
             coordinator.replicas.settle(&renewed, &trusted, &book);
         }));
+    }
+
+    /// Says when the wall clock has been set: expiry goes by stamps, which do not follow it at once.
+    fn watch_clocks(&mut self, now: Now) {
+        let drift = now.drift_since(self.looked);
+        self.looked = now;
+        if drift >= DRIFT_TOLD_MS {
+            log::warn!(
+                target: "clock",
+                "the wall clock was set by {drift} ms, or this machine was paused: expiry \
+                 follows it by a tenth of the time that passes"
+            );
+        }
     }
 
     fn remind(&mut self) {
@@ -415,6 +436,7 @@ impl Actor for Coordinator {
     fn started(&mut self, ctx: &mut Context<Self>) {
         ctx.run_interval(TICK, |coordinator, _| {
             let now = (coordinator.clock)();
+            coordinator.watch_clocks(now);
             coordinator.transactions.tick(now, &mut coordinator.effects);
             coordinator.remind();
         });

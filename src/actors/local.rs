@@ -20,7 +20,7 @@ use crate::engine::barrier::Standing;
 use crate::engine::batch::{Batch, OpCode, Replies};
 use crate::engine::slots::Atlas;
 use crate::engine::tables::KeyHasher;
-use crate::ids::{Millis, PartitionId};
+use crate::ids::{Millis, Now, PartitionId};
 use crate::metrics::Counters;
 use actix::Addr;
 use std::cell::{Cell, RefCell};
@@ -48,8 +48,10 @@ pub struct Setup {
     pub hasher: KeyHasher,
     /// What clients may do.
     pub limits: Limits,
-    /// The wall clock.
-    pub clock: fn() -> Millis,
+    /// The wall clock and the monotonic one.
+    pub clock: fn() -> Now,
+    /// What they said when the node began.
+    pub begun: Now,
     /// Clients connected to the node.
     pub connected: Arc<AtomicUsize>,
     /// How many there may be.
@@ -58,6 +60,21 @@ pub struct Setup {
     pub slow: Arc<AtomicU64>,
     /// Bytes of the node's tables, as its Buckets last looked.
     pub table_bytes: Arc<AtomicUsize>,
+}
+
+impl Setup {
+    /// The time to measure by how long something has lasted: the wall clock as the node began, and
+    /// the monotonic one from there on. Nobody sets it.
+    pub fn steady(&self) -> Millis {
+        self.steady_at((self.clock)().mono)
+    }
+
+    /// The same at this reading of the monotonic clock.
+    #[inline]
+    pub fn steady_at(&self, mono: u64) -> Millis {
+        let Now { wall, mono: begun } = self.begun;
+        Millis(wall.0.saturating_add(mono.saturating_sub(begun)))
+    }
 }
 
 /// What a monitor is told: a line a command.
@@ -78,7 +95,7 @@ pub struct Local {
     pub bucket: Addr<Bucket>,
     /// Its Bucket among the destinations of the book.
     own: usize,
-    /// The wall clock, when it was last looked at.
+    /// [`Setup::steady`], when it was last looked at.
     now: Cell<Millis>,
     /// Whom to ask for figures of the whole node.
     pub metrics: RefCell<Option<Addr<Metrics>>>,
@@ -230,8 +247,8 @@ impl Local {
     /// The shared values of an arbiter whose node waits for the others.
     pub fn new(book: Arc<Book>, bucket: Addr<Bucket>, setup: Setup) -> Rc<Local> {
         let own = book.buckets.iter().position(|one| *one == bucket).unwrap_or(usize::MAX);
-        let wall = (setup.clock)();
-        let now = Cell::new(wall);
+        let wall = (setup.clock)().wall;
+        let now = Cell::new(setup.steady());
         let anchor = Cell::new((Instant::now(), wall.0.saturating_mul(1000)));
         let missing = book.peers.keys().copied().collect();
         let settings = settings(&setup.limits);
@@ -290,7 +307,7 @@ impl Local {
         destination == self.own
     }
 
-    /// The time, at most a tick old: as the Bucket last looked at the clock.
+    /// [`Setup::steady`], at most a tick old: as the Bucket last looked at the clock.
     #[inline]
     pub fn now(&self) -> Millis {
         self.now.get()
@@ -476,7 +493,7 @@ impl Local {
                 Told::Count(meant.map(|entry| entry.signal.kill()).count() as u64)
             }
             Question::Pause { until, writes_only } => {
-                let now = (self.setup.clock)();
+                let now = self.setup.steady();
                 let pause = Pause { until, writes_only };
                 let before = self.pause.get().filter(|pause| pause.until > now);
                 self.pause.set(Some(before.map_or(pause, |before| before.and(pause))));
@@ -562,7 +579,7 @@ impl Local {
 
     /// Says in the log that a client speaks HTTP, once in a while.
     pub fn warn_of_http(&self, client: &Client) {
-        let now = (self.setup.clock)();
+        let now = self.setup.steady();
         let warned = self.http_warned.get();
         if warned.is_none_or(|then| now.0.abs_diff(then.0) >= HTTP_WARNING_MS) {
             self.http_warned.set(Some(now));
@@ -595,9 +612,10 @@ impl Local {
     }
 
     /// Regular upkeep: pauses end, and clients that are quiet or do not read are let go.
-    pub fn tick(&self, now: Millis) {
+    pub fn tick(&self, wall: Millis) {
+        self.compare(wall);
+        let now = self.setup.steady();
         self.look_at(now);
-        self.compare(now);
         if self.pause.get().is_some_and(|pause| pause.until <= now) {
             self.pause.set(None);
             self.resume();
@@ -641,7 +659,7 @@ impl Local {
 
     /// Tells the monitors. One that does not keep up is given up.
     pub fn show(&self, client: &Client, words: Words<'_>) {
-        let now = (self.setup.clock)();
+        let now = (self.setup.clock)().wall;
         let (secs, millis) = (now.0 / 1000, now.0 % 1000);
         let begin = format!("+{secs}.{millis:03}000 [{} {}]", client.table, client.address);
         let mut line = begin.into_bytes();
@@ -692,7 +710,7 @@ impl Local {
         if !reaches(thresholds.slow) && !reaches(thresholds.spike) {
             return;
         }
-        let now = (self.setup.clock)();
+        let now = (self.setup.clock)().wall;
         if reaches(thresholds.spike) {
             let fast = spec.is_some_and(|spec| spec.flags & FAST != 0);
             let event = if fast { "fast-command" } else { "command" };

@@ -125,6 +125,7 @@ struct Look;
 
 impl Metrics {
     /// The metrics of the node `own`.
+    #[allow(clippy::too_many_arguments, reason = "one for each part of it")]
     pub fn new(
         config: Arc<Config>,
         own: Node,
@@ -158,7 +159,7 @@ impl Metrics {
     /// Notes a second's snapshot and tells the Sessions.
     fn note(&mut self, snapshot: Snapshot, told: Shown) {
         self.peak = snapshot.table_bytes.max(self.peak);
-        let now = (self.birth.clock)();
+        let now = (self.birth.clock)().wall;
         let sample = Sample::between(now.0 / 1000, &self.latest, &snapshot);
         self.series.push(sample);
         let (old, new) = (&self.latest.counters, &snapshot.counters);
@@ -180,7 +181,7 @@ impl Metrics {
         let tables = (0..).zip(tables).filter(|(_, (keys, _))| *keys > 0);
         let tables = tables.map(|(index, &(keys, volatile))| TableFacts { index, keys, volatile });
         Facts {
-            now: (self.birth.clock)(),
+            now: (self.birth.clock)().wall,
             started_at: self.birth.started,
             run_id: format!("{:08x}{:032x}", self.own.id.0, self.life.0),
             node: self.own.id.0,

@@ -20,7 +20,7 @@ use crate::engine::slots::{Atlas, Ring};
 use crate::engine::tables::KeyHasher;
 use crate::engine::txn::{Strength, Survives, Transactions};
 use crate::error::{Error, Listen, Result};
-use crate::ids::{Incarnation, LastSeen, Millis, NodeId, PartitionId};
+use crate::ids::{Incarnation, LastSeen, Millis, NodeId, Now, PartitionId};
 use crate::metrics::{LogCounts, Usage};
 use crate::net::http;
 use crate::net::listen::{Acceptor, TcpListener, listen};
@@ -76,8 +76,8 @@ pub enum Placement {
 /// What a node is born with, beside its configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct Birth {
-    /// The wall clock.
-    pub clock: fn() -> Millis,
+    /// The wall clock and the monotonic one.
+    pub clock: fn() -> Now,
     /// What the process takes of the machine, where that can be told.
     pub usage: fn() -> Option<Usage>,
     /// When it was born.
@@ -122,7 +122,7 @@ pub async fn start(
     let homes: Vec<NodeId> = partitions().map(|id| config.leader_of(id)).collect();
     let durability: Vec<Durability> =
         partitions().map(|id| config.class_of(id).durability).collect();
-    let (boot, clock) = ((birth.boot)(), (birth.clock)());
+    let (boot, clock) = ((birth.boot)(), (birth.clock)().wall);
     let mut found = match durability.iter().any(|durability| is_logged(*durability)) {
         true => match recovery::open(&config, id, &boot, clock) {
             Err(error @ Error::Full(_)) => {
@@ -151,6 +151,7 @@ pub async fn start(
         hasher,
         limits: config.limits,
         clock: birth.clock,
+        begun: (birth.clock)(),
         connected: connected.clone(),
         clients_max: Arc::new(AtomicUsize::new(config.limits.connections)),
         slow: Arc::default(),
@@ -195,7 +196,7 @@ pub async fn start(
         version: PROTOCOL_VERSION,
         cluster: config.cluster().to_owned(),
         node: id,
-        life: life,
+        life,
         digest: config.digest(),
         formed,
         unsound: unsound.iter().copied().collect(),
@@ -411,7 +412,7 @@ async fn open_once_there_is_room(
             log::warn!(target: "node", "{error}; waiting for room");
         }
         sleep(ROOM_EVERY).await;
-        match recovery::open(config, id, &(birth.boot)(), (birth.clock)()) {
+        match recovery::open(config, id, &(birth.boot)(), (birth.clock)().wall) {
             Err(again @ Error::Full(_)) => error = again,
             outcome => return outcome,
         }

@@ -79,11 +79,11 @@ pub async fn serve(stream: TcpStream, id: u64, local: Rc<Local>) {
     let address = |address: io::Result<SocketAddr>| {
         address.map(|address| address.to_string()).unwrap_or_default()
     };
-    let now = (local.setup.clock)();
+    let now = local.setup.steady();
     let client = Client::new(id, address(stream.peer_addr()), address(stream.local_addr()), now);
     let place = local.enter(&client);
     let (stream, half) = stream.into_split();
-    let outlet = Rc::new(Outlet::new(half, place.entry.clone(), local.setup.clock));
+    let outlet = Rc::new(Outlet::new(half, place.entry.clone(), local.clone()));
     let mut session =
         Session::new(stream, outlet.clone(), client, local.clone(), place.entry.clone());
     if let Err(error) = outlet.alongside(session.run()).await {
@@ -486,7 +486,7 @@ fn request(
                 local.counters.borrow_mut().others += 1;
                 state.redraw = true;
                 // Rare and about the node's clock: a pause ends when it says.
-                client.active_at = (local.setup.clock)();
+                client.active_at = local.setup.steady();
                 return match run(client, &local.facts(), words, &mut reply) {
                     Some(order) => Some(Next::Order(order)),
                     None => answered(local, Some(spec), gathered),

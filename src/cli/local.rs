@@ -1,6 +1,7 @@
 //! `--role local`: a whole cluster in one process, on loopback.
 
-use super::run::{LOST, report, run as run_nodes, wall_clock};
+use super::clock::wall_clock;
+use super::run::{LOST, report, run as run_nodes};
 use crate::config::{ARBITERS_MAX, Config, Durability, NODES_MAX};
 use crate::error::{Error, Result};
 use crate::logging;

@@ -1,7 +1,8 @@
 //! `--role node`: one node of a cluster, in the foreground.
 
+use super::clock::wall_clock;
 use super::output;
-use super::run::{LOST, report, run as run_nodes, wall_clock};
+use super::run::{LOST, report, run as run_nodes};
 use crate::config::{ARBITERS_MAX, Config};
 use crate::error::Error;
 use crate::ids::NodeId;

@@ -1,5 +1,6 @@
 //! Runs nodes until they are told to stop: the one place that makes arbiters.
 
+use super::clock::{clocks, wall_clock};
 use super::{descriptors, failpoint};
 use crate::actors::node::{Birth, Node, Placement, start};
 use crate::config::Config;
@@ -12,13 +13,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
-
-/// The wall clock. Everything below gets it handed in.
-#[allow(clippy::disallowed_methods, reason = "this is where wall time is handed in from")]
-pub fn wall_clock() -> Millis {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    Millis(now.map_or(0, |since| since.as_millis() as u64))
-}
 
 /// What this process takes of the machine; none where there is no Linux to tell it.
 fn usage() -> Option<Usage> {
@@ -129,7 +123,7 @@ async fn launch(
         handle.spawn_fn(move || logging::set_node(id));
     }
     let birth = Birth {
-        clock: wall_clock,
+        clock: clocks,
         usage,
         started,
         boot,

@@ -22,7 +22,7 @@ use crate::engine::partition::{Effect, Foresight, Neighbours, Partition, Took};
 use crate::engine::protocol::{Claim, Refusal, Term, Ticket, ToCoordinator, ToPartition};
 use crate::engine::replica::ANSWERS_BYTES_KEPT;
 use crate::engine::tables::{KeyHasher, Tables};
-use crate::ids::{Incarnation, Millis, NodeId, Now, PartitionId};
+use crate::ids::{Incarnation, NodeId, Now, PartitionId};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -176,8 +176,9 @@ pub struct Bucket<M> {
     partitions: Vec<Option<Partition<M>>>,
     neighbours: Neighbours,
     parking: Parking,
-    /// Operations that wait for a contended key: which, where, and until when.
-    tickets: BTreeMap<Ticket, (Waiter, PartitionId, Millis)>,
+    /// Operations that wait for a contended key: which, where, and until when, in ms of the
+    /// monotonic clock.
+    tickets: BTreeMap<Ticket, (Waiter, PartitionId, u64)>,
     next: u64,
     lock_wait_ms: u64,
     /// Bytes that the node's tables may grow by. Operations that need more memory are refused where
@@ -460,7 +461,7 @@ impl<M: Machine> Bucket<M> {
     ) {
         self.counts.waits += 1;
         let ticket = Ticket(self.next());
-        let until = Millis(now.wall.0.saturating_add(self.lock_wait_ms));
+        let until = now.mono.saturating_add(self.lock_wait_ms);
         self.tickets.insert(ticket, (waiter, id, until));
         if let Some(Some(partition)) = self.partitions.get_mut(id.index()) {
             partition.wait(ticket, claims, &mut out.effects);
@@ -492,7 +493,7 @@ impl<M: Machine> Bucket<M> {
         if let Some(Some(partition)) = self.partitions.get_mut(to.index()) {
             if self.room < GROWTH_BYTES_MAX
                 && partition.is_led_here()
-                && let Some(txn) = partition.needs_memory(&message, self.room, now.wall)
+                && let Some(txn) = partition.needs_memory(&message, self.room, now)
             {
                 out.effects.push(Effect::Coordinator(txn.node, ToCoordinator::Full { txn }));
                 return;
@@ -519,7 +520,7 @@ impl<M: Machine> Bucket<M> {
         }
         let Some(Some(partition)) = self.partitions.get_mut(to.index()) else { return Ok(()) };
         let Some(journal) = partition.journal_mut() else { return Ok(()) };
-        journal.group_mut().step(message, now.mono)?;
+        journal.group_mut().step(message, now)?;
         // Most answers to heartbeats change nothing but what the leader knows of the follower.
         if partition.is_stirred() {
             self.touch(to);
@@ -738,7 +739,7 @@ impl<M: Machine> Bucket<M> {
             }
             let Some(partition) = &mut self.partitions[index] else { continue };
             let Some(journal) = partition.journal_mut() else { continue };
-            let ticked = journal.group_mut().tick(now.mono);
+            let ticked = journal.group_mut().tick(now);
             // A deposed leader's entries grow old by themselves.
             if ticked && journal.group().has_output() || !journal.leads() && !journal.is_calm() {
                 self.touch(PartitionId(index as u16));
@@ -750,7 +751,7 @@ impl<M: Machine> Bucket<M> {
     pub fn tick(&mut self, now: Now, out: &mut Outbox) {
         for index in 0..self.partitions.len() {
             let Some(partition) = &mut self.partitions[index] else { continue };
-            partition.tick(now.wall, &self.neighbours, &mut out.effects);
+            partition.tick(now, &self.neighbours, &mut out.effects);
             let id = partition.id();
             let of_it = (id, NodeId(0))..=(id, NodeId(u16::MAX));
             let generations = self.generations.range(of_it);
@@ -764,15 +765,15 @@ impl<M: Machine> Bucket<M> {
         self.tend_backups(now);
         self.vouch(out);
         self.drift_back(now);
-        self.expire(now.wall);
+        self.expire(now);
         // Not all of them: a thousand partitions at rest would have ten thousand turns a second.
         for index in 0..self.partitions.len() {
             if self.partitions[index].as_ref().is_some_and(Partition::wants_turn) {
                 self.touch(PartitionId(index as u16));
             }
         }
-        let late = |(ticket, (_, _, until)): (&Ticket, &(Waiter, PartitionId, Millis))| {
-            (*until <= now.wall).then_some(*ticket)
+        let late = |(ticket, (_, _, until)): (&Ticket, &(Waiter, PartitionId, u64))| {
+            (*until <= now.mono).then_some(*ticket)
         };
         let late: Vec<Ticket> = self.tickets.iter().filter_map(late).collect();
         for ticket in late {
@@ -786,7 +787,7 @@ impl<M: Machine> Bucket<M> {
 
     /// A cycle of active expiry. The steps go round the partitions, so that none waits for the
     /// others' backlog.
-    fn expire(&mut self, now: Millis) {
+    fn expire(&mut self, now: Now) {
         if !self.expires_actively {
             return;
         }

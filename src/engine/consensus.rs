@@ -73,7 +73,7 @@ use self::lease::{Lease, Promise};
 use self::log::Log;
 use self::pace::{Ticks, Timeouts};
 use self::rules::{Rule, kept};
-use crate::ids::NodeId;
+use crate::ids::{NodeId, Now};
 use bytes::Bytes;
 use protobuf::Message as _;
 use raft::eraftpb::{ConfChangeV2, Entry, EntryType, HardState, Message, MessageType};
@@ -180,7 +180,7 @@ pub struct Group {
     /// Leadership was offered to another because of the disk.
     yields: bool,
     /// The latest moment that was told.
-    mono: u64,
+    now: Now,
     held: VecDeque<Held>,
     /// Messages whose time has come since the last drive.
     released: Vec<Message>,
@@ -236,7 +236,7 @@ impl Group {
             ticks: Ticks::new(setup.tick_ms, mono),
             timeouts: setup.timeouts(),
             promise: Promise::new(setup.promise_ms()),
-            lease: Lease::new(setup.lease_ms()),
+            lease: Lease::new(setup.lease_ms(), setup.lease_drift_ms()),
             retain_bytes: setup.retain_bytes,
             election_ticks: setup.election_ticks,
             window_bytes: setup.window_bytes,
@@ -245,7 +245,7 @@ impl Group {
             unsynced_bytes_max: setup.unsynced_bytes_max,
             unsynced_bytes: 0,
             yields: false,
-            mono,
+            now: Now { mono, ..Now::default() },
             held: VecDeque::new(),
             released: Vec::new(),
             members,
@@ -283,10 +283,10 @@ impl Group {
 
     /// Lets time pass. However late it is called, it is one tick at most. Tells whether there may be
     /// something to bring out because of it.
-    pub fn tick(&mut self, mono: u64) -> bool {
-        self.pass(mono);
+    pub fn tick(&mut self, now: Now) -> bool {
+        self.pass(now);
         let asked = self.ask_again();
-        if !self.ticks.due(self.mono) {
+        if !self.ticks.due(self.now.mono) {
             return asked;
         }
         if self.yield_to_a_faster_disk() {
@@ -348,10 +348,10 @@ impl Group {
         true
     }
 
-    /// Takes a peer's message, received at `mono`. What cannot be one is refused with a reason. Its
+    /// Takes a peer's message, received at `now`. What cannot be one is refused with a reason. Its
     /// entries go on using the message's bytes.
-    pub fn step(&mut self, message: &Bytes, mono: u64) -> Result<(), String> {
-        self.pass(mono);
+    pub fn step(&mut self, message: &Bytes, now: Now) -> Result<(), String> {
+        self.pass(now);
         if message.len() > MESSAGE_BYTES_MAX {
             return Err(format!("a message of {} bytes is too long", message.len()));
         }
@@ -375,14 +375,14 @@ impl Group {
         match message.msg_type {
             // A vote that the leader asked for itself breaks no promise.
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote
-                if self.promise.binds(self.mono) && message.context != CAMPAIGN_TRANSFER =>
+                if self.promise.binds(self.now.mono) && message.context != CAMPAIGN_TRANSFER =>
             {
                 return Ok(());
             }
             MessageType::MsgAppend | MessageType::MsgHeartbeat | MessageType::MsgSnapshot
                 if message.term >= receiver.term && kept(Rule::VotersKeepPromises) =>
             {
-                self.promise.renew(self.mono);
+                self.promise.renew(self.now.mono);
             }
             MessageType::MsgTimeoutNow if !self.log_is_whole() || self.disk_hangs() => {
                 return Ok(());
@@ -532,10 +532,10 @@ impl Group {
         true
     }
 
-    /// Brings out what is to be done at `mono`. To be called after anything else here was; what it
+    /// Brings out what is to be done at `now`. To be called after anything else here was; what it
     /// puts into `out` is added to what is there.
-    pub fn drive(&mut self, mono: u64, out: &mut Output) {
-        self.pass(mono);
+    pub fn drive(&mut self, now: Now, out: &mut Output) {
+        self.pass(now);
         self.ask_again();
         self.send_released(out);
         while self.raw.has_ready() {
@@ -597,7 +597,7 @@ impl Group {
             let ticket = read.request_ctx.as_slice().try_into().map(u64::from_le_bytes);
             let Ok(ticket) = ticket else { continue };
             let transferring = self.is_transferring() && kept(Rule::HandingOverEndsLease);
-            let confirmed = self.lease.confirm(Ticket(ticket), self.mono, transferring);
+            let confirmed = self.lease.confirm(Ticket(ticket), self.now, transferring);
             out.confirmed = confirmed.max(out.confirmed);
         }
         for entry in committed {
@@ -760,27 +760,28 @@ impl Group {
             && (self.raw.raft.apply_to_current_term() || !kept(Rule::LeadersServeTheirTerm))
     }
 
-    /// Whether reads that came before `mono` was read may be answered from what is applied.
-    pub fn holds_lease(&self, mono: u64) -> bool {
-        mono < self.lease_until() && self.is_serving()
+    /// Whether reads that came before the clocks said `now` may be answered from what is applied.
+    pub fn holds_lease(&self, now: Now) -> bool {
+        now.mono < self.lease_until(now) && self.is_serving()
     }
 
-    /// When the lease ends, in ms of the monotonic clock; 0: there is none.
-    pub fn lease_until(&self) -> u64 {
-        self.lease.until()
+    /// When the lease ends, in ms of the monotonic clock, as far as can be told at `now`; 0: there
+    /// is none.
+    pub fn lease_until(&self, now: Now) -> u64 {
+        self.lease.until(now)
     }
 
-    /// Asks a majority at `mono` whether this replica still leads. Reads that came before may be
+    /// Asks a majority at `now` whether this replica still leads. Reads that came before may be
     /// answered once [`Output::confirmed`] reaches the ticket; a lease runs from the asking, unless
     /// leadership was handed over in this term. No ticket: it does not lead or not serve yet.
     ///
     /// Cheap to call often: while one confirmation is under way, the next is sent after it.
-    pub fn confirm(&mut self, mono: u64) -> Option<Ticket> {
-        self.pass(mono);
+    pub fn confirm(&mut self, now: Now) -> Option<Ticket> {
+        self.pass(now);
         if !self.is_serving() {
             return None;
         }
-        let (ticket, now) = self.lease.ask(self.mono);
+        let (ticket, now) = self.lease.ask(self.now);
         if now {
             self.ask(ticket);
         }
@@ -788,7 +789,7 @@ impl Group {
     }
 
     fn ask_again(&mut self) -> bool {
-        let ticket = self.lease.ask_again(self.mono);
+        let ticket = self.lease.ask_again(self.now);
         if let Some(ticket) = ticket {
             self.ask(ticket);
         }
@@ -928,14 +929,14 @@ impl Group {
         self.members_ahead.back().map_or(&self.members, |(_, members)| members)
     }
 
-    fn pass(&mut self, mono: u64) {
-        self.mono = self.mono.max(mono);
+    fn pass(&mut self, now: Now) {
+        self.now = Now { wall: now.wall, mono: self.now.mono.max(now.mono) };
     }
 
     /// Whether it may stand for election without being asked to: no promise is broken by its own
     /// vote, its log is whole, and its disk answers.
     fn may_stand(&self) -> bool {
-        !self.promise.binds(self.mono) && self.log_is_whole() && !self.disk_hangs()
+        !self.promise.binds(self.now.mono) && self.log_is_whole() && !self.disk_hangs()
     }
 
     /// Whether the log can be stood on. While a snapshot is being installed, the raft crate dies of

@@ -33,6 +33,7 @@ use crate::engine::protocol::{
 };
 use crate::engine::replica::{Applied, Mutation, Replica};
 use crate::engine::rules::{Rule, kept};
+use crate::engine::stamps::Stamps;
 use crate::engine::tables::{EXPIRED_NOTED_MAX, KeyHasher};
 use crate::ids::{Age, Incarnation, Millis, NodeId, Now, PartitionId, TableIndex, TxnId};
 use commit::Deferred;
@@ -193,10 +194,20 @@ struct Held {
     /// The term of unlogged locks; `None` once they are logged, or on their way to the log, as an
     /// intent.
     unlogged: Option<Term>,
-    /// When unlogged locks were set, or last asked about.
-    since: Millis,
+    /// When unlogged locks were set, or last asked about, in ms of the monotonic clock.
+    since: u64,
     /// Keys that must still be as they were when the intent is applied.
     watched: Vec<Watched>,
+}
+
+/// For how long a transaction has been open here, in ms of this leader's monotonic clock: what an
+/// earlier leader stamped says nothing about that.
+#[derive(Clone, Copy, Debug)]
+struct Aged {
+    /// Since when this leader knows of it.
+    since: u64,
+    /// When its outcome was last asked for or repeated.
+    repeated: u64,
 }
 
 /// A partition and what its leader knows.
@@ -221,8 +232,10 @@ pub struct Partition<M> {
     inquiries: BTreeMap<TxnId, Inquiry>,
     /// Commits that are applied here, for each primary that is to hear of them.
     confirmations: BTreeMap<PartitionId, Vec<TxnId>>,
-    /// When an intent or an outcome was last asked for or repeated.
-    repeated: BTreeMap<TxnId, Millis>,
+    /// Intents and outcomes that were there at this leader's last tick.
+    aged: BTreeMap<TxnId, Aged>,
+    /// Leader's memory, and a follower's for when it leads.
+    stamps: Stamps,
     sweep: Sweep,
     snapshots: snapshots::Snapshots<M>,
     /// When a backup's copy was last seen to be pulled from, by the monotonic clock.
@@ -286,7 +299,8 @@ impl<M: Machine> Partition<M> {
             deferred: Vec::new(),
             inquiries: BTreeMap::new(),
             confirmations: BTreeMap::new(),
-            repeated: BTreeMap::new(),
+            aged: BTreeMap::new(),
+            stamps: Stamps::default(),
             sweep: Sweep::default(),
             snapshots: snapshots::Snapshots::default(),
             backup_pulled: 0,
@@ -338,7 +352,7 @@ impl<M: Machine> Partition<M> {
             && self.deferred.is_empty()
             && self.inquiries.is_empty()
             && self.confirmations.is_empty()
-            && self.repeated.is_empty()
+            && self.aged.is_empty()
             && self.replica.intents().is_empty()
             && self.replica.outcomes().is_empty()
             && self.journal.as_ref().is_none_or(|journal| journal.is_calm())
@@ -369,7 +383,7 @@ impl<M: Machine> Partition<M> {
         reply: &mut Vec<u8>,
     ) -> Took {
         let reads = M::access(op.head.code) == Access::Read;
-        let stamp = self.replica.stamp(now.wall);
+        let stamp = self.stamp(now);
         let Some(journal) = &mut self.journal else {
             match reads {
                 true => self.replica.read(op, stamp, reply),
@@ -382,18 +396,24 @@ impl<M: Machine> Partition<M> {
             }
             return Took::Done;
         };
-        if reads && (may_overtake || journal.backlog() == 0) && journal.may_read(now.mono, waiter) {
+        if reads && (may_overtake || journal.backlog() == 0) && journal.may_read(now, waiter) {
             let start = reply.len();
             self.replica.read(op, stamp, reply);
             if self.replica.expired().is_none() {
                 return Took::Done;
             }
-            // A later leader's clock may be behind: what this one took for expired must be so in
+            // A later leader's stamps may be behind: what this one took for expired must be so in
             // the log before anybody hears of it.
             reply.truncate(start);
         }
         journal.file(Mutation::Run(*op), After::Reply(waiter));
         Took::Filed
+    }
+
+    /// The stamp for what happens at `now`, where this node leads.
+    #[inline]
+    fn stamp(&mut self, now: Now) -> Millis {
+        self.stamps.next(now, self.replica.stamped())
     }
 
     /// About how many bytes an operation goes through beyond those that it takes and replies with.
@@ -460,7 +480,7 @@ impl<M: Machine> Partition<M> {
     /// A step of active expiry: looks at about [`EXPIRE_CELLS`] cells of a table in which something
     /// may expire, and removes what has. Tells how many that was and whether the partition holds
     /// anything that may expire at all. Keys under a lock are left to their transaction.
-    pub fn expire_some(&mut self, now: Millis) -> Option<usize> {
+    pub fn expire_some(&mut self, now: Now) -> Option<usize> {
         if let Some(journal) = &self.journal
             && (!journal.leads() || journal.backlog() > EXPIRE_BACKLOG_MAX)
         {
@@ -472,7 +492,7 @@ impl<M: Machine> Partition<M> {
             let table = TableIndex::all().chain(TableIndex::all()).skip(next).find(volatile)?;
             self.sweep = Sweep { table, cursor: 0 };
         }
-        let stamp = self.replica.stamp(now);
+        let stamp = self.stamp(now);
         let Sweep { table, cursor } = self.sweep;
         self.sweep.cursor = self.replica.sweep(table, cursor, EXPIRE_CELLS, stamp);
         let mut removed = 0;
@@ -544,12 +564,12 @@ impl<M: Machine> Partition<M> {
             }
             Waiting::Lock(lock) => {
                 self.tickets.remove(&lock.txn);
-                self.lock(lock, queued.claims, now.wall, effects);
+                self.lock(lock, queued.claims, now, effects);
             }
             Waiting::Prepare(prepare) => {
                 self.tickets.remove(&prepare.txn);
-                self.hold(prepare.txn, prepare.age, queued.claims, None, now.wall);
-                self.prepare(prepare, now.wall, effects);
+                self.hold(prepare.txn, prepare.age, queued.claims, None, now.mono);
+                self.prepare(prepare, now, effects);
             }
         }
         self.forget(calm, effects);
@@ -577,7 +597,7 @@ impl<M: Machine> Partition<M> {
             .collect();
         for (txn, age, claims) in locked {
             self.clock = self.clock.max(age.time);
-            self.hold(txn, age, claims, None, Millis(0));
+            self.hold(txn, age, claims, None, 0);
         }
     }
 
@@ -595,7 +615,7 @@ impl<M: Machine> Partition<M> {
         self.tickets.clear();
         self.inquiries.clear();
         self.confirmations.clear();
-        self.repeated.clear();
+        self.aged.clear();
         for deferred in std::mem::take(&mut self.deferred) {
             self.refuse(deferred.txn(), effects);
         }
@@ -606,12 +626,7 @@ impl<M: Machine> Partition<M> {
     ///
     /// Nothing is noted. Its Coordinator ends it for good unless the decision is under way, which
     /// no share that is refused so allows.
-    pub fn needs_memory(
-        &mut self,
-        message: &ToPartition,
-        room: usize,
-        now: Millis,
-    ) -> Option<TxnId> {
+    pub fn needs_memory(&mut self, message: &ToPartition, room: usize, now: Now) -> Option<TxnId> {
         let grows = |share: &Share| {
             let stretching = share.batch.iter().filter(|op| M::stretches(op) > 0);
             room == 0 && share.batch.heads().any(|head| M::grows(head.code))
@@ -636,7 +651,7 @@ impl<M: Machine> Partition<M> {
                     access: Access::Read,
                 };
                 let claims: Vec<Claim> = images.iter().map(claim).collect();
-                let stamp = self.replica.stamp(now);
+                let stamp = self.stamp(now);
                 let before = self.replica.images(&claims, stamp);
                 (bytes(images).saturating_sub(bytes(&before)) > room).then_some(prepare.txn)
             }
@@ -661,7 +676,7 @@ impl<M: Machine> Partition<M> {
         age: Age,
         claims: Vec<Claim>,
         unlogged: Option<Term>,
-        since: Millis,
+        since: u64,
     ) {
         for claim in &claims {
             self.marks.hold(claim, txn, age);

@@ -337,6 +337,8 @@ pub enum ToCoordinator {
         term: Term,
         /// The partition's Lamport time.
         time: u64,
+        /// The stamp as of which the images are: what had expired by then they do not hold.
+        stamp: Millis,
         /// What the operations replied.
         replies: Replies,
         /// What the claimed keys hold.

@@ -5,10 +5,9 @@
 //! so the same log gives the same replica. What only a leader has (marks, queues, parked requests)
 //! is in [`crate::engine::partition`].
 //!
-//! Three things here are a leader's memory all the same, because they lie beside what they are
-//! about. No mutation's outcome depends on them, and no snapshot holds them: the watched keys,
-//! the latest stamp given out ([`Replica::stamp`]), and what a leader has heard of transactions
-//! that are over ([`Replica::done_below`]). The last may only make it refuse what it would
+//! Two things here are a leader's memory all the same, because they lie beside what they are about.
+//! No mutation's outcome depends on them, and no snapshot holds them: the watched keys, and what a
+//! leader has heard of transactions that are over ([`Replica::done_below`]). The last may only make it refuse what it would
 //! otherwise have proposed.
 
 mod ends;
@@ -165,8 +164,6 @@ pub struct Replica<M> {
     stamp: Millis,
     /// Leader's memory: transactions that are over as far as anybody has said so.
     heard: Ends,
-    /// Leader's memory: the latest stamp given out.
-    promised: Millis,
     /// The items of a snapshot that is being taken.
     snapshot: Option<u64>,
     /// Recycled.
@@ -187,7 +184,6 @@ impl<M: Machine> Replica<M> {
             finished: Ends::default(),
             stamp: Millis(0),
             heard: Ends::default(),
-            promised: Millis(0),
             snapshot: None,
             layout: Layout::default(),
             machine: PhantomData,
@@ -207,13 +203,6 @@ impl<M: Machine> Replica<M> {
     /// Commits that are not confirmed by all participants.
     pub fn outcomes(&self) -> &BTreeMap<TxnId, Outcome> {
         &self.outcomes
-    }
-
-    /// The stamp for what happens at wall time `now`: stamps never decrease, whatever clocks do
-    /// and whoever led before.
-    pub fn stamp(&mut self, now: Millis) -> Millis {
-        self.promised = self.promised.max(self.stamp).max(now);
-        self.promised
     }
 
     /// The stamp of the latest mutation that was applied.

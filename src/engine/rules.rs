@@ -53,11 +53,20 @@ pub enum Rule {
     ReadsNeedLease,
     /// A new leader serves once it applied an entry of its own term.
     LeadersApplyFirst,
+    /// Stamps go on with real time, however far ahead of the leader's wall clock they are.
+    StampsKeepPace,
+    /// A wall clock that is ahead draws stamps along by a part of real time only.
+    StampJumpsAreBounded,
+    /// The age of an intent is counted by the clock of the present leader, since it leads.
+    IntentsAgeHere,
+    /// What has expired is what the leader of the key says: a Coordinator does not look at its own
+    /// clock.
+    LeadersDecideExpiry,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 22] = [
+    pub const ALL: [Rule; 26] = [
         Rule::MarksAreAuthoritative,
         Rule::WoundThroughCoordinator,
         Rule::OlderWounds,
@@ -80,6 +89,10 @@ impl Rule {
         Rule::GrantsWaitForFiled,
         Rule::ReadsNeedLease,
         Rule::LeadersApplyFirst,
+        Rule::StampsKeepPace,
+        Rule::StampJumpsAreBounded,
+        Rule::IntentsAgeHere,
+        Rule::LeadersDecideExpiry,
     ];
 }
 

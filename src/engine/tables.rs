@@ -393,6 +393,18 @@ impl Tables {
         true
     }
 
+    /// Moves the key's expiry, if it has one, from the time of one clock to that of another: it is
+    /// as far from `to` as it was from `from`. Nobody takes that for a change.
+    pub fn rebase(&mut self, table: TableIndex, key: &[u8], from: Millis, to: Millis) {
+        let hash = self.hasher.hash(key);
+        let Some(items) = self.tables[table.index()].as_deref_mut() else { return };
+        let Some(place) = items.find(hash, key) else { return };
+        if let Some(expires) = items.at(place).expires() {
+            let moved = expires.0.saturating_add(to.0).saturating_sub(from.0);
+            items.edit(place, |item| item.set_expires(Some(Millis(moved))));
+        }
+    }
+
     /// Removes the key; false if it was absent.
     pub fn remove(&mut self, table: TableIndex, hash: u64, key: &[u8]) -> bool {
         let Some((items, place)) = self.live_mut(table, hash, key) else { return false };

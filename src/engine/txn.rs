@@ -7,6 +7,10 @@
 //!  Gather  Lock everywhere ─ all Granted ─▶ evaluate the script here ─▶ Prepare with the outcome, as Write
 //! ```
 //!
+//! How long something has waited is counted by this node's monotonic clock. What time it is for a
+//! key, and so whether it has expired, the leader of its partition says: its stamp comes with the
+//! grant, and a script runs each of its operations at the stamp of the keys concerned.
+//!
 //! A wound, a refused vote or a lost lock aborts the attempt and begins another with the same age:
 //! a transaction only grows older against its rivals, so it gets through. Once the decision was
 //! sent to the primary the attempt can no longer be taken back, and if the primary is lost then,
@@ -21,7 +25,7 @@ use crate::engine::protocol::{
 };
 use crate::engine::rules::{Rule, kept};
 use crate::engine::tables::{KeyHasher, Tables};
-use crate::ids::{Age, Incarnation, Millis, NodeId, PartitionId, TxnId};
+use crate::ids::{Age, Incarnation, Millis, NodeId, Now, PartitionId, TableIndex, TxnId};
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::marker::PhantomData;
@@ -136,7 +140,8 @@ struct Txn {
     work: Work,
     primary: PartitionId,
     failures: u32,
-    until: Millis,
+    /// When patience ends.
+    until: u64,
     phase: Phase,
 }
 
@@ -144,7 +149,7 @@ struct Txn {
 enum Phase {
     /// Between two attempts, until a partition has its leader back.
     Pausing {
-        until: Millis,
+        until: u64,
         lacking: PartitionId,
     },
     Locking {
@@ -164,8 +169,8 @@ enum Phase {
     /// `since` the decision was first asked for, `asked` again last.
     Deciding {
         replies: Vec<Replies>,
-        since: Millis,
-        asked: Millis,
+        since: u64,
+        asked: u64,
     },
 }
 
@@ -181,6 +186,8 @@ fn heard(waiting: &mut Waiting, partition: PartitionId) -> bool {
 #[derive(Debug)]
 struct Grant {
     term: Term,
+    /// The moment of the images, by the partition's leader.
+    stamp: Millis,
     replies: Replies,
     images: Vec<Image>,
 }
@@ -236,7 +243,7 @@ impl<M: Machine> Transactions<M> {
     }
 
     /// Begins a transaction; its end is a [`Effect::Reply`] to `client`.
-    pub fn begin(&mut self, client: ClientId, work: Work, now: Millis, effects: &mut Vec<Effect>) {
+    pub fn begin(&mut self, client: ClientId, work: Work, now: Now, effects: &mut Vec<Effect>) {
         if let Some(refusal) = self.hopeless(&work) {
             effects.push(Effect::Reply(client, Ended::Refused(refusal)));
             return;
@@ -250,8 +257,8 @@ impl<M: Machine> Transactions<M> {
         self.next += 1;
         let id = TxnId { node: self.node, incarnation: self.life, sequence, attempt: 0 };
         let age = Age { time: self.clock, node: self.node, tie: sequence };
-        let until = Millis(now.0.saturating_add(self.wait_ms));
-        let phase = Phase::Pausing { until: now, lacking: primary };
+        let until = now.mono.saturating_add(self.wait_ms);
+        let phase = Phase::Pausing { until: now.mono, lacking: primary };
         let txn = Txn { id, age, client, work, primary, failures: 0, until, phase };
         self.active.insert(sequence, Box::new(txn));
         self.attempt(sequence, now, effects);
@@ -263,7 +270,7 @@ impl<M: Machine> Transactions<M> {
         id: PartitionId,
         node: NodeId,
         term: Term,
-        now: Millis,
+        now: Now,
         effects: &mut Vec<Effect>,
     ) {
         let Some(leader) = self.partitions.get_mut(id.index()) else { return };
@@ -285,7 +292,7 @@ impl<M: Machine> Transactions<M> {
         &mut self,
         sequence: u64,
         partition: PartitionId,
-        now: Millis,
+        now: Now,
         effects: &mut Vec<Effect>,
     ) {
         let Some(txn) = self.active.get_mut(&sequence) else { return };
@@ -293,7 +300,7 @@ impl<M: Machine> Transactions<M> {
             Phase::Pausing { .. } => {}
             // The first decision stands, so asking again is harmless; at the next tick, as the new
             // leader may not be known yet.
-            Phase::Deciding { asked, .. } if txn.primary == partition => *asked = Millis(0),
+            Phase::Deciding { asked, .. } if txn.primary == partition => *asked = 0,
             Phase::Deciding { .. } => {}
             Phase::Locking { .. } | Phase::Preparing { .. } | Phase::Confirming { .. } => {
                 self.abort(sequence, effects);
@@ -302,18 +309,18 @@ impl<M: Machine> Transactions<M> {
         }
     }
 
-    fn pause(&mut self, sequence: u64, lacking: PartitionId, now: Millis) {
+    fn pause(&mut self, sequence: u64, lacking: PartitionId, now: Now) {
         if let Some(txn) = self.active.get_mut(&sequence) {
-            txn.phase = Phase::Pausing { until: Millis(now.0 + PAUSE_MS), lacking };
+            txn.phase = Phase::Pausing { until: now.mono + PAUSE_MS, lacking };
         }
     }
 
     /// Takes one message.
-    pub fn handle(&mut self, message: ToCoordinator, now: Millis, effects: &mut Vec<Effect>) {
+    pub fn handle(&mut self, message: ToCoordinator, now: Now, effects: &mut Vec<Effect>) {
         match message {
-            ToCoordinator::Granted { txn, partition, term, time, replies, images } => {
+            ToCoordinator::Granted { txn, partition, term, time, stamp, replies, images } => {
                 self.clock = self.clock.max(time);
-                let grant = Grant { term, replies, images };
+                let grant = Grant { term, stamp, replies, images };
                 self.on_granted(txn, partition, grant, now, effects);
             }
             ToCoordinator::Voted { txn, partition, time, vote } => {
@@ -347,7 +354,7 @@ impl<M: Machine> Transactions<M> {
         &mut self,
         node: NodeId,
         life: Incarnation,
-        now: Millis,
+        now: Now,
         effects: &mut Vec<Effect>,
     ) {
         if self.reachable.get(&node).is_some_and(|known| *known != life) {
@@ -360,16 +367,17 @@ impl<M: Machine> Transactions<M> {
     /// A node can be reached and does not answer. Attempts that need it are aborted, so that they
     /// lock nothing elsewhere meanwhile, and begin again once it answers or others lead what it led.
     /// Decisions under way are waited for.
-    pub fn node_suspected(&mut self, node: NodeId, now: Millis, effects: &mut Vec<Effect>) {
+    pub fn node_suspected(&mut self, node: NodeId, now: Now, effects: &mut Vec<Effect>) {
         if node == self.node {
             return;
         }
         self.suspected.insert(node);
-        let led_there = |txn: &Box<Txn>| {
+        let led_there = |txn: &Txn| {
             let mut ids = txn.work.shares.iter().map(|(id, _)| *id);
             Some((txn.id.sequence, ids.find(|id| self.leader(*id) == Some(node))?))
         };
-        let hit: Vec<(u64, PartitionId)> = self.active.values().filter_map(led_there).collect();
+        let active = self.active.values().map(AsRef::as_ref);
+        let hit: Vec<(u64, PartitionId)> = active.filter_map(led_there).collect();
         for (sequence, partition) in hit {
             self.on_leader_lost(sequence, partition, now, effects);
         }
@@ -382,7 +390,7 @@ impl<M: Machine> Transactions<M> {
 
     /// A node cannot be reached any more: transactions that need it end, or wait for another leader
     /// of what it led.
-    pub fn node_down(&mut self, node: NodeId, now: Millis, effects: &mut Vec<Effect>) {
+    pub fn node_down(&mut self, node: NodeId, now: Now, effects: &mut Vec<Effect>) {
         if node == self.node {
             return;
         }
@@ -418,30 +426,30 @@ impl<M: Machine> Transactions<M> {
 
     /// Regular upkeep: goes on with what paused, asks again for decisions, gives up what waited too
     /// long.
-    pub fn tick(&mut self, now: Millis, effects: &mut Vec<Effect>) {
+    pub fn tick(&mut self, now: Now, effects: &mut Vec<Effect>) {
         let sequences: Vec<u64> = self.active.keys().copied().collect();
         for sequence in sequences {
             let Some(txn) = self.active.get_mut(&sequence) else { continue };
             let (id, primary) = (txn.id, txn.primary);
             match &mut txn.phase {
-                Phase::Deciding { since, .. } if since.0 + DECIDE_MAX_MS <= now.0 => {
+                Phase::Deciding { since, .. } if *since + DECIDE_MAX_MS <= now.mono => {
                     let unknown = Ended::Unknown(Refusal::Unknown(primary));
                     self.give_up(sequence, unknown, effects);
                 }
-                Phase::Deciding { asked, .. } if asked.0 + REDECIDE_AFTER_MS <= now.0 => {
-                    *asked = now;
+                Phase::Deciding { asked, .. } if *asked + REDECIDE_AFTER_MS <= now.mono => {
+                    *asked = now.mono;
                     self.ask_decision(id, primary, effects);
                 }
                 Phase::Deciding { .. } => {}
-                Phase::Pausing { lacking, .. } if txn.until <= now => {
+                Phase::Pausing { lacking, .. } if txn.until <= now.mono => {
                     let refusal = Refusal::NoLeader(*lacking);
                     self.refuse(sequence, refusal, effects);
                 }
-                Phase::Pausing { until, .. } if *until <= now => {
+                Phase::Pausing { until, .. } if *until <= now.mono => {
                     self.attempt(sequence, now, effects);
                 }
                 Phase::Pausing { .. } => {}
-                _ if txn.until <= now => self.refuse(sequence, Refusal::Locked, effects),
+                _ if txn.until <= now.mono => self.refuse(sequence, Refusal::Locked, effects),
                 _ => {}
             }
         }
@@ -514,7 +522,7 @@ impl<M: Machine> Transactions<M> {
         self.active.first_key_value().map_or(self.next, |(sequence, _)| *sequence)
     }
 
-    fn attempt(&mut self, sequence: u64, now: Millis, effects: &mut Vec<Effect>) {
+    fn attempt(&mut self, sequence: u64, now: Now, effects: &mut Vec<Effect>) {
         let done_below = self.done_below();
         let Some(txn) = self.active.get(&sequence) else { return };
         if let Some(lacking) = self.lacking(&txn.work, true).or_else(|| self.silent(&txn.work)) {
@@ -589,7 +597,7 @@ impl<M: Machine> Transactions<M> {
         id: TxnId,
         partition: PartitionId,
         grant: Grant,
-        now: Millis,
+        now: Now,
         effects: &mut Vec<Effect>,
     ) {
         let Some(txn) = self.current(id) else { return };
@@ -641,27 +649,31 @@ impl<M: Machine> Transactions<M> {
         &mut self,
         id: TxnId,
         grants: BTreeMap<PartitionId, Grant>,
-        now: Millis,
+        now: Now,
         effects: &mut Vec<Effect>,
     ) {
         let mut scratch = Tables::new(self.hasher);
-        scratch.begin(now, Access::Write);
         let mut versions = BTreeMap::new();
-        for image in grants.values().flat_map(|grant| &grant.images) {
-            scratch.install(image.clone());
-            let hash = scratch.hasher().hash(&image.key);
-            let version = scratch.watches_mut().watch(image.table, hash, false, now);
-            versions.insert((image.table, &image.key), version);
+        let mut moments = Moments::default();
+        for Grant { stamp, images, .. } in grants.values() {
+            let stamp = if kept(Rule::LeadersDecideExpiry) { *stamp } else { now.wall };
+            moments.latest = moments.latest.max(stamp);
+            scratch.begin(stamp, Access::Write);
+            for image in images {
+                scratch.install(image.clone());
+                let hash = scratch.hasher().hash(&image.key);
+                let version = scratch.watches_mut().watch(image.table, hash, false, stamp);
+                versions.insert((image.table, &image.key), version);
+                moments.of.insert((image.table, &image.key), stamp);
+            }
         }
         let Some(txn) = self.current(id) else { return };
         let mut replies = Replies::default();
         for op in txn.work.script.iter() {
-            scratch.begin(now, M::access(op.head.code));
-            M::run(&op, &mut scratch, now, &mut replies.bytes);
+            moments.run::<M>(&op, &mut scratch, &mut replies.bytes);
             end_reply::<M>(op.head, &mut replies);
         }
-        scratch.begin(now, Access::Write);
-        let mut bare = bare::<M>(scratch.hasher(), &txn.work, &grants, now);
+        let mut bare = bare::<M>(scratch.hasher(), &txn.work, &grants, moments.latest);
         let mut outcome: BTreeMap<PartitionId, Vec<Image>> = BTreeMap::new();
         let mut changed = false;
         for (partition, share) in &txn.work.shares {
@@ -672,7 +684,10 @@ impl<M: Machine> Transactions<M> {
                 // A key that gets the value that it had is written all the same.
                 let version = scratch.watches().version(*table, scratch.hasher().hash(key));
                 let mut written = version.as_ref() != versions.get(&(*table, key));
+                let moment = moments.at(*table, key);
+                scratch.begin(moment, Access::Write);
                 if let Some(bare) = &mut bare {
+                    bare.begin(moment, Access::Write);
                     written |= bare.image(*table, key) != scratch.image(*table, key);
                 }
                 if claim.access == Access::Write && written {
@@ -705,7 +720,7 @@ impl<M: Machine> Transactions<M> {
         id: TxnId,
         partition: PartitionId,
         vote: Option<Replies>,
-        now: Millis,
+        now: Now,
         effects: &mut Vec<Effect>,
     ) {
         let Some(txn) = self.current(id) else { return };
@@ -725,12 +740,12 @@ impl<M: Machine> Transactions<M> {
         }
         replies.sort_unstable_by_key(|(partition, _)| *partition);
         let replies = std::mem::take(replies).into_iter().map(|(_, replies)| replies).collect();
-        txn.phase = Phase::Deciding { replies, since: now, asked: now };
+        txn.phase = Phase::Deciding { replies, since: now.mono, asked: now.mono };
         let primary = txn.primary;
         self.ask_decision(id, primary, effects);
     }
 
-    fn on_decided(&mut self, id: TxnId, verdict: Verdict, now: Millis, effects: &mut Vec<Effect>) {
+    fn on_decided(&mut self, id: TxnId, verdict: Verdict, now: Now, effects: &mut Vec<Effect>) {
         let Some(txn) = self.current(id) else { return };
         let Phase::Deciding { replies, .. } = &mut txn.phase else { return };
         if verdict == Verdict::Abort {
@@ -757,7 +772,7 @@ impl<M: Machine> Transactions<M> {
         id: TxnId,
         partition: PartitionId,
         held_there: bool,
-        now: Millis,
+        now: Now,
         effects: &mut Vec<Effect>,
     ) {
         let Some(txn) = self.current(id) else { return };
@@ -785,7 +800,7 @@ impl<M: Machine> Transactions<M> {
         }
     }
 
-    fn on_wound(&mut self, id: TxnId, now: Millis, effects: &mut Vec<Effect>) {
+    fn on_wound(&mut self, id: TxnId, now: Now, effects: &mut Vec<Effect>) {
         let Some(txn) = self.current(id) else { return };
         let wounded = match txn.phase {
             Phase::Locking { .. } | Phase::Preparing { .. } => true,
@@ -813,7 +828,7 @@ impl<M: Machine> Transactions<M> {
 
     /// Ends an attempt that failed through no wound, and begins another, a bounded number of
     /// times.
-    fn fail(&mut self, id: TxnId, now: Millis, effects: &mut Vec<Effect>) {
+    fn fail(&mut self, id: TxnId, now: Now, effects: &mut Vec<Effect>) {
         let Some(txn) = self.current(id) else { return };
         txn.failures += 1;
         if txn.failures > FAILURES_MAX {
@@ -861,6 +876,44 @@ impl<M: Machine> Transactions<M> {
             self.counts.commits += 1;
             effects.push(Effect::Reply(txn.client, Ended::Done(replies)));
         }
+    }
+}
+
+/// What time it is for the keys of a script: for each of them the stamp of its partition's leader,
+/// as of which nothing that the leader has shown is expired.
+#[derive(Default)]
+struct Moments<'a> {
+    of: BTreeMap<(TableIndex, &'a Vec<u8>), Millis>,
+    latest: Millis,
+}
+
+impl Moments<'_> {
+    fn at(&self, table: TableIndex, key: &Vec<u8>) -> Millis {
+        self.of.get(&(table, key)).copied().unwrap_or(self.latest)
+    }
+
+    /// Runs an operation at the moment of its keys. Those of several partitions, whose leaders'
+    /// clocks differ, are brought to the latest of their moments with what is left of their times to
+    /// live, and back: what is moved from one to the other lives on for as long as it would have.
+    fn run<M: Machine>(&self, op: &Op<'_>, scratch: &mut Tables, reply: &mut Vec<u8>) {
+        let mut keys = Vec::new();
+        M::keys(op, &mut |table, key| keys.push((table, key.to_vec())));
+        keys.sort_unstable();
+        keys.dedup();
+        let of_keys = || keys.iter().map(|(table, key)| self.at(*table, key));
+        let now = of_keys().max().unwrap_or(self.latest);
+        let differ = of_keys().any(|moment| moment != now);
+        let rebase = |scratch: &mut Tables, there: bool| {
+            for (table, key) in keys.iter().filter(|_| differ) {
+                let own = self.at(*table, key);
+                let (from, to) = if there { (own, now) } else { (now, own) };
+                scratch.rebase(*table, key, from, to);
+            }
+        };
+        rebase(scratch, true);
+        scratch.begin(now, M::access(op.head.code));
+        M::run(op, scratch, now, reply);
+        rebase(scratch, false);
     }
 }
 
@@ -988,7 +1041,8 @@ mod tests {
             let attempt: u32 = args.key("attempt", 1)?;
             let (node, incarnation) = (NodeId(1), Incarnation(1));
             let txn = TxnId { node, incarnation, sequence, attempt };
-            let now = Millis(args.key("at", 0)?);
+            let at: u64 = args.key("at", 0)?;
+            let now = Now { wall: Millis(at), mono: at };
             let handle = |transactions: &mut Transactions<Lists>, message, effects: &mut Vec<_>| {
                 transactions.handle(message, now, effects);
             };
@@ -1020,6 +1074,7 @@ mod tests {
                             partition,
                             term: Term(1),
                             time: 0,
+                            stamp: Millis(0),
                             replies: Replies::default(),
                             images: vec![image],
                         };
@@ -1095,8 +1150,8 @@ mod tests {
             let hasher = KeyHasher::new(0);
             let mut script =
                 Script(Transactions::new(NodeId(1), Incarnation(1), homes, hasher, 100));
-            script.0.node_up(NodeId(2), Incarnation(1), Millis(0), &mut Vec::new());
-            script.0.node_up(NodeId(3), Incarnation(1), Millis(0), &mut Vec::new());
+            script.0.node_up(NodeId(2), Incarnation(1), Now::default(), &mut Vec::new());
+            script.0.node_up(NodeId(3), Incarnation(1), Now::default(), &mut Vec::new());
             goldenscript::run(&mut script, format!("tests/scripts/txn/{name}")).unwrap();
         }
     }

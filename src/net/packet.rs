@@ -132,7 +132,7 @@ impl Extent<'_> {
         }
     }
 
-    fn to_partition(&self, message: &ToPartition) -> Result<(), String> {
+    fn message_to_partition(&self, message: &ToPartition) -> Result<(), String> {
         let txn = match message {
             ToPartition::Lock(lock) => {
                 self.node(lock.age.node)?;
@@ -169,7 +169,7 @@ impl Extent<'_> {
         self.node(txn.node)
     }
 
-    fn to_coordinator(&self, message: &ToCoordinator) -> Result<(), String> {
+    fn message_to_coordinator(&self, message: &ToCoordinator) -> Result<(), String> {
         match message {
             ToCoordinator::Granted { partition, time, .. }
             | ToCoordinator::Voted { partition, time, .. } => {
@@ -199,9 +199,9 @@ impl Packet {
             }
             Packet::Partition(id, message) => {
                 extent.partition(*id)?;
-                extent.to_partition(message)
+                extent.message_to_partition(message)
             }
-            Packet::Coordinator(message) => extent.to_coordinator(message),
+            Packet::Coordinator(message) => extent.message_to_coordinator(message),
             Packet::Raft(messages) => extent.partitions(messages.iter().map(|(id, _)| id)),
             Packet::Leads(id, node, term) => {
                 if *node != extent.from {

@@ -372,9 +372,13 @@ impl<D: Disk> Directory<D> {
     }
 }
 
+/// The latest second that names a replica, in the year 2065: a clock that is ahead of that must not
+/// use up all numbers that there are.
+const SECOND_MAX: u64 = 3_000_000_000;
+
 /// A replica's number that was never given before: the second it is given in, or the next.
 fn later(last: u32, second: u64) -> u32 {
-    u32::try_from(second).unwrap_or(u32::MAX).max(last.saturating_add(1))
+    (second.min(SECOND_MAX) as u32).max(last.saturating_add(1))
 }
 
 fn has_files<D: Disk>(disk: &D, dir: &Path) -> bool {

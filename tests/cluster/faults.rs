@@ -10,7 +10,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 /// Every key takes a write again, asked of every node. Refusals are retried until the deadline.
-fn all_writable(cluster: &Cluster, nodes: &[u16], keys: &[String]) {
+pub fn all_writable(cluster: &Cluster, nodes: &[u16], keys: &[String]) {
     for node in nodes {
         let mut client = cluster.connect(*node);
         for key in keys {
@@ -30,7 +30,7 @@ fn written(client: &mut Client, key: &str) -> bool {
 }
 
 /// Waits for so many more writes and checks of a load.
-fn more(progress: &Progress, writes: u64, checks: u64) {
+pub fn more(progress: &Progress, writes: u64, checks: u64) {
     let before = progress.count();
     eventually("the load goes on", PATIENCE, || {
         let now = progress.count();

@@ -5,6 +5,7 @@
 
 use redis::{ConnectionLike, RedisResult, Value};
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -118,16 +119,16 @@ pub struct Process {
 impl Process {
     /// Starts the binary; its output is appended to `log`.
     pub fn start(args: &[&str], log: &Path) -> Process {
-        Process::start_armed(args, log, None)
+        Process::start_in(args, log, &[])
     }
 
-    /// The same, of a binary that is to die at this point, if it has such points.
-    fn start_armed(args: &[&str], log: &Path, failpoint: Option<String>) -> Process {
+    /// The same, with more in its environment.
+    fn start_in(args: &[&str], log: &Path, environment: &[(&str, &OsStr)]) -> Process {
         let out = File::options().create(true).append(true).open(log).expect("a log file");
         let err = out.try_clone().expect("a second handle of the log file");
         let child = Command::new(binary())
             .args(args)
-            .envs(failpoint.map(|point| ("QUORATE_FAILPOINT", point)))
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(out)
             .stderr(err)
@@ -249,6 +250,16 @@ pub struct Cluster {
     network: Option<Network>,
     /// Where nodes die that are started from now on: each once.
     armed: BTreeMap<u16, String>,
+    /// What stands between the nodes and their clocks, in [`Cluster::start_with_clocks`].
+    clocks: Option<PathBuf>,
+}
+
+/// By how many milliseconds a node's clocks are ahead.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Clock {
+    pub wall: i64,
+    pub monotonic: i64,
+    pub boottime: i64,
 }
 
 impl Cluster {
@@ -295,6 +306,49 @@ impl Cluster {
         cluster
     }
 
+    /// Three nodes with three copies of everything, all ready, whose wall clocks are so many ms
+    /// ahead: [`Cluster::set_clock`] changes that. None, with a word about it, where there is no C
+    /// compiler to make what stands between a node and its clocks.
+    pub fn start_with_clocks(ahead: [i64; 3]) -> Option<Cluster> {
+        let mut cluster = Cluster::new(3);
+        let library = cluster.folder.path().join("clock.so");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cluster/clock.c");
+        let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
+        let made = Command::new(compiler)
+            .args(["-shared", "-fPIC", "-O1", "-o"])
+            .arg(&library)
+            .arg(source)
+            .status();
+        match made {
+            Ok(status) => assert!(status.success(), "{source}: {status}"),
+            Err(e) => {
+                eprintln!("SKIPPED: no C compiler, so no clock can be set wrong: {e}");
+                return None;
+            }
+        }
+        cluster.clocks = Some(library);
+        for (id, wall) in (1..).zip(ahead) {
+            cluster.set_clock(id, Clock { wall, ..Clock::default() });
+        }
+        cluster.start_all();
+        Some(cluster)
+    }
+
+    /// Sets a node's clocks, whether it runs or not.
+    pub fn set_clock(&self, id: u16, clock: Clock) {
+        let Clock { wall, monotonic, boottime } = clock;
+        let bytes = [wall, monotonic, boottime].map(i64::to_ne_bytes).concat();
+        // In place: the node has mapped it.
+        let file =
+            File::options().create(true).truncate(false).write(true).open(self.clock_file(id));
+        let mut file = file.expect("a file in a temporary folder");
+        file.write_all(&bytes).expect("room for three numbers");
+    }
+
+    fn clock_file(&self, id: u16) -> PathBuf {
+        self.folder.path().join(format!("clock-{id}"))
+    }
+
     /// A cluster's file and ports; no process runs yet.
     pub fn new(nodes: u16) -> Cluster {
         let ports: Vec<Ports> = (0..nodes)
@@ -309,6 +363,7 @@ impl Cluster {
             ports,
             network: None,
             armed: BTreeMap::new(),
+            clocks: None,
         };
         let text = cluster.yaml(&cluster.name, PARTITIONS);
         cluster.write("cluster.yaml", &text);
@@ -405,12 +460,21 @@ impl Cluster {
 
     /// Starts a node with a file of its own.
     pub fn spawn_with(&mut self, id: u16, file: &Path) {
-        let slot = &mut self.processes[usize::from(id) - 1];
-        assert!(slot.is_none(), "node {id} runs already");
+        assert!(self.processes[usize::from(id) - 1].is_none(), "node {id} runs already");
         let file = file.to_str().expect("a path in UTF-8");
         let args = ["--role", "node", "--id", &id.to_string(), "--config", file];
         let log = self.folder.path().join(format!("node-{id}.log"));
-        *slot = Some(Process::start_armed(&args, &log, self.armed.remove(&id)));
+        let (failpoint, clock) = (self.armed.remove(&id), self.clock_file(id));
+        let mut environment = Vec::new();
+        if let Some(point) = &failpoint {
+            environment.push(("QUORATE_FAILPOINT", OsStr::new(point)));
+        }
+        if let Some(library) = &self.clocks {
+            environment.push(("LD_PRELOAD", library.as_os_str()));
+            environment.push(("QUORATE_TEST_CLOCK", clock.as_os_str()));
+        }
+        let started = Process::start_in(&args, &log, &environment);
+        self.processes[usize::from(id) - 1] = Some(started);
     }
 
     /// Starts a node as the caller likes ([`Process::start_by`]).
@@ -443,8 +507,20 @@ impl Cluster {
     }
 
     /// Stops a node in the middle of whatever it does; its sockets stay open.
+    ///
+    /// On a busy machine its threads stop one after the other, each when it is run again.
     pub fn pause(&mut self, id: u16) {
         self.process(id).signal("STOP");
+        let tasks = format!("/proc/{}/task", self.process(id).child.id());
+        let stopped = |task: std::fs::DirEntry| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            // Behind the name, which may have anything in it.
+            stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with('T'))
+        };
+        eventually(&format!("node {id} stands still"), PATIENCE, || {
+            let mut tasks = std::fs::read_dir(&tasks).ok()?.flatten();
+            tasks.all(stopped).then_some(())
+        });
     }
 
     /// Lets a paused node go on.
@@ -693,6 +769,13 @@ pub fn expect(stream: &mut TcpStream, expected: &str) {
         }
     }
     assert_eq!(String::from_utf8_lossy(&got), expected);
+}
+
+/// Reads what has arrived, or arrives next.
+pub fn read_some(stream: &mut TcpStream) -> String {
+    let mut bytes = vec![0; 4096];
+    let read = stream.read(&mut bytes).expect("an answer");
+    String::from_utf8_lossy(&bytes[..read]).into_owned()
 }
 
 /// Reads what comes until the other side closes.

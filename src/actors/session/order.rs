@@ -167,7 +167,7 @@ impl Session {
         if let Some(metrics) = metrics {
             metrics.send(Forget).await.map_err(stopping)?;
         }
-        let now = (self.local.setup.clock)();
+        let now = self.local.setup.steady();
         let slow_max = self.local.facts().settings.size("slowlog-max-len");
         show.reply(told, now, slow_max, &mut Reply::new(out, self.state.client.resp3));
         Ok(())

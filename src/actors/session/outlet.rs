@@ -5,8 +5,7 @@
 //! here. It leaves whenever the Session's task runs and the socket takes more, whatever the Session
 //! itself waits for.
 
-use crate::actors::local::Entry;
-use crate::ids::Millis;
+use crate::actors::local::{Entry, Local};
 use crate::net::listen::OwnedWriteHalf;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -23,7 +22,7 @@ const PIECE_BYTES: usize = 16 << 10;
 pub(super) struct Outlet {
     stream: OwnedWriteHalf,
     entry: Rc<Entry>,
-    clock: fn() -> Millis,
+    local: Rc<Local>,
     pieces: RefCell<VecDeque<Vec<u8>>>,
     /// How much of the first piece the socket has taken.
     begun: Cell<usize>,
@@ -35,11 +34,11 @@ pub(super) struct Outlet {
 }
 
 impl Outlet {
-    pub(super) fn new(stream: OwnedWriteHalf, entry: Rc<Entry>, clock: fn() -> Millis) -> Outlet {
+    pub(super) fn new(stream: OwnedWriteHalf, entry: Rc<Entry>, local: Rc<Local>) -> Outlet {
         Outlet {
             stream,
             entry,
-            clock,
+            local,
             pieces: RefCell::default(),
             begun: Cell::default(),
             unsent: Cell::default(),
@@ -84,7 +83,7 @@ impl Outlet {
     #[cold]
     fn keep(&self, bytes: &[u8]) {
         if self.unsent.get() == 0 {
-            self.entry.unread_since.set(Some((self.clock)()));
+            self.entry.unread_since.set(Some(self.local.setup.steady()));
         }
         self.unsent.set(self.unsent.get() + bytes.len());
         let mut pieces = self.pieces.borrow_mut();
@@ -108,7 +107,7 @@ impl Outlet {
                 Poll::Ready(Ok(())) => self.write_some(),
             };
             match written {
-                Ok(()) => self.entry.unread_since.set(Some((self.clock)())),
+                Ok(()) => self.entry.unread_since.set(Some(self.local.setup.steady())),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => {
                     self.failed.set(Some(error.kind()));

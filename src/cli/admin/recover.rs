@@ -4,7 +4,8 @@
 //! could be asked are lost.
 
 use crate::actors::recovery::{self, Alone};
-use crate::cli::run::{boot, wall_clock};
+use crate::cli::clock::wall_clock;
+use crate::cli::run::boot;
 use crate::config::Config;
 use crate::ids::NodeId;
 use std::io::Write;

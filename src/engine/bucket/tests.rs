@@ -8,7 +8,7 @@ use crate::engine::protocol::{
     Decide, Granule, Lock, Mode, Prepare, Prepared, Share, ToCoordinator, Verdict, Watched,
 };
 use crate::engine::replica::Replica;
-use crate::ids::{Age, TableIndex, TxnId};
+use crate::ids::{Age, Millis, TableIndex, TxnId};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
 use std::collections::VecDeque;

@@ -3,7 +3,9 @@
 //! A voter that hears its leader promises, by its own monotonic clock, to give nobody its vote for
 //! a while. A leader whose heartbeat a majority has confirmed therefore knows that nobody else
 //! leads until that while has passed since it *sent* the heartbeat; it takes a margin off for
-//! clocks that run at different speed, and until then answers reads from what it applied.
+//! clocks that run at different speed, and until then answers reads from what it applied. The
+//! bound on the clocks is that margin: a leader's clock that runs slower than a voter's by more
+//! than one part in ten is not provided for.
 //!
 //! What would break it, and what is done about it:
 //! - A voter that restarts has forgotten its promise: it keeps one from its start.
@@ -11,10 +13,16 @@
 //!   its lease up before, and takes none in that term any more once the word has left.
 //! - A change of configuration brings in voters who promised nothing: the lease ends with it.
 //! - A confirmation is tied to the term that asked for it.
+//! - A machine is suspended: the monotonic clock counts that time, or the lease would outlive it.
+//! - A virtual machine is paused, and no clock in it counts that time. Once its wall clock is
+//!   corrected the two clocks differ by it, so a lease holds only while they have not drifted apart
+//!   since its asking by more than half of the margin. Until the correction nothing in the machine
+//!   can tell, so what corrects the clock has to do so before the node is asked anything.
 //! - A promise is given back early only when the process it was made to is dead: it answers no
 //!   read, whatever its lease said, and the process that comes after it begins without one.
 
 use super::rules::{Rule, kept};
+use crate::ids::Now;
 use std::collections::VecDeque;
 
 /// Confirmations asked for in the meantime wait at least this long for the one under way.
@@ -56,9 +64,13 @@ pub struct Ticket(pub u64);
 /// A leader's lease, and the confirmations that renew it.
 pub struct Lease {
     length: u64,
+    /// By how much the two clocks may drift apart before it counts for nothing.
+    drift: u64,
     until: u64,
+    /// When it was asked for.
+    since: Now,
     /// Confirmations under way, and when each was asked for.
-    asked: VecDeque<(Ticket, u64)>,
+    asked: VecDeque<(Ticket, Now)>,
     last: Ticket,
     /// Somebody holds the ticket after `last`.
     wanted: bool,
@@ -67,11 +79,14 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// No lease yet; every one will be for `length` ms from the asking.
-    pub fn new(length: u64) -> Lease {
+    /// No lease yet; every one will be for `length` ms from the asking, while the two clocks do not
+    /// drift apart by more than `drift` ms.
+    pub fn new(length: u64, drift: u64) -> Lease {
         Lease {
             length,
+            drift,
             until: 0,
+            since: Now::default(),
             asked: VecDeque::new(),
             last: Ticket(0),
             wanted: false,
@@ -106,15 +121,18 @@ impl Lease {
         self.handed_over = true;
     }
 
-    /// Until when the lease runs, 0 for never.
-    pub fn until(&self) -> u64 {
-        self.until
+    /// Until when the lease runs, as far as can be told at `now`; 0 for never.
+    #[inline]
+    pub fn until(&self, now: Now) -> u64 {
+        let counts =
+            now.drift_since(self.since) <= self.drift || !kept(Rule::LeaseWatchesBothClocks);
+        if counts { self.until } else { 0 }
     }
 
-    /// The ticket for a read at `mono`, and whether its confirmation is to be sent now.
-    pub fn ask(&mut self, mono: u64) -> (Ticket, bool) {
-        if self.can_ask(mono) {
-            return (self.take(mono), true);
+    /// The ticket for a read at `now`, and whether its confirmation is to be sent now.
+    pub fn ask(&mut self, now: Now) -> (Ticket, bool) {
+        if self.can_ask(now) {
+            return (self.take(now), true);
         }
         self.wanted = true;
         if !kept(Rule::ConfirmationsAreLaterThanReads) {
@@ -124,30 +142,31 @@ impl Lease {
     }
 
     /// The confirmation that was put off, once it is to be sent.
-    pub fn ask_again(&mut self, mono: u64) -> Option<Ticket> {
-        (self.wanted && self.can_ask(mono)).then(|| self.take(mono))
+    pub fn ask_again(&mut self, now: Now) -> Option<Ticket> {
+        (self.wanted && self.can_ask(now)).then(|| self.take(now))
     }
 
-    fn can_ask(&self, mono: u64) -> bool {
-        self.asked.back().is_none_or(|(_, at)| mono >= at + ASK_EVERY_MS)
+    fn can_ask(&self, now: Now) -> bool {
+        self.asked.back().is_none_or(|(_, at)| now.mono >= at.mono + ASK_EVERY_MS)
     }
 
-    fn take(&mut self, mono: u64) -> Ticket {
+    fn take(&mut self, now: Now) -> Ticket {
         self.last.0 += 1;
         self.wanted = false;
-        self.asked.push_back((self.last, mono));
+        self.asked.push_back((self.last, now));
         self.last
     }
 
-    /// A majority has confirmed, by `mono`, what was asked with this ticket. Returns it unless it is
+    /// A majority has confirmed, by `now`, what was asked with this ticket. Returns it unless it is
     /// void; the lease runs again unless a successor is being prepared.
-    pub fn confirm(&mut self, ticket: Ticket, mono: u64, transferring: bool) -> Option<Ticket> {
+    pub fn confirm(&mut self, ticket: Ticket, now: Now, transferring: bool) -> Option<Ticket> {
         let at = self.asked.iter().position(|(asked, _)| *asked == ticket)?;
         let (_, asked_at) = self.asked[at];
         self.asked.drain(..=at);
-        let asked_at = if kept(Rule::LeaseRunsFromAsking) { asked_at } else { mono };
+        let asked_at = if kept(Rule::LeaseRunsFromAsking) { asked_at } else { now };
         if !self.handed_over && !transferring {
-            self.until = self.until.max(asked_at + self.length);
+            self.until = self.until.max(asked_at.mono + self.length);
+            self.since = asked_at;
         }
         Some(ticket)
     }

@@ -18,6 +18,9 @@ pub enum Rule {
     RestartedVotersKeepPromises,
     /// A lease runs from when its confirmation was asked for, not from when it came.
     LeaseRunsFromAsking,
+    /// A lease counts only while the wall clock and the monotonic clock agree on how long it has
+    /// run.
+    LeaseWatchesBothClocks,
     /// Who hands leadership over has no lease any more.
     HandingOverEndsLease,
     /// A confirmation counts for reads that came before it was asked for.

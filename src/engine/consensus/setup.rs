@@ -71,6 +71,12 @@ impl Setup {
         self.promise_ms() - self.promise_ms() / CLOCK_DRIFT_PART
     }
 
+    /// By how much a leader's two clocks may drift apart while a lease runs, in ms: half of what the
+    /// lease is shorter than the promise, at least one for the reading of both.
+    pub fn lease_drift_ms(&self) -> u64 {
+        ((self.promise_ms() - self.lease_ms()) / 2).max(1)
+    }
+
     pub(super) fn timeouts(&self) -> Timeouts {
         let first = Members::of(self.voters.iter().copied()).voters;
         // Whoever came later takes any place: it is a chance of equal timeouts, no more.

@@ -1,6 +1,7 @@
 //! Groups under a seed: an event heap, links that lose and delay, disks that forget what was not
-//! synced, or are lost, processes that crash and pause, clocks that disagree, leaders that hand over,
-//! members that come and go; and a checker that looks on from outside.
+//! synced, or are lost, processes that crash and pause, clocks that disagree, jump and stand still
+//! while their machine is paused, leaders that hand over, members that come and go; and a checker
+//! that looks on from outside.
 //!
 //! What must hold at every moment:
 //! - a term has one leader;
@@ -15,7 +16,7 @@
 use super::rules::{Rule, broken};
 use super::tests::payload;
 use super::*;
-use crate::ids::NodeId;
+use crate::ids::{Millis, NodeId, Now};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
 use std::cmp::Reverse;
@@ -155,14 +156,32 @@ struct Node {
     clock_offset: u64,
     /// Parts in a thousand that its clock runs fast.
     clock_rate: u64,
+    /// By how many ms its wall clock is ahead.
+    wall_ahead: u64,
     paused_until: Time,
+    /// While its virtual machine is paused the monotonic clock stands still: from when, and until
+    /// when; and for how long it stood still before that.
+    frozen: (Time, Time),
+    uncounted: Time,
     /// Whether its replica belongs to the group, or waits to be asked in.
     is_member: bool,
 }
 
 impl Node {
-    fn mono(&self, now: Time) -> u64 {
-        (self.clock_offset + now * self.clock_rate / 1000) / MS
+    /// What its clocks say. The wall clock of a paused machine is corrected as it goes on.
+    fn now(&self, now: Time) -> Now {
+        let (from, until) = self.frozen;
+        let counted = now - self.uncounted - (now.min(until) - from.min(now));
+        let mono = (self.clock_offset + counted * self.clock_rate / 1000) / MS;
+        Now { wall: Millis(self.wall_ahead + now / MS), mono }
+    }
+
+    /// The machine is paused.
+    fn freeze(&mut self, now: Time, until: Time) {
+        let (from, to) = self.frozen;
+        self.uncounted += now.min(to) - from;
+        self.frozen = (now, until.max(now));
+        self.paused_until = until;
     }
 }
 
@@ -296,7 +315,10 @@ impl World {
                 reads: Vec::new(),
                 clock_offset: world.dice.below(1_000_000_000),
                 clock_rate: world.dice.between(980, 1021),
+                wall_ahead: world.dice.below(1_000_000),
                 paused_until: 0,
+                frozen: (0, 0),
+                uncounted: 0,
                 is_member: number <= world.plan.voters,
             };
             world.nodes.insert(number, node);
@@ -329,7 +351,7 @@ impl World {
         let (recovered, state) = node.disk.recover();
         node.life += 1;
         node.state = state;
-        node.group = Some(Group::new(&node.setup, recovered, node.mono(now)).unwrap());
+        node.group = Some(Group::new(&node.setup, recovered, node.now(now).mono).unwrap());
         node.paused_until = 0;
         let life = node.life;
         let delay = self.dice.below(10 * MS);
@@ -365,12 +387,12 @@ impl World {
     }
 
     /// Calls into a replica that lives and runs, and carries out what it wants done.
-    fn with(&mut self, number: u16, call: impl FnOnce(&mut Group, u64)) {
+    fn with(&mut self, number: u16, call: impl FnOnce(&mut Group, Now)) {
         let now = self.now;
         let Some(node) = self.nodes.get_mut(&number) else { return };
-        let mono = node.mono(now);
+        let clocks = node.now(now);
         if let Some(group) = node.group.as_mut() {
-            call(group, mono);
+            call(group, clocks);
             self.drive(number);
         }
     }
@@ -378,10 +400,10 @@ impl World {
     fn drive(&mut self, number: u16) {
         let now = self.now;
         let node = self.nodes.get_mut(&number).unwrap();
-        let mono = node.mono(now);
+        let clocks = node.now(now);
         let Some(group) = node.group.as_mut() else { return };
         let mut out = Output::default();
-        group.drive(mono, &mut out);
+        group.drive(clocks, &mut out);
         assert!(!group.has_output(), "a drive brings out everything");
         let (id, term, life) = (node.id, group.term(), node.life);
         if group.role() == Role::Leader {
@@ -523,8 +545,8 @@ impl World {
         }
         match event {
             Event::Tick { node, life } => {
-                self.with(node, |group, mono| {
-                    group.tick(mono);
+                self.with(node, |group, clocks| {
+                    group.tick(clocks);
                 });
                 let delay = self.dice.between(9 * MS, 12 * MS);
                 self.at(delay, Event::Tick { node, life });
@@ -557,8 +579,8 @@ impl World {
     fn arrive(&mut self, to: ReplicaId, bytes: &Bytes) {
         let is_there = self.nodes[&to.node().0].id == to;
         if is_there {
-            self.with(to.node().0, |group, mono| {
-                if let Err(e) = group.step(bytes, mono) {
+            self.with(to.node().0, |group, clocks| {
+                if let Err(e) = group.step(bytes, clocks) {
                     assert!(!e.contains("were lost"), "{to}: {e}");
                 }
             });
@@ -649,18 +671,18 @@ impl World {
             let data =
                 Bytes::from(vec![self.dice.below(256) as u8; self.dice.between(1, 300) as usize]);
             let node = self.nodes.get_mut(&number).unwrap();
-            let mono = node.mono(now);
+            let clocks = node.now(now);
             let Some(group) = node.group.as_mut() else { continue };
             if self.dice.chance(800)
                 && let Some(position) = group.propose(data)
             {
                 node.proposed.insert(position);
             }
-            if group.holds_lease(mono) {
+            if group.holds_lease(clocks) {
                 self.lease_reads += 1;
             }
             if self.dice.chance(500)
-                && let Some(ticket) = group.confirm(mono)
+                && let Some(ticket) = group.confirm(clocks)
             {
                 node.reads.push((ticket, acknowledged));
             }
@@ -675,7 +697,7 @@ impl World {
         if self.plan.disks && self.dice.chance(300) {
             return self.lose_disk(number);
         }
-        match self.dice.below(13) {
+        match self.dice.below(15) {
             0 | 1 => {
                 self.crash(number);
                 let delay = self.dice.between(MS, 600 * MS);
@@ -709,6 +731,11 @@ impl World {
             }
             6 => self.break_link(number, other),
             7 => self.transfer(),
+            13 => {
+                let (now, pause) = (self.now, self.dice.between(MS, 500 * MS));
+                self.node(number).freeze(now, now + pause);
+            }
+            14 => self.node(number).wall_ahead = self.dice.below(10_000_000),
             8..=10 => numbers.into_iter().for_each(|number| self.snapshot(number)),
             _ => self.change_members(),
         }
@@ -827,7 +854,7 @@ impl World {
         let mut holder: Option<(ReplicaId, u64)> = None;
         for node in self.nodes.values() {
             let Some(group) = &node.group else { continue };
-            if !group.holds_lease(node.mono(self.now)) {
+            if !group.holds_lease(node.now(self.now)) {
                 continue;
             }
             assert!(
@@ -880,7 +907,8 @@ impl World {
         let node = &self.nodes[&leader];
         let group = node.group.as_ref().unwrap();
         // Clients ask now and then only: between their asking a lease may end.
-        let leases = group.lease_until() + 200 > node.mono(self.now);
+        let clocks = node.now(self.now);
+        let leases = group.lease_until(clocks) + 200 > clocks.mono;
         assert!(leases || self.handed_over.contains(&group.term()), "{}: no lease", node.id);
         let end = node.state.index;
         assert!(end >= self.acknowledged);
@@ -1002,6 +1030,7 @@ fn a_broken_rule_is_noticed() {
     let rules = [
         Rule::AcknowledgeAfterSync,
         Rule::LeaseRunsFromAsking,
+        Rule::LeaseWatchesBothClocks,
         Rule::HandingOverEndsLease,
         Rule::LeadersServeTheirTerm,
         Rule::MembersAreRecovered,

@@ -16,7 +16,7 @@ use super::{
     Entry, EntryType, Group, Logged, MemberChange, Output, Recovered, ReplicaId, STATE_BYTES,
     Setup, write_state,
 };
-use crate::ids::NodeId;
+use crate::ids::{NodeId, Now};
 use bytes::Bytes;
 use protobuf::Message as _;
 use raft::eraftpb::{ConfChangeV2, HardState};
@@ -46,7 +46,7 @@ pub fn survive(
     lost: &[NodeId],
 ) -> Result<Option<Survivor>, String> {
     let mut group = Group::recover(setup, recovered, 0, true)?;
-    group.drive(0, &mut Output::default());
+    group.drive(Now::default(), &mut Output::default());
     let members = group.members().clone();
     let is_there = |id: &&ReplicaId| !lost.contains(&id.node());
     let decides = |list: &[ReplicaId]| list.iter().filter(is_there).count() * 2 > list.len();

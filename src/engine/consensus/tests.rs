@@ -2,7 +2,7 @@
 
 use super::rules::broken;
 use super::*;
-use crate::ids::NodeId;
+use crate::ids::{Millis, NodeId, Now};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A replica with its disk, which is as durable as the test says.
@@ -44,6 +44,11 @@ impl Replica {
 /// An entry as a disk gives it back.
 pub fn payload(logged: &Logged) -> (u64, Bytes) {
     (logged.index, Bytes::from([&logged.head[..], &logged.data].concat()))
+}
+
+/// A moment at which both clocks of a node say the same.
+fn at(mono: u64) -> Now {
+    Now { wall: Millis(mono), mono }
 }
 
 /// Replicas on nodes 1, 2, 3, ... of one cluster, and the links between them.
@@ -126,7 +131,7 @@ impl Cluster {
         let mono = self.mono;
         let replica = self.replicas.get_mut(&node).unwrap();
         let mut out = Output::default();
-        replica.group.drive(mono, &mut out);
+        replica.group.drive(at(mono), &mut out);
         replica.unsynced.append(&mut out.persist);
         if !replica.holds_disk {
             replica.sync();
@@ -175,7 +180,7 @@ impl Cluster {
         }
         let mono = self.mono;
         if let Some(replica) = self.replicas.get_mut(&to) {
-            let stepped = replica.group.step(&envelope.bytes, mono);
+            let stepped = replica.group.step(&envelope.bytes, at(mono));
             assert!(self.is_damaged || stepped.is_ok(), "{stepped:?}");
         }
     }
@@ -187,7 +192,7 @@ impl Cluster {
             self.mono += 10;
             let mono = self.mono;
             for replica in self.replicas.values_mut() {
-                replica.group.tick(mono);
+                replica.group.tick(at(mono));
             }
             self.settle();
         }
@@ -279,7 +284,7 @@ fn message(kind: MessageType, from: u16, to: u16, term: u64) -> Message {
 
 fn step(cluster: &mut Cluster, to: u16, message: &Message) -> Result<(), String> {
     let mono = cluster.mono;
-    cluster[to].step(&message.write_to_bytes().unwrap().into(), mono)
+    cluster[to].step(&message.write_to_bytes().unwrap().into(), at(mono))
 }
 
 fn types(cluster: &Cluster) -> Vec<MessageType> {
@@ -315,7 +320,7 @@ fn what_needs_no_disk_waits_for_none() {
     cluster.run(300);
     (1..=3).for_each(|node| cluster.replica(node).holds_disk = true);
     let mono = cluster.mono;
-    let ticket = cluster[1].confirm(mono);
+    let ticket = cluster[1].confirm(at(mono));
     cluster.settle();
     assert!(ticket.is_some() && cluster.replicas[&1].confirmed == ticket);
 }
@@ -370,48 +375,74 @@ fn a_pause_is_one_tick() {
     // So a leader that slept is still one that nobody heard for long, and asks before it serves.
     let mut cluster = Cluster::led(3);
     let mono = cluster.mono;
-    cluster[1].confirm(mono);
+    cluster[1].confirm(at(mono));
     cluster.settle();
-    assert!(cluster[1].holds_lease(mono));
-    assert!(!cluster[1].holds_lease(mono + 60_000));
-    cluster[2].tick(mono + 60_000);
+    assert!(cluster[1].holds_lease(at(mono)));
+    assert!(!cluster[1].holds_lease(at(mono + 60_000)));
+    cluster[2].tick(at(mono + 60_000));
     assert_eq!(cluster[2].role(), Role::Follower);
 }
 
 #[test]
 fn a_lease_runs_from_the_asking() {
     let mut cluster = Cluster::led(3);
-    assert_eq!(cluster[1].lease_until(), 0);
-    assert_eq!(cluster[2].confirm(1_000), None);
     let asked = cluster.mono;
-    cluster[1].confirm(asked);
+    assert_eq!(cluster[1].lease_until(at(asked)), 0);
+    assert_eq!(cluster[2].confirm(at(1_000)), None);
+    cluster[1].confirm(at(asked));
     cluster.mono += 30;
     cluster.settle();
     let length = cluster.replicas[&1].setup.lease_ms();
-    assert_eq!(cluster[1].lease_until(), asked + length);
-    assert!(cluster[1].holds_lease(asked + length - 1));
-    assert!(!cluster[1].holds_lease(asked + length));
+    assert_eq!(cluster[1].lease_until(at(asked)), asked + length);
+    assert!(cluster[1].holds_lease(at(asked + length - 1)));
+    assert!(!cluster[1].holds_lease(at(asked + length)));
     // Alone it gets none.
     cluster.isolate(1);
     cluster.mono += 100;
     let mono = cluster.mono;
-    cluster[1].confirm(mono);
+    cluster[1].confirm(at(mono));
     cluster.settle();
-    assert_eq!(cluster[1].lease_until(), asked + length);
+    assert_eq!(cluster[1].lease_until(at(asked)), asked + length);
+}
+
+/// A leader whose virtual machine was paused for three seconds, by clocks that were not. What its
+/// monotonic clock does not see its wall clock tells, once it is corrected; and a wall clock that
+/// is set costs a lease and no more.
+#[test]
+fn a_lease_ends_with_either_clock() {
+    let paused = |ahead: i64| {
+        let mut cluster = Cluster::led(3);
+        let asked = at(cluster.mono);
+        cluster[1].confirm(asked);
+        cluster.settle();
+        assert!(cluster[1].holds_lease(asked));
+        let wall = Millis((asked.wall.0 as i64 + ahead) as u64);
+        let held = cluster[1].holds_lease(Now { wall, ..asked });
+        // The next one is counted from here.
+        cluster.mono += 20;
+        let now = Now { wall, mono: cluster.mono };
+        cluster[1].confirm(now);
+        cluster.settle();
+        assert!(cluster[1].holds_lease(now));
+        held
+    };
+    let bound = Cluster::new(3).replicas[&1].setup.lease_drift_ms() as i64;
+    assert!(paused(bound) && !paused(bound + 1) && !paused(3_000) && !paused(-900));
+    assert!(broken(Rule::LeaseWatchesBothClocks, || paused(3_000)));
 }
 
 #[test]
 fn a_read_is_confirmed_by_what_was_asked_after_it() {
     let later = || {
-        let mut lease = Lease::new(100);
-        let (first, sent) = lease.ask(1_000);
+        let mut lease = Lease::new(100, 10);
+        let (first, sent) = lease.ask(at(1_000));
         assert!(sent);
-        let (second, sent) = lease.ask(1_001);
+        let (second, sent) = lease.ask(at(1_001));
         assert!(!sent);
-        assert_eq!(lease.ask(1_002), (second, false));
-        assert_eq!(lease.ask_again(1_003), None);
-        assert_eq!(lease.confirm(first, 1_004, false), Some(first));
-        let again = lease.ask_again(1_004);
+        assert_eq!(lease.ask(at(1_002)), (second, false));
+        assert_eq!(lease.ask_again(at(1_003)), None);
+        assert_eq!(lease.confirm(first, at(1_004), false), Some(first));
+        let again = lease.ask_again(at(1_004));
         second > first && again == Some(second)
     };
     assert!(later());
@@ -420,29 +451,29 @@ fn a_read_is_confirmed_by_what_was_asked_after_it() {
 
 #[test]
 fn reads_that_wait_are_asked_for_again_when_members_change() {
-    let mut lease = Lease::new(100);
-    let (first, _) = lease.ask(1_000);
+    let mut lease = Lease::new(100, 10);
+    let (first, _) = lease.ask(at(1_000));
     lease.give_up();
-    assert_eq!(lease.confirm(first, 1_001, false), None);
-    let again = lease.ask_again(1_001).unwrap();
-    assert!(again > first && lease.confirm(again, 1_002, false) == Some(again));
-    assert_eq!(lease.until(), 1_101);
+    assert_eq!(lease.confirm(first, at(1_001), false), None);
+    let again = lease.ask_again(at(1_001)).unwrap();
+    assert!(again > first && lease.confirm(again, at(1_002), false) == Some(again));
+    assert_eq!(lease.until(at(1_002)), 1_101);
     // With the term, those who wait are sent away.
-    lease.ask(1_003);
+    lease.ask(at(1_003));
     lease.reset();
-    assert_eq!((lease.until(), lease.ask_again(1_020)), (0, None));
+    assert_eq!((lease.until(at(1_002)), lease.ask_again(at(1_020))), (0, None));
 }
 
 #[test]
 fn handing_over_is_quick_and_ends_the_lease() {
     let mut cluster = Cluster::led(3);
     let mono = cluster.mono;
-    cluster[1].confirm(mono);
+    cluster[1].confirm(at(mono));
     cluster.settle();
-    assert!(cluster[1].holds_lease(mono));
+    assert!(cluster[1].holds_lease(at(mono)));
     assert!(!cluster[1].transfer(replica_id(1)) && !cluster[1].transfer(replica_id(9)));
     assert!(cluster[1].transfer(replica_id(2)));
-    assert!(!cluster[1].holds_lease(mono));
+    assert!(!cluster[1].holds_lease(at(mono)));
     assert_eq!(cluster[1].propose(Bytes::from_static(b"a")), None);
     cluster.settle();
     // Whatever anybody promised, without a tick.
@@ -461,11 +492,11 @@ fn a_term_that_told_a_successor_has_no_lease() {
     cluster.run(700);
     assert!(!cluster[1].is_transferring() && cluster[1].term() == term);
     let mono = cluster.mono;
-    let ticket = cluster[1].confirm(mono);
+    let ticket = cluster[1].confirm(at(mono));
     cluster.settle();
     // Reads are confirmed one by one, for the word may still arrive.
     assert!(ticket.is_some() && cluster.replicas[&1].confirmed == ticket);
-    assert!(!cluster[1].holds_lease(mono));
+    assert!(!cluster[1].holds_lease(at(mono)));
 }
 
 #[test]
@@ -475,15 +506,15 @@ fn a_successor_that_was_not_told_takes_no_lease_away() {
     write(&mut cluster, 1, b"a");
     assert!(cluster[1].transfer(replica_id(2)));
     let mono = cluster.mono;
-    cluster[1].confirm(mono);
+    cluster[1].confirm(at(mono));
     cluster.settle();
-    assert!(!cluster[1].holds_lease(mono));
+    assert!(!cluster[1].holds_lease(at(mono)));
     cluster.run(700);
     assert!(!cluster[1].is_transferring());
     let mono = cluster.mono;
-    cluster[1].confirm(mono);
+    cluster[1].confirm(at(mono));
     cluster.settle();
-    assert!(cluster[1].holds_lease(mono));
+    assert!(cluster[1].holds_lease(at(mono)));
 }
 
 /// Whether replica 2 keeps its promise to the leader although a stray message of a later term made
@@ -493,14 +524,14 @@ fn a_voter_keeps_its_promise_over_terms() {
     let keeps = || {
         let mut cluster = Cluster::led(3);
         let mono = cluster.mono;
-        cluster[1].confirm(mono);
+        cluster[1].confirm(at(mono));
         cluster.settle();
         step(&mut cluster, 2, &message(MessageType::MsgRequestVoteResponse, 3, 2, 5)).unwrap();
         let mut vote = message(MessageType::MsgRequestVote, 3, 2, 6);
         (vote.index, vote.log_term) = (99, 5);
         step(&mut cluster, 2, &vote).unwrap();
         cluster.drive_all(2);
-        assert!(cluster[1].holds_lease(mono));
+        assert!(cluster[1].holds_lease(at(mono)));
         types(&cluster).is_empty()
     };
     assert!(keeps());
@@ -512,7 +543,7 @@ fn a_voter_keeps_a_promise_that_it_forgot() {
     let keeps = || {
         let mut cluster = Cluster::led(3);
         let mono = cluster.mono;
-        cluster[1].confirm(mono);
+        cluster[1].confirm(at(mono));
         cluster.settle();
         cluster.restart(2);
         cluster[2].campaign();
@@ -520,7 +551,7 @@ fn a_voter_keeps_a_promise_that_it_forgot() {
         (vote.index, vote.log_term) = (99, 5);
         step(&mut cluster, 2, &vote).unwrap();
         cluster.drive_all(2);
-        assert!(cluster[1].holds_lease(mono));
+        assert!(cluster[1].holds_lease(at(mono)));
         types(&cluster).is_empty()
     };
     assert!(keeps());
@@ -625,7 +656,7 @@ fn who_lacks_entries_gets_a_snapshot() {
     cluster.run(300);
     let (_, outgoing) = cluster.snapshots.pop().unwrap();
     let mono = cluster.mono;
-    cluster[3].step(&outgoing.message, mono).unwrap();
+    cluster[3].step(&outgoing.message, at(mono)).unwrap();
     cluster[1].report_snapshot(outgoing.to, true);
     cluster.settle();
     let installed = cluster.replicas[&3].snapshot.clone().unwrap();
@@ -646,7 +677,7 @@ fn who_installs_a_snapshot_stands_for_nothing() {
     let (_, outgoing) = cluster.snapshots.pop().unwrap();
     cluster.replica(3).holds_disk = true;
     let mono = cluster.mono;
-    cluster[3].step(&outgoing.message, mono).unwrap();
+    cluster[3].step(&outgoing.message, at(mono)).unwrap();
     cluster.drive(3);
     let term = cluster[3].term();
     step(&mut cluster, 3, &message(MessageType::MsgTimeoutNow, 1, 3, term)).unwrap();
@@ -669,13 +700,13 @@ fn a_member_learns_votes_and_leaves() {
     assert_eq!(cluster[1].change(MemberChange::Promote(newcomer)), None);
     assert_eq!(cluster[1].change(MemberChange::Remove(replica_id(1))), None);
     let mono = cluster.mono;
-    cluster[1].confirm(mono);
+    cluster[1].confirm(at(mono));
     cluster.settle();
     assert!(cluster[1].change(MemberChange::AddLearner(newcomer)).is_some());
     // One at a time.
     assert_eq!(cluster[1].change(MemberChange::Remove(replica_id(3))), None);
     cluster.settle();
-    assert!(!cluster[1].holds_lease(mono), "the lease was given by others");
+    assert!(!cluster[1].holds_lease(at(mono)), "the lease was given by others");
     cluster.run(300);
     assert_eq!(cluster.data(4), [b"a"]);
     assert!(cluster[1].change(MemberChange::Promote(newcomer)).is_some());
@@ -1009,9 +1040,9 @@ fn who_leads_while_removed_steps_down() {
     for tick in 1..=40 {
         cluster.mono += 50;
         let mono = cluster.mono;
-        cluster[2].tick(mono);
+        cluster[2].tick(at(mono));
         if tick <= 10 {
-            cluster[3].tick(mono);
+            cluster[3].tick(at(mono));
         }
         cluster.settle();
     }
@@ -1134,7 +1165,7 @@ fn what_raft_would_die_of_is_refused() {
     let mono = cluster.mono;
     assert!(
         cluster[2]
-            .step(&Bytes::from_static(b"\xff\xff garbage"), mono)
+            .step(&Bytes::from_static(b"\xff\xff garbage"), at(mono))
             .unwrap_err()
             .contains("none of raft's")
     );
@@ -1167,9 +1198,9 @@ fn damaged_messages_kill_nobody() {
             }
             let mono = cluster.mono + round;
             refused +=
-                usize::from(cluster[envelope.to.node().0].step(&bytes.into(), mono).is_err());
+                usize::from(cluster[envelope.to.node().0].step(&bytes.into(), at(mono)).is_err());
             if below(4) == 0 {
-                let _ = cluster[envelope.to.node().0].step(&envelope.bytes, mono);
+                let _ = cluster[envelope.to.node().0].step(&envelope.bytes, at(mono));
             }
         }
     }
@@ -1217,7 +1248,7 @@ fn a_leader_whose_disk_hangs_is_succeeded_and_does_not_stand_again() {
     cluster.run(400);
     assert_eq!(cluster.leader(), Some(1));
     assert!(cluster.run_until(1_000, |c| c.leader().is_some_and(|leader| leader != 1)));
-    assert!(!cluster[1].is_serving() && !cluster[1].holds_lease(cluster.mono));
+    assert!(!cluster[1].is_serving() && !cluster[1].holds_lease(at(cluster.mono)));
     let leader = cluster.leader().unwrap();
     write(&mut cluster, leader, b"c");
     cluster.run(200);
@@ -1250,7 +1281,7 @@ fn a_leader_whose_disk_is_no_slower_than_the_others_goes_on() {
     write(&mut cluster, 1, b"b");
     cluster.mono += 60_000;
     let mono = cluster.mono;
-    cluster[1].tick(mono);
+    cluster[1].tick(at(mono));
     assert_eq!(cluster[1].role(), Role::Leader);
 }
 

@@ -1,7 +1,7 @@
 //! The participant's and the primary's side of the commit protocol.
 
 use super::{
-    Effect, Neighbours, Partition, REPEAT_AFTER_MS, RESOLVE_AFTER_MS, Waiting, share_claims,
+    Aged, Effect, Neighbours, Partition, REPEAT_AFTER_MS, RESOLVE_AFTER_MS, Waiting, share_claims,
 };
 use crate::engine::batch::Replies;
 use crate::engine::consensus::Ticket as Confirmation;
@@ -14,7 +14,6 @@ use crate::engine::protocol::{
 use crate::engine::replica::{Applied, Mutation};
 use crate::engine::rules::{Rule, kept};
 use crate::ids::{Incarnation, Millis, NodeId, Now, PartitionId, TxnId};
-use std::collections::BTreeMap;
 
 /// Confirmations for one primary that are held back at most.
 const CONFIRMATIONS_MAX: usize = 256;
@@ -63,13 +62,11 @@ impl<M: Machine> Partition<M> {
         if let Some(txn) = begins.filter(|txn| neighbours.suspected.contains(&txn.node)) {
             return self.refuse(txn, effects);
         }
-        let mono = now.mono;
-        let now = now.wall;
         match message {
             ToPartition::Lock(lock) => self.on_lock(lock, ticket, now, effects),
             ToPartition::Prepare(prepare) => self.on_prepare(prepare, ticket, now, effects),
             ToPartition::Decide(decide) => self.on_decide(decide, now, effects),
-            ToPartition::Confirm { txn, term } => self.on_confirm(txn, term, mono, effects),
+            ToPartition::Confirm { txn, term } => self.on_confirm(txn, term, now, effects),
             ToPartition::Resolve { txn, asker, primary_life } => {
                 self.on_resolve(txn, asker, primary_life, now, effects);
             }
@@ -113,7 +110,14 @@ impl<M: Machine> Partition<M> {
         if !self.is_led_here() || self.replica.life_of(node) >= Some(life) {
             return;
         }
-        self.file(Mutation::Began(node, life), After::Nothing, Millis(0), &mut Vec::new());
+        let mutation = Mutation::Began(node, life);
+        match &mut self.journal {
+            Some(journal) => journal.file(mutation, After::Nothing),
+            None => {
+                let stamp = self.replica.stamped();
+                self.replica.apply(mutation, stamp, &mut Vec::new());
+            }
+        }
     }
 
     /// A node cannot be reached any more, does not answer, or began another life: unlogged locks of
@@ -137,46 +141,54 @@ impl<M: Machine> Partition<M> {
     }
 
     /// Repeats what is not answered: questions of old intents, decisions not confirmed.
-    pub fn tick(&mut self, now: Millis, neighbours: &Neighbours, effects: &mut Vec<Effect>) {
-        self.replica.forget_watches(now);
-        self.ask_for_forgotten(now, effects);
+    pub fn tick(&mut self, now: Now, neighbours: &Neighbours, effects: &mut Vec<Effect>) {
         self.confirm_commits(effects);
         let (intents, outcomes) = (self.replica.intents(), self.replica.outcomes());
-        self.repeated.retain(|txn, _| intents.contains_key(txn) || outcomes.contains_key(txn));
-        let settled = intents.is_empty() && outcomes.is_empty();
-        if settled || !self.is_led_here() {
+        self.aged.retain(|txn, _| intents.contains_key(txn) || outcomes.contains_key(txn));
+        if !self.is_led_here() {
+            self.replica.forget_watches(self.replica.stamped());
             return;
         }
-        let due = |txn: &TxnId, since: Millis, repeated: &BTreeMap<TxnId, Millis>| {
-            let last = repeated.get(txn).copied().unwrap_or(since);
-            now.0 >= last.0.saturating_add(REPEAT_AFTER_MS)
+        let stamp = self.stamp(now);
+        self.replica.forget_watches(stamp);
+        self.ask_for_forgotten(now, effects);
+        let aged = &mut self.aged;
+        // How old it is, and whether what is said about it is to be repeated.
+        let mut due = |txn: &TxnId, stamped: Millis| {
+            let since = match kept(Rule::IntentsAgeHere) {
+                true => now.mono,
+                false => (now.mono + stamped.0).saturating_sub(now.wall.0),
+            };
+            let Aged { since, repeated } =
+                *aged.entry(*txn).or_insert(Aged { since, repeated: since });
+            let due = now.mono >= repeated.saturating_add(REPEAT_AFTER_MS);
+            (now.mono.saturating_sub(since), due)
         };
         let mut drive = Vec::new();
         for (txn, outcome) in self.replica.outcomes() {
-            if kept(Rule::PrimaryDrives) && due(txn, outcome.since, &self.repeated) {
+            let (_, due) = due(txn, outcome.since);
+            if due && kept(Rule::PrimaryDrives) {
                 drive.push((*txn, outcome.unconfirmed.clone()));
-            }
-        }
-        for (txn, unconfirmed) in drive {
-            self.repeated.insert(txn, now);
-            for partition in unconfirmed {
-                self.tell(txn, Verdict::Commit, partition, effects);
             }
         }
         let mut ask = Vec::new();
         for (txn, intent) in self.replica.intents() {
             let coordinator_lost =
                 neighbours.is_away(txn.node) || neighbours.is_over(txn.node, txn.incarnation);
-            let old = now.0 >= intent.since.0.saturating_add(RESOLVE_AFTER_MS);
-            if (old || coordinator_lost)
-                && kept(Rule::OldIntentsAsk)
-                && due(txn, intent.since, &self.repeated)
-            {
+            let (age, due) = due(txn, intent.since);
+            let old = age >= RESOLVE_AFTER_MS;
+            if (old || coordinator_lost) && due && kept(Rule::OldIntentsAsk) {
                 ask.push((*txn, intent.primary, intent.primary_life));
             }
         }
+        for (txn, unconfirmed) in drive {
+            self.repeat(txn, now.mono);
+            for partition in unconfirmed {
+                self.tell(txn, Verdict::Commit, partition, effects);
+            }
+        }
         for (txn, primary, primary_life) in ask {
-            self.repeated.insert(txn, now);
+            self.repeat(txn, now.mono);
             if primary == self.id {
                 self.end(txn, Verdict::Abort, now, effects);
             } else if neighbours.has_lost(primary, primary_life) {
@@ -189,21 +201,27 @@ impl<M: Machine> Partition<M> {
         }
     }
 
+    fn repeat(&mut self, txn: TxnId, mono: u64) {
+        if let Some(aged) = self.aged.get_mut(&txn) {
+            aged.repeated = mono;
+        }
+    }
+
     /// Asks after locks that nobody has made an intent of for long. A lock that was late may be
     /// taken by a leader who will never hear that its attempt is over: that was told to the one
     /// before.
-    fn ask_for_forgotten(&mut self, now: Millis, effects: &mut Vec<Effect>) {
+    fn ask_for_forgotten(&mut self, now: Now, effects: &mut Vec<Effect>) {
         for (txn, held) in &mut self.held {
-            let old = now.0 >= held.since.0.saturating_add(RESOLVE_AFTER_MS);
+            let old = now.mono >= held.since.saturating_add(RESOLVE_AFTER_MS);
             if held.unlogged.is_some() && old && kept(Rule::OldLocksAsk) {
-                held.since = now;
+                held.since = now.mono;
                 let ask = ToCoordinator::Inquire { txn: *txn, asker: self.id };
                 effects.push(Effect::Coordinator(txn.node, ask));
             }
         }
     }
 
-    fn on_lock(&mut self, lock: Box<Lock>, ticket: Ticket, now: Millis, effects: &mut Vec<Effect>) {
+    fn on_lock(&mut self, lock: Box<Lock>, ticket: Ticket, now: Now, effects: &mut Vec<Effect>) {
         let txn = lock.txn;
         self.clock = self.clock.max(lock.age.time);
         self.replica.done_below(txn.node, txn.incarnation, lock.done_below);
@@ -225,10 +243,10 @@ impl<M: Machine> Partition<M> {
         &mut self,
         lock: Box<Lock>,
         claims: Vec<Claim>,
-        now: Millis,
+        now: Now,
         effects: &mut Vec<Effect>,
     ) {
-        self.hold(lock.txn, lock.age, claims, Some(self.term), now);
+        self.hold(lock.txn, lock.age, claims, Some(self.term), now.mono);
         self.when_applied(Deferred::Grant, lock, now, effects);
     }
 
@@ -237,7 +255,7 @@ impl<M: Machine> Partition<M> {
         &mut self,
         defer: fn(T, u64) -> Deferred,
         what: T,
-        now: Millis,
+        now: Now,
         effects: &mut Vec<Effect>,
     ) {
         let fence = self.journal.as_ref().map_or(0, |journal| journal.filed());
@@ -248,7 +266,7 @@ impl<M: Machine> Partition<M> {
         }
     }
 
-    fn proceed(&mut self, deferred: Deferred, now: Millis, effects: &mut Vec<Effect>) {
+    fn proceed(&mut self, deferred: Deferred, now: Now, effects: &mut Vec<Effect>) {
         // The transaction may have been given up while it waited.
         match deferred {
             Deferred::Grant(lock, _) => {
@@ -279,14 +297,14 @@ impl<M: Machine> Partition<M> {
                 Deferred::Confirm(_, _, asked) => journal.is_confirmed(*asked),
             });
             match ready {
-                true => self.proceed(deferred, now.wall, effects),
+                true => self.proceed(deferred, now, effects),
                 false => self.deferred.push(deferred),
             }
         }
     }
 
-    fn grant(&mut self, lock: Box<Lock>, now: Millis, effects: &mut Vec<Effect>) {
-        let stamp = self.replica.stamp(now);
+    fn grant(&mut self, lock: Box<Lock>, now: Now, effects: &mut Vec<Effect>) {
+        let stamp = self.stamp(now);
         if !self.replica.is_unchanged(&lock.share.watched, stamp) {
             self.changed(lock.txn, effects);
             return;
@@ -321,6 +339,7 @@ impl<M: Machine> Partition<M> {
             partition: self.id,
             term: self.term,
             time: self.clock,
+            stamp,
             replies,
             images,
         };
@@ -337,7 +356,7 @@ impl<M: Machine> Partition<M> {
         &mut self,
         prepare: Box<Prepare>,
         ticket: Ticket,
-        now: Millis,
+        now: Now,
         effects: &mut Vec<Effect>,
     ) {
         let txn = prepare.txn;
@@ -376,17 +395,12 @@ impl<M: Machine> Partition<M> {
             self.queue(ticket, prepare.age, Some(txn), claims, Waiting::Prepare(prepare), effects);
             return;
         }
-        self.hold(txn, prepare.age, claims, None, now);
+        self.hold(txn, prepare.age, claims, None, now.mono);
         self.prepare(prepare, now, effects);
     }
 
     /// Logs the intent of a transaction that holds its marks.
-    pub(super) fn prepare(
-        &mut self,
-        prepare: Box<Prepare>,
-        now: Millis,
-        effects: &mut Vec<Effect>,
-    ) {
+    pub(super) fn prepare(&mut self, prepare: Box<Prepare>, now: Now, effects: &mut Vec<Effect>) {
         let watches = matches!(&prepare.work, Prepared::Share(share) if !share.watched.is_empty());
         match watches {
             true => self.when_applied(Deferred::Prepare, prepare, now, effects),
@@ -394,7 +408,7 @@ impl<M: Machine> Partition<M> {
         }
     }
 
-    fn log_intent(&mut self, prepare: Box<Prepare>, now: Millis, effects: &mut Vec<Effect>) {
+    fn log_intent(&mut self, prepare: Box<Prepare>, now: Now, effects: &mut Vec<Effect>) {
         let txn = prepare.txn;
         // It may have ended while it waited.
         if kept(Rule::LatePreparesAreRefused) && self.replica.is_over(txn) {
@@ -402,7 +416,7 @@ impl<M: Machine> Partition<M> {
             self.vote(txn, None, effects);
             return;
         }
-        let stamp = self.replica.stamp(now);
+        let stamp = self.stamp(now);
         let mut watched = Vec::new();
         if let Prepared::Share(share) = &prepare.work
             && !share.watched.is_empty()
@@ -439,7 +453,7 @@ impl<M: Machine> Partition<M> {
         effects.push(Effect::Coordinator(txn.node, voted));
     }
 
-    fn on_decide(&mut self, decide: Decide, now: Millis, effects: &mut Vec<Effect>) {
+    fn on_decide(&mut self, decide: Decide, now: Now, effects: &mut Vec<Effect>) {
         let txn = decide.txn;
         let logged = self.replica.intents().contains_key(&txn)
             || self.held.get(&txn).is_some_and(|held| held.unlogged.is_none());
@@ -457,7 +471,7 @@ impl<M: Machine> Partition<M> {
         &mut self,
         txn: TxnId,
         verdict: Verdict,
-        now: Millis,
+        now: Now,
         effects: &mut Vec<Effect>,
     ) {
         let (primary, deciding) = (self.id, false);
@@ -465,12 +479,12 @@ impl<M: Machine> Partition<M> {
         self.file(Mutation::Decide(txn, verdict), after, now, effects);
     }
 
-    fn on_confirm(&mut self, txn: TxnId, term: Term, mono: u64, effects: &mut Vec<Effect>) {
+    fn on_confirm(&mut self, txn: TxnId, term: Term, now: Now, effects: &mut Vec<Effect>) {
         let Some(journal) = &mut self.journal else { return self.confirm(txn, term, effects) };
-        if journal.has_lease(mono) {
+        if journal.has_lease(now) {
             return self.confirm(txn, term, effects);
         }
-        match journal.group_mut().confirm(mono) {
+        match journal.group_mut().confirm(now) {
             Some(asked) => self.deferred.push(Deferred::Confirm(txn, term, asked)),
             None => self.refuse(txn, effects),
         }
@@ -491,7 +505,7 @@ impl<M: Machine> Partition<M> {
         txn: TxnId,
         asker: PartitionId,
         primary_life: Incarnation,
-        now: Millis,
+        now: Now,
         effects: &mut Vec<Effect>,
     ) {
         let known = self.replica.outcomes().contains_key(&txn)
@@ -523,7 +537,7 @@ impl<M: Machine> Partition<M> {
         &mut self,
         txn: TxnId,
         asker: PartitionId,
-        now: Millis,
+        now: Now,
         neighbours: &Neighbours,
         effects: &mut Vec<Effect>,
     ) {
@@ -563,7 +577,7 @@ impl<M: Machine> Partition<M> {
         &mut self,
         mut txns: Vec<TxnId>,
         from: PartitionId,
-        now: Millis,
+        now: Now,
         effects: &mut Vec<Effect>,
     ) {
         let outcomes = self.replica.outcomes();
@@ -605,7 +619,7 @@ impl<M: Machine> Partition<M> {
         &mut self,
         mutation: Mutation<'_>,
         after: After,
-        now: Millis,
+        now: Now,
         effects: &mut Vec<Effect>,
     ) {
         let synced = self.must_sync(&mutation);
@@ -617,7 +631,7 @@ impl<M: Machine> Partition<M> {
                 journal.file(mutation, after);
             }
             None => {
-                let stamp = self.replica.stamp(now);
+                let stamp = self.stamp(now);
                 let applied = self.replica.apply(mutation, stamp, &mut Vec::new());
                 self.settle(after, applied, effects);
             }

@@ -12,7 +12,7 @@ use crate::engine::machine::Machine;
 use crate::engine::protocol::{Knowledge, ToCoordinator, ToPartition, Verdict};
 use crate::engine::replica::Intent;
 use crate::engine::rules::{Rule, kept};
-use crate::ids::{Incarnation, Millis, PartitionId, TxnId};
+use crate::ids::{Incarnation, Now, PartitionId, TxnId};
 use std::collections::BTreeMap;
 
 /// The answers so far.
@@ -78,7 +78,7 @@ impl<M: Machine> Partition<M> {
         txn: TxnId,
         from: Option<PartitionId>,
         knowledge: Knowledge,
-        now: Millis,
+        now: Now,
         neighbours: &Neighbours,
         effects: &mut Vec<Effect>,
     ) {
@@ -118,7 +118,7 @@ impl<M: Machine> Partition<M> {
     pub(super) fn conclude(
         &mut self,
         txn: TxnId,
-        now: Millis,
+        now: Now,
         neighbours: &Neighbours,
         effects: &mut Vec<Effect>,
     ) {

@@ -26,6 +26,9 @@ use std::collections::VecDeque;
 /// cannot tell.
 pub const UNKNOWN_AFTER_MS: u64 = 3_000;
 
+/// Stamps that go on so much later than they ended are worth a line in the log.
+const LEAP_TOLD_MS: u64 = 3_600_000;
+
 /// A lease with less left than this is renewed by whoever reads under it.
 const RENEW_BELOW_MS: u64 = 150;
 
@@ -217,19 +220,19 @@ impl Journal {
     /// Whether an operation may read what is applied: under a lease, and not behind what its own
     /// batch has filed.
     #[inline]
-    pub fn may_read(&mut self, mono: u64, waiter: Waiter) -> bool {
-        self.batch != Some(waiter.parked) && self.has_lease(mono)
+    pub fn may_read(&mut self, now: Now, waiter: Waiter) -> bool {
+        self.batch != Some(waiter.parked) && self.has_lease(now)
     }
 
     /// Whether nobody else can lead now. Asks for a lease if there is none, or not for long.
     #[inline]
-    pub fn has_lease(&mut self, mono: u64) -> bool {
-        let until = self.group.lease_until();
-        if until < mono + RENEW_BELOW_MS {
+    pub fn has_lease(&mut self, now: Now) -> bool {
+        let until = self.group.lease_until(now);
+        if until < now.mono + RENEW_BELOW_MS {
             // Whoever waits looks again at the next turn.
-            let _ = self.group.confirm(mono);
+            let _ = self.group.confirm(now);
         }
-        self.group.holds_lease(mono) || !kept(Rule::ReadsNeedLease)
+        self.group.holds_lease(now) || !kept(Rule::ReadsNeedLease)
     }
 
     /// Whether a majority has confirmed this leader since it asked.
@@ -266,7 +269,14 @@ impl<M: Machine> Partition<M> {
         effects: &mut Vec<Effect>,
         turn: &mut Turn,
     ) -> Result<(), String> {
-        let stamp = self.replica.stamp(now.wall);
+        let stamp = match self.is_led_here() {
+            true => {
+                self.tell_leap(now);
+                self.stamp(now)
+            }
+            // Nothing is proposed.
+            false => self.replica.stamped(),
+        };
         let Some(journal) = &mut self.journal else { return Ok(()) };
         let unproposed = journal.propose(stamp, now.mono);
         self.give_back(unproposed, effects, turn);
@@ -275,6 +285,20 @@ impl<M: Machine> Partition<M> {
         turn.output = output;
         self.run_deferred(now, effects);
         result
+    }
+
+    /// Says that stamps are about to go on much later than they ended: either nobody led for so long,
+    /// or the wall clock of this node is wrong.
+    fn tell_leap(&self, now: Now) {
+        let leap = self.stamps.leap(now, self.replica.stamped()).unwrap_or(0);
+        if leap >= LEAP_TOLD_MS {
+            log::warn!(
+                target: "clock",
+                "partition {}: by this node's clock nobody led for {} s, keys expire accordingly",
+                self.id,
+                leap / 1_000
+            );
+        }
     }
 
     /// Whether there is more to do than the last turn did.
@@ -297,7 +321,7 @@ impl<M: Machine> Partition<M> {
         turn: &mut Turn,
     ) -> Result<(), String> {
         let Some(journal) = &mut self.journal else { return Ok(()) };
-        journal.group.drive(now.mono, output);
+        journal.group.drive(now, output);
         turn.messages.append(&mut output.messages);
         journal.confirmed = journal.confirmed.max(output.confirmed);
         if let Some(members) = &output.members {
@@ -330,6 +354,10 @@ impl<M: Machine> Partition<M> {
         }
         if let (Some(last), Some(journal)) = (committed.last(), &mut self.journal) {
             journal.group.applied(last.index);
+            // Whoever leads has said that this life began: what it stamps since is of this time.
+            if !journal.leads && self.replica.life_of(self.node) >= Some(self.life) {
+                self.stamps.follow(self.replica.stamped(), now.mono);
+            }
         }
         output.committed = committed;
         output.clear();

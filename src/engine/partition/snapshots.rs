@@ -303,7 +303,7 @@ impl<M: Machine> Partition<M> {
     fn snapshot_arrived(&mut self, arrived: Box<Arrived<M>>, now: Now) {
         let id = self.id;
         let Some(journal) = &mut self.journal else { return };
-        match journal.group_mut().step(&arrived.message, now.mono) {
+        match journal.group_mut().step(&arrived.message, now) {
             Ok(()) => self.snapshots.arrived = Some(arrived),
             Err(why) => log::warn!(target: "raft", "partition {id}: {why}"),
         }

@@ -135,6 +135,10 @@ impl World {
                 self.slow.insert(pair, until);
             }
         }
+        if self.clock_dice.one_in(100) {
+            let node = self.clock_dice.roll(NODES);
+            self.clocks[node].set(&mut self.clock_dice);
+        }
         if self.dice.one_in(150) {
             let node = match self.kind {
                 Kind::Single => DATA + self.dice.roll(2),

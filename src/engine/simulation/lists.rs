@@ -20,6 +20,10 @@ pub(super) const WATCH: OpCode = OpCode(4);
 /// Reads the first key and appends to the others, whatever they hold. A request only: its operations
 /// are [`READ`] and [`APPEND`].
 pub(super) const READ_AND_APPEND: OpCode = OpCode(5);
+/// Gives a key [`TO_LIVE_MS`] to live. For schedules that are written for it: what has expired is
+/// missing in the order of the others.
+pub(super) const EXPIRE: OpCode = OpCode(6);
+pub(super) const TO_LIVE_MS: u64 = 500;
 
 /// Lists of tags: what the simulator's partitions run.
 #[derive(Debug)]
@@ -27,7 +31,7 @@ pub struct Lists;
 
 impl Machine for Lists {
     fn knows(code: OpCode) -> bool {
-        code.0 <= 4
+        code.0 <= 4 || code == EXPIRE
     }
     fn access(code: OpCode) -> Access {
         if matches!(code, READ | WATCH) { Access::Read } else { Access::Write }
@@ -40,7 +44,7 @@ impl Machine for Lists {
         let keys = op.args.len() - tags;
         op.args.iter().take(keys).for_each(|key| visit(op.head.table, key));
     }
-    fn run(op: &Op<'_>, tables: &mut Tables, _: Millis, reply: &mut Vec<u8>) {
+    fn run(op: &Op<'_>, tables: &mut Tables, now: Millis, reply: &mut Vec<u8>) {
         let table = op.head.table;
         let mut keys = Vec::new();
         Self::keys(op, &mut |_, key| keys.push(key.to_vec()));
@@ -56,8 +60,12 @@ impl Machine for Lists {
             item.map(|item| item.value().to_vec()).unwrap_or_default()
         };
         let length: usize = (0..keys.len()).map(|index| list(tables, index).len() / 4).sum();
+        if op.head.code == EXPIRE {
+            let at = Millis(now.0 + TO_LIVE_MS);
+            tables.set_expiry(table, hashes[0], &keys[0], Some(at));
+        }
         let append = match op.head.code {
-            READ => false,
+            READ | EXPIRE => false,
             APPEND => true,
             _ => length.is_multiple_of(2),
         };

@@ -125,7 +125,7 @@ impl World {
         self.with_bucket(node, |bucket, now, out| {
             bucket.node_suspected(node_id(other), now, out);
         });
-        let now = self.now().wall;
+        let now = self.now(node);
         let mut effects = Vec::new();
         self.coordinators[node].node_suspected(node_id(other), now, &mut effects);
         self.txn_effects(node, effects);
@@ -149,7 +149,7 @@ impl World {
                 self.send(Actor::Bucket(node), Actor::Book(other), leads);
             }
         }
-        let now = self.now().wall;
+        let now = self.now(node);
         let mut effects = Vec::new();
         self.coordinators[node].node_up(node_id(other), life, now, &mut effects);
         self.txn_effects(node, effects);
@@ -158,7 +158,7 @@ impl World {
     pub(super) fn node_down(&mut self, node: usize, other: usize, ended: Option<Incarnation>) {
         self.suspected.remove(&(node, other));
         self.with_bucket(node, |bucket, _, out| bucket.node_down(node_id(other), ended, out));
-        let now = self.now().wall;
+        let now = self.now(node);
         let mut effects = Vec::new();
         self.coordinators[node].node_down(node_id(other), now, &mut effects);
         self.txn_effects(node, effects);

@@ -5,7 +5,7 @@
 //! what is *held* between two actors is delivered once it is *let go*.
 
 use super::clients::Outcome;
-use super::lists::{APPEND, APPEND_IF_EVEN, READ, READ_AND_APPEND};
+use super::lists::{APPEND, APPEND_IF_EVEN, EXPIRE, READ, READ_AND_APPEND, TO_LIVE_MS};
 use super::network::{Actor, Message};
 use super::steps::{BYSTANDER, COORDINATOR, REST_MS, Run};
 use super::world::{DATA, Kind, PARTITIONS, node_id};
@@ -97,6 +97,97 @@ impl Run {
         self.settle(REST_MS)?;
         self.world.check()
     }
+}
+
+impl Run {
+    /// Asks one of the keys for its list; how long that is.
+    fn length(&mut self, key: usize, node: usize) -> Result<usize, String> {
+        self.asked(&[key], READ, node, key)
+    }
+
+    /// Asks for something and waits until it is done; the length of a key's list after it.
+    fn asked(
+        &mut self,
+        keys: &[usize],
+        code: OpCode,
+        node: usize,
+        key: usize,
+    ) -> Result<usize, String> {
+        let request = self.ask(keys, code, node);
+        self.until(SOON_MS, |run| run.is_done(request))?;
+        Ok(self.world.requests[request].seen[&key].len())
+    }
+
+    /// A key has been given its time to live at `since`: it lives for so long, give or take the
+    /// tenth by which stamps may be fast or slow and what a change of leaders takes.
+    fn expires(&mut self, key: usize, since: u64, node: usize) -> Result<(), String> {
+        let lives = |length: usize, expected: bool, now: u64| match (length > 0) == expected {
+            true => Ok(()),
+            false => Err(format!("{} ms after EXPIRE its list is {length} long", now - since)),
+        };
+        let length = self.length(key, node)?;
+        let early = self.world.now < since + TO_LIVE_MS * 8 / 10;
+        if early {
+            lives(length, true, self.world.now)?;
+        }
+        while self.world.now < since + TO_LIVE_MS * 13 / 10 + MOMENT_MS {
+            self.step();
+        }
+        let length = self.length(key, node)?;
+        lives(length, false, self.world.now)
+    }
+}
+
+/// The leader's wall clock is half a minute ahead of those of its successors. What it gave half a
+/// second to live is gone after half a second.
+pub(super) fn a_time_to_live_outlives_a_fast_leader() -> Result<(), String> {
+    let mut run = Run::with_clocks([0, 30_000, 0, 0, 0])?;
+    run.asked(&[1], EXPIRE, 1, 1)?;
+    let since = run.world.now;
+    run.elect(2, PartitionId(1))?;
+    run.expires(1, since, 2)
+}
+
+/// The leader's wall clock is set forward by a year, then back by two.
+pub(super) fn a_clock_jumps_by_a_year() -> Result<(), String> {
+    const YEAR_MS: i64 = 31_536_000_000;
+    let mut run = Run::with_clocks([0; 5])?;
+    for ahead in [YEAR_MS, -YEAR_MS] {
+        run.asked(&[1], APPEND, 1, 1)?;
+        run.asked(&[1], EXPIRE, 1, 1)?;
+        let since = run.world.now;
+        run.world.clocks[1].ahead = ahead;
+        run.expires(1, since, 1)?;
+    }
+    Ok(())
+}
+
+/// The Coordinator's wall clock is half a minute ahead. It rewrites a key that has half a second to
+/// live, which thereby lives neither shorter nor longer.
+pub(super) fn a_coordinator_is_ahead_of_the_leaders() -> Result<(), String> {
+    let mut run = Run::with_clocks([0, 700, -700, 30_000, 30_000])?;
+    run.asked(&[1], EXPIRE, 1, 1)?;
+    let since = run.world.now;
+    let length = run.asked(&BOTH, APPEND_IF_EVEN, COORDINATOR, 1)?;
+    if length != 3 {
+        return Err(format!("a list of two was {length} long once one was appended"));
+    }
+    run.expires(1, since, COORDINATOR)
+}
+
+/// A participant's leader is half a minute ahead as it prepares. Its successor asks for the outcome
+/// as soon as any, for the Coordinator is dead.
+pub(super) fn an_intent_of_a_fast_leader() -> Result<(), String> {
+    let id = PartitionId(1);
+    let mut run = Run::with_clocks([0, 30_000, 0, 0, 0])?;
+    run.hold(Actor::Bucket(0), Actor::Coordinator(COORDINATOR));
+    run.ask(&BOTH, APPEND, COORDINATOR);
+    run.until(SOON_MS, |run| run.is_locked(1, id))?;
+    run.pass_time(MOMENT_MS);
+    run.elect(2, id)?;
+    run.world.crash(COORDINATOR, false, None);
+    run.until(RESOLVE_AFTER_MS, |run| !run.is_locked(2, id))?;
+    run.ends_well()
 }
 
 /// Two transactions wait for each other, and neither limit of a wait has to end that.

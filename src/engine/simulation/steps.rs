@@ -131,7 +131,19 @@ impl Run {
 
     /// A run with so many partitions.
     pub(super) fn placed(kind: Kind, placed: u16) -> Result<Run, String> {
-        let world = World::placed(1, kind, placed);
+        Run::in_world(World::placed(1, kind, placed))
+    }
+
+    /// A run of replicated partitions, with wall clocks that are so far ahead.
+    pub(super) fn with_clocks(ahead: [i64; NODES]) -> Result<Run, String> {
+        let mut world = World::placed(1, Kind::Replicated, PLACED);
+        for (clock, ahead) in world.clocks.iter_mut().zip(ahead) {
+            clock.ahead = ahead;
+        }
+        Run::in_world(world)
+    }
+
+    fn in_world(world: World) -> Result<Run, String> {
         let mut run = Run {
             next_beat: world.now,
             world,
@@ -245,7 +257,7 @@ impl Run {
                 continue;
             }
             let mut effects = Vec::new();
-            let now = self.world.now().wall;
+            let now = self.world.now(node);
             self.world.coordinators[node].tick(now, &mut effects);
             self.world.txn_effects(node, effects);
         }

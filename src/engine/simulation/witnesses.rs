@@ -45,6 +45,10 @@ fn witness(rule: Rule) -> Witness {
         Rule::LossesReopenInquiries => Staged(staged::a_commit_is_told_to_one_of_two),
         Rule::LatePreparesAreRefused => Staged(staged::a_prepare_comes_after_the_end),
         Rule::ReadsNeedLease => Staged(staged::a_deposed_leader_is_asked),
+        Rule::StampsKeepPace => Staged(staged::a_time_to_live_outlives_a_fast_leader),
+        Rule::StampJumpsAreBounded => Staged(staged::a_clock_jumps_by_a_year),
+        Rule::IntentsAgeHere => Staged(staged::an_intent_of_a_fast_leader),
+        Rule::LeadersDecideExpiry => Staged(staged::a_coordinator_is_ahead_of_the_leaders),
     }
 }
 

@@ -64,6 +64,40 @@ impl Kind {
     }
 }
 
+/// What the clocks of a node say, which nobody has set right.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Clock {
+    /// By how many ms its wall clock is ahead.
+    pub(super) ahead: i64,
+    /// What its monotonic clock says as the world begins.
+    begins: u64,
+    /// Parts in a thousand that both run fast.
+    fast: i64,
+}
+
+/// Wall clocks begin about here.
+const EPOCH: i64 = 1_700_000_000_000;
+
+impl Clock {
+    fn drawn(dice: &mut Dice) -> Clock {
+        let ahead = [0, 40, 30_000, 3_600_000][dice.roll(4)] - dice.roll(60_000) as i64;
+        Clock { ahead, begins: dice.roll(1 << 40) as u64, fast: dice.roll(21) as i64 - 10 }
+    }
+
+    /// What it says once so many ms have passed.
+    fn at(self, passed: u64) -> Now {
+        let passed = passed as i64 * (1_000 + self.fast) / 1_000;
+        let wall = EPOCH + passed + self.ahead;
+        Now { wall: Millis(wall as u64), mono: self.begins + passed as u64 }
+    }
+
+    /// Somebody sets the wall clock: by a second, by a minute, by a year.
+    pub(super) fn set(&mut self, dice: &mut Dice) {
+        let most = [1_000, 60_000, 31_536_000_000][dice.roll(3)];
+        self.ahead = dice.roll(2 * most) as i64 - most as i64;
+    }
+}
+
 /// What a node's disk holds of a partition's log.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Stored {
@@ -87,7 +121,11 @@ impl Stored {
 /// A cluster, its clients and what is under way between them.
 pub(super) struct World {
     pub(super) dice: Dice,
+    /// Real time, which no node knows.
     pub(super) now: u64,
+    pub(super) clocks: [Clock; NODES],
+    /// Of their own, so that clocks change no schedule.
+    pub(super) clock_dice: Dice,
     pub(super) step: usize,
     pub(super) lives: [u64; NODES],
     /// How many of the partitions are placed at all.
@@ -120,9 +158,12 @@ pub(super) struct World {
 impl World {
     /// A world of the first partitions only.
     pub(super) fn placed(seed: u64, kind: Kind, placed: u16) -> World {
+        let mut clock_dice = Dice(seed ^ 0x0063_6c6f_636b);
         let mut world = World {
             dice: Dice(seed),
             now: 1_000,
+            clocks: std::array::from_fn(|_| Clock::drawn(&mut clock_dice)),
+            clock_dice,
             step: 0,
             lives: [1; NODES],
             placed,
@@ -166,7 +207,7 @@ impl World {
         node: usize,
         work: impl FnOnce(&mut Bucket<Lists>, Now, &mut Outbox),
     ) {
-        let now = self.now();
+        let now = self.now(node);
         let mut out = Outbox::default();
         let Some(Some(bucket)) = self.buckets.get_mut(node) else { return };
         work(bucket, now, &mut out);
@@ -188,7 +229,7 @@ impl World {
             let stored = self.disks[node].get(&id).cloned().unwrap_or_default();
             let entries = stored.entries.into_iter().collect();
             let recovered = Recovered { state: stored.state, snapshot: None, entries };
-            let group = Group::new(&setup, recovered, self.now).unwrap();
+            let group = Group::new(&setup, recovered, self.now(node).mono).unwrap();
             let replica = Replica::new(id, hasher());
             bucket.place(Partition::replicated(id, node_id(node), life, replica, group));
         }
@@ -207,8 +248,9 @@ impl World {
         coordinator
     }
 
-    pub(super) fn now(&self) -> Now {
-        Now { wall: Millis(self.now), mono: self.now }
+    /// What a node takes for the present moment.
+    pub(super) fn now(&self, node: usize) -> Now {
+        self.clocks[node].at(self.now)
     }
 
     /// The node that `node` takes for a partition's leader.
@@ -223,7 +265,7 @@ impl World {
         }
         *known = (term, usize::from(leader.0) - 1);
         let mut effects = Vec::new();
-        let now = self.now().wall;
+        let now = self.now(node);
         self.coordinators[node].led(partition, leader, term, now, &mut effects);
         self.txn_effects(node, effects);
     }
@@ -310,7 +352,6 @@ impl World {
     }
 
     pub(super) fn deliver(&mut self, to: Actor, message: Message) {
-        let now = self.now();
         match (to, message) {
             (Actor::Bucket(node), message) => self.deliver_to_bucket(node, message),
             (Actor::Locks(node), Message::Locks(message)) => {
@@ -324,13 +365,15 @@ impl World {
             }
             (Actor::Coordinator(node), Message::Coordinator(message)) => {
                 let mut effects = Vec::new();
-                self.coordinators[node].handle(message, now.wall, &mut effects);
+                let now = self.now(node);
+                self.coordinators[node].handle(message, now, &mut effects);
                 self.txn_effects(node, effects);
             }
             (Actor::Coordinator(node), Message::Begin(request, work)) => {
                 let mut effects = Vec::new();
                 let client = ClientId(request as u64);
-                self.coordinators[node].begin(client, work, now.wall, &mut effects);
+                let now = self.now(node);
+                self.coordinators[node].begin(client, work, now, &mut effects);
                 self.txn_effects(node, effects);
             }
             (Actor::Client(_), Message::Replied(request, replies)) => {
@@ -382,13 +425,13 @@ impl World {
     }
 
     pub(super) fn tick(&mut self, node: usize) {
-        let now = self.now();
+        let now = self.now(node);
         self.with_bucket(node, |bucket, now, out| bucket.tick(now, out));
         let mut effects = Vec::new();
         self.locks[node].tick(&mut effects);
         self.lock_effects(node, effects);
         let mut effects = Vec::new();
-        self.coordinators[node].tick(now.wall, &mut effects);
+        self.coordinators[node].tick(now, &mut effects);
         self.txn_effects(node, effects);
     }
 

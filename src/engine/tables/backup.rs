@@ -1,8 +1,8 @@
 //! A partition's part of a backup: its keys as of one moment, handed out in pieces.
 //!
 //! `CLUSTER BACKUP` begins a copy in every partition while it holds a lock on all of them, so all
-//! copies are of one moment. Each has a **token** that no other copy has, in no term and no life of
-//! any node: whoever pulls pieces names it, and so never gets a piece of another moment.
+//! copies are of one moment. Each has a **token** that no other copy of its partition has, in no term
+//! and no life of any node. A piece is asked for by its token, so it is never of another moment.
 //!
 //! A piece is named by its **position** in the stream. Asking for it again gives the same bytes,
 //! until the next one is asked for; so a lost reply costs nothing. The stream is that of

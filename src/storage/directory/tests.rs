@@ -104,6 +104,14 @@ fn all_partitions_of_the_largest_cluster_are_remembered() {
 }
 
 #[test]
+fn a_clock_of_the_far_future_leaves_names_for_later() {
+    let once = later(1, u64::MAX);
+    assert!(once < u32::MAX / 4 * 3);
+    assert_eq!(later(once, u64::MAX), once + 1);
+    assert_eq!(later(once + 1, 1_700_000_000), once + 2);
+}
+
+#[test]
 fn anothers_directory_is_refused() {
     let disk = FaultyDisk::new(1);
     drop(open(&disk).expect("a directory"));
