@@ -1,6 +1,10 @@
 //! Commands about the node and its connections, and the limits of what clients may do to it.
 
 use crate::harness::{Client, Cluster, PATIENCE, Protocol, dial, eventually, expect, read_to_end};
+use quorate::engine::barrier::Hello;
+use quorate::ids::NodeId;
+use quorate::net::frame;
+use quorate::net::packet::{self, Packet};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -698,14 +702,15 @@ fn a_peer_that_goes_on_with_nonsense_is_cut_off_with_a_reason() {
     ] {
         // Node 1 dials node 2, which is us, and so tells how a node of its cluster begins.
         let (mut dialled, _) = listener.accept().unwrap();
-        let mut introduction = read_frame(&mut dialled);
-        let name = cluster.name().as_bytes();
-        let at = introduction.windows(name.len()).position(|bytes| bytes == name).unwrap();
-        let node = &mut introduction[at + name.len()];
-        assert_eq!(std::mem::replace(node, 2), 1, "it introduces itself as node 1");
-        dialled.write_all(&frame(&introduction)).unwrap();
-        let mut stream = peer(&cluster, &frame(&introduction));
-        read_frame(&mut stream);
+        let Packet::Hello(hello) = read_packet(&mut dialled) else { panic!("an introduction") };
+        assert_eq!(hello.node, NodeId(1), "it introduces itself as node 1");
+        let nonce = hello.nonce;
+        let own = Hello { node: NodeId(2), ..hello };
+        dialled.write_all(&framed(&Packet::Hello(own.clone()))).unwrap();
+        let mut stream = peer(&cluster, &framed(&Packet::Hello(own)));
+        assert!(matches!(read_packet(&mut stream), Packet::Hello(_)));
+        // What was said to the address of node 2 alone proves that we are it.
+        stream.write_all(&framed(&Packet::Claim(nonce))).unwrap();
         let links = |log: &str| log.matches("linked with node 2").count();
         let losses = |log: &str| log.matches("lost node 2").count();
         eventually("they are linked", PATIENCE, || {
@@ -719,12 +724,18 @@ fn a_peer_that_goes_on_with_nonsense_is_cut_off_with_a_reason() {
     assert!(cluster.process(1).ended().is_none(), "node 1 goes on");
 }
 
-fn read_frame(stream: &mut TcpStream) -> Vec<u8> {
+fn framed(packet: &Packet) -> Vec<u8> {
+    let mut out = Vec::new();
+    frame::push(packet, &mut out).expect("a packet");
+    out
+}
+
+fn read_packet(stream: &mut TcpStream) -> Packet {
     let mut length = [0; 4];
     stream.read_exact(&mut length).unwrap();
     let mut bytes = vec![0; u32::from_le_bytes(length) as usize];
     stream.read_exact(&mut bytes).unwrap();
-    bytes
+    packet::decode(&bytes).expect("a packet")
 }
 
 const VERSION: u8 = quorate::engine::barrier::PROTOCOL_VERSION as u8;

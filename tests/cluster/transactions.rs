@@ -441,3 +441,15 @@ fn money_moved_under_watch_is_never_made_or_lost() {
     });
     assert!(checks.load(Ordering::Relaxed) > 10, "the sum was looked at");
 }
+
+/// Its one evaluation would hold up the node's links: the next smaller one is served.
+#[test]
+fn a_command_that_gathers_too_many_keys_is_refused() {
+    let cluster = Cluster::start();
+    let mut client = cluster.connect(1);
+    let pairs = |count: usize| (0..count).map(|key| format!(" g{key} 1")).collect::<String>();
+    let refused = client.say(&format!("MSETNX{}", pairs(32_769)));
+    assert_eq!(refused, "-ERR the command gathers 32769 keys at one node, where 32768 are allowed");
+    assert_eq!(client.say(&format!("MSETNX{}", pairs(4_096))), "1");
+    assert_eq!(client.say(&format!("MSET{}", pairs(32_769))), "OK");
+}
