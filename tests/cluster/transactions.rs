@@ -453,3 +453,16 @@ fn a_command_that_gathers_too_many_keys_is_refused() {
     assert_eq!(client.say(&format!("MSETNX{}", pairs(4_096))), "1");
     assert_eq!(client.say(&format!("MSET{}", pairs(32_769))), "OK");
 }
+
+/// A request of a few kilobytes must not make gigabytes of reply in one turn.
+#[test]
+fn one_value_many_times_is_too_long_a_reply() {
+    let cluster = Cluster::start();
+    let mut client = cluster.connect(1);
+    assert_eq!(client.say(&format!("SET big {}", "x".repeat(1 << 20))), "OK");
+    assert_eq!(client.say("SET other 1"), "OK");
+    let refused = "-ERR the request or its reply is too long";
+    assert_eq!(client.say(&format!("MGET other{}", " big".repeat(129))), refused);
+    assert_eq!(client.say(&format!("MGET{}", " big".repeat(129))), refused);
+    assert_eq!(client.say("GET other"), "\"1\"");
+}
