@@ -540,6 +540,14 @@ impl Cluster {
         });
     }
 
+    /// Waits until a node is let in, whatever it can serve.
+    #[track_caller]
+    pub fn wait_formed(&self, id: u16) {
+        eventually(&format!("node {id} is let in"), PATIENCE, || {
+            (self.status(id)?["formed"] == true).then_some(())
+        });
+    }
+
     /// Waits until every partition answers a node's questions.
     #[track_caller]
     pub fn wait_led(&self, id: u16) {

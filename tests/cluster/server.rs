@@ -1,6 +1,9 @@
 //! Commands about the node and its connections, and the limits of what clients may do to it.
 
 use crate::harness::{Client, Cluster, PATIENCE, Protocol, dial, eventually, expect, read_to_end};
+use quorate::engine::barrier::Hello;
+use quorate::ids::NodeId;
+use quorate::net::packet::{self, Packet};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -698,14 +701,17 @@ fn a_peer_that_goes_on_with_nonsense_is_cut_off_with_a_reason() {
     ] {
         // Node 1 dials node 2, which is us, and so tells how a node of its cluster begins.
         let (mut dialled, _) = listener.accept().unwrap();
-        let mut introduction = read_frame(&mut dialled);
-        let name = cluster.name().as_bytes();
-        let at = introduction.windows(name.len()).position(|bytes| bytes == name).unwrap();
-        let node = &mut introduction[at + name.len()];
-        assert_eq!(std::mem::replace(node, 2), 1, "it introduces itself as node 1");
-        dialled.write_all(&frame(&introduction)).unwrap();
-        let mut stream = peer(&cluster, &frame(&introduction));
+        let introduction = read_frame(&mut dialled);
+        let Packet::Hello(own) = packet::decode(&introduction).unwrap() else {
+            panic!("it introduces itself")
+        };
+        let hello = Hello { node: NodeId(2), nonce: 0, ..own.clone() };
+        dialled.write_all(&framed(&Packet::Hello(hello))).unwrap();
+        let hello = Hello { node: NodeId(2), nonce: 7, ..own.clone() };
+        let mut stream = peer(&cluster, &framed(&Packet::Hello(hello)));
         read_frame(&mut stream);
+        // What was said where node 2 listens proves who says it.
+        stream.write_all(&framed(&Packet::Claim(own.nonce))).unwrap();
         let links = |log: &str| log.matches("linked with node 2").count();
         let losses = |log: &str| log.matches("lost node 2").count();
         eventually("they are linked", PATIENCE, || {
@@ -717,6 +723,12 @@ fn a_peer_that_goes_on_with_nonsense_is_cut_off_with_a_reason() {
         cluster.wait_log(1, &[reason]);
     }
     assert!(cluster.process(1).ended().is_none(), "node 1 goes on");
+}
+
+fn framed(packet: &Packet) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    packet::encode(packet, &mut bytes).unwrap();
+    frame(&bytes)
 }
 
 fn read_frame(stream: &mut TcpStream) -> Vec<u8> {
