@@ -43,6 +43,7 @@ use crate::engine::batch::{Args, Op, OpCode, OpHead};
 use crate::engine::machine::{Access, Machine, Scope};
 use crate::engine::protocol::Refusal;
 use crate::engine::tables::{Expires, ItemRef, Tables};
+use crate::engine::txn::GATHERED_KEYS_MAX;
 use crate::ids::{Millis, PartitionId, TableIndex};
 use reply::Reply;
 use spec::{Run, Spec};
@@ -205,6 +206,9 @@ pub fn refusal_text(refusal: &Refusal) -> String {
         Refusal::Unknown(partition) => format!(
             "UNKNOWN the leader of partition {partition} was lost with the write under way: it may \
              have been applied"
+        ),
+        Refusal::Gathers(keys) => format!(
+            "ERR the command gathers {keys} keys at one node, where {GATHERED_KEYS_MAX} are allowed"
         ),
         Refusal::TooLong => "ERR the request or its reply is too long".into(),
         Refusal::Untold => {

@@ -61,6 +61,9 @@ const UNSENT_BYTES: usize = 8 << 20;
 /// A client that has taken none of its replies for so long is not reading.
 const STALL: Duration = Duration::from_millis(50);
 
+/// How long a client whose replies have reached `limits.output_buffer` may take to read some.
+const READ_SOME: Duration = Duration::from_secs(5);
+
 /// A reply buffer that has grown beyond this is given back.
 const KEEP_BYTES_MAX: usize = 1 << 20;
 
@@ -379,6 +382,11 @@ impl Session {
     }
 
     async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let max = self.local.setup.limits.output_buffer;
+        if bytes.len() <= max && bytes.len() + self.outlet.unsent() > max {
+            // A reader that has paused goes on; only one that reads nothing is closed.
+            self.wait_for_room(max - bytes.len()).await?;
+        }
         self.admit(bytes.len())?;
         self.local.counters.borrow_mut().bytes_out += bytes.len() as u64;
         self.outlet.send(bytes)?;

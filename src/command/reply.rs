@@ -31,6 +31,19 @@ impl<'a> Reply<'a> {
         self.resp3 = resp3;
     }
 
+    /// Bytes in the buffer.
+    #[inline]
+    pub fn bytes(&self) -> usize {
+        self.out.len()
+    }
+
+    /// Takes back what was written since the buffer had so many bytes.
+    pub fn rewind(&mut self, bytes: usize) {
+        self.out.truncate(bytes);
+        // It was long: the buffer is not kept that long.
+        self.out.shrink_to(bytes);
+    }
+
     /// `+OK`.
     #[inline]
     pub fn ok(&mut self) {

@@ -8,6 +8,7 @@ use super::spec::{
 };
 use super::{Call, NOT_AN_INTEGER, SYNTAX, VALUE_BYTES_MAX};
 use crate::engine::batch::Args;
+use crate::engine::protocol::Refusal;
 use crate::engine::tables::{Expires, ItemRef, Origin};
 use crate::ids::Millis;
 
@@ -100,13 +101,22 @@ fn range(value: &[u8], start: i64, end: i64) -> &[u8] {
     if start > end { &[] } else { &value[start as usize..=end as usize] }
 }
 
+/// Bytes of one partition's part of a reply to `MGET`, unless it is a single value: it is written
+/// in one turn, and travels as one message.
+const MGET_BYTES_MAX: usize = 128 << 20;
+
 fn mget(call: &mut Call<'_>) {
     let args = call.args;
+    let begun = call.reply.bytes();
     call.reply.array(args.len());
     for (index, key) in args.iter().enumerate() {
         let hash = call.hash_of(index);
         let item = call.tables.get(call.table, hash, key);
         call.reply.bulk_or_nil(item.map(|item| item.value()));
+        if index > 0 && call.reply.bytes() - begun > MGET_BYTES_MAX {
+            call.reply.rewind(begun);
+            return call.reply.error(&super::refusal_text(&Refusal::TooLong));
+        }
     }
 }
 

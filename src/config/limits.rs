@@ -7,7 +7,7 @@ use std::time::Duration;
 pub struct Limits {
     /// Bytes of a key: 64 KiB.
     pub key: usize,
-    /// Bytes of a value, and of any one argument: 512 MiB.
+    /// Bytes of a value, and of any one argument: 64 MiB.
     pub value: usize,
     /// Arguments of a command: 1,048,576.
     pub arguments: usize,
@@ -20,7 +20,7 @@ pub struct Limits {
     /// Commands of one connection that are served together; more wait unread: 4,096.
     pub pipeline: usize,
     /// Bytes of a command, or of a transaction's commands, that concerns several partitions:
-    /// 512 MiB.
+    /// 128 MiB.
     pub transaction: usize,
     /// Bytes of a node's tables: 0, which is no limit.
     pub memory: usize,
@@ -50,13 +50,13 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             key: 64 << 10,
-            value: 512 << 20,
+            value: 64 << 20,
             arguments: 1 << 20,
             inline: 64 << 10,
             query_buffer: 1 << 30,
             output_buffer: 1 << 30,
             pipeline: 4096,
-            transaction: 512 << 20,
+            transaction: 128 << 20,
             memory: 0,
             connections: 10_000,
             connections_max: 1_000_000,

@@ -45,6 +45,10 @@ use std::collections::{BTreeMap, BTreeSet};
 /// seems well. Long against a busy queue, short against a person's patience.
 pub const RESOLVE_AFTER_MS: u64 = 3_000;
 
+/// The same where another leader has filed the intent: what its Coordinator said of it meanwhile may
+/// have been said to that one.
+pub const RESOLVE_INHERITED_AFTER_MS: u64 = 200;
+
 /// How often a question or a decision that is not answered is repeated.
 pub const REPEAT_AFTER_MS: u64 = 300;
 
@@ -232,6 +236,8 @@ pub struct Partition<M> {
     inquiries: BTreeMap<TxnId, Inquiry>,
     /// Commits that are applied here, for each primary that is to hear of them.
     confirmations: BTreeMap<PartitionId, Vec<TxnId>>,
+    /// Intents that were there when this leader took office.
+    inherited: BTreeSet<TxnId>,
     /// Intents and outcomes that were there at this leader's last tick.
     aged: BTreeMap<TxnId, Aged>,
     /// Leader's memory, and a follower's for when it leads.
@@ -299,6 +305,7 @@ impl<M: Machine> Partition<M> {
             deferred: Vec::new(),
             inquiries: BTreeMap::new(),
             confirmations: BTreeMap::new(),
+            inherited: BTreeSet::new(),
             aged: BTreeMap::new(),
             stamps: Stamps::default(),
             sweep: Sweep::default(),
@@ -595,6 +602,7 @@ impl<M: Machine> Partition<M> {
             .iter()
             .map(|(txn, intent)| (*txn, intent.age, intent.claims()))
             .collect();
+        self.inherited = locked.iter().map(|(txn, ..)| *txn).collect();
         for (txn, age, claims) in locked {
             self.clock = self.clock.max(age.time);
             self.hold(txn, age, claims, None, 0);
@@ -615,6 +623,7 @@ impl<M: Machine> Partition<M> {
         self.tickets.clear();
         self.inquiries.clear();
         self.confirmations.clear();
+        self.inherited.clear();
         self.aged.clear();
         for deferred in std::mem::take(&mut self.deferred) {
             self.refuse(deferred.txn(), effects);

@@ -143,6 +143,8 @@ pub enum Refusal {
     Untold,
     /// The read was not executed, for the replies of what was logged with it are long.
     Crowded,
+    /// So many keys are not gathered at one node.
+    Gathers(u32),
 }
 
 /// The life of a partition's leadership that granted a lock: locks that are not logged end with

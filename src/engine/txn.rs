@@ -40,6 +40,10 @@ const PAUSE_MS: u64 = 20;
 const REDECIDE_AFTER_MS: u64 = 300;
 const DECIDE_MAX_MS: u64 = 6_000;
 
+/// Keys that a Coordinator evaluates a command on at most: it does so in one turn of the thread that
+/// carries the node's links, about a tenth of a second for so many.
+pub const GATHERED_KEYS_MAX: usize = 32_768;
+
 /// Commits remembered for participants whose primary died before it could tell them.
 const COMMITS_REMEMBERED: usize = 1 << 16;
 
@@ -513,6 +517,10 @@ impl<M: Machine> Transactions<M> {
 
     /// Why work cannot be done: a partition without copies is out of reach.
     fn hopeless(&self, work: &Work) -> Option<Refusal> {
+        let gathered: usize = work.shares.iter().map(|(_, share)| share.claims.len()).sum();
+        if work.mode == Mode::Gather && gathered > GATHERED_KEYS_MAX {
+            return Some(Refusal::Gathers(gathered.try_into().unwrap_or(u32::MAX)));
+        }
         let lacking = self.lacking(work, false)?;
         self.leader(lacking).map(Refusal::Unreachable)
     }

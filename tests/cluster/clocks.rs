@@ -38,6 +38,9 @@ fn frozen(stands_still: impl Fn(i64) -> Clock) {
         assert_eq!(one.say(&format!("GET {key}")), "\"old\"");
     }
     cluster.pause(1);
+    // What comes now is answered by what goes on later, and by nothing before.
+    let node = cluster.process(1);
+    eventually("every thread has stopped", PATIENCE, || node.is_stopped().then_some(()));
     let stopped = Instant::now();
     for (reader, key) in readers.iter_mut().zip(&keys) {
         writeln!(reader, "GET {key}\r").expect("a request is buffered");

@@ -178,6 +178,17 @@ impl Process {
         assert!(status.success(), "{kill}: {status}");
     }
 
+    /// Whether each of its threads has stopped (`STOP`): the signal's sender does not wait for that.
+    pub fn is_stopped(&self) -> bool {
+        let tasks = format!("/proc/{}/task", self.child.id());
+        let tasks = fs::read_dir(tasks).expect("the threads of a process");
+        let mut states = tasks.flatten().filter_map(|task| {
+            let stat = fs::read_to_string(task.path().join("stat")).ok()?;
+            stat.rsplit(") ").next().and_then(|fields| fields.chars().next())
+        });
+        states.all(|state| state == 'T')
+    }
+
     /// `kill -9`.
     pub fn kill(&mut self) {
         // A process that is gone already is as dead as it can be.
@@ -537,14 +548,6 @@ impl Cluster {
                 panic!("node {id} ended before it was ready: {status}");
             }
             (health(http) == Some(200)).then_some(())
-        });
-    }
-
-    /// Waits until a node is let in, whatever it can serve.
-    #[track_caller]
-    pub fn wait_formed(&self, id: u16) {
-        eventually(&format!("node {id} is let in"), PATIENCE, || {
-            (self.status(id)?["formed"] == true).then_some(())
         });
     }
 

@@ -3,6 +3,7 @@
 use crate::harness::{Client, Cluster, PATIENCE, Protocol, dial, eventually, expect, read_to_end};
 use quorate::engine::barrier::Hello;
 use quorate::ids::NodeId;
+use quorate::net::frame;
 use quorate::net::packet::{self, Packet};
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -701,17 +702,15 @@ fn a_peer_that_goes_on_with_nonsense_is_cut_off_with_a_reason() {
     ] {
         // Node 1 dials node 2, which is us, and so tells how a node of its cluster begins.
         let (mut dialled, _) = listener.accept().unwrap();
-        let introduction = read_frame(&mut dialled);
-        let Packet::Hello(own) = packet::decode(&introduction).unwrap() else {
-            panic!("it introduces itself")
-        };
-        let hello = Hello { node: NodeId(2), nonce: 0, ..own.clone() };
-        dialled.write_all(&framed(&Packet::Hello(hello))).unwrap();
-        let hello = Hello { node: NodeId(2), nonce: 7, ..own.clone() };
-        let mut stream = peer(&cluster, &framed(&Packet::Hello(hello)));
-        read_frame(&mut stream);
-        // What was said where node 2 listens proves who says it.
-        stream.write_all(&framed(&Packet::Claim(own.nonce))).unwrap();
+        let Packet::Hello(hello) = read_packet(&mut dialled) else { panic!("an introduction") };
+        assert_eq!(hello.node, NodeId(1), "it introduces itself as node 1");
+        let nonce = hello.nonce;
+        let own = Hello { node: NodeId(2), ..hello };
+        dialled.write_all(&framed(&Packet::Hello(own.clone()))).unwrap();
+        let mut stream = peer(&cluster, &framed(&Packet::Hello(own)));
+        assert!(matches!(read_packet(&mut stream), Packet::Hello(_)));
+        // What was said to the address of node 2 alone proves that we are it.
+        stream.write_all(&framed(&Packet::Claim(nonce))).unwrap();
         let links = |log: &str| log.matches("linked with node 2").count();
         let losses = |log: &str| log.matches("lost node 2").count();
         eventually("they are linked", PATIENCE, || {
@@ -726,17 +725,17 @@ fn a_peer_that_goes_on_with_nonsense_is_cut_off_with_a_reason() {
 }
 
 fn framed(packet: &Packet) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    packet::encode(packet, &mut bytes).unwrap();
-    frame(&bytes)
+    let mut out = Vec::new();
+    frame::push(packet, &mut out).expect("a packet");
+    out
 }
 
-fn read_frame(stream: &mut TcpStream) -> Vec<u8> {
+fn read_packet(stream: &mut TcpStream) -> Packet {
     let mut length = [0; 4];
     stream.read_exact(&mut length).unwrap();
     let mut bytes = vec![0; u32::from_le_bytes(length) as usize];
     stream.read_exact(&mut bytes).unwrap();
-    bytes
+    packet::decode(&bytes).expect("a packet")
 }
 
 const VERSION: u8 = quorate::engine::barrier::PROTOCOL_VERSION as u8;

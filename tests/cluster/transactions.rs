@@ -441,3 +441,28 @@ fn money_moved_under_watch_is_never_made_or_lost() {
     });
     assert!(checks.load(Ordering::Relaxed) > 10, "the sum was looked at");
 }
+
+/// Its one evaluation would hold up the node's links: the next smaller one is served.
+#[test]
+fn a_command_that_gathers_too_many_keys_is_refused() {
+    let cluster = Cluster::start();
+    let mut client = cluster.connect(1);
+    let pairs = |count: usize| (0..count).map(|key| format!(" g{key} 1")).collect::<String>();
+    let refused = client.say(&format!("MSETNX{}", pairs(32_769)));
+    assert_eq!(refused, "-ERR the command gathers 32769 keys at one node, where 32768 are allowed");
+    assert_eq!(client.say(&format!("MSETNX{}", pairs(4_096))), "1");
+    assert_eq!(client.say(&format!("MSET{}", pairs(32_769))), "OK");
+}
+
+/// A request of a few kilobytes must not make gigabytes of reply in one turn.
+#[test]
+fn one_value_many_times_is_too_long_a_reply() {
+    let cluster = Cluster::start();
+    let mut client = cluster.connect(1);
+    assert_eq!(client.say(&format!("SET big {}", "x".repeat(1 << 20))), "OK");
+    assert_eq!(client.say("SET other 1"), "OK");
+    let refused = "-ERR the request or its reply is too long";
+    assert_eq!(client.say(&format!("MGET other{}", " big".repeat(129))), refused);
+    assert_eq!(client.say(&format!("MGET{}", " big".repeat(129))), refused);
+    assert_eq!(client.say("GET other"), "\"1\"");
+}

@@ -1,7 +1,7 @@
 //! What a Session does beside serving keys: commands about the whole node, pauses, monitors, and
 //! looking after a client that is slow to read.
 
-use super::{STALL, Session, UNSENT_BYTES};
+use super::{READ_SOME, STALL, Session, UNSENT_BYTES};
 use crate::actors::bucket::{Ask, Watch};
 use crate::actors::local::{Local, MONITOR_QUEUE};
 use crate::actors::metrics::{Forget, Refresh};
@@ -244,6 +244,13 @@ impl Session {
             }
             self.stalled = Some(taken).filter(|taken| *taken == self.outlet.taken());
         }
+    }
+
+    /// Waits, not for long, until no more than so many bytes are left.
+    pub(super) async fn wait_for_room(&mut self, left: usize) -> io::Result<()> {
+        self.show();
+        // Where that takes too long, the reply is not admitted.
+        timeout(READ_SOME, self.taken_to(left, false)).await.unwrap_or(Ok(()))
     }
 
     /// Waits until the client has taken all of its replies.

@@ -1,7 +1,8 @@
 //! The participant's and the primary's side of the commit protocol.
 
 use super::{
-    Aged, Effect, Neighbours, Partition, REPEAT_AFTER_MS, RESOLVE_AFTER_MS, Waiting, share_claims,
+    Aged, Effect, Neighbours, Partition, REPEAT_AFTER_MS, RESOLVE_AFTER_MS,
+    RESOLVE_INHERITED_AFTER_MS, Waiting, share_claims,
 };
 use crate::engine::batch::Replies;
 use crate::engine::consensus::Ticket as Confirmation;
@@ -145,6 +146,7 @@ impl<M: Machine> Partition<M> {
         self.confirm_commits(effects);
         let (intents, outcomes) = (self.replica.intents(), self.replica.outcomes());
         self.aged.retain(|txn, _| intents.contains_key(txn) || outcomes.contains_key(txn));
+        self.inherited.retain(|txn| intents.contains_key(txn));
         if !self.is_led_here() {
             self.replica.forget_watches(self.replica.stamped());
             return;
@@ -176,7 +178,11 @@ impl<M: Machine> Partition<M> {
             let coordinator_lost =
                 neighbours.is_away(txn.node) || neighbours.is_over(txn.node, txn.incarnation);
             let (age, due) = due(txn, intent.since);
-            let old = age >= RESOLVE_AFTER_MS;
+            let patience = match self.inherited.contains(txn) {
+                true => RESOLVE_INHERITED_AFTER_MS,
+                false => RESOLVE_AFTER_MS,
+            };
+            let old = age >= patience;
             if (old || coordinator_lost) && due && kept(Rule::OldIntentsAsk) {
                 ask.push((*txn, intent.primary, intent.primary_life));
             }

@@ -378,6 +378,23 @@ pub(super) fn a_commit_is_told_to_one_of_two() -> Result<(), String> {
     run.ends_well()
 }
 
+/// Its Coordinator has aborted the attempt, and said so to the leader that hangs.
+#[test]
+fn a_new_leader_asks_soon_about_what_it_inherits() {
+    let id = PartitionId(1);
+    let mut run = Run::new().unwrap();
+    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(0));
+    let writing = run.ask(&BOTH, APPEND, COORDINATOR);
+    run.until(SOON_MS, |run| run.is_locked(1, id)).unwrap();
+    run.pass_time(MOMENT_MS);
+    run.pause(1);
+    run.until(REST_MS, |run| [0, 2].iter().any(|node| run.leads(*node, id))).unwrap();
+    run.let_go();
+    run.until(SOON_MS, |run| run.is_done(writing)).unwrap();
+    run.resume();
+    run.ends_well().unwrap();
+}
+
 #[test]
 fn a_commit_is_asked_for_after_several_lives() {
     let mut run = Run::of(Kind::Lossy).unwrap();
