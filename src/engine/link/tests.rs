@@ -462,6 +462,23 @@ fn what_is_given_up_is_not_executed_whatever_happens_to_the_wire() {
     assert!(served > 1_000, "it hardly ever served: {served}");
 }
 
+/// The other node may have taken the link for standing as soon as it was first told its nonce, over a
+/// stream that is lost by now.
+#[test]
+fn a_lease_begins_with_the_first_claim() {
+    let mut link = Link::new(hello(1, 1), NodeId(2), SUSPECT_MS);
+    let mut effects = Vec::new();
+    link.introduced(5, Hello { nonce: 50, ..hello(2, 1) }, "a", 900, &mut effects);
+    assert!(link.dial(61).is_some());
+    link.answered(6, hello(2, 1), 1_000, &mut effects);
+    link.closed(6, "lost", false, &mut effects);
+    assert!(link.dial(71).is_some());
+    link.answered(7, hello(2, 1), 1_500, &mut effects);
+    assert!(link.hear(5, Word::Claim(71), 1_600, &mut effects));
+    assert!(link.is_up());
+    assert_eq!(link.serves_until(), 1_000 + SUSPECT_MS - SUSPECT_MS / 8);
+}
+
 #[test]
 fn complaints_have_a_bound_and_the_rest_is_counted() {
     let mut complaints = Complaints::default();
