@@ -394,11 +394,10 @@ impl<M: Machine> Bucket<M> {
             let waiter = Waiter { parked, index: index as u32 };
             match self.partitions.get_mut(id.index()) {
                 Some(Some(partition))
-                    if self.room < GROWTH_BYTES_MAX
+                    if self.room < usize::MAX
                         && M::grows(op.head.code)
                         && partition.is_led_here()
-                        && (self.room == 0
-                            || M::stretches(&op) > 0 && partition.growth(&op) > self.room) =>
+                        && !is_room_for(&mut self.room, partition, &op) =>
                 {
                     M::refuse(&Refusal::Full, &mut replies.bytes);
                 }
@@ -946,6 +945,20 @@ fn may_live(
 fn votes<M: Machine>(partition: &Partition<M>) -> bool {
     let group = partition.journal().map(Journal::group);
     group.is_none_or(|group| group.members().votes(group.id()))
+}
+
+/// Whether there is room for what the operation asks for; takes it if so. What operations add that
+/// ask for no more than their own bytes is measured, ten times a second.
+fn is_room_for<M: Machine>(room: &mut usize, partition: &Partition<M>, op: &Op<'_>) -> bool {
+    if *room > 0 && M::stretches(op) > 0 {
+        let growth = partition.growth(op);
+        if growth > *room {
+            return false;
+        }
+        // One left is not yet none.
+        *room = (*room - growth).max(1);
+    }
+    *room > 0
 }
 
 #[cfg(test)]

@@ -22,6 +22,10 @@ use std::collections::BTreeMap;
 /// For how long the preferred leader must have been linked before it is given the lead back, in ms.
 pub const DRIFT_AFTER_MS: u64 = 5_000;
 
+/// For how long a lead that the preferred leader has given away itself is not given back to that life
+/// of its node, in ms: nodes that were told different things would hand it to and fro.
+const DECLINED_MS: u64 = 600_000;
+
 /// Entries that the preferred leader may lack and still count as caught up: they leave with the
 /// transfer, during which nothing is proposed.
 const DRIFT_LAG_MAX: u64 = 256;
@@ -42,6 +46,10 @@ pub struct Wishes {
     linked: BTreeMap<NodeId, (Incarnation, u64)>,
     /// Partitions whose leader is dead or suspected: which node led, and since when that is known.
     orphans: BTreeMap<PartitionId, (NodeId, u64)>,
+    /// Who led, at the last tick, what this node did not lead.
+    followed: BTreeMap<PartitionId, NodeId>,
+    /// Partitions that their preferred leader gave away: its life then, and when.
+    declined: BTreeMap<PartitionId, (Incarnation, u64)>,
     /// The node stops: it leads as little as it can.
     retires: bool,
 }
@@ -49,8 +57,14 @@ pub struct Wishes {
 impl Wishes {
     /// Each partition is to be led by this node if it may.
     pub fn new(preferred: Vec<NodeId>) -> Wishes {
-        let (linked, orphans) = (BTreeMap::new(), BTreeMap::new());
-        Wishes { preferred, linked, orphans, retires: false }
+        Wishes {
+            preferred,
+            linked: BTreeMap::new(),
+            orphans: BTreeMap::new(),
+            followed: BTreeMap::new(),
+            declined: BTreeMap::new(),
+            retires: false,
+        }
     }
 }
 
@@ -86,6 +100,7 @@ impl<M: Machine> Bucket<M> {
     pub fn prefer(&mut self, id: PartitionId, node: NodeId) -> bool {
         let Some(preferred) = self.wishes.preferred.get_mut(id.index()) else { return false };
         *preferred = node;
+        self.wishes.declined.remove(&id);
         let Some(Some(partition)) = self.partitions.get_mut(id.index()) else { return false };
         let Some(journal) = partition.journal_mut() else { return false };
         let group = journal.group_mut();
@@ -105,6 +120,7 @@ impl<M: Machine> Bucket<M> {
     /// Gives a partition back to the leader it is meant to have, one at a time.
     pub(super) fn drift_back(&mut self, now: Now) {
         self.note_links(now.mono);
+        self.note_leaders(now.mono);
         let transfers = |one: &super::Partition<M>| {
             one.journal().is_some_and(|journal| journal.group().is_transferring())
         };
@@ -117,7 +133,12 @@ impl<M: Machine> Bucket<M> {
                 .linked
                 .get(preferred)
                 .is_some_and(|(_, since)| since.saturating_add(DRIFT_AFTER_MS) <= now.mono);
-            let Some(Some(partition)) = self.partitions.get_mut(index).filter(|_| steady) else {
+            let life = self.neighbours.lives.get(preferred).copied();
+            let declined = self.wishes.declined.get(&PartitionId(index as u16)).is_some_and(
+                |(then, since)| life == Some(*then) && now.mono < since.saturating_add(DECLINED_MS),
+            );
+            let may = steady && !declined;
+            let Some(Some(partition)) = self.partitions.get_mut(index).filter(|_| may) else {
                 continue;
             };
             let Some(journal) = partition.journal_mut().filter(|journal| journal.leads()) else {
@@ -147,6 +168,27 @@ impl<M: Machine> Bucket<M> {
             .retain(|node, (life, _)| !neighbours.is_away(*node) && lives.get(node) == Some(life));
         for (node, life) in lives.iter().filter(|(node, _)| !neighbours.is_away(**node)) {
             linked.entry(*node).or_insert((*life, mono));
+        }
+    }
+
+    /// Notes what has come to be led here, though its preferred leader led it and is well.
+    fn note_leaders(&mut self, mono: u64) {
+        let Wishes { preferred, followed, declined, .. } = &mut self.wishes;
+        for (index, partition) in self.partitions.iter().enumerate() {
+            let Some(journal) = partition.as_ref().and_then(|one| one.journal()) else { continue };
+            let id = PartitionId(index as u16);
+            if !journal.leads() {
+                let leader = journal.group().leader();
+                leader.and_then(|leader| followed.insert(id, leader.node()));
+                continue;
+            }
+            let Some(former) = followed.remove(&id) else { continue };
+            let life = self.neighbours.lives.get(&former).copied();
+            if let Some(life) = life.filter(|_| !self.neighbours.is_away(former))
+                && preferred.get(index) == Some(&former)
+            {
+                declined.insert(id, (life, mono));
+            }
         }
     }
 

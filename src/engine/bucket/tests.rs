@@ -20,6 +20,7 @@ const TOUCH: OpCode = OpCode(50);
 const UNLINK: OpCode = OpCode(53);
 const GETEX: OpCode = OpCode(6);
 const SETRANGE: OpCode = OpCode(19);
+const SETBIT: OpCode = OpCode(29);
 const COPY: OpCode = OpCode(57);
 const LCS: OpCode = OpCode(22);
 const WATCH: OpCode = OpCode(400);
@@ -35,7 +36,13 @@ fn at(ms: u64) -> Now {
     Now { wall: Millis(ms), mono: ms }
 }
 
-fn run(bucket: &mut Bucket<Redis>, hasher: KeyHasher, code: OpCode, words: &[&str], now: u64) {
+fn run(
+    bucket: &mut Bucket<Redis>,
+    hasher: KeyHasher,
+    code: OpCode,
+    words: &[&str],
+    now: u64,
+) -> String {
     let mut batch = Batch::new();
     let head = OpHead {
         code,
@@ -46,7 +53,8 @@ fn run(bucket: &mut Bucket<Redis>, hasher: KeyHasher, code: OpCode, words: &[&st
     };
     batch.push(head, words.iter().map(|word| word.as_bytes()));
     let executed = bucket.execute(batch, Replies::default(), at(now), &mut Outbox::default());
-    assert!(matches!(executed, Executed::Done(..)));
+    let Executed::Done(_, replies) = executed else { panic!("no other holds a lock") };
+    String::from_utf8_lossy(replies.get(0)).into_owned()
 }
 
 fn held(bucket: &Bucket<Redis>) -> usize {
@@ -566,4 +574,21 @@ fn a_batch_of_long_commands_ends_early() {
         assert_eq!(begun, [2, 1, 1, 1], "logged {logged}");
         assert!(parts[1..3].iter().all(|part| part.bytes == b":5000\r\n"), "logged {logged}");
     }
+}
+
+/// Each operation that stretches a value takes of the room that there is, until it is measured again.
+#[test]
+fn what_a_batch_asks_for_is_added_up() {
+    let (mut bucket, hasher) = bucket();
+    bucket.allow_growth(5 << 19);
+    let set = |bucket: &mut Bucket<Redis>, key: &str| {
+        run(bucket, hasher, SETBIT, &[key, "8000000", "1"], 5)
+    };
+    assert_eq!(set(&mut bucket, "a"), ":0\r\n");
+    assert_eq!(set(&mut bucket, "b"), ":0\r\n");
+    assert!(set(&mut bucket, "c").starts_with("-OOM"), "a third megabyte");
+    assert_eq!(set(&mut bucket, "a"), ":1\r\n", "it is there");
+    assert_eq!(run(&mut bucket, hasher, SET, &["d", "1"], 5), "+OK\r\n");
+    bucket.allow_growth(1 << 20);
+    assert_eq!(set(&mut bucket, "c"), ":0\r\n");
 }

@@ -217,6 +217,21 @@ fn an_operators_choice_lasts() {
 }
 
 #[test]
+fn nodes_that_were_told_different_things_do_not_hand_the_lead_to_and_fro() {
+    let mut cluster = Cluster::formed();
+    cluster.run(DRIFT_AFTER_MS + 1_000);
+    // The others go by the placement.
+    assert!(cluster.buckets.get_mut(&NodeId(1)).unwrap().prefer(PartitionId(0), NodeId(2)));
+    let (mut before, mut changes) = (cluster.led(), 0);
+    for _ in 0..100 {
+        cluster.run(100);
+        let led = cluster.led();
+        changes += usize::from(std::mem::replace(&mut before, led) != led);
+    }
+    assert_eq!((changes, cluster.led()), (1, [1, 3, 2]));
+}
+
+#[test]
 fn a_replica_that_lost_its_disk_is_handed_nothing() {
     let mut cluster = Cluster::formed();
     let generations: Vec<_> = (0..PARTITIONS).map(|id| (PartitionId(id), 2)).collect();
