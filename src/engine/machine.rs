@@ -97,15 +97,24 @@ pub trait Machine: 'static {
     fn refuse(refusal: &Refusal, reply: &mut Vec<u8>);
 }
 
-/// Replies of a transaction's share stop growing past this, where one may still be as long as a
-/// value: they travel together, in one frame.
-const SHARE_REPLY_BYTES_MAX: usize = (1 << 29) + (1 << 20);
+/// Replies of a transaction's share stop growing past this: they are made in one turn, and travel
+/// together.
+const SHARE_REPLY_BYTES_MAX: usize = 128 << 20;
+
+/// A reply that is no longer is always given: an integer, an error.
+const SHORT_REPLY_BYTES: usize = 1 << 10;
+
+/// The first of them may be as long as a value, and they fit one frame.
+const FIRST_REPLY_BYTES_MAX: usize = (1 << 29) + (1 << 20);
 
 /// Notes that the reply of an operation of a transaction's share has been written. If the share's
 /// replies are too long with it, an error takes its place.
 pub fn end_reply<M: Machine>(head: OpHead, replies: &mut Replies) {
-    if replies.bytes.len() > SHARE_REPLY_BYTES_MAX {
-        replies.bytes.truncate(replies.start(replies.len()));
+    let max = if replies.is_empty() { FIRST_REPLY_BYTES_MAX } else { SHARE_REPLY_BYTES_MAX };
+    let begun = replies.start(replies.len());
+    // One that comes behind a first that is longer may still be short.
+    if replies.bytes.len() > max.max(begun + SHORT_REPLY_BYTES) {
+        replies.bytes.truncate(begun);
         M::refuse(&too_long::<M>(head), &mut replies.bytes);
     }
     replies.end();
