@@ -22,8 +22,11 @@ use std::collections::BTreeMap;
 /// For how long the preferred leader must have been linked before it is given the lead back, in ms.
 pub const DRIFT_AFTER_MS: u64 = 5_000;
 
-/// For how long a lead that the preferred leader has given away itself is not given back to that life
-/// of its node, in ms: nodes that were told different things would hand it to and fro.
+/// A lead that the preferred leader was given, and that is back within so many ms though it is well,
+/// is not wanted there: nodes that were told different things would hand it to and fro.
+const RETURNED_MS: u64 = 5_000;
+
+/// For how long it is not given to that life of the node again, in ms.
 const DECLINED_MS: u64 = 600_000;
 
 /// Entries that the preferred leader may lack and still count as caught up: they leave with the
@@ -48,7 +51,9 @@ pub struct Wishes {
     orphans: BTreeMap<PartitionId, (NodeId, u64)>,
     /// Who led, at the last tick, what this node did not lead.
     followed: BTreeMap<PartitionId, NodeId>,
-    /// Partitions that their preferred leader gave away: its life then, and when.
+    /// When this node gave a partition to its preferred leader.
+    given: BTreeMap<PartitionId, u64>,
+    /// Partitions that their preferred leader returned: its life then, and when.
     declined: BTreeMap<PartitionId, (Incarnation, u64)>,
     /// The node stops: it leads as little as it can.
     retires: bool,
@@ -62,6 +67,7 @@ impl Wishes {
             linked: BTreeMap::new(),
             orphans: BTreeMap::new(),
             followed: BTreeMap::new(),
+            given: BTreeMap::new(),
             declined: BTreeMap::new(),
             retires: false,
         }
@@ -154,7 +160,8 @@ impl<M: Machine> Bucket<M> {
                     && one.matched.saturating_add(DRIFT_LAG_MAX) >= last
             };
             if heir(group, caught_up).is_some_and(|heir| group.transfer(heir.id)) {
-                self.touch(PartitionId(index as u16));
+                self.wishes.given.insert(id, now.mono);
+                self.touch(id);
                 return;
             }
         }
@@ -171,9 +178,10 @@ impl<M: Machine> Bucket<M> {
         }
     }
 
-    /// Notes what has come to be led here, though its preferred leader led it and is well.
+    /// Notes what is led here again, soon after it was given to its preferred leader, which is well.
     fn note_leaders(&mut self, mono: u64) {
-        let Wishes { preferred, followed, declined, .. } = &mut self.wishes;
+        let Wishes { preferred, followed, given, declined, .. } = &mut self.wishes;
+        given.retain(|_, since| mono < since.saturating_add(RETURNED_MS));
         for (index, partition) in self.partitions.iter().enumerate() {
             let Some(journal) = partition.as_ref().and_then(|one| one.journal()) else { continue };
             let id = PartitionId(index as u16);
@@ -186,6 +194,7 @@ impl<M: Machine> Bucket<M> {
             let life = self.neighbours.lives.get(&former).copied();
             if let Some(life) = life.filter(|_| !self.neighbours.is_away(former))
                 && preferred.get(index) == Some(&former)
+                && given.remove(&id).is_some()
             {
                 declined.insert(id, (life, mono));
             }

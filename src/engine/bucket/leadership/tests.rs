@@ -223,12 +223,14 @@ fn nodes_that_were_told_different_things_do_not_hand_the_lead_to_and_fro() {
     // The others go by the placement.
     assert!(cluster.buckets.get_mut(&NodeId(1)).unwrap().prefer(PartitionId(0), NodeId(2)));
     let (mut before, mut changes) = (cluster.led(), 0);
-    for _ in 0..100 {
-        cluster.run(100);
+    for _ in 0..1_000 {
+        cluster.run(10);
         let led = cluster.led();
         changes += usize::from(std::mem::replace(&mut before, led) != led);
     }
-    assert_eq!((changes, cluster.led()), (1, [1, 3, 2]));
+    // It is given back once, and returned.
+    assert!(changes <= 4, "{changes} changes");
+    assert_eq!(cluster.led(), [1, 3, 2]);
 }
 
 #[test]
