@@ -95,7 +95,8 @@ impl Sides {
 
     /// Starts both.
     pub fn start() -> Sides {
-        let cluster = Cluster::start();
+        // As Redis has it: `CONFIG GET` tells it.
+        let cluster = Cluster::start_with("limits: { value: 512MiB }\n");
         let redis_port = free_port();
         let mut command = Command::new("redis-server");
         command.args(["--port", &redis_port.to_string(), "--save", "", "--appendonly", "no"]);
