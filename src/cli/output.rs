@@ -26,7 +26,7 @@ pub(super) fn print(text: &str) -> io::Result<()> {
 /// The same of a line.
 ///
 /// # Errors
-/// As for [`print`].
+/// As for [`print()`].
 pub(super) fn print_line(text: &str) -> io::Result<()> {
     print(&format!("{text}\n"))
 }

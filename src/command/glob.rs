@@ -10,7 +10,7 @@ pub fn matches(pattern: &[u8], text: &[u8], ignore_case: bool) -> bool {
     matches_counted(pattern, text, ignore_case, &mut 0)
 }
 
-/// As [`matches`], and adds to `work` about how many bytes were compared.
+/// As [`matches()`], and adds to `work` about how many bytes were compared.
 pub fn matches_counted(pattern: &[u8], text: &[u8], ignore_case: bool, work: &mut usize) -> bool {
     let (mut p, mut t) = (0, 0);
     // Where to go on when the rest does not match: behind the last star, one character later.
