@@ -55,8 +55,12 @@ pub fn fit(config: &mut Config, nodes: usize) -> Result<()> {
     })?;
     let Limits { connections, connections_max, http_connections, .. } = &mut config.limits;
     if share.clients < *connections {
-        log::warn!(
+        // Whoever asked for more should know; what nobody asked for is no reason to warn.
+        let asked_for = *connections != Limits::default().connections;
+        let level = if asked_for { log::Level::Warn } else { log::Level::Info };
+        log::log!(
             target: "node",
+            level,
             "limits.connections is {connections}, and {allowed} open files leave room for {} \
              clients a node (ulimit -n)",
             share.clients
