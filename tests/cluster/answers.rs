@@ -1,7 +1,7 @@
 //! What was executed is answered, once: every reply of deep pipelines against a model.
 
 use crate::harness::{
-    Cluster, IN_MEMORY, PARTITIONS, PATIENCE, REPLICATED, dial, eventually, partition_of,
+    Cluster, IN_MEMORY, PARTITIONS, PATIENCE, REPLICATED, StopAtEnd, dial, eventually, partition_of,
 };
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -362,6 +362,7 @@ fn counters_grow_once_while_leaders_move_and_replies_are_long() {
     }
     let moved = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let at_end = StopAtEnd(&moved);
         for node in cluster.ids() {
             let (cluster, big, moved) = (&cluster, &big, &moved);
             scope.spawn(move || {
@@ -421,7 +422,7 @@ fn counters_grow_once_while_leaders_move_and_replies_are_long() {
             }
         });
         let done = mover.join();
-        moved.store(true, Ordering::Relaxed);
+        drop(at_end);
         assert!(done.is_ok(), "every leader was moved");
     });
 }

@@ -1,7 +1,7 @@
 //! Multi-key commands over nodes: seen whole or not at all, and in the order they were sent.
 
-use crate::harness::{Cluster, PATIENCE, eventually};
-use crate::load::{Load, Progress, settle};
+use crate::harness::{Cluster, PATIENCE, StopAtEnd, eventually};
+use crate::load::{Load, Progress};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 #[test]
@@ -11,14 +11,12 @@ fn an_mset_is_never_seen_in_part() {
     let progress = Progress::default();
     let load = Load { progress: &progress, written: &keys, read: &keys, mortal: None };
     std::thread::scope(|scope| {
-        let threads = load.start(scope, &cluster);
+        let load = load.start(scope, &cluster);
         eventually("writes and checks", PATIENCE, || {
             let (writes, checks) = progress.count();
-            (writes >= 300 && checks >= 300 || threads.iter().any(|thread| thread.is_finished()))
-                .then_some(())
+            (writes >= 300 && checks >= 300 || load.has_failed()).then_some(())
         });
-        progress.stop();
-        settle(threads);
+        load.settle();
     });
     let (writes, checks) = progress.count();
     assert!(writes >= 300 && checks >= 300, "{writes} writes, {checks} checks");
@@ -41,6 +39,7 @@ fn the_sum_of_all_accounts_never_changes() {
 
     let (done, checks) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
+        let at_end = StopAtEnd(&done);
         let writers: Vec<_> = (0u16..)
             .zip(&pairs)
             .map(|(n, pair)| {
@@ -71,7 +70,7 @@ fn the_sum_of_all_accounts_never_changes() {
             });
         }
         let results: Vec<_> = writers.into_iter().map(|writer| writer.join()).collect();
-        done.store(true, Ordering::Relaxed);
+        drop(at_end);
         assert!(results.iter().all(Result::is_ok), "a writer failed");
     });
     assert!(checks.load(Ordering::Relaxed) > 10, "readers looked on");
@@ -187,6 +186,7 @@ fn increments_survive_transactions_on_their_key() {
     cluster.connect(1).say(&format!("SET {counter} 0"));
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let at_end = StopAtEnd(&done);
         // Readers lock the counter together with keys elsewhere.
         let reader = {
             let (cluster, counter, others, done) = (&cluster, &counter, &others, &done);
@@ -227,7 +227,7 @@ fn increments_survive_transactions_on_their_key() {
             })
             .collect();
         let writers: Vec<_> = writers.into_iter().map(|writer| writer.join()).collect();
-        done.store(true, Ordering::Relaxed);
+        drop(at_end);
         assert!(writers.iter().all(Result::is_ok) && reader.join().is_ok());
         assert!(locker.join().is_ok());
     });

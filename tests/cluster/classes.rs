@@ -2,7 +2,7 @@
 //! what is synced when.
 
 use crate::count::{Said, said};
-use crate::harness::{Client, Cluster, PATIENCE, eventually};
+use crate::harness::{Client, Cluster, PATIENCE, StopAtEnd, eventually};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Table 0 is kept by three nodes and synced, as all that are not named; table 1 is a cache; tables
@@ -154,6 +154,7 @@ fn a_cache_node_restarted_amid_mixed_transactions_leaves_nothing_behind() {
         said("EXEC", client.ask(&["EXEC"]))
     };
     std::thread::scope(|scope| {
+        let at_end = StopAtEnd(&stop);
         let writer = scope.spawn(|| {
             let mut client = Client::connect(ports[0], crate::harness::Protocol::Resp2).unwrap();
             let (mut n, mut done, mut unknown) = (0, 0, Vec::new());
@@ -184,7 +185,7 @@ fn a_cache_node_restarted_amid_mixed_transactions_leaves_nothing_behind() {
             cluster.wait_ready(3);
             wait_led(&cluster, 3);
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(at_end);
         let (done, unknown) = writer.join().expect("the writer");
         assert!(done > 0, "nothing was ever acknowledged");
         let held = reader.mget(&keys[..2]).expect("MGET");

@@ -6,7 +6,7 @@
 
 use crate::faults::{all_writable, more};
 use crate::harness::{Clock, Cluster, PATIENCE, dial, eventually, read_some};
-use crate::load::{Load, Progress, settle};
+use crate::load::{Load, Progress};
 use std::io::Write;
 use std::time::Instant;
 
@@ -157,11 +157,10 @@ fn no_key_stays_locked_after_a_node_that_was_ahead() {
     let progress = Progress::default();
     let load = Load { progress: &progress, written: &keys, read: &keys, mortal: Some(3) };
     std::thread::scope(|scope| {
-        let threads = load.start(scope, &cluster);
+        let load = load.start(scope, &cluster);
         more(&progress, 50, 50);
         cluster.kill(3);
-        progress.stop();
-        settle(threads);
+        load.settle();
     });
     all_writable(&cluster, &[1, 2], &keys);
 }

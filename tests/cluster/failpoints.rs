@@ -10,7 +10,9 @@
 //!   permits: no lock outlives that;
 //! - back again, it and the others come to rest, and every replica holds the same.
 
-use crate::harness::{Client, Cluster, PATIENCE, Protocol, eventually, partition_of, show};
+use crate::harness::{
+    Client, Cluster, PATIENCE, Protocol, StopAtEnd, eventually, partition_of, show,
+};
 use crate::load::EXCUSES;
 use quorate::actors::failpoint::Point;
 use redis::{RedisResult, Value};
@@ -190,6 +192,7 @@ fn strike(armed: &[(u16, &str)], homes: &[[u16; 3]], snapshots: bool) {
 
     let (stop, done) = (AtomicBool::new(false), AtomicU64::new(0));
     let mut died = std::thread::scope(|scope| {
+        let at_end = StopAtEnd(&stop);
         let mut writers = Vec::new();
         for (node, families) in cluster.ids().zip(&mut families) {
             let (port, mortal) = (cluster.ports(node).client, dies(node));
@@ -208,7 +211,7 @@ fn strike(armed: &[(u16, &str)], homes: &[[u16; 3]], snapshots: bool) {
             assert_eq!(status.signal(), Some(9), "node {node} at {point}: {status}");
         }
         let died = Instant::now();
-        stop.store(true, Ordering::Relaxed);
+        drop(at_end);
         writers.into_iter().for_each(|writer| writer.join().expect("a writer"));
         died
     });

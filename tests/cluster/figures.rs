@@ -1,6 +1,6 @@
 //! Every field of `INFO` is measured: something moves it, or tells what it is.
 
-use crate::harness::{Client, Cluster, PATIENCE, eventually};
+use crate::harness::{Client, Cluster, PATIENCE, StopAtEnd, eventually};
 
 /// The value of a field of `INFO`.
 fn field(client: &mut Client, name: &str) -> String {
@@ -142,6 +142,7 @@ fn info_tells_how_transactions_fare() {
     };
     let done = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let at_end = StopAtEnd(&done);
         for node in cluster.ids().chain(cluster.ids()) {
             let (mut client, keys, done) = (cluster.connect(node), &keys, &done);
             scope.spawn(move || {
@@ -152,7 +153,7 @@ fn info_tells_how_transactions_fare() {
         }
         let begun = std::time::Instant::now();
         while wounded(&cluster) == 0.0 && begun.elapsed() < PATIENCE {}
-        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        drop(at_end);
     });
     assert!(wounded(&cluster) > 0.0, "nobody gave way");
 
@@ -163,6 +164,7 @@ fn info_tells_how_transactions_fare() {
     let done = std::sync::atomic::AtomicBool::new(false);
     let (mut writer, mut other) = (cluster.connect(1), cluster.connect(1));
     let waited = std::thread::scope(|scope| {
+        let at_end = StopAtEnd(&done);
         // Either may be refused in the end: the node is away.
         scope.spawn(|| writer.ask(&["MSET", a, "4", c, "4"]).is_ok());
         scope.spawn(|| {
@@ -175,7 +177,7 @@ fn info_tells_how_transactions_fare() {
         while waited == 0.0 && begun.elapsed() < PATIENCE {
             waited = number(&mut client, waiting);
         }
-        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        drop(at_end);
         cluster.resume(3);
         waited
     });

@@ -11,7 +11,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -54,6 +54,16 @@ pub fn eventually<T>(what: &str, deadline: Duration, mut ask: impl FnMut() -> Op
         }
         assert!(begun.elapsed() < deadline, "not within {deadline:?}: {what}");
         std::thread::sleep(POLL);
+    }
+}
+
+/// Tells threads to stop when it is dropped, also where the test fails: a scope waits for its
+/// threads before it lets a panic out, and those that were never told would keep it for ever.
+pub struct StopAtEnd<'a>(pub &'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

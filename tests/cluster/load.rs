@@ -4,7 +4,7 @@
 //! the interleaving, strict serialisability allows only two things to be seen: one value in all
 //! keys, and the values of one writer in the order in which it wrote them.
 
-use crate::harness::{Client, Cluster, Protocol, show};
+use crate::harness::{Client, Cluster, Protocol, StopAtEnd, show};
 use redis::{RedisError, RedisResult};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,11 +25,6 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Lets writers and readers finish what they are at.
-    pub fn stop(&self) {
-        self.stop.store(true, Ordering::Relaxed);
-    }
-
     fn goes_on(&self) -> bool {
         !self.stop.load(Ordering::Relaxed)
     }
@@ -56,12 +51,13 @@ pub struct Load<'a> {
 }
 
 impl<'a> Load<'a> {
-    /// Starts one writer and one reader for every node.
+    /// Starts one writer and one reader for every node, which stop at the latest when what is
+    /// returned is dropped.
     pub fn start<'scope>(
         self,
         scope: &'scope Scope<'scope, '_>,
         cluster: &Cluster,
-    ) -> Vec<ScopedJoinHandle<'scope, Complaints>>
+    ) -> Running<'scope, 'a>
     where
         'a: 'scope,
     {
@@ -71,7 +67,7 @@ impl<'a> Load<'a> {
             threads.push(scope.spawn(move || self.write(node, port)));
             threads.push(scope.spawn(move || self.check(node, port)));
         }
-        threads
+        Running { threads, stop: StopAtEnd(&self.progress.stop) }
     }
 
     fn write(self, node: u16, port: u16) -> Complaints {
@@ -156,13 +152,45 @@ fn whole(values: &[Option<String>], newest: &mut BTreeMap<u16, u64>) -> Result<(
     Ok(())
 }
 
-/// Joins the threads of a load and fails the test with what they complain of.
-#[track_caller]
-pub fn settle(threads: Vec<ScopedJoinHandle<'_, Complaints>>) {
-    let complaints: Vec<String> =
-        threads.into_iter().flat_map(|thread| thread.join().expect("a load thread")).collect();
-    let first = &complaints[..complaints.len().min(10)];
-    assert!(complaints.is_empty(), "{} complaints, such as {first:#?}", complaints.len());
+/// The threads of a load.
+pub struct Running<'scope, 'a> {
+    threads: Vec<ScopedJoinHandle<'scope, Complaints>>,
+    stop: StopAtEnd<'a>,
+}
+
+impl Running<'_, '_> {
+    /// Whether one of them has ended though nobody stopped it.
+    pub fn has_failed(&self) -> bool {
+        self.threads.iter().any(|thread| thread.is_finished())
+    }
+
+    /// Lets writers and readers finish what they are at, and fails the test with what they
+    /// complain of.
+    #[track_caller]
+    pub fn settle(self) {
+        drop(self.stop);
+        let joined = self.threads.into_iter().map(|thread| thread.join().expect("a load thread"));
+        let complaints: Vec<String> = joined.flatten().collect();
+        let first = &complaints[..complaints.len().min(10)];
+        assert!(complaints.is_empty(), "{} complaints, such as {first:#?}", complaints.len());
+    }
+}
+
+#[test]
+fn threads_end_with_the_test_that_fails_beside_them() {
+    let stop = AtomicBool::new(false);
+    let outcome = std::panic::catch_unwind(|| {
+        std::thread::scope(|scope| {
+            let _at_end = StopAtEnd(&stop);
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    std::thread::yield_now();
+                }
+            });
+            panic!("as planned");
+        })
+    });
+    assert!(outcome.is_err());
 }
 
 #[test]

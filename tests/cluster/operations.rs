@@ -1,6 +1,6 @@
 //! What an operator sees and does: `--role admin`, `/status`, `INFO`, `CLUSTER`.
 
-use crate::harness::{Client, Cluster, PATIENCE, Process, eventually, http, run};
+use crate::harness::{Client, Cluster, PATIENCE, Process, StopAtEnd, eventually, http, run};
 use redis::Value;
 use serde_json::Value as Json;
 use std::fs::{self, File};
@@ -311,15 +311,6 @@ fn a_backup_under_writes_is_of_one_moment() {
         let mut client = other.connect(1);
         assert_eq!((sum(&mut client), client.say("DBSIZE")), (SUM, "6030".into()));
         assert_eq!(client.say("GET filler:77"), format!("\"{:01000}\"", 77));
-    }
-}
-
-/// Stops the others also when an assertion fails, for the scope waits for them.
-struct StopAtEnd<'a>(&'a AtomicBool);
-
-impl Drop for StopAtEnd<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -1,6 +1,6 @@
 //! MULTI, EXEC and WATCH over keys of all nodes.
 
-use crate::harness::{Client, Cluster, PATIENCE, dial, eventually, expect};
+use crate::harness::{Client, Cluster, PATIENCE, StopAtEnd, dial, eventually, expect};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 fn multi(client: &mut Client, commands: &[String]) -> String {
@@ -394,6 +394,7 @@ fn money_moved_under_watch_is_never_made_or_lost() {
     cluster.connect(1).mset_all(&accounts, "100").unwrap();
     let (done, checks, retries) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| {
+        let at_end = StopAtEnd(&done);
         let movers: Vec<_> = cluster
             .ids()
             .map(|node| {
@@ -436,7 +437,7 @@ fn money_moved_under_watch_is_never_made_or_lost() {
             });
         }
         let moved: Vec<_> = movers.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
-        done.store(true, Ordering::Relaxed);
+        drop(at_end);
         assert!(moved.into_iter().all(|mover| mover.is_ok()), "every transfer got through");
     });
     assert!(checks.load(Ordering::Relaxed) > 10, "the sum was looked at");

@@ -3,7 +3,7 @@
 
 use crate::cycles::{List, Step, Txn, judge};
 use crate::dice::Dice;
-use crate::harness::{Client, Cluster, PATIENCE, Protocol, eventually};
+use crate::harness::{Client, Cluster, PATIENCE, Protocol, StopAtEnd, eventually};
 use crate::recorder::{Outcome, has, outcome};
 use redis::Value;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -160,18 +160,15 @@ pub fn judged(
         exec: has(cluster, "exec"),
     };
     let mut history = std::thread::scope(|scope| {
+        let at_end = StopAtEnd(&book.stop);
         let clients: Vec<_> = (0..6u16)
             .map(|n| {
                 let (book, port) = (&book, cluster.ports(n % 3 + 1).client);
                 scope.spawn(move || book.client(port, Dice::new(n.into()), 1_000))
             })
             .collect();
-        let outcome =
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| fault(cluster, &book)));
-        book.stop.store(true, Ordering::Relaxed);
-        if let Err(cause) = outcome {
-            std::panic::resume_unwind(cause);
-        }
+        fault(cluster, &book);
+        drop(at_end);
         let txns = clients.into_iter().flat_map(|client| client.join().expect("a client"));
         txns.collect::<Vec<Txn>>()
     });

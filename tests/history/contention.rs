@@ -7,7 +7,7 @@
 //! Tables are in memory, so that they are about locks and not about disks.
 
 use crate::dice::Dice;
-use crate::harness::{Client, Cluster, PATIENCE, eventually};
+use crate::harness::{Client, Cluster, PATIENCE, StopAtEnd, eventually};
 use crate::recorder::has;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -144,11 +144,11 @@ impl Shared {
 
     /// Waits for so much, and lets everybody finish.
     fn run(&self, transactions: u64, threads: &[ScopedJoinHandle<'_, Vec<Duration>>]) {
+        let _at_end = StopAtEnd(&self.stop);
         eventually("transactions commit", 3 * PATIENCE, || {
             let failed = threads.iter().any(ScopedJoinHandle::is_finished);
             (failed || self.done.load(Ordering::Relaxed) >= transactions).then_some(())
         });
-        self.stop.store(true, Ordering::Relaxed);
     }
 }
 

@@ -7,7 +7,7 @@
 use crate::appends::judged;
 use crate::checker::assert_linearizable;
 use crate::dice::Dice;
-use crate::harness::{Client, Cluster, PATIENCE, Protocol, eventually};
+use crate::harness::{Client, Cluster, PATIENCE, Protocol, StopAtEnd, eventually};
 use crate::recorder::{Habits, Outcome, Recording, outcome};
 use crate::registers::{record, unknown};
 use redis::Value;
@@ -207,6 +207,7 @@ fn money_is_neither_made_nor_lost_whatever_happens() {
     cluster.connect(1).mset_all(&accounts, &START.to_string()).expect("accounts");
     let (stop, moved, audits) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| {
+        let at_end = StopAtEnd(&stop);
         let (accounts, stop, moved, audits) = (&accounts, &stop, &moved, &audits);
         for n in 0..6u16 {
             let port = cluster.ports(n % 3 + 1).client;
@@ -246,7 +247,7 @@ fn money_is_neither_made_nor_lost_whatever_happens() {
                 (moved.load(Ordering::Relaxed) > before + 50).then_some(())
             });
         }));
-        stop.store(true, Ordering::Relaxed);
+        drop(at_end);
         if let Err(cause) = outcome {
             std::panic::resume_unwind(cause);
         }
