@@ -254,15 +254,15 @@ fn gaps_at_healthy_nodes(
     let mut cluster = start();
     let mut gaps = Vec::new();
     let (mut unknown, mut refused) = (0, 0);
+    let last_node = *cluster.ids().end();
     for round in 0..rounds {
-        let key = cluster.key_on(1 + (round % 3) as u16, &format!("gap{round}"));
-        let mut client = cluster.connect(1);
+        let victim = 1 + (round % 3) as u16;
+        let healthy = if victim == last_node { 1 } else { last_node };
+        let key = cluster.key_led_by(victim, &format!("gap{round}"));
+        let mut client = cluster.connect(healthy);
         eventually("the key is written", PATIENCE, || {
             (client.say(&format!("SET {key} x")) == "OK").then_some(())
         });
-        let victim = eventually("somebody leads", PATIENCE, || cluster.leader_now(&key, 1));
-        let mut client = cluster.connect(victim % 3 + 1);
-        assert_eq!(client.say(&format!("SET {key} x")), "OK");
         let begun = Instant::now();
         hurt(&mut cluster, victim);
         let (mut last, mut gap) = (begun, Duration::ZERO);
@@ -331,6 +331,35 @@ fn gaps_after_nobody_hears_a_leader() {
             others.for_each(|other| cluster.network().cut(victim, other, true));
         },
         |cluster, _| cluster.network().heal(),
+    );
+}
+
+#[test]
+fn gaps_after_five_nodes_fall_in_halves() {
+    const FIVE_COPIES: &str = "{ mode: strong, replicas: 5, durability: sync }";
+    gaps_at_healthy_nodes(
+        "halves",
+        || Cluster::start_networked_of(5, FIVE_COPIES),
+        |cluster, victim| {
+            let beside = [0, 2, 1, 4][usize::from(victim)];
+            for inside in [victim, beside] {
+                for outside in cluster.ids().filter(|id| ![victim, beside].contains(id)) {
+                    cluster.network().cut(inside, outside, true);
+                    cluster.network().cut(outside, inside, true);
+                }
+            }
+        },
+        |cluster, _| cluster.network().heal(),
+    );
+}
+
+#[test]
+fn gaps_while_packets_are_lost() {
+    gaps_at_healthy_nodes(
+        "a tenth of all packets lost",
+        Cluster::start_networked,
+        |cluster, _| cluster.network().lose(10),
+        |cluster, _| cluster.network().lose(0),
     );
 }
 

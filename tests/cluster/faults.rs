@@ -4,9 +4,10 @@
 //! nothing that was acknowledged is missing. Without copies a dead node takes its keys along; the
 //! others serve theirs.
 
-use crate::harness::{Client, Cluster, PATIENCE, dial, eventually, expect};
+use crate::harness::{Client, Cluster, PATIENCE, StopAtEnd, dial, eventually, expect};
 use crate::load::{EXCUSES, Load, Progress};
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Every key takes a write again, asked of every node. Refusals are retried until the deadline.
@@ -210,4 +211,45 @@ fn a_short_pause_is_only_a_delay() {
         cluster.resume(2);
         expect(&mut stream, "+OK\r\n:2\r\n$1\r\n1\r\n");
     }
+}
+
+/// What a frozen coordinator had locked at healthy leaders is free once the others suspect it: long
+/// before its links are given up.
+#[test]
+fn a_frozen_coordinator_keeps_no_keys_of_healthy_leaders() {
+    const ROUNDS: usize = 4;
+    const CLIENTS: usize = 8;
+    let mut cluster = Cluster::start();
+    let mut sooner = 0;
+    for round in 0..ROUNDS {
+        // The coordinator leads partitions too, but none of these keys.
+        let keys = [1, 2].map(|id| cluster.key_led_by(id, &format!("frozen{round}")));
+        let coordinators: Vec<Client> = (0..CLIENTS).map(|_| cluster.connect(3)).collect();
+        let lost = |cluster: &Cluster| -> usize {
+            [1, 2].iter().map(|id| cluster.log(*id).matches("lost node 3").count()).sum()
+        };
+        let before = lost(&cluster);
+        let (stop, done) = (AtomicBool::new(false), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            let at_end = StopAtEnd(&stop);
+            for mut client in coordinators {
+                let (keys, stop, done) = (&keys, &stop, &done);
+                scope.spawn(move || {
+                    while !stop.load(Ordering::Relaxed) && client.mset_all(keys, "x").is_ok() {
+                        done.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+            eventually("MSETs are under way", PATIENCE, || {
+                (done.load(Ordering::Relaxed) > 20 * CLIENTS).then_some(())
+            });
+            cluster.pause(3);
+            all_writable(&cluster, &[1, 2], &keys);
+            sooner += usize::from(lost(&cluster) == before);
+            drop(at_end);
+            cluster.resume(3);
+        });
+        cluster.wait_ready(3);
+    }
+    assert!(sooner > 0, "the keys of {ROUNDS} rounds were free only after the link was given up");
 }

@@ -315,7 +315,13 @@ impl Cluster {
 
     /// Three nodes that reach each other over a [`Network`], all ready.
     pub fn start_networked() -> Cluster {
-        let mut cluster = Cluster::new(3);
+        Cluster::start_networked_of(3, REPLICATED)
+    }
+
+    /// So many of them, with tables of this class.
+    pub fn start_networked_of(nodes: u16, class: &'static str) -> Cluster {
+        let mut cluster = Cluster::new(nodes);
+        cluster.class = class;
         // Each binds to an address of its own; at the one that the file names listens the network,
         // so that the nodes agree on the file.
         for id in cluster.ids() {
@@ -586,6 +592,16 @@ impl Cluster {
         };
         let leader = status["nodes"].as_array()?.iter().find(leads)?;
         leader["id"].as_u64().map(|id| id as u16)
+    }
+
+    /// A key whose partition this node leads now.
+    #[track_caller]
+    pub fn key_led_by(&self, id: u16, prefix: &str) -> String {
+        let mut keys = (0..).map(|n| format!("{prefix}:{n}"));
+        eventually(&format!("node {id} leads a partition"), PATIENCE, || {
+            let mut some = keys.by_ref().take(usize::from(PARTITIONS));
+            some.find(|key| self.leader_now(key, id) == Some(id))
+        })
     }
 
     /// Waits until no transaction is under way, nothing is locked or unconfirmed and nobody waits,

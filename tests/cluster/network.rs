@@ -17,6 +17,10 @@ use std::time::Duration;
 /// How long a thread waits before it looks again whether it may go on.
 const LOOK: Duration = Duration::from_millis(5);
 
+/// After how long TCP sends again what nobody has confirmed, at first; each time after that twice as
+/// long (RFC 6298, with the least of Linux).
+const RETRANSMISSION: Duration = Duration::from_millis(200);
+
 /// The address that a node binds to.
 pub fn home(id: u16) -> String {
     format!("127.0.1.{id}")
@@ -33,6 +37,8 @@ struct Wires {
     cut: Vec<AtomicBool>,
     /// Connections made in an earlier era are reset.
     era: AtomicU64,
+    /// Of a hundred packets between nodes, how many are lost.
+    loss: AtomicU64,
     ended: AtomicBool,
 }
 
@@ -41,8 +47,8 @@ impl Network {
     pub fn between(ports: &[Ports]) -> Network {
         let nodes = ports.len() + 1;
         let cut = (0..nodes * nodes).map(|_| AtomicBool::new(false)).collect();
-        let (era, ended) = (AtomicU64::new(0), AtomicBool::new(false));
-        let wires = Arc::new(Wires { nodes, cut, era, ended });
+        let [era, loss] = [0, 0].map(AtomicU64::new);
+        let wires = Arc::new(Wires { nodes, cut, era, loss, ended: AtomicBool::new(false) });
         for (id, ports) in (1..).zip(ports) {
             for (port, of_peers) in [(ports.peer, true), (ports.client, false), (ports.http, false)]
             {
@@ -71,6 +77,12 @@ impl Network {
     /// Heals every cut; what waited arrives now.
     pub fn heal(&self) {
         self.wires.cut.iter().for_each(|cut| cut.store(false, Ordering::SeqCst));
+    }
+
+    /// Loses so many of a hundred packets between nodes. As TCP sends what was lost again, they
+    /// come late, and what is behind them too.
+    pub fn lose(&self, of_hundred: u64) {
+        self.wires.loss.store(of_hundred, Ordering::SeqCst);
     }
 
     /// Ends every connection between nodes; what waits on them is lost.
@@ -162,6 +174,24 @@ impl Wires {
         self.way(from, to).load(Ordering::SeqCst)
     }
 
+    /// How long a packet is under way again because it was lost, perhaps several times in turn.
+    fn until_it_arrives(&self, chance: &mut u64) -> Duration {
+        let loss = self.loss.load(Ordering::SeqCst);
+        let mut delay = Duration::ZERO;
+        let mut next = RETRANSMISSION;
+        loop {
+            // xorshift64 (Marsaglia 2003).
+            *chance ^= *chance << 13;
+            *chance ^= *chance >> 7;
+            *chance ^= *chance << 17;
+            if *chance % 100 >= loss {
+                return delay;
+            }
+            delay += next;
+            next *= 2;
+        }
+    }
+
     fn is_over(&self, era: u64) -> bool {
         self.ended.load(Ordering::SeqCst) || self.era.load(Ordering::SeqCst) != era
     }
@@ -174,6 +204,7 @@ impl Wires {
             false => self.ended.load(Ordering::SeqCst),
         };
         let mut piece = vec![0; 64 << 10];
+        let mut chance = u64::from(way.0) << 32 | u64::from(way.1) << 16 | 1;
         while !is_over() {
             if self.is_cut(way.0, way.1) {
                 std::thread::sleep(LOOK);
@@ -182,6 +213,9 @@ impl Wires {
             match from.read(&mut piece) {
                 Ok(0) => break,
                 Ok(read) => {
+                    if of_nodes {
+                        std::thread::sleep(self.until_it_arrives(&mut chance));
+                    }
                     // What was read just before the cut waits like the rest.
                     while self.is_cut(way.0, way.1) && !is_over() {
                         std::thread::sleep(LOOK);

@@ -98,7 +98,7 @@ fn clients_take_no_descriptor_that_the_node_needs() {
         let status = cluster.status(1)?;
         status["unreachable"].as_array()?.is_empty().then_some(())
     });
-    assert_eq!(health(cluster.ports(1).http), Some(200));
+    cluster.wait_ready(1);
     assert_eq!(client.say("PING"), "PONG".to_owned());
     drop(idle);
     eventually("there is room again", PATIENCE, || {
