@@ -172,7 +172,7 @@ fn a_node_whose_disk_hangs_leads_nothing() {
     assert_eq!(client.say(&format!("GET {key}")), "\"meanwhile\"");
     // What does not concern the disk goes on, through the node itself too.
     assert_eq!(cluster.connect(1).say(&format!("GET {key}")), "\"meanwhile\"");
-    assert_eq!(health(cluster.ports(1).http), Some(200));
+    cluster.wait_ready(1);
 
     std::fs::remove_file(&hangs).expect("the disk goes on");
     eventually("it leads again", PATIENCE, || {
