@@ -1,9 +1,7 @@
 //! What a node does when its machine has no more to give: a log that nobody reads, no descriptors, a
 //! disk that hangs.
 
-use crate::harness::{
-    Cluster, PATIENCE, binary, dial, eventually, free_port, health, http, read_to_end,
-};
+use crate::harness::{Cluster, PATIENCE, binary, dial, eventually, free_port, http, read_to_end};
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
