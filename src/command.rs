@@ -40,6 +40,7 @@ pub mod transaction;
 pub mod words;
 
 use crate::engine::batch::{Args, Op, OpCode, OpHead};
+use crate::engine::machine::EFFORT_TOGETHER_MAX;
 use crate::engine::machine::{Access, Machine, Scope};
 use crate::engine::protocol::Refusal;
 use crate::engine::tables::{Expires, ItemRef, Tables};
@@ -209,6 +210,10 @@ pub fn refusal_text(refusal: &Refusal) -> String {
         ),
         Refusal::Gathers(keys) => format!(
             "ERR the command gathers {keys} keys at one node, where {GATHERED_KEYS_MAX} are allowed"
+        ),
+        Refusal::TooMuch => format!(
+            "ERR what is to be executed together goes through more than {EFFORT_TOGETHER_MAX} bytes \
+             of values: nothing was executed"
         ),
         Refusal::TooLong => "ERR the request or its reply is too long".into(),
         Refusal::Untold => {

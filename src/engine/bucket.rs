@@ -490,12 +490,24 @@ impl<M: Machine> Bucket<M> {
     pub fn handle(&mut self, to: PartitionId, message: ToPartition, now: Now, out: &mut Outbox) {
         let ticket = Ticket(self.next());
         if let Some(Some(partition)) = self.partitions.get_mut(to.index()) {
-            if self.room < GROWTH_BYTES_MAX
-                && partition.is_led_here()
-                && let Some(txn) = partition.needs_memory(&message, self.room, now)
+            if partition.is_led_here()
+                && let Some(txn) = partition.asks_too_much(&message)
             {
-                out.effects.push(Effect::Coordinator(txn.node, ToCoordinator::Full { txn }));
+                out.effects.push(Effect::Coordinator(txn.node, ToCoordinator::TooMuch { txn }));
                 return;
+            }
+            if self.room < GROWTH_BYTES_MAX && partition.is_led_here() {
+                match partition.needs_memory(&message, self.room, now) {
+                    // What it takes, others do not have, until it is measured. One left is not yet
+                    // none.
+                    Ok(0) => {}
+                    Ok(bytes) => self.room = (self.room - bytes).max(1),
+                    Err(txn) => {
+                        let full = ToCoordinator::Full { txn };
+                        out.effects.push(Effect::Coordinator(txn.node, full));
+                        return;
+                    }
+                }
             }
             partition.handle(message, ticket, now, &self.neighbours, &mut out.effects);
             self.touch(to);

@@ -5,11 +5,12 @@
 //! registers of the engine tests another. A machine must be deterministic: a replica that runs the
 //! same operations at the same stamps holds the same tables.
 
-use crate::engine::batch::{Op, OpCode, OpHead, Replies};
+use crate::engine::batch::{Batch, Op, OpCode, OpHead, Replies};
 use crate::engine::protocol::Refusal;
 use crate::engine::tables::Tables;
 use crate::ids::{Millis, TableIndex};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Whether an operation may change what it touches. `Write` is the greater claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -95,6 +96,86 @@ pub trait Machine: 'static {
 
     /// Appends the error that tells a client why its operation was not served.
     fn refuse(refusal: &Refusal, reply: &mut Vec<u8>);
+}
+
+/// How many bytes of values the operations of a transaction may go through, and make, beside those of
+/// the greatest of them: all of it is done in one turn of each node that has a part in it.
+pub const EFFORT_TOGETHER_MAX: usize = 128 << 20;
+
+/// What operations that are run together go through and make, in bytes of values.
+#[derive(Debug, Default)]
+pub struct Effort {
+    total: usize,
+    greatest: usize,
+}
+
+impl Effort {
+    /// One more of them, or of the values that they need.
+    ///
+    /// # Errors
+    /// When it is more than a turn allows.
+    pub fn add(&mut self, bytes: usize) -> Result<(), TooMuch> {
+        self.total = self.total.saturating_add(bytes);
+        self.greatest = self.greatest.max(bytes);
+        match self.total - self.greatest > EFFORT_TOGETHER_MAX {
+            true => Err(TooMuch),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Operations go through more than [`EFFORT_TOGETHER_MAX`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooMuch;
+
+/// How many bytes of values the operation goes through and makes where a key holds what `value`
+/// tells.
+pub fn effort_of<M: Machine>(op: &Op<'_>, value: impl Fn(TableIndex, &[u8]) -> usize) -> usize {
+    let mut held = || {
+        let mut bytes = 0;
+        M::keys(op, &mut |table, key| bytes += value(table, key));
+        bytes
+    };
+    let grown = if M::stretches(op) > 0 { M::growth(op, &mut held) } else { 0 };
+    M::effort(op, &mut held).saturating_add(grown)
+}
+
+/// Adds up what the operations go through, run one after the other on what `value` tells that the
+/// keys hold now.
+///
+/// What an earlier operation may have written is taken to be as long as anything it was given.
+///
+/// # Errors
+/// When it is more than a turn allows.
+pub fn foresee_effort<M: Machine>(
+    batch: &Batch,
+    value: impl Fn(TableIndex, &[u8]) -> usize,
+) -> Result<(), TooMuch> {
+    let toils = |op: Op<'_>| M::stretches(&op) > 0 || M::effort(&op, &mut || 1) > 0;
+    if !batch.iter().any(toils) {
+        return Ok(());
+    }
+    let mut effort = Effort::default();
+    let mut made: BTreeMap<(TableIndex, Vec<u8>), usize> = BTreeMap::new();
+    for op in batch.iter() {
+        let held = |table: TableIndex, key: &[u8]| {
+            let made = made.get(&(table, key.to_vec())).copied().unwrap_or(0);
+            made.max(value(table, key))
+        };
+        let bytes = effort_of::<M>(&op, held);
+        effort.add(bytes)?;
+        if M::access(op.head.code) == Access::Write {
+            let mut longest = op.args.iter().map(<[u8]>::len).sum::<usize>();
+            M::keys(&op, &mut |table, key| longest = longest.max(held(table, key)));
+            if M::stretches(&op) > 0 {
+                longest = longest.max(M::growth(&op, &mut || 0));
+            }
+            let mut written = Vec::new();
+            M::keys(&op, &mut |table, key| written.push((table, key.to_vec())));
+            made.extend(written.into_iter().map(|key| (key, longest)));
+        }
+    }
+    Ok(())
 }
 
 /// Replies of a transaction's share stop growing past this: they are made in one turn, and travel

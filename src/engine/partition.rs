@@ -25,7 +25,7 @@ pub mod snapshots;
 
 use crate::engine::batch::Op;
 use crate::engine::consensus::Group;
-use crate::engine::machine::{Access, Machine, Scope};
+use crate::engine::machine::{Access, Machine, Scope, foresee_effort};
 use crate::engine::marks::{Marks, Released};
 use crate::engine::protocol::{
     Acquire, Claim, Granule, Image, Lock, Prepare, Prepared, Share, Term, Ticket, ToCoordinator,
@@ -635,17 +635,27 @@ impl<M: Machine> Partition<M> {
     ///
     /// Nothing is noted. Its Coordinator ends it for good unless the decision is under way, which
     /// no share that is refused so allows.
-    pub fn needs_memory(&mut self, message: &ToPartition, room: usize, now: Now) -> Option<TxnId> {
-        let grows = |share: &Share| {
+    /// Else, what it takes of the room.
+    ///
+    /// # Errors
+    /// With that transaction.
+    pub fn needs_memory(
+        &mut self,
+        message: &ToPartition,
+        room: usize,
+        now: Now,
+    ) -> Result<usize, TxnId> {
+        let grows = |share: &Share, txn: TxnId| {
             let stretching = share.batch.iter().filter(|op| M::stretches(op) > 0);
-            room == 0 && share.batch.heads().any(|head| M::grows(head.code))
-                || stretching.map(|op| self.growth(&op)).fold(0, usize::saturating_add) > room
+            let bytes = stretching.map(|op| self.growth(&op)).fold(0, usize::saturating_add);
+            let lacks = room == 0 && share.batch.heads().any(|head| M::grows(head.code));
+            if lacks || bytes > room { Err(txn) } else { Ok(bytes) }
         };
         match message {
-            ToPartition::Lock(lock) => grows(&lock.share).then_some(lock.txn),
+            ToPartition::Lock(lock) => grows(&lock.share, lock.txn),
             ToPartition::Prepare(prepare) => {
                 let images = match &prepare.work {
-                    Prepared::Share(share) => return grows(share).then_some(prepare.txn),
+                    Prepared::Share(share) => return grows(share, prepare.txn),
                     Prepared::Images(images) | Prepared::Whole(_, images) => images,
                 };
                 let bytes = |images: &[Image]| -> usize {
@@ -653,7 +663,7 @@ impl<M: Machine> Partition<M> {
                     held.map(|held| held.value.len()).sum()
                 };
                 if bytes(images) <= room {
-                    return None;
+                    return Ok(0);
                 }
                 let claim = |image: &Image| Claim {
                     granule: Granule::Key(image.table, image.key.clone()),
@@ -662,10 +672,33 @@ impl<M: Machine> Partition<M> {
                 let claims: Vec<Claim> = images.iter().map(claim).collect();
                 let stamp = self.stamp(now);
                 let before = self.replica.images(&claims, stamp);
-                (bytes(images).saturating_sub(bytes(&before)) > room).then_some(prepare.txn)
+                match bytes(images).saturating_sub(bytes(&before)) > room {
+                    true => Err(prepare.txn),
+                    false => Ok(0),
+                }
             }
-            _ => None,
+            _ => Ok(0),
         }
+    }
+
+    /// The transaction that a message begins or goes on with, if what it asks for here goes through
+    /// more than one turn allows.
+    ///
+    /// Nothing is noted, as with [`Partition::needs_memory`].
+    pub fn asks_too_much(&self, message: &ToPartition) -> Option<TxnId> {
+        let (txn, share) = match message {
+            ToPartition::Lock(lock) => (lock.txn, &lock.share),
+            ToPartition::Prepare(prepare) => match &prepare.work {
+                Prepared::Share(share) => (prepare.txn, share),
+                Prepared::Images(_) | Prepared::Whole(..) => return None,
+            },
+            _ => return None,
+        };
+        let tables = self.replica.tables();
+        let foreseen = foresee_effort::<M>(&share.batch, |table, key| {
+            tables.value_bytes(table, tables.hasher().hash(key), key)
+        });
+        foreseen.is_err().then_some(txn)
     }
 
     /// Tells a Coordinator that its request was not taken.

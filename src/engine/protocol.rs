@@ -145,6 +145,9 @@ pub enum Refusal {
     Crowded,
     /// So many keys are not gathered at one node.
     Gathers(u32),
+    /// The operations of a transaction go through too many bytes of values together: nothing was
+    /// executed.
+    TooMuch,
 }
 
 /// The life of a partition's leadership that granted a lock: locks that are not logged end with
@@ -364,6 +367,11 @@ pub enum ToCoordinator {
     },
     /// The transaction needs memory where there is none to have: it is not to be executed.
     Full {
+        /// Which.
+        txn: TxnId,
+    },
+    /// The transaction goes through more than one turn allows: it is not to be executed.
+    TooMuch {
         /// Which.
         txn: TxnId,
     },

@@ -17,7 +17,7 @@
 //! the client is told that the outcome is unknown.
 
 use crate::engine::batch::{Op, Replies};
-use crate::engine::machine::{Access, Machine, Scope, end_reply};
+use crate::engine::machine::{Access, Effort, Machine, Scope, effort_of, end_reply};
 use crate::engine::partition::share_claims;
 use crate::engine::protocol::{
     Decide, Ended, Granule, Image, Knowledge, Lock, Mode, Prepare, Prepared, Refusal, Share, Term,
@@ -334,6 +334,9 @@ impl<M: Machine> Transactions<M> {
             ToCoordinator::Changed { txn } => self.on_obstacle(txn, Ended::Changed, effects),
             ToCoordinator::Full { txn } => {
                 self.on_obstacle(txn, Ended::Refused(Refusal::Full), effects);
+            }
+            ToCoordinator::TooMuch { txn } => {
+                self.on_obstacle(txn, Ended::Refused(Refusal::TooMuch), effects);
             }
             ToCoordinator::Decided { txn, verdict } => self.on_decided(txn, verdict, now, effects),
             ToCoordinator::NotLed { txn, partition } => {
@@ -677,9 +680,21 @@ impl<M: Machine> Transactions<M> {
         }
         let Some(txn) = self.current(id) else { return };
         let mut replies = Replies::default();
-        for op in txn.work.script.iter() {
+        let mut effort = Effort::default();
+        let too_much = txn.work.script.iter().any(|op| {
+            let bytes = effort_of::<M>(&op, |table, key| {
+                scratch.value_bytes(table, scratch.hasher().hash(key), key)
+            });
+            if effort.add(bytes).is_err() {
+                return true;
+            }
             moments.run::<M>(&op, &mut scratch, &mut replies.bytes);
             end_reply::<M>(op.head, &mut replies);
+            false
+        });
+        if too_much {
+            self.on_obstacle(id, Ended::Refused(Refusal::TooMuch), effects);
+            return;
         }
         let mut bare = bare::<M>(scratch.hasher(), &txn.work, &grants, moments.latest);
         let mut outcome: BTreeMap<PartitionId, Vec<Image>> = BTreeMap::new();

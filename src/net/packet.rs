@@ -182,6 +182,7 @@ impl Extent<'_> {
             ToCoordinator::Changed { .. }
             | ToCoordinator::Full { .. }
             | ToCoordinator::Decided { .. }
+            | ToCoordinator::TooMuch { .. }
             | ToCoordinator::Wound { .. } => Ok(()),
         }
     }

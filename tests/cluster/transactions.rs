@@ -467,3 +467,54 @@ fn one_value_many_times_is_too_long_a_reply() {
     assert_eq!(client.say(&format!("MGET{}", " big".repeat(129))), refused);
     assert_eq!(client.say("GET other"), "\"1\"");
 }
+
+/// Values that one request makes and goes through are counted before it begins, wherever it runs:
+/// more than 128 MiB of them beside the greatest are refused at once, and nothing is done.
+#[test]
+fn what_an_exec_goes_through_is_bounded() {
+    const LENGTH: usize = 4 << 20;
+    const MANY: usize = 40;
+    let cluster = Cluster::start();
+    let mut client = cluster.connect(1);
+    let value = "v".repeat(LENGTH);
+    let chain: Vec<String> = (0..MANY).map(|n| format!("COPY {{x}}{n} {{x}}{}", n + 1)).collect();
+    let apart: Vec<String> = (1..=MANY).map(|n| format!("COPY {{x}}0 apart{n}")).collect();
+    let over: Vec<String> = (0..MANY).map(|_| "BITOP NOT {x}over {x}0".to_owned()).collect();
+    // A value that the transaction itself sets counts as one that was there.
+    let first = format!("SET {{x}}0 {value}");
+    let set: Vec<String> = std::iter::once(first.clone()).chain(chain.iter().cloned()).collect();
+    assert_eq!(multi(&mut client, &set), refused_together());
+    assert_eq!(client.say("DBSIZE"), "0");
+
+    assert_eq!(client.say(&first), "OK");
+    for commands in [&apart, &over] {
+        assert_eq!(multi(&mut client, commands), refused_together());
+        assert_eq!(client.say("DBSIZE"), "1");
+    }
+    // A quarter of it is not too much, in one partition and in several.
+    let few = |commands: &[String]| commands[..MANY / 4].to_vec();
+    for commands in [few(&chain), few(&apart)] {
+        assert_eq!(multi(&mut client, &commands), format!("[{}]", ["1"; MANY / 4].join(" ")));
+    }
+    assert_eq!(client.say("DBSIZE"), (1 + MANY / 2).to_string());
+    assert_eq!(client.say(&format!("STRLEN {{x}}{}", MANY / 4)), LENGTH.to_string());
+
+    // What a command gathers is counted too.
+    let mut sum = vec!["BITOP".to_owned(), "OR".into(), "sum".into()];
+    for n in 0..MANY {
+        assert_eq!(client.say(&format!("SET {{y}}{n} {value}")), "OK");
+        sum.push(format!("{{y}}{n}"));
+    }
+    let refused = client.say(&sum.join(" "));
+    assert!(refused.starts_with("-ERR what is to be executed together"), "{refused}");
+    assert_eq!(client.say("EXISTS sum"), "0");
+}
+
+/// What an `EXEC` is told that goes through too much.
+fn refused_together() -> String {
+    format!(
+        "-EXECABORT Transaction discarded because of: ERR what is to be executed together goes \
+         through more than {} bytes of values: nothing was executed",
+        128 << 20
+    )
+}

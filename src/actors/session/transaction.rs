@@ -269,8 +269,8 @@ pub(super) fn conclude_exec(
     reply: &mut Reply<'_>,
     done: impl FnOnce(Vec<Replies>, &mut Reply<'_>),
 ) {
-    if ended == Ended::Refused(Refusal::Full) {
-        let reason = refusal_text(&Refusal::Full);
+    if let Ended::Refused(refusal @ (Refusal::Full | Refusal::TooMuch)) = &ended {
+        let reason = refusal_text(refusal);
         return reply.error(&format!("EXECABORT Transaction discarded because of: {reason}"));
     }
     conclude(ended, reply, done);

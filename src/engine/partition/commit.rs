@@ -6,10 +6,10 @@ use super::{
 };
 use crate::engine::batch::Replies;
 use crate::engine::consensus::Ticket as Confirmation;
-use crate::engine::machine::{Access, Machine, end_reply};
+use crate::engine::machine::{Access, Effort, Machine, end_reply};
 use crate::engine::partition::journal::After;
 use crate::engine::protocol::{
-    Claim, Decide, Knowledge, Lock, Mode, Prepare, Prepared, Term, Ticket, ToCoordinator,
+    Claim, Decide, Granule, Knowledge, Lock, Mode, Prepare, Prepared, Term, Ticket, ToCoordinator,
     ToPartition, Verdict,
 };
 use crate::engine::replica::{Applied, Mutation};
@@ -309,6 +309,19 @@ impl<M: Machine> Partition<M> {
         }
     }
 
+    /// Whether what the claimed keys hold is more than is gathered at one node.
+    fn holds_too_much(&self, claims: &[Claim]) -> bool {
+        let tables = self.replica.tables();
+        let mut effort = Effort::default();
+        let mut keys = claims.iter().filter_map(|claim| match &claim.granule {
+            Granule::Key(table, key) => Some((*table, key)),
+            _ => None,
+        });
+        keys.any(|(table, key)| {
+            effort.add(tables.value_bytes(table, tables.hasher().hash(key), key)).is_err()
+        })
+    }
+
     fn grant(&mut self, lock: Box<Lock>, now: Now, effects: &mut Vec<Effect>) {
         let stamp = self.stamp(now);
         if !self.replica.is_unchanged(&lock.share.watched, stamp) {
@@ -316,6 +329,11 @@ impl<M: Machine> Partition<M> {
             return;
         }
         let claims = self.held.get(&lock.txn).map_or(&[][..], |held| &held.claims);
+        if lock.mode == Mode::Gather && self.holds_too_much(claims) {
+            let refused = ToCoordinator::TooMuch { txn: lock.txn };
+            effects.push(Effect::Coordinator(lock.txn.node, refused));
+            return;
+        }
         let images = match lock.mode {
             Mode::Gather => self.replica.images(claims, stamp),
             Mode::Read | Mode::Write => Vec::new(),
