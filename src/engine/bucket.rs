@@ -606,8 +606,31 @@ impl<M: Machine> Bucket<M> {
         self.close(waiter.parked, out);
     }
 
-    /// Has a waiting operation asked of somebody else.
+    /// Has a waiting operation asked of somebody else, and with it those of its batch that come after
+    /// it and wait for contended keys of the same partition: executed before it is asked again, they
+    /// would overtake it.
     fn turn_away(&mut self, waiter: Waiter, out: &mut Outbox) {
+        let Some(waiting) = self.parking.get_mut(waiter.parked) else { return };
+        let partition = waiting.batch.head(waiter.index as usize).partition;
+        let follows = |later: &Waiter, at: PartitionId| {
+            later.parked == waiter.parked
+                && later.index > waiter.index
+                && at == partition
+        };
+        let late = self.tickets.iter().filter(|(_, (later, at, _))| follows(later, *at));
+        let late: Vec<(Ticket, Waiter)> =
+            late.map(|(ticket, (later, ..))| (*ticket, *later)).collect();
+        self.give_back(waiter, out);
+        for (ticket, later) in late {
+            self.tickets.remove(&ticket);
+            if let Some(Some(partition)) = self.partitions.get_mut(partition.index()) {
+                partition.cancel(ticket, &mut out.effects);
+            }
+            self.give_back(later, out);
+        }
+    }
+
+    fn give_back(&mut self, waiter: Waiter, out: &mut Outbox) {
         let Some(waiting) = self.parking.get_mut(waiter.parked) else { return };
         waiting.replies.misplaced.push(waiter.index);
         self.close(waiter.parked, out);
