@@ -17,6 +17,7 @@ pub mod partition;
 pub mod protocol;
 pub mod record;
 pub mod replica;
+pub mod round;
 pub mod rules;
 pub mod slots;
 pub mod snapshot;

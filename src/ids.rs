@@ -129,6 +129,12 @@ pub struct Incarnation(pub u64);
 impl Incarnation {
     /// In the place of a life: what is meant is replicated, and outlives its nodes.
     pub const OUTLIVED: Incarnation = Incarnation(0);
+
+    /// The life after this one, of a process that begins at that time of the wall clock.
+    #[must_use]
+    pub fn next(self, wall: Millis) -> Incarnation {
+        Incarnation(self.0.saturating_add(1).max(wall.0))
+    }
 }
 
 /// What was seen of a node: it may not come back as anything that is not later.

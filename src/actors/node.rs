@@ -16,6 +16,7 @@ use crate::config::{Class, Config, Durability, Service};
 use crate::engine::barrier::{Barrier, Hello, PROTOCOL_VERSION};
 use crate::engine::bucket as core;
 use crate::engine::link::Link;
+use crate::engine::round;
 use crate::engine::slots::{Atlas, Ring};
 use crate::engine::tables::KeyHasher;
 use crate::engine::txn::{Strength, Survives, Transactions};
@@ -164,7 +165,7 @@ pub async fn start(
     let was_ready = found.as_ref().is_some_and(|found| found.directory.is_ready());
     let sleeps = found.is_some() && !formed && config.nodes().len() > 1;
     let arbiters = placement.arbiters();
-    let placed = place(&replicas, id, arbiters);
+    let placed = round::place(&replicas, id, arbiters);
     let (mut cores, mut kept_here) = (Vec::new(), Vec::new());
     for arbiter in 0..arbiters {
         let here = partitions().filter(|id| placed[id.index()] == Some(arbiter));
@@ -340,20 +341,6 @@ fn strength(class: Class) -> Strength {
         Durability::Sync => Survives::Power,
     };
     Strength { copies: class.replicas, survives }
-}
-
-/// Which arbiter each partition of the node goes to: those that it leads first are spread as evenly
-/// as all of them.
-fn place(replicas: &[Vec<NodeId>], node: NodeId, arbiters: usize) -> Vec<Option<usize>> {
-    let mut turns = [0, 0];
-    let mut next = |replicas: &Vec<NodeId>| {
-        replicas.contains(&node).then(|| {
-            let turn = &mut turns[usize::from(replicas.first() == Some(&node))];
-            *turn += 1;
-            (*turn - 1) % arbiters
-        })
-    };
-    replicas.iter().map(&mut next).collect()
 }
 
 fn start_buckets(

@@ -20,11 +20,12 @@ use crate::actors::log::{self as disk, Log};
 use crate::actors::post::Post;
 use crate::command::Redis;
 use crate::engine::barrier::Hello;
-use crate::engine::batch::{Batch, OpCode, Part, Replies};
+use crate::engine::batch::{Batch, Op, OpCode, Replies};
 use crate::engine::consensus::is_beat;
 use crate::engine::link::{self, Complaints, DialFailure, Effect, Greeting, Link, StreamId, Word};
-use crate::engine::machine::{Access, Machine, too_long};
+use crate::engine::machine::{Access, Machine};
 use crate::engine::protocol::Refusal;
+use crate::engine::round;
 use crate::ids::{Incarnation, LastSeen, NodeId, PartitionId};
 use crate::net::frame::{
     self, FRAME_BYTES_MAX, FrameError, Incoming, Outgoing, PIECE_BYTES, PIECES_BYTES_MAX,
@@ -705,15 +706,10 @@ fn is_long(messages: &[(PartitionId, serde_bytes::ByteBuf)]) -> bool {
 
 /// Serves a batch whose partitions lie with several Buckets of this node.
 async fn split(batch: Batch, answer: Answer, book: Arc<Book>) {
-    let mut shares: BTreeMap<usize, Batch> = BTreeMap::new();
-    let place = |op: &crate::engine::batch::Op<'_>| {
-        book.placed.get(op.head.partition.index()).copied().flatten().unwrap_or(0)
-    };
-    for op in batch.iter() {
-        shares.entry(place(&op)).or_default().push_op(&op);
-    }
+    let place =
+        |op: &Op<'_>| book.placed.get(op.head.partition.index()).copied().flatten().unwrap_or(0);
     let mut waiting = Vec::new();
-    for (bucket, share) in shares {
+    for (bucket, share) in round::spread(&batch, place) {
         let (told, outcome) = oneshot::channel();
         let answer = Answer::Session(told);
         book.buckets[bucket].do_send(Execute { batch: share, replies: Replies::default(), answer });
@@ -725,17 +721,7 @@ async fn split(batch: Batch, answer: Answer, book: Arc<Book>) {
         let Ok(Ok((_, replies))) = outcome.await else { return };
         done.insert(bucket, replies);
     }
-    let mut next: BTreeMap<usize, usize> = BTreeMap::new();
-    // What one Bucket left is asked for again, without what another one has executed.
-    let replies = Replies::gather(
-        batch.iter().map(|op| {
-            let bucket = place(&op);
-            let next = next.entry(bucket).or_default();
-            *next += 1;
-            done.get(&bucket).map_or(Part::Left, |replies| replies.part(*next - 1))
-        }),
-        |index, reply| Redis::refuse(&too_long::<Redis>(batch.head(index)), reply),
-    );
+    let replies = round::gather::<Redis>(&batch, place, &done);
     give(answer, batch, replies);
 }
 

@@ -17,7 +17,6 @@ mod transaction;
 
 use self::flight::{Finish, Spread, TRANSACTIONS_MAX};
 use self::outlet::Outlet;
-use self::round::Among;
 use self::transaction::{control_transaction, enqueue, forget_watched, waits_for_exec};
 use crate::actors::local::{Entry, Local};
 use crate::command;
@@ -34,6 +33,7 @@ use crate::engine::barrier::Standing;
 use crate::engine::batch::{Batch, Replies};
 use crate::engine::machine::Scope;
 use crate::engine::protocol::Work;
+use crate::engine::round::Among;
 use crate::ids::{NodeId, PartitionId};
 use crate::net::listen::{OwnedReadHalf, SocketAddr, TcpStream};
 use crate::net::resp::{Limits, Requests};

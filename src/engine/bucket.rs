@@ -21,6 +21,7 @@ use crate::engine::partition::snapshots::{FromArchive, ToArchive};
 use crate::engine::partition::{Effect, Foresight, Neighbours, Partition, Took};
 use crate::engine::protocol::{Claim, Refusal, Term, Ticket, ToCoordinator, ToPartition};
 use crate::engine::replica::ANSWERS_BYTES_KEPT;
+use crate::engine::rules::{Rule, kept};
 use crate::engine::tables::{KeyHasher, Tables};
 use crate::ids::{Incarnation, NodeId, Now, PartitionId};
 use bytes::Bytes;
@@ -181,6 +182,7 @@ pub struct Bucket<M> {
     tickets: BTreeMap<Ticket, (Waiter, PartitionId, u64)>,
     next: u64,
     lock_wait_ms: u64,
+    reply_bytes_max: usize,
     /// Bytes that the node's tables may grow by. Operations that need more memory are refused where
     /// there are none, and those that stretch a value by more.
     room: usize,
@@ -233,6 +235,7 @@ impl<M: Machine> Bucket<M> {
             tickets: BTreeMap::new(),
             next: first_ticket,
             lock_wait_ms,
+            reply_bytes_max: REPLY_BYTES_MAX,
             room: usize::MAX,
             expires_actively: true,
             counts: Counts::default(),
@@ -319,6 +322,11 @@ impl<M: Machine> Bucket<M> {
     /// By how many bytes the node's tables may grow from now on.
     pub fn allow_growth(&mut self, room: usize) {
         self.room = room;
+    }
+
+    /// Replies of one batch stop growing past this, in place of [`REPLY_BYTES_MAX`].
+    pub fn reply_bytes_max(&mut self, bytes: usize) {
+        self.reply_bytes_max = bytes;
     }
 
     /// Whether expired items are removed by themselves from now on.
@@ -424,7 +432,7 @@ impl<M: Machine> Bucket<M> {
                 }
                 _ => replies.misplaced.push(waiter.index),
             }
-            if replies.bytes.len().saturating_add(late) > REPLY_BYTES_MAX {
+            if replies.bytes.len().saturating_add(late) > self.reply_bytes_max {
                 let start = replies.ends.last().map_or(0, |end| *end as usize);
                 if replies.bytes.len() - start > ONE_REPLY_BYTES_MAX + REPLY_BYTES_MAX {
                     replies.bytes.truncate(start);
@@ -616,6 +624,7 @@ impl<M: Machine> Bucket<M> {
             later.parked == waiter.parked
                 && later.index > waiter.index
                 && at == partition
+                && kept(Rule::TurnedAwayInOrder)
         };
         let late = self.tickets.iter().filter(|(_, (later, at, _))| follows(later, *at));
         let late: Vec<(Ticket, Waiter)> =

@@ -49,7 +49,7 @@ mod members;
 mod output;
 mod pace;
 mod renewal;
-mod rules;
+pub(super) mod rules;
 mod setup;
 mod survivor;
 mod wire;
@@ -507,7 +507,8 @@ impl Group {
     fn yield_to_a_faster_disk(&mut self) -> bool {
         let log = &self.raw.raft.raft_log;
         let leads = self.raw.raft.state == StateRole::Leader;
-        if !leads || log.committed <= log.persisted || !self.disk_hangs() {
+        let hangs = self.disk_hangs() && kept(Rule::HungDisksYield);
+        if !leads || log.committed <= log.persisted || !hangs {
             self.yields = false;
             return false;
         }

@@ -62,11 +62,17 @@ pub enum Rule {
     /// What has expired is what the leader of the key says: a Coordinator does not look at its own
     /// clock.
     LeadersDecideExpiry,
+    /// What was executed is answered, and never asked for again.
+    ExecutedIsAnswered,
+    /// A node's next life is later than its last one, whatever its wall clock says.
+    LivesAreCounted,
+    /// What follows a turned away operation of its batch, in the same partition, does not go ahead.
+    TurnedAwayInOrder,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 26] = [
+    pub const ALL: [Rule; 29] = [
         Rule::MarksAreAuthoritative,
         Rule::WoundThroughCoordinator,
         Rule::OlderWounds,
@@ -93,6 +99,9 @@ impl Rule {
         Rule::StampJumpsAreBounded,
         Rule::IntentsAgeHere,
         Rule::LeadersDecideExpiry,
+        Rule::ExecutedIsAnswered,
+        Rule::LivesAreCounted,
+        Rule::TurnedAwayInOrder,
     ];
 }
 

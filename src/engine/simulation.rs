@@ -19,6 +19,10 @@
 //!   leaves no step out.
 //! - [`staged`] has schedules written by hand, for what dice hardly ever throw.
 //!
+//! Each node has clocks of its own ([`clocks`]), each data node one to three Buckets and a [`disk`] that
+//! takes its time. Clients ask for one thing at a time, or for many at once ([`pipelines`]), whose
+//! replies are cut and gathered by the code that the actors use.
+//!
 //! Transactions append their tags to [`lists`], so that the lists tell who came after whom, and the
 //! [`judge`] finds a cycle in that order if there is one.
 //!
@@ -31,10 +35,13 @@
 //! schedules for its [witness](witnesses), which has to find a violation once the rule is broken.
 
 mod clients;
+mod clocks;
 mod dice;
+mod disk;
 mod judge;
 mod lists;
 mod network;
+mod pipelines;
 mod staged;
 mod steps;
 mod witnesses;

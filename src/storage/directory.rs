@@ -339,7 +339,7 @@ impl<D: Disk> Directory<D> {
             }
             record.boot = Some(boot).filter(|boot| !boot.is_empty());
             record.clean = false;
-            record.life = Incarnation(record.life.0.saturating_add(1).max(clock.0));
+            record.life = record.life.next(clock);
         })?;
         Ok(self.record.life)
     }

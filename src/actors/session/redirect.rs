@@ -4,14 +4,14 @@
 //! bounded by [`Limits::failover_wait`](crate::config::Limits). Operations on one partition go
 //! together and in order, as they came.
 
-use super::round::{landed, refuse_long};
-use crate::actors::bucket::{Answer, Execute, Outcome};
+use super::round::landed;
+use crate::actors::bucket::{Answer, Execute};
 use crate::actors::local::Local;
 use crate::command::Redis;
-use crate::engine::batch::{Batch, Part, Replies};
+use crate::engine::batch::{Batch, Replies};
 use crate::engine::machine::Machine;
 use crate::engine::protocol::Refusal;
-use std::collections::BTreeMap;
+use crate::engine::round::Redirect;
 use std::io;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -31,30 +31,21 @@ pub(super) async fn settle(
     local: &Local,
 ) -> io::Result<Replies> {
     let begun = Instant::now();
-    let mut late: BTreeMap<u32, Late> = BTreeMap::new();
-    let mut open = std::mem::take(&mut replies.misplaced);
+    let mut redirect = Redirect::of(&mut replies);
     let mut pause = Duration::ZERO;
-    while !open.is_empty() {
+    while !redirect.is_over() {
         if begun.elapsed() >= local.setup.limits.failover_wait {
-            for index in open.drain(..) {
-                let partition = batch.head(index as usize).partition;
-                let mut reply = Vec::new();
-                Redis::refuse(&Refusal::NoLeader(partition), &mut reply);
-                late.insert(index, Late::Answered(reply));
-            }
+            redirect.give_up(batch, |partition, reply| {
+                Redis::refuse(&Refusal::NoLeader(partition), reply);
+            });
             break;
         }
         sleep(pause).await;
         pause = PAUSE;
-        let mut shares: BTreeMap<usize, Vec<u32>> = BTreeMap::new();
-        for index in open.drain(..) {
-            let partition = batch.head(index as usize).partition;
-            shares.entry(local.book.route(partition)).or_default().push(index);
-        }
         let mut asked = Vec::new();
-        for (destination, indices) in shares {
-            let mut share = Batch::new();
-            indices.iter().for_each(|index| share.push_op(&batch.op(*index as usize)));
+        for (destination, (indices, share)) in
+            redirect.shares(batch, |partition| local.book.route(partition))
+        {
             let (answer, outcome) = oneshot::channel();
             let answer = Answer::Session(answer);
             let execute = Execute { batch: share, replies: Replies::default(), answer };
@@ -62,39 +53,9 @@ pub(super) async fn settle(
             asked.push((indices, outcome));
         }
         for (indices, outcome) in asked {
-            take(&indices, outcome.await, &mut late, &mut open)?;
-        }
-        open.sort_unstable();
-    }
-    let parts = (0..replies.len()).map(|index| match late.get(&(index as u32)) {
-        Some(Late::Answered(reply)) => Part::Answered(reply),
-        Some(Late::Left) => Part::Left,
-        None => replies.part(index),
-    });
-    Ok(Replies::gather(parts, |index, reply| refuse_long(batch.head(index), reply)))
-}
-
-/// What a leader made of an operation that was misplaced.
-enum Late {
-    Answered(Vec<u8>),
-    Left,
-}
-
-/// Takes what one destination answered; what it turned away stays open.
-fn take(
-    indices: &[u32],
-    outcome: Result<Outcome, oneshot::error::RecvError>,
-    late: &mut BTreeMap<u32, Late>,
-    open: &mut Vec<u32>,
-) -> io::Result<()> {
-    let (_, replies) = landed(outcome)?;
-    for (place, index) in indices.iter().enumerate() {
-        match replies.part(place) {
-            Part::Answered(reply) => drop(late.insert(*index, Late::Answered(reply.to_vec()))),
-            // It has a leader: the Session asks that one once it has taken what is answered.
-            Part::Left => drop(late.insert(*index, Late::Left)),
-            Part::Misplaced => open.push(*index),
+            let (_, replies) = landed(outcome.await)?;
+            redirect.take(&indices, &replies);
         }
     }
-    Ok(())
+    Ok(redirect.finish::<Redis>(batch, &replies))
 }

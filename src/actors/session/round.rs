@@ -9,8 +9,9 @@ use crate::command::Redis;
 use crate::command::plan::Layout;
 use crate::command::reply::Reply;
 use crate::command::scan::Walk;
-use crate::engine::batch::{Batch, OpHead, Part, Replies};
-use crate::engine::machine::{Access, Machine, too_long};
+use crate::engine::batch::{Batch, Part, Replies};
+use crate::engine::machine::{Access, Machine};
+use crate::engine::round::{self, Among};
 use crate::ids::{NodeId, PartitionId};
 use smallvec::SmallVec;
 use std::future::poll_fn;
@@ -270,16 +271,6 @@ impl Session {
     }
 }
 
-/// A batch of which some operations were left, and what became of the others. The Session asks for
-/// those at `asked` again.
-pub(super) struct Among {
-    batch: Batch,
-    replies: Replies,
-    /// The first operation whose reply is not taken.
-    from: usize,
-    asked: Vec<u32>,
-}
-
 impl Share {
     /// The reply to the first operation whose reply is not taken, unless that one was left.
     #[inline]
@@ -290,39 +281,17 @@ impl Share {
         }
     }
 
-    /// Makes a batch of the operations that were left. While replies of many bytes wait for those
-    /// before them, it has only the operations that they wait for.
+    /// Makes a batch of the operations that were left.
     fn ask_again(&mut self) {
         let from = std::mem::take(&mut self.taken);
-        let (batch, replies) = (std::mem::take(&mut self.batch), std::mem::take(&mut self.replies));
-        let held = replies.bytes.len() - replies.start(from);
-        let mut asked = Vec::new();
-        for index in from..batch.len() {
-            match replies.part(index) {
-                Part::Left => asked.push(index as u32),
-                _ if held > HELD_BYTES_MAX => break,
-                _ => {}
-            }
-        }
-        asked.iter().for_each(|index| self.batch.push_op(&batch.op(*index as usize)));
-        if asked.len() < batch.len() - from {
-            self.among = Some(Among { batch, replies, from, asked });
-        }
+        self.among = Among::ask_again(&mut self.batch, &mut self.replies, from, HELD_BYTES_MAX);
     }
 
     /// Puts what was asked for again back to where it was left.
     fn put_back(&mut self) {
-        let Some(Among { batch, replies, from, asked }) = self.among.take() else { return };
-        let again = std::mem::take(&mut self.replies);
-        let parts = (from..batch.len()).map(|index| match asked.binary_search(&(index as u32)) {
-            Ok(place) => again.part(place),
-            Err(_) => replies.part(index),
-        });
-        self.replies = Replies::gather(parts, |place, reply| {
-            refuse_long(batch.head(from + place), reply);
-        });
-        self.batch.clear();
-        (from..batch.len()).for_each(|index| self.batch.push_op(&batch.op(index)));
+        if let Some(among) = self.among.take() {
+            among.put_back::<Redis>(&mut self.batch, &mut self.replies);
+        }
     }
 }
 
@@ -343,29 +312,21 @@ pub(super) fn landed(
     }
 }
 
-/// Answers an operation whose reply is too long to be given.
-pub(super) fn refuse_long(head: OpHead, reply: &mut Vec<u8>) {
-    Redis::refuse(&too_long::<Redis>(head), reply);
-}
-
-/// The replies to operations that a destination did not answer. Reads may be asked of others, unless
-/// a write of the same batch comes after them: it may have been executed.
+/// The replies to operations that a destination did not answer.
 fn failed(batch: &Batch, failure: &Failure) -> Replies {
-    let mut replies = Replies::default();
-    let writes = |head: OpHead| Redis::access(head.code) == Access::Write;
-    let after_writes = (0..batch.len()).rfind(|index| writes(batch.head(*index)));
-    let after_writes = after_writes.map_or(0, |last| last + 1);
-    for (index, head) in batch.heads().enumerate() {
-        match failure {
-            Failure::Refused(refusal) => Redis::refuse(refusal, &mut replies.bytes),
-            Failure::Unknown(_) if index >= after_writes => replies.misplaced.push(index as u32),
-            Failure::Unknown(node) => {
-                unknown(Some((*node, Redis::access(head.code))), &mut replies.bytes);
-            }
+    match failure {
+        Failure::Unknown(node) => {
+            round::lost::<Redis>(batch, |access, reply| unknown(Some((*node, access)), reply))
         }
-        replies.end();
+        Failure::Refused(refusal) => {
+            let mut replies = Replies::default();
+            for _ in 0..batch.len() {
+                Redis::refuse(refusal, &mut replies.bytes);
+                replies.end();
+            }
+            replies
+        }
     }
-    replies
 }
 
 /// Says what can be said of operations that were under way when a node was lost.

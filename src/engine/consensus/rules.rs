@@ -35,4 +35,6 @@ pub enum Rule {
     ReplacedInOneChange,
     /// A change of voters is followed by one of nothing, so that it counts after a restart.
     ChangesAreConcluded,
+    /// A leader whose disk hangs while the others' do not leads no more.
+    HungDisksYield,
 }

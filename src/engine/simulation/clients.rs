@@ -1,10 +1,11 @@
 //! Clients: what they ask for, and what they are told.
 
 use super::lists::{
-    APPEND, APPEND_IF_EVEN, APPEND_REST_IF_EVEN, READ, READ_AND_APPEND, batch, key_name,
+    APPEND, APPEND_IF_EVEN, APPEND_REST_IF_EVEN, READ, READ_AND_APPEND, batch, key_name, key_word,
     read_and_append,
 };
 use super::network::{Actor, Message};
+use super::pipelines::Asker;
 use super::world::{DATA, World, partition_of};
 use crate::engine::batch::{Batch, OpCode, Replies};
 use crate::engine::machine::Access;
@@ -39,6 +40,29 @@ pub(super) struct Request {
     turned_away: usize,
 }
 
+impl Request {
+    /// A request that begins in this step.
+    pub(super) fn begun(
+        tag: u32,
+        keys: Vec<usize>,
+        code: OpCode,
+        step: usize,
+        node: usize,
+    ) -> Request {
+        Request {
+            tag,
+            keys,
+            code,
+            begun: step,
+            ended: usize::MAX,
+            outcome: Outcome::Open,
+            seen: BTreeMap::new(),
+            node,
+            turned_away: 0,
+        }
+    }
+}
+
 impl World {
     /// A client asks a node.
     pub(super) fn ask_for(
@@ -52,17 +76,7 @@ impl World {
         let partitions: BTreeSet<PartitionId> = keys.iter().map(|key| partition_of(*key)).collect();
         let request = tag as usize;
         let alone = partitions.len() == 1;
-        self.requests.push(Request {
-            tag,
-            keys: keys.to_vec(),
-            code,
-            begun: self.step,
-            ended: usize::MAX,
-            outcome: Outcome::Open,
-            seen: BTreeMap::new(),
-            node,
-            turned_away: 0,
-        });
+        self.requests.push(Request::begun(tag, keys.to_vec(), code, self.step, node));
         if alone {
             self.ask_alone(request, self.leader(node, partition_of(keys[0])));
             return;
@@ -112,8 +126,9 @@ impl World {
         let Request { code, keys, tag, .. } = &self.requests[request];
         let batch = batch(*code, partition_of(keys[0]), keys, *tag);
         self.requests[request].node = node;
-        let execute = Message::Execute(request, batch);
-        self.send(Actor::Client(request), Actor::Bucket(node), execute);
+        let execute = Message::Execute(Asker::Client(request), batch);
+        let to = self.home(node, partition_of(self.requests[request].keys[0]));
+        self.send(Actor::Client(request), to, execute);
     }
 
     /// A node does not lead the partition: another one may.
@@ -133,11 +148,16 @@ impl World {
             self.ask_again(request);
             return;
         }
-        let outcome = match replies.get(0) {
+        self.on_reply(request, replies.get(0));
+    }
+
+    /// A request on one partition has its reply.
+    pub(super) fn on_reply(&mut self, request: usize, reply: &[u8]) {
+        let outcome = match reply {
             b"refused" => Outcome::Refused,
             b"unknown" => Outcome::Unknown,
             _ => {
-                self.saw(request, &[replies]);
+                self.saw(request, reply);
                 Outcome::Done
             }
         };
@@ -148,7 +168,8 @@ impl World {
     pub(super) fn on_ended(&mut self, request: usize, ended: Ended) {
         let outcome = match ended {
             Ended::Done(replies) => {
-                self.saw(request, &replies);
+                let bytes: Vec<u8> = replies.iter().flat_map(|one| one.bytes.clone()).collect();
+                self.saw(request, &bytes);
                 Outcome::Done
             }
             Ended::Refused(_) | Ended::Changed => Outcome::Refused,
@@ -168,16 +189,23 @@ impl World {
 
     /// Notes what a request's replies say of its keys. Shares come by partition, keys within one
     /// in the order asked.
-    fn saw(&mut self, request: usize, replies: &[Replies]) {
+    fn saw(&mut self, request: usize, bytes: &[u8]) {
         let request = &mut self.requests[request];
         let mut keys = request.keys.clone();
         if !matches!(request.code, APPEND_IF_EVEN | APPEND_REST_IF_EVEN) {
             keys.sort_by_key(|key| partition_of(*key));
         }
-        let bytes: Vec<u8> = replies.iter().flat_map(|replies| replies.bytes.clone()).collect();
         let mut words = bytes.chunks(4).map(|word| u32::from_le_bytes(word.try_into().unwrap()));
         for key in keys {
-            let length = words.next().unwrap();
+            let told = (words.next(), words.next());
+            let (Some(word), Some(length)) = told else {
+                self.strange = Some(format!("not answered: {request:?}"));
+                return;
+            };
+            if word != key_word(key) {
+                self.strange = Some(format!("another key's reply: {request:?}"));
+                return;
+            }
             let list = words.by_ref().take(length as usize).collect();
             request.seen.insert(key, list);
         }

@@ -1,6 +1,7 @@
 //! Schedules by a seed: what is delivered next, what breaks, who dies.
 
 use super::clients::Outcome;
+use super::disk::sync_ms;
 use super::lists::{APPEND, APPEND_IF_EVEN, APPEND_REST_IF_EVEN, READ, READ_AND_APPEND};
 use super::network::{Actor, to_clients};
 use super::world::{DATA, KEYS, Kind, NODES, PARTITIONS, World, partition_of};
@@ -8,6 +9,9 @@ use std::collections::{BTreeSet, VecDeque};
 
 /// The most that dice delay a message: a link that is slower is taken for broken.
 const SLOW_MS: usize = 3_000;
+
+/// The most that dice stop a machine: longer than any election timeout.
+const STOP_MS: usize = 2_000;
 
 pub(super) struct Dice(pub(super) u64);
 
@@ -21,14 +25,15 @@ impl Dice {
         ((z ^ (z >> 31)) % sides as u64) as usize
     }
 
-    fn one_in(&mut self, sides: usize) -> bool {
+    pub(super) fn one_in(&mut self, sides: usize) -> bool {
         self.roll(sides) == 0
     }
 }
 
 impl World {
     fn new(seed: u64, kind: Kind) -> World {
-        World::placed(seed, kind, PARTITIONS as u16)
+        let arbiters = 1 + (seed % 3) as usize;
+        World::placed(seed, kind, PARTITIONS as u16, arbiters)
     }
 
     /// Asks for so many requests, heals all links and looks at what has come of it.
@@ -36,7 +41,10 @@ impl World {
         while self.requests.len() < requests {
             let open = self.requests.iter().filter(|r| r.outcome == Outcome::Open).count();
             if open < 8 && self.dice.one_in(6) {
-                self.ask();
+                match self.dice.one_in(4) {
+                    true => self.ask_many(),
+                    false => self.ask(),
+                }
             }
             self.faults();
             self.step();
@@ -61,24 +69,34 @@ impl World {
         self.step += 1;
         // Groups talk much: their messages must not take longer than their leases last.
         self.now += self.dice.roll(if self.kind.replicates() { 2 } else { 8 }) as u64;
+        self.go_on();
+        self.end_syncs();
         let ready: Vec<(Actor, Actor)> = self
             .queues
             .iter()
             .filter(|(pair, queue)| !queue.is_empty() && !self.is_slow(**pair))
+            .filter(|(pair, _)| self.goes(pair.1.node()))
             .map(|(pair, _)| *pair)
             .collect();
-        let unsynced = (0..DATA).any(|node| !self.unsynced[node].is_empty());
-        if unsynced && (ready.is_empty() || self.dice.one_in(4)) {
-            self.sync();
+        let busy: Vec<usize> = (0..DATA)
+            .filter(|node| self.disks[*node].wants_sync() && self.goes(Some(*node)))
+            .collect();
+        if !busy.is_empty() && (ready.is_empty() || self.dice.one_in(4)) {
+            // Some node's disk begins to sync all that was written to it.
+            let node = busy[self.dice.roll(busy.len())];
+            let until = self.now + sync_ms(&mut self.clock_dice);
+            self.disks[node].begin_sync(until);
             return;
         }
         if ready.is_empty() || self.dice.one_in(12) {
             let node = self.dice.roll(NODES);
             self.now += if self.kind.replicates() { 10 } else { 40 };
-            for node in 0..DATA {
+            for node in (0..DATA).filter(|node| self.goes(Some(*node))).collect::<Vec<_>>() {
                 self.with_bucket(node, |bucket, now, _| bucket.beat(now));
             }
-            self.tick(node);
+            if self.goes(Some(node)) {
+                self.tick(node);
+            }
             return;
         }
         let pair = ready[self.dice.roll(ready.len())];
@@ -87,15 +105,18 @@ impl World {
         }
     }
 
-    /// Some node's disk syncs all that was written to it.
-    fn sync(&mut self) {
-        let busy: Vec<usize> = (0..DATA).filter(|node| !self.unsynced[*node].is_empty()).collect();
-        let node = busy[self.dice.roll(busy.len())];
-        self.sync_at(node);
-    }
-
     /// Breaks links, mends them, slows them down, suspects and kills nodes; mostly nothing.
     fn faults(&mut self) {
+        if self.stopped.is_some() {
+            return;
+        }
+        if self.kind == Kind::Replicated && self.clock_dice.one_in(1_000) {
+            let node = self.clock_dice.roll(NODES);
+            let ms = self.clock_dice.roll(STOP_MS) as u64;
+            let is_virtual = self.clock_dice.one_in(2);
+            self.stop(node, ms, is_virtual);
+            return;
+        }
         if self.dice.one_in(60) {
             let one = self.dice.roll(NODES);
             let other = (one + 1 + self.dice.roll(NODES - 1)) % NODES;
@@ -152,6 +173,18 @@ impl World {
     fn kill(&mut self, node: usize) {
         let late = self.dice.one_in(2) && !to_clients(&self.queues, node);
         self.crash(node, late, None);
+    }
+
+    /// A client sends a node some commands at once, each on one key.
+    fn ask_many(&mut self) {
+        let node = self.dice.roll(NODES);
+        let count = 2 + self.dice.roll(11);
+        let asked = (0..count).map(|_| {
+            let code = [READ, APPEND, APPEND, APPEND_IF_EVEN][self.dice.roll(4)];
+            (self.dice.roll(KEYS), code)
+        });
+        let asked: Vec<_> = asked.collect();
+        self.ask_together(node, &asked);
     }
 
     fn ask(&mut self) {

@@ -5,6 +5,7 @@
 //! violation of strict serialisability, as in Elle (Kingsbury and Alvaro 2020).
 
 use super::clients::{Outcome, Request};
+use super::disk::Disk;
 use super::lists::{APPEND_REST_IF_EVEN, READ, READ_AND_APPEND, batch};
 use super::world::{DATA, KEYS, Kind, World, partition_of};
 use crate::engine::bucket::Bucket;
@@ -20,7 +21,8 @@ impl World {
             && self.buckets.iter().flatten().all(Bucket::is_at_rest)
             && self.locks.iter().all(LockTable::is_empty)
             && self.coordinators.iter().all(|coordinator| coordinator.active() == 0)
-            && self.unsynced.iter().all(VecDeque::is_empty)
+            && self.disks.iter().all(Disk::is_at_rest)
+            && self.stopped.is_none()
             && (0..self.placed).all(|id| self.is_even(PartitionId(id)))
     }
 
@@ -49,13 +51,14 @@ impl World {
     /// What a key holds in the end, at a node.
     fn list_at(&mut self, node: usize, key: usize) -> Vec<u32> {
         let id = partition_of(key);
-        let Some(partition) = self.buckets[node].as_mut().and_then(|b| b.partition_mut(id)) else {
+        let mut buckets = self.buckets[node].iter_mut();
+        let Some(partition) = buckets.find_map(|bucket| bucket.partition_mut(id)) else {
             return Vec::new();
         };
         let batch = batch(READ, id, &[key], 0);
         let mut reply = Vec::new();
         partition.peek(&batch.op(0), &mut reply);
-        reply[4..].chunks(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect()
+        reply[8..].chunks(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect()
     }
 
     fn final_list(&mut self, key: usize) -> Vec<u32> {
@@ -64,6 +67,9 @@ impl World {
 
     pub(super) fn check(&mut self) -> Result<(), String> {
         let lists: Vec<Vec<u32>> = (0..KEYS).map(|key| self.final_list(key)).collect();
+        if let Some(strange) = self.strange.take() {
+            return Err(strange);
+        }
         self.check_alike()?;
         self.check_whole(&lists)?;
         if self.kind == Kind::Lossy { Ok(()) } else { self.check_order(&lists) }
@@ -93,7 +99,7 @@ impl World {
     /// another participant, be they one node or two that are lost before that.
     fn may_be_taken_along(&self, request: &Request) -> bool {
         let ids = || request.keys.iter().map(|key| partition_of(*key));
-        self.lives[request.node] > 1
+        self.deaths[request.node] > 0
             && ids().any(|id| self.lost.contains(&(id.index() % DATA)))
             && !ids().any(|id| self.kind.is_replicated(id))
     }
@@ -165,6 +171,20 @@ impl World {
             }
             for later in done().filter(|later| later.begun > request.ended) {
                 edge(request.tag, later.tag);
+            }
+        }
+        // To a client its commands on a key take effect as it has sent them.
+        for pipeline in &self.pipelines {
+            let asked = pipeline.requests.iter().map(|request| &self.requests[*request]);
+            let asked: Vec<&Request> =
+                asked.filter(|r| r.outcome == Outcome::Done && !is_lost(r)).collect();
+            for (index, one) in asked.iter().enumerate() {
+                for later in &asked[index + 1..] {
+                    let is_kept = |key: &usize| later.keys.contains(key) && self.is_kept(*key);
+                    if one.keys.iter().any(is_kept) {
+                        edge(one.tag, later.tag);
+                    }
+                }
             }
         }
         let mut entering: BTreeMap<u32, usize> = BTreeMap::new();

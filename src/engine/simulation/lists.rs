@@ -75,6 +75,7 @@ impl Machine for Lists {
                 tables.append(table, hashes[index], &keys[index], tag);
             }
             let list = list(tables, index);
+            reply.extend_from_slice(&(hashes[index] as u32).to_le_bytes());
             reply.extend_from_slice(&(list.len() as u32 / 4).to_le_bytes());
             reply.extend_from_slice(&list);
         }
@@ -93,6 +94,11 @@ pub(super) fn key_name(key: usize) -> Vec<u8> {
 
 pub(super) fn hasher() -> KeyHasher {
     KeyHasher::new(1)
+}
+
+/// What a reply tells a key by.
+pub(super) fn key_word(key: usize) -> u32 {
+    hasher().hash(&key_name(key)) as u32
 }
 
 /// One operation on some keys of a partition.

@@ -3,6 +3,7 @@
 //! What one actor sends to another arrives in that order or, once their link breaks, not at all. Of
 //! what different actors send nothing is promised.
 
+use super::pipelines::{Asker, Exchange};
 use super::world::{PARTITIONS, World, node_id};
 use crate::engine::batch::{Batch, Replies};
 use crate::engine::protocol::{Ended, Term, Ticket, ToCoordinator, ToLocks, ToPartition, Work};
@@ -12,19 +13,28 @@ use std::collections::{BTreeMap, VecDeque};
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Actor {
-    Bucket(usize),
+    /// Of a node, which of its Buckets.
+    Bucket(usize, usize),
     Locks(usize),
     Coordinator(usize),
     /// Who leads what, as a node was told. Leaders announce themselves on another stream than the
     /// one on which they answer, so either may overtake the other.
     Book(usize),
     Client(usize),
+    /// The Sessions of a node.
+    Session(usize),
+    /// What a node has asked of another's Buckets.
+    Peer(usize),
+    Disk(usize),
 }
 
 impl Actor {
     pub(super) fn node(self) -> Option<usize> {
         match self {
-            Actor::Bucket(node)
+            Actor::Bucket(node, _)
+            | Actor::Session(node)
+            | Actor::Peer(node)
+            | Actor::Disk(node)
             | Actor::Locks(node)
             | Actor::Coordinator(node)
             | Actor::Book(node) => Some(node),
@@ -41,7 +51,11 @@ pub(super) enum Message {
     Coordinator(ToCoordinator),
     Locks(ToLocks),
     Grant(PartitionId, Ticket),
-    Execute(usize, Batch),
+    Execute(Asker, Batch),
+    /// A Session asks another node, and is answered.
+    Asked(Exchange, Batch),
+    Landed(Exchange, Replies),
+    Persisted(Vec<(PartitionId, u64)>),
     Begin(usize, Work),
     Replied(usize, Replies),
     Ended(usize, Ended),
@@ -114,12 +128,16 @@ impl World {
         }
     }
 
+    /// Whether a node knows that another one is out of reach.
+    pub(super) fn is_down(&self, node: usize, other: usize) -> bool {
+        self.cut.contains(&(node.min(other), node.max(other)))
+            && !self.unnoticed.contains(&(node, other))
+    }
+
     /// A node takes another one, to which it is linked, for one that does not answer. It may be
     /// wrong.
     pub(super) fn suspect(&mut self, node: usize, other: usize) {
-        let is_down = self.cut.contains(&(node.min(other), node.max(other)))
-            && !self.unnoticed.contains(&(node, other));
-        if is_down || !self.suspected.insert((node, other)) {
+        if self.is_down(node, other) || !self.suspected.insert((node, other)) {
             return;
         }
         self.with_bucket(node, |bucket, now, out| {
@@ -140,13 +158,14 @@ impl World {
 
     pub(super) fn node_up(&mut self, node: usize, other: usize) {
         self.suspected.remove(&(node, other));
-        let life = Incarnation(self.lives[other]);
+        let life = self.lives[other];
         self.with_bucket(node, |bucket, _, out| bucket.node_up(node_id(other), life, out));
         for partition in 0..PARTITIONS {
             let (term, leader) = self.leaders[node][partition];
             if leader == node {
                 let leads = Message::Leads(PartitionId(partition as u16), node_id(node), term);
-                self.send(Actor::Bucket(node), Actor::Book(other), leads);
+                let from = self.home(node, PartitionId(partition as u16));
+                self.send(from, Actor::Book(other), leads);
             }
         }
         let now = self.now(node);
@@ -162,5 +181,6 @@ impl World {
         let mut effects = Vec::new();
         self.coordinators[node].node_down(node_id(other), now, &mut effects);
         self.txn_effects(node, effects);
+        self.lose_exchanges(node, other);
     }
 }

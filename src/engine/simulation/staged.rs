@@ -21,6 +21,9 @@ const ALL: [usize; 3] = [0, 1, 2];
 /// Long enough for all that takes no timeout.
 const SOON_MS: u64 = 1_000;
 
+/// A leader whose disk hangs has given up by then, and another one leads.
+const HANG_MS: u64 = 3_000;
+
 /// Nobody asks for an outcome so soon.
 const MOMENT_MS: u64 = 200;
 
@@ -53,7 +56,7 @@ impl Run {
 
     /// Holds what a node is told of leaders.
     fn hold_announcements(&mut self, to: usize) {
-        (0..DATA).for_each(|from| self.hold(Actor::Bucket(from), Actor::Book(to)));
+        (0..DATA).for_each(|from| self.hold(Actor::Bucket(from, 0), Actor::Book(to)));
     }
 
     fn let_go(&mut self) {
@@ -72,13 +75,11 @@ impl Run {
 
     /// Whether the transaction under way holds something in a partition, which is led at `node`.
     fn is_locked(&self, node: usize, id: PartitionId) -> bool {
-        let bucket = self.world.buckets[node].as_ref();
-        bucket.and_then(|bucket| bucket.partition(id)).is_some_and(|one| !one.is_at_rest())
+        self.world.partition(node, id).is_some_and(|one| !one.is_at_rest())
     }
 
     fn leads(&self, node: usize, id: PartitionId) -> bool {
-        let bucket = self.world.buckets[node].as_ref();
-        bucket.and_then(|bucket| bucket.partition(id)).is_some_and(Partition::is_led_here)
+        self.world.partition(node, id).is_some_and(Partition::is_led_here)
     }
 
     /// Leadership is handed to another node.
@@ -180,7 +181,7 @@ pub(super) fn a_coordinator_is_ahead_of_the_leaders() -> Result<(), String> {
 pub(super) fn an_intent_of_a_fast_leader() -> Result<(), String> {
     let id = PartitionId(1);
     let mut run = Run::with_clocks([0, 30_000, 0, 0, 0])?;
-    run.hold(Actor::Bucket(0), Actor::Coordinator(COORDINATOR));
+    run.hold(Actor::Bucket(0, 0), Actor::Coordinator(COORDINATOR));
     run.ask(&BOTH, APPEND, COORDINATOR);
     run.until(SOON_MS, |run| run.is_locked(1, id))?;
     run.pass_time(MOMENT_MS);
@@ -193,8 +194,8 @@ pub(super) fn an_intent_of_a_fast_leader() -> Result<(), String> {
 /// Two transactions wait for each other, and neither limit of a wait has to end that.
 pub(super) fn an_older_transaction_goes_first() -> Result<(), String> {
     let mut run = Run::new()?;
-    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(1));
-    run.hold(Actor::Coordinator(BYSTANDER), Actor::Bucket(0));
+    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(1, 0));
+    run.hold(Actor::Coordinator(BYSTANDER), Actor::Bucket(0, 0));
     let one = run.ask(&BOTH, APPEND, COORDINATOR);
     let other = run.ask(&BOTH, APPEND, BYSTANDER);
     run.until(SOON_MS, |run| run.is_locked(0, PartitionId(0)) && run.is_locked(1, PartitionId(1)))?;
@@ -210,8 +211,8 @@ pub(super) fn a_prepare_for_locks_of_an_earlier_term() -> Result<(), String> {
     let mut run = Run::new()?;
     let gathered = run.ask(&BOTH, APPEND_IF_EVEN, COORDINATOR);
     run.until(SOON_MS, |run| run.is_locked(0, PartitionId(0)) && run.is_locked(1, id))?;
-    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(0));
-    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(1));
+    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(0, 0));
+    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(1, 0));
     run.hold_announcements(COORDINATOR);
     run.pass_time(MOMENT_MS);
     run.elect(2, id)?;
@@ -227,7 +228,7 @@ pub(super) fn a_prepare_for_locks_of_an_earlier_term() -> Result<(), String> {
 /// writes what it read. Whoever reads the second key after that write comes before and after it.
 pub(super) fn a_key_read_changes_before_the_rest_is_written() -> Result<(), String> {
     let mut run = Run::new()?;
-    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(1));
+    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(1, 0));
     run.ask(&BOTH, READ_AND_APPEND, COORDINATOR);
     run.pass_time(MOMENT_MS);
     run.ask(&BOTH[..1], APPEND, 0);
@@ -241,7 +242,7 @@ pub(super) fn a_key_read_changes_before_the_rest_is_written() -> Result<(), Stri
 /// leader, who knows nothing of them.
 pub(super) fn a_read_over_a_change_of_leaders() -> Result<(), String> {
     let mut run = Run::new()?;
-    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(1));
+    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(1, 0));
     run.hold_announcements(COORDINATOR);
     run.ask(&BOTH, READ, COORDINATOR);
     run.pass_time(MOMENT_MS);
@@ -258,7 +259,7 @@ pub(super) fn a_read_over_a_change_of_leaders() -> Result<(), String> {
 pub(super) fn a_lock_comes_when_its_attempt_is_over() -> Result<(), String> {
     let id = PartitionId(0);
     let mut run = Run::new()?;
-    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(0));
+    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(0, 0));
     let reading = run.ask(&BOTH, READ, COORDINATOR);
     run.pass_time(MOMENT_MS);
     run.elect(1, id)?;
@@ -274,13 +275,13 @@ pub(super) fn a_participant_asks_after_the_next_transaction() -> Result<(), Stri
     let mut run = Run::new()?;
     let writing = run.ask(&[0, 1, 2], APPEND, COORDINATOR);
     run.until(SOON_MS, |run| run.is_locked(2, id))?;
-    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(2));
+    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(2, 0));
     // Its primary repeats the decision too, unless it has forgotten it.
-    run.hold(Actor::Bucket(0), Actor::Bucket(2));
+    run.hold(Actor::Bucket(0, 0), Actor::Bucket(2, 0));
     run.until(SOON_MS, |run| run.is_done(writing))?;
     let next = run.ask(&BOTH, APPEND, COORDINATOR);
     run.until(SOON_MS, |run| run.is_done(next))?;
-    run.world.slow.remove(&(Actor::Bucket(0), Actor::Bucket(2)));
+    run.world.slow.remove(&(Actor::Bucket(0, 0), Actor::Bucket(2, 0)));
     run.until(REST_MS, |run| !run.is_locked(2, id))?;
     run.ends_well()
 }
@@ -288,7 +289,7 @@ pub(super) fn a_participant_asks_after_the_next_transaction() -> Result<(), Stri
 /// A participant has lost patience and asked the primary, which is asked to prepare only then.
 pub(super) fn a_prepare_comes_after_the_end() -> Result<(), String> {
     let mut run = Run::new()?;
-    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(0));
+    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(0, 0));
     run.ask(&BOTH, APPEND, COORDINATOR);
     run.until(SOON_MS, |run| run.is_locked(1, PartitionId(1)))?;
     run.until(REST_MS, |run| !run.is_locked(1, PartitionId(1)))?;
@@ -304,10 +305,58 @@ pub(super) fn a_deposed_leader_is_asked() -> Result<(), String> {
     let writing = run.ask(&[0], APPEND, BYSTANDER);
     run.until(SOON_MS, |run| run.is_done(writing))?;
     let reading = run.ask(&[0], READ, 0);
-    let asked = (Actor::Client(reading), Actor::Bucket(0));
+    let asked = (Actor::Client(reading), Actor::Bucket(0, 0));
     let execute = run.world.queues.get_mut(&asked).and_then(VecDeque::pop_front);
-    execute.into_iter().for_each(|execute| run.world.deliver(Actor::Bucket(0), execute));
+    execute.into_iter().for_each(|execute| run.world.deliver(Actor::Bucket(0, 0), execute));
     run.resume();
+    run.ends_well()
+}
+
+/// A leader's virtual machine is paused, and no clock in it counts that. The wall clock is right
+/// again when it goes on, and it does not know yet that there is another leader.
+pub(super) fn a_leader_in_a_paused_machine_is_asked() -> Result<(), String> {
+    let mut run = Run::new()?;
+    // Which takes a lease.
+    let before = run.ask(&[0], READ, 0);
+    run.until(SOON_MS, |run| run.is_done(before))?;
+    let since = run.world.now;
+    run.pause(0);
+    run.until(REST_MS, |run| (1..DATA).any(|node| run.leads(node, PartitionId(0))))?;
+    run.pass_time(MOMENT_MS);
+    let writing = run.ask(&[0], APPEND, BYSTANDER);
+    run.until(SOON_MS, |run| run.is_done(writing))?;
+    run.world.clocks[0].stood += run.world.now - since;
+    let reading = run.ask(&[0], READ, 0);
+    let asked = (Actor::Client(reading), Actor::Bucket(0, 0));
+    let execute = run.world.queues.get_mut(&asked).and_then(VecDeque::pop_front);
+    execute.into_iter().for_each(|execute| run.world.deliver(Actor::Bucket(0, 0), execute));
+    run.resume();
+    run.ends_well()
+}
+
+/// A leader's disk answers no more, those of the others do.
+pub(super) fn a_disk_of_a_leader_hangs() -> Result<(), String> {
+    let mut run = Run::new()?;
+    run.hung = Some(0);
+    run.ask(&[0], APPEND, 0);
+    run.until(HANG_MS, |run| (1..DATA).any(|node| run.leads(node, PartitionId(0))))?;
+    run.pass_time(MOMENT_MS);
+    let writing = run.ask(&[0], APPEND, BYSTANDER);
+    run.until(SOON_MS, |run| run.is_done(writing))?;
+    run.hung = None;
+    run.ends_well()
+}
+
+/// A Coordinator is killed with a transaction under way, and begins anew with a wall clock that is an
+/// hour behind. What it coordinates from then on gets through.
+pub(super) fn a_coordinator_comes_back_an_hour_behind() -> Result<(), String> {
+    let mut run = Run::new()?;
+    let before = run.ask(&BOTH, APPEND, COORDINATOR);
+    run.until(SOON_MS, |run| run.is_done(before))?;
+    run.world.clocks[COORDINATOR].ahead -= 3_600_000;
+    run.world.crash(COORDINATOR, false, None);
+    let writing = run.ask(&BOTH, APPEND, COORDINATOR);
+    run.until(REST_MS, |run| run.is_done(writing))?;
     run.ends_well()
 }
 
@@ -317,8 +366,8 @@ pub(super) fn a_commit_is_asked_for_after_the_next_transaction() -> Result<(), S
     let mut run = Run::of(Kind::Lossy)?;
     let writing = run.ask(&ALL, APPEND, COORDINATOR);
     run.until(SOON_MS, |run| run.is_locked(1, PartitionId(1)) && run.is_locked(2, PartitionId(2)))?;
-    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(1));
-    run.hold(Actor::Bucket(0), Actor::Bucket(1));
+    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(1, 0));
+    run.hold(Actor::Bucket(0, 0), Actor::Bucket(1, 0));
     run.until(SOON_MS, |run| run.is_done(writing) && !run.is_locked(2, PartitionId(2)))?;
     let next = run.ask(&[0, 2], APPEND, COORDINATOR);
     run.until(SOON_MS, |run| run.is_done(next))?;
@@ -333,13 +382,13 @@ pub(super) fn a_commit_comes_after_the_question() -> Result<(), String> {
     let mut run = Run::of(Kind::Lossy)?;
     let writing = run.ask(&ALL, APPEND, COORDINATOR);
     run.until(SOON_MS, |run| run.is_locked(1, PartitionId(1)) && run.is_locked(2, PartitionId(2)))?;
-    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(1));
-    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(2));
+    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(1, 0));
+    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(2, 0));
     run.until(SOON_MS, |run| run.is_done(writing))?;
     run.world.crash(0, false, None);
     run.pass_time(2 * RESOLVE_AFTER_MS);
     // Of what it had sent, only one of them gets anything.
-    run.world.queues.remove(&(Actor::Coordinator(COORDINATOR), Actor::Bucket(1)));
+    run.world.queues.remove(&(Actor::Coordinator(COORDINATOR), Actor::Bucket(1, 0)));
     run.world.crash(COORDINATOR, true, None);
     run.ends_well()
 }
@@ -354,10 +403,10 @@ pub(super) fn a_commit_is_told_to_one_of_two() -> Result<(), String> {
     run.until(SOON_MS, |run| {
         [(1, asker), (1, told), (2, PartitionId(2))].iter().all(|(at, id)| run.is_locked(*at, *id))
     })?;
-    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(1));
-    run.hold(Actor::Bucket(0), Actor::Bucket(1));
+    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(1, 0));
+    run.hold(Actor::Bucket(0, 0), Actor::Bucket(1, 0));
     run.until(SOON_MS, |run| run.is_done(writing) && !run.is_locked(2, PartitionId(2)))?;
-    let answers = (Actor::Bucket(2), Actor::Bucket(1));
+    let answers = (Actor::Bucket(2, 0), Actor::Bucket(1, 0));
     run.hold(answers.0, answers.1);
     run.world.crash(0, false, None);
     run.world.crash(COORDINATOR, false, None);
@@ -372,7 +421,7 @@ pub(super) fn a_commit_is_told_to_one_of_two() -> Result<(), String> {
     run.pass_time(2 * RESOLVE_AFTER_MS);
     let queue = run.world.queues.remove(&answers).unwrap_or_default();
     if let Some(message) = queue.into_iter().find(tells) {
-        run.world.deliver(Actor::Bucket(1), message);
+        run.world.deliver(Actor::Bucket(1, 0), message);
     }
     run.world.crash(2, false, None);
     run.ends_well()
@@ -383,7 +432,7 @@ pub(super) fn a_commit_is_told_to_one_of_two() -> Result<(), String> {
 fn a_new_leader_asks_soon_about_what_it_inherits() {
     let id = PartitionId(1);
     let mut run = Run::new().unwrap();
-    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(0));
+    run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(0, 0));
     let writing = run.ask(&BOTH, APPEND, COORDINATOR);
     run.until(SOON_MS, |run| run.is_locked(1, id)).unwrap();
     run.pass_time(MOMENT_MS);
@@ -401,8 +450,8 @@ fn a_commit_is_asked_for_after_several_lives() {
     let writing = run.ask(&ALL, APPEND, 0);
     let locked = |run: &Run| run.is_locked(1, PartitionId(1)) && run.is_locked(2, PartitionId(2));
     run.until(SOON_MS, locked).unwrap();
-    run.hold(Actor::Coordinator(0), Actor::Bucket(1));
-    run.hold(Actor::Bucket(0), Actor::Bucket(1));
+    run.hold(Actor::Coordinator(0), Actor::Bucket(1, 0));
+    run.hold(Actor::Bucket(0, 0), Actor::Bucket(1, 0));
     run.until(SOON_MS, |run| run.is_done(writing) && !run.is_locked(2, PartitionId(2))).unwrap();
     for _ in 0..3 {
         run.world.crash(0, false, None);
@@ -421,7 +470,7 @@ fn a_log_that_is_never_as_long_again_is_given_up() {
             bucket.prefer(id, node_id(node));
         });
     }
-    (0..2).for_each(|node| run.hold(Actor::Bucket(2), Actor::Bucket(node)));
+    (0..2).for_each(|node| run.hold(Actor::Bucket(2, 0), Actor::Bucket(node, 0)));
     for _ in 0..4 {
         run.ask(&[0], APPEND, 2);
         run.pass_time(MOMENT_MS / 4);

@@ -113,6 +113,8 @@ pub(super) struct Run {
     next_beat: u64,
     taken: usize,
     paused: Option<usize>,
+    /// Whose disk answers nothing.
+    pub(super) hung: Option<usize>,
     /// How the struck node gets back, and when; a silence to be noticed before that.
     back: Option<(u64, usize)>,
     silent: Option<(u64, usize)>,
@@ -131,12 +133,12 @@ impl Run {
 
     /// A run with so many partitions.
     pub(super) fn placed(kind: Kind, placed: u16) -> Result<Run, String> {
-        Run::in_world(World::placed(1, kind, placed))
+        Run::in_world(World::placed(1, kind, placed, 1))
     }
 
     /// A run of replicated partitions, with wall clocks that are so far ahead.
     pub(super) fn with_clocks(ahead: [i64; NODES]) -> Result<Run, String> {
-        let mut world = World::placed(1, Kind::Replicated, PLACED);
+        let mut world = World::placed(1, Kind::Replicated, PLACED, 1);
         for (clock, ahead) in world.clocks.iter_mut().zip(ahead) {
             clock.ahead = ahead;
         }
@@ -151,6 +153,7 @@ impl Run {
             beats: 0,
             taken: 0,
             paused: None,
+            hung: None,
             back: None,
             silent: None,
             suspicious: None,
@@ -173,7 +176,9 @@ impl Run {
             let mut reply = Vec::new();
             self.world.with_bucket(leader, |bucket, _, _| {
                 let watch = batch(WATCH, id, &[first], 0);
-                bucket.partition_mut(id).unwrap().peek(&watch.op(0), &mut reply);
+                if let Some(partition) = bucket.partition_mut(id) {
+                    partition.peek(&watch.op(0), &mut reply);
+                }
             });
             watched.push((first, u64::from_le_bytes(reply[..].try_into().unwrap())));
         }
@@ -203,7 +208,7 @@ impl Run {
                     break;
                 }
                 Some(Turn::Sync(node)) if self.runs(node) => {
-                    if self.world.unsynced[node].is_empty() {
+                    if self.world.disks[node].unsynced.is_empty() {
                         continue;
                     }
                     self.world.sync_at(node);
@@ -238,8 +243,8 @@ impl Run {
                 self.round.push_back(Turn::Deliver(from, to));
             }
         }
-        for (node, unsynced) in self.world.unsynced.iter().enumerate() {
-            if self.paused != Some(node) && !unsynced.is_empty() {
+        for (node, disk) in self.world.disks.iter().enumerate() {
+            if self.paused != Some(node) && self.hung != Some(node) && disk.wants_sync() {
                 self.round.push_back(Turn::Sync(node));
             }
         }

@@ -1,20 +1,23 @@
 //! A small cluster: the engines of five nodes, wired as the actors wire them.
 
 use super::clients::{Outcome, Request};
+use super::clocks::Clock;
 use super::dice::Dice;
+use super::disk::Disk;
 use super::lists::{Lists, hasher};
 use super::network::{Actor, Message};
+use super::pipelines::{Asker, Pipeline, Split};
 use crate::engine::batch::{Batch, Replies};
 use crate::engine::bucket::{Bucket, Executed, Outbox, Parked};
-use crate::engine::consensus::{Group, Persist, Recovered, ReplicaId, Setup};
+use crate::engine::consensus::{Group, Recovered, ReplicaId, Setup};
 use crate::engine::locks::{self, LockTable};
 use crate::engine::partition::{Effect, Partition};
 use crate::engine::protocol::{Decide, Term, ToCoordinator, ToPartition, Verdict};
 use crate::engine::replica::Replica;
+use crate::engine::round;
 use crate::engine::rules::{Rule, kept};
 use crate::engine::txn::{self, ClientId, Strength, Survives, Transactions};
-use crate::ids::{Incarnation, Millis, NodeId, Now, PartitionId, TxnId};
-use bytes::Bytes;
+use crate::ids::{Incarnation, NodeId, Now, PartitionId, TxnId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Nodes 0 to 2 hold the partitions, 3 and 4 only coordinate: their death loses no data.
@@ -26,6 +29,9 @@ pub(super) const KEYS: usize = 8;
 pub(super) fn node_id(node: usize) -> NodeId {
     NodeId(node as u16 + 1)
 }
+
+/// Bytes of replies after which a Bucket leaves the rest of a batch.
+pub(super) const REPLY_BYTES: usize = 24;
 
 fn homes() -> Vec<NodeId> {
     (0..PARTITIONS).map(|partition| node_id(partition % DATA)).collect()
@@ -64,60 +70,6 @@ impl Kind {
     }
 }
 
-/// What the clocks of a node say, which nobody has set right.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Clock {
-    /// By how many ms its wall clock is ahead.
-    pub(super) ahead: i64,
-    /// What its monotonic clock says as the world begins.
-    begins: u64,
-    /// Parts in a thousand that both run fast.
-    fast: i64,
-}
-
-/// Wall clocks begin about here.
-const EPOCH: i64 = 1_700_000_000_000;
-
-impl Clock {
-    fn drawn(dice: &mut Dice) -> Clock {
-        let ahead = [0, 40, 30_000, 3_600_000][dice.roll(4)] - dice.roll(60_000) as i64;
-        Clock { ahead, begins: dice.roll(1 << 40) as u64, fast: dice.roll(21) as i64 - 10 }
-    }
-
-    /// What it says once so many ms have passed.
-    fn at(self, passed: u64) -> Now {
-        let passed = passed as i64 * (1_000 + self.fast) / 1_000;
-        let wall = EPOCH + passed + self.ahead;
-        Now { wall: Millis(wall as u64), mono: self.begins + passed as u64 }
-    }
-
-    /// Somebody sets the wall clock: by a second, by a minute, by a year.
-    pub(super) fn set(&mut self, dice: &mut Dice) {
-        let most = [1_000, 60_000, 31_536_000_000][dice.roll(3)];
-        self.ahead = dice.roll(2 * most) as i64 - most as i64;
-    }
-}
-
-/// What a node's disk holds of a partition's log.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Stored {
-    state: Option<Bytes>,
-    entries: BTreeMap<u64, Bytes>,
-}
-
-impl Stored {
-    fn keep(&mut self, persist: &Persist) {
-        if let Some(state) = &persist.state {
-            self.state = Some(Bytes::copy_from_slice(state));
-        }
-        for entry in &persist.entries {
-            self.entries.split_off(&entry.index);
-            let payload = [&entry.head[..], &entry.data].concat();
-            self.entries.insert(entry.index, payload.into());
-        }
-    }
-}
-
 /// A cluster, its clients and what is under way between them.
 pub(super) struct World {
     pub(super) dice: Dice,
@@ -127,10 +79,17 @@ pub(super) struct World {
     /// Of their own, so that clocks change no schedule.
     pub(super) clock_dice: Dice,
     pub(super) step: usize,
-    pub(super) lives: [u64; NODES],
+    pub(super) lives: [Incarnation; NODES],
+    /// How often each node has died.
+    pub(super) deaths: [u32; NODES],
     /// How many of the partitions are placed at all.
     pub(super) placed: u16,
-    pub(super) buckets: Vec<Option<Bucket<Lists>>>,
+    /// How many Buckets a data node has.
+    pub(super) arbiters: usize,
+    /// By node: which of its Buckets holds each partition.
+    placement: Vec<Vec<Option<usize>>>,
+    /// By node; none where there are no partitions.
+    pub(super) buckets: Vec<Vec<Bucket<Lists>>>,
     pub(super) locks: Vec<LockTable>,
     pub(super) coordinators: Vec<Transactions<Lists>>,
     pub(super) queues: BTreeMap<(Actor, Actor), VecDeque<Message>>,
@@ -142,31 +101,53 @@ pub(super) struct World {
     pub(super) unnoticed: BTreeSet<(usize, usize)>,
     /// Nodes that suspect another one.
     pub(super) suspected: BTreeSet<(usize, usize)>,
-    pub(super) parked: BTreeMap<(usize, Parked), usize>,
-    pub(super) early: BTreeMap<(usize, Parked), Replies>,
+    pub(super) parked: BTreeMap<(usize, usize, Parked), Asker>,
+    pub(super) early: BTreeMap<(usize, usize, Parked), Replies>,
     pub(super) requests: Vec<Request>,
+    pub(super) pipelines: Vec<Pipeline>,
+    /// Batches that several Buckets of a node execute.
+    pub(super) splits: BTreeMap<u64, Split>,
+    /// Names of exchanges between nodes, and of splits.
+    pub(super) names: u64,
+    /// What a client was told that is no answer to what it asked.
+    pub(super) strange: Option<String>,
+    /// The node that does nothing, with its whole machine.
+    pub(super) stopped: Option<Stop>,
     pub(super) kind: Kind,
-    /// By data node: what is synced, and what is not yet.
-    pub(super) disks: Vec<BTreeMap<PartitionId, Stored>>,
-    pub(super) unsynced: Vec<VecDeque<(PartitionId, Persist)>>,
+    /// By data node.
+    pub(super) disks: Vec<Disk>,
     /// By node: who it thinks leads each partition.
     pub(super) leaders: Vec<Vec<(Term, usize)>>,
     /// Nodes that have lost what they held of partitions without copies.
     pub(super) lost: BTreeSet<usize>,
 }
 
+/// A machine that does nothing until then.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stop {
+    pub(super) node: usize,
+    since: u64,
+    pub(super) until: u64,
+    /// Its monotonic clock stands still meanwhile; its wall clock is right again afterwards.
+    is_virtual: bool,
+}
+
 impl World {
-    /// A world of the first partitions only.
-    pub(super) fn placed(seed: u64, kind: Kind, placed: u16) -> World {
+    /// A world of the first partitions only, with so many Buckets a node.
+    pub(super) fn placed(seed: u64, kind: Kind, placed: u16, arbiters: usize) -> World {
         let mut clock_dice = Dice(seed ^ 0x0063_6c6f_636b);
+        let clocks: [Clock; NODES] = std::array::from_fn(|_| Clock::drawn(&mut clock_dice));
         let mut world = World {
             dice: Dice(seed),
             now: 1_000,
-            clocks: std::array::from_fn(|_| Clock::drawn(&mut clock_dice)),
+            clocks,
             clock_dice,
             step: 0,
-            lives: [1; NODES],
+            lives: clocks.map(|clock| Incarnation::default().next(clock.at(1_000).wall)),
+            deaths: [0; NODES],
             placed,
+            arbiters,
+            placement: (0..NODES).map(|node| placement(kind, node, arbiters)).collect(),
             buckets: Vec::new(),
             locks: Vec::new(),
             coordinators: Vec::new(),
@@ -178,15 +159,19 @@ impl World {
             parked: BTreeMap::new(),
             early: BTreeMap::new(),
             requests: Vec::new(),
+            pipelines: Vec::new(),
+            splits: BTreeMap::new(),
+            names: 0,
+            strange: None,
+            stopped: None,
             kind,
-            disks: vec![BTreeMap::new(); DATA],
-            unsynced: (0..DATA).map(|_| VecDeque::new()).collect(),
+            disks: (0..DATA).map(|_| Disk::default()).collect(),
             leaders: vec![(0..PARTITIONS).map(|id| (Term(0), id % DATA)).collect(); NODES],
             lost: BTreeSet::new(),
         };
         for node in 0..NODES {
-            let bucket = (node < DATA).then(|| world.bucket(node));
-            world.buckets.push(bucket);
+            let buckets = world.start_buckets(node);
+            world.buckets.push(buckets);
             world.locks.push(LockTable::new());
             world.coordinators.push(world.coordinator(node));
         }
@@ -201,32 +186,63 @@ impl World {
         world
     }
 
-    /// Does something with a node's Bucket and carries out what comes of it, as its actor does.
+    /// Does something with each of a node's Buckets and carries out what comes of it, as its actor
+    /// does.
     pub(super) fn with_bucket(
         &mut self,
         node: usize,
+        mut work: impl FnMut(&mut Bucket<Lists>, Now, &mut Outbox),
+    ) {
+        for index in 0..self.buckets[node].len() {
+            self.with_bucket_at(node, index, &mut work);
+        }
+    }
+
+    /// The same with one of them.
+    pub(super) fn with_bucket_at(
+        &mut self,
+        node: usize,
+        index: usize,
         work: impl FnOnce(&mut Bucket<Lists>, Now, &mut Outbox),
     ) {
         let now = self.now(node);
         let mut out = Outbox::default();
-        let Some(Some(bucket)) = self.buckets.get_mut(node) else { return };
+        let Some(bucket) = self.buckets[node].get_mut(index) else { return };
         work(bucket, now, &mut out);
         bucket.flush(now, &mut out);
-        self.carry(node, out);
+        self.carry(node, index, out);
     }
 
-    fn bucket(&mut self, node: usize) -> Bucket<Lists> {
-        let life = Incarnation(self.lives[node]);
-        let placed = self.placed;
-        let ids = || (0..placed).map(PartitionId);
-        let own = ids().filter(|id| !self.kind.is_replicated(*id) && id.index() % DATA == node);
+    /// The Bucket of a node that is told what goes to a partition.
+    pub(super) fn home(&self, node: usize, id: PartitionId) -> Actor {
+        Actor::Bucket(node, self.placement[node][id.index()].unwrap_or(0))
+    }
+
+    /// A node's replica of a partition.
+    pub(super) fn partition(&self, node: usize, id: PartitionId) -> Option<&Partition<Lists>> {
+        self.buckets[node].iter().find_map(|bucket| bucket.partition(id))
+    }
+
+    fn start_buckets(&mut self, node: usize) -> Vec<Bucket<Lists>> {
+        let count = if node < DATA { self.arbiters } else { 0 };
+        (0..count).map(|index| self.start_bucket(node, index)).collect()
+    }
+
+    fn start_bucket(&mut self, node: usize, index: usize) -> Bucket<Lists> {
+        let life = self.lives[node];
+        let (placed, places) = (self.placed, self.placement[node].clone());
+        let here = |id: &PartitionId| places[id.index()] == Some(index);
+        let ids = || (0..placed).map(PartitionId).filter(here);
+        let own = ids().filter(|id| !self.kind.is_replicated(*id));
         let own: Vec<PartitionId> = own.collect();
-        let mut bucket = Bucket::new(node_id(node), life, homes(), &own, hasher(), 0, 20_000);
+        let tickets = (index as u64) << 48;
+        let mut bucket = Bucket::new(node_id(node), life, homes(), &own, hasher(), tickets, 20_000);
+        bucket.reply_bytes_max(REPLY_BYTES);
         for id in ids().filter(|id| self.kind.is_replicated(*id)).collect::<Vec<_>>() {
             let voters = (0..DATA).map(|node| ReplicaId::new(node_id(node), 1)).collect();
             let seed = self.dice.roll(1 << 30) as u64;
             let setup = Setup::new(ReplicaId::new(node_id(node), 1), voters, seed);
-            let stored = self.disks[node].get(&id).cloned().unwrap_or_default();
+            let stored = self.disks[node].stored(id);
             let entries = stored.entries.into_iter().collect();
             let recovered = Recovered { state: stored.state, snapshot: None, entries };
             let group = Group::new(&setup, recovered, self.now(node).mono).unwrap();
@@ -237,7 +253,7 @@ impl World {
     }
 
     fn coordinator(&self, node: usize) -> Transactions<Lists> {
-        let life = Incarnation(self.lives[node]);
+        let life = self.lives[node];
         let mut coordinator = Transactions::new(node_id(node), life, homes(), hasher(), 20_000);
         let strength = Strength { copies: DATA as u8, survives: Survives::Power };
         for id in (0..PARTITIONS as u16).map(PartitionId) {
@@ -271,16 +287,17 @@ impl World {
     }
 
     /// Carries out what a Bucket wants done.
-    fn carry(&mut self, node: usize, out: Outbox) {
+    fn carry(&mut self, node: usize, index: usize, out: Outbox) {
         assert!(out.fatal.is_none(), "{:?}", out.fatal);
-        self.complete(node, out.completed);
-        let from = Actor::Bucket(node);
+        self.complete(node, index, out.completed);
+        let from = Actor::Bucket(node, index);
         for (to, partition, message) in out.raft {
-            let to = Actor::Bucket(usize::from(to.0) - 1);
+            let to = self.home(usize::from(to.0) - 1, partition);
             self.send(from, to, Message::Raft(partition, message));
         }
         if node < DATA {
-            self.unsynced[node].extend(out.persists);
+            let writes = out.persists.into_iter().map(|(id, persist)| (index, id, persist));
+            self.disks[node].unsynced.extend(writes);
         }
         for (partition, leader, term) in out.leaders {
             self.learn(node, partition, leader, term);
@@ -298,7 +315,7 @@ impl World {
                     self.send(from, to, Message::Coordinator(message));
                 }
                 Effect::Partition(id, message) => {
-                    let to = Actor::Bucket(self.leader(node, id));
+                    let to = self.home(self.leader(node, id), id);
                     self.send(from, to, Message::Partition(id, message));
                 }
                 Effect::Locks(message) => {
@@ -313,7 +330,7 @@ impl World {
         for effect in effects {
             match effect {
                 locks::Effect::Grant { partition, ticket } => {
-                    self.send(from, Actor::Bucket(node), Message::Grant(partition, ticket));
+                    self.send(from, self.home(node, partition), Message::Grant(partition, ticket));
                 }
                 locks::Effect::Wound { txn } if kept(Rule::WoundThroughCoordinator) => {
                     let to = Actor::Coordinator(usize::from(txn.node.0) - 1);
@@ -331,7 +348,7 @@ impl World {
             let verdict = Verdict::Abort;
             let decide = Decide { txn, verdict, primary: id, deciding: false };
             let message = Message::Partition(id, ToPartition::Decide(decide));
-            self.send(Actor::Locks(node), Actor::Bucket(node), message);
+            self.send(Actor::Locks(node), self.home(node, id), message);
         }
     }
 
@@ -340,7 +357,7 @@ impl World {
         for effect in effects {
             match effect {
                 txn::Effect::Partition(id, message) => {
-                    let to = Actor::Bucket(self.leader(node, id));
+                    let to = self.home(self.leader(node, id), id);
                     self.send(from, to, Message::Partition(id, message));
                 }
                 txn::Effect::Reply(ClientId(request), ended) => {
@@ -353,7 +370,13 @@ impl World {
 
     pub(super) fn deliver(&mut self, to: Actor, message: Message) {
         match (to, message) {
-            (Actor::Bucket(node), message) => self.deliver_to_bucket(node, message),
+            (Actor::Bucket(node, index), message) => self.deliver_to_bucket(node, index, message),
+            (Actor::Peer(node), Message::Asked(exchange, batch)) => {
+                self.on_asked(node, exchange, batch);
+            }
+            (Actor::Session(_), Message::Landed(exchange, replies)) => {
+                self.on_landed(exchange, replies);
+            }
             (Actor::Locks(node), Message::Locks(message)) => {
                 let mut effects = Vec::new();
                 self.locks[node].push(message);
@@ -384,42 +407,41 @@ impl World {
         }
     }
 
-    fn deliver_to_bucket(&mut self, node: usize, message: Message) {
+    fn deliver_to_bucket(&mut self, node: usize, index: usize, message: Message) {
         let mut answered = None;
         let mut parking = None;
-        self.with_bucket(node, |bucket, now, out| match message {
+        self.with_bucket_at(node, index, |bucket, now, out| match message {
             Message::Partition(id, message) => bucket.handle(id, message, now, out),
             Message::Raft(id, message) => bucket.raft(id, &message, now).unwrap(),
             Message::Grant(id, ticket) => bucket.granted(id, ticket, now, out),
-            Message::Execute(request, batch) => {
+            Message::Persisted(numbers) => {
+                numbers.into_iter().for_each(|(id, number)| bucket.persisted(id, number));
+            }
+            Message::Execute(asker, batch) => {
                 match bucket.execute(batch, Replies::default(), now, out) {
-                    Executed::Done(_, replies) => answered = Some((request, replies)),
-                    Executed::Parked(parked) => parking = Some((request, parked)),
+                    Executed::Done(_, replies) => answered = Some((asker, replies)),
+                    Executed::Parked(parked) => parking = Some((asker, parked)),
                 }
             }
             message => panic!("{message:?} for a Bucket"),
         });
-        if let Some((request, parked)) = parking {
-            self.parked.insert((node, parked), request);
-            if let Some(replies) = self.early.remove(&(node, parked)) {
-                self.complete(node, vec![(parked, Batch::new(), replies)]);
+        if let Some((asker, parked)) = parking {
+            match self.early.remove(&(node, index, parked)) {
+                Some(replies) => answered = Some((asker, replies)),
+                None => drop(self.parked.insert((node, index, parked), asker)),
             }
         }
-        if let Some((request, replies)) = answered {
-            let to = Actor::Client(request);
-            self.send(Actor::Bucket(node), to, Message::Replied(request, replies));
+        if let Some((asker, replies)) = answered {
+            self.answer(node, index, asker, replies);
         }
     }
 
-    fn complete(&mut self, node: usize, completed: Vec<(Parked, Batch, Replies)>) {
+    fn complete(&mut self, node: usize, index: usize, completed: Vec<(Parked, Batch, Replies)>) {
         for (parked, _, replies) in completed {
-            match self.parked.remove(&(node, parked)) {
-                Some(request) => {
-                    let to = Actor::Client(request);
-                    self.send(Actor::Bucket(node), to, Message::Replied(request, replies));
-                }
+            match self.parked.remove(&(node, index, parked)) {
+                Some(asker) => self.answer(node, index, asker, replies),
                 // Answered in the turn it came in.
-                None => drop(self.early.insert((node, parked), replies)),
+                None => drop(self.early.insert((node, index, parked), replies)),
             }
         }
     }
@@ -435,21 +457,36 @@ impl World {
         self.txn_effects(node, effects);
     }
 
-    pub(super) fn sync_at(&mut self, node: usize) {
-        let synced = std::mem::take(&mut self.unsynced[node]);
-        for (id, persist) in &synced {
-            self.disks[node].entry(*id).or_default().keep(persist);
+    /// A node's machine does nothing for so long.
+    pub(super) fn stop(&mut self, node: usize, ms: u64, is_virtual: bool) {
+        let (since, until) = (self.now, self.now + ms);
+        self.stopped = Some(Stop { node, since, until, is_virtual });
+    }
+
+    /// A machine that did nothing goes on, if its time has come.
+    pub(super) fn go_on(&mut self) {
+        if let Some(stop) = self.stopped.take_if(|stop| stop.until <= self.now)
+            && stop.is_virtual
+        {
+            self.clocks[stop.node].stood += self.now - stop.since;
         }
-        self.with_bucket(node, |bucket, _, _| {
-            synced.iter().for_each(|(id, persist)| bucket.persisted(*id, persist.number));
-        });
+    }
+
+    /// Whether a node's machine does something.
+    pub(super) fn goes(&self, node: Option<usize>) -> bool {
+        self.stopped.is_none_or(|stop| Some(stop.node) != node)
     }
 
     /// A node dies and is started again. What it had sent still arrives if it is `late`; of what
     /// was not synced so many writes have `reached` the disk, in order, or as the dice say.
     pub(super) fn crash(&mut self, node: usize, late: bool, reached: Option<usize>) {
-        let ended = Incarnation(self.lives[node]);
-        self.lives[node] += 1;
+        let ended = self.lives[node];
+        let wall = self.now(node).wall;
+        self.lives[node] = match kept(Rule::LivesAreCounted) {
+            true => ended.next(wall),
+            false => Incarnation(wall.0),
+        };
+        self.deaths[node] += 1;
         let others: Vec<usize> = (0..NODES).filter(|other| *other != node).collect();
         self.queues.retain(|(from, to), _| {
             let from_dead = from.node() == Some(node);
@@ -474,15 +511,14 @@ impl World {
         for request in open {
             self.end(request, Outcome::Unknown);
         }
-        self.parked.retain(|(at, _), _| *at != node);
-        self.early.retain(|(at, _), _| *at != node);
+        self.parked.retain(|(at, ..), _| *at != node);
+        self.early.retain(|(at, ..), _| *at != node);
+        self.splits.retain(|_, split| split.node != node);
+        self.end_sessions(node);
         if node < DATA {
-            let unsynced = std::mem::take(&mut self.unsynced[node]);
-            let reached = reached.unwrap_or_else(|| self.dice.roll(unsynced.len() + 1));
-            for (id, persist) in unsynced.iter().take(reached) {
-                self.disks[node].entry(*id).or_default().keep(persist);
-            }
-            self.buckets[node] = Some(self.bucket(node));
+            let dice = &mut self.dice;
+            self.disks[node].crash(|count| reached.unwrap_or_else(|| dice.roll(count + 1)));
+            self.buckets[node] = self.start_buckets(node);
             if self.kind != Kind::Replicated {
                 self.lost.insert(node);
             }
@@ -496,4 +532,12 @@ impl World {
             }
         }
     }
+}
+
+/// Which of a node's Buckets holds each partition.
+fn placement(kind: Kind, node: usize, arbiters: usize) -> Vec<Option<usize>> {
+    let copies = |id: usize| if kind.is_replicated(PartitionId(id as u16)) { DATA } else { 1 };
+    let nodes = |id: usize| (0..copies(id)).map(move |copy| node_id((id + copy) % DATA));
+    let replicas: Vec<Vec<NodeId>> = (0..PARTITIONS).map(|id| nodes(id).collect()).collect();
+    round::place(&replicas, node_id(node), arbiters)
 }
