@@ -119,6 +119,7 @@ const TEST_FILES: &[&str] = &[
     "src/engine/simulation/clocks.rs",
     "src/engine/simulation/dice.rs",
     "src/engine/simulation/disk.rs",
+    "src/engine/simulation/faults.rs",
     "src/engine/simulation/judge.rs",
     "src/engine/simulation/lists.rs",
     "src/engine/simulation/network.rs",

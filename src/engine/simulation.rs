@@ -38,6 +38,7 @@ mod clients;
 mod clocks;
 mod dice;
 mod disk;
+mod faults;
 mod judge;
 mod lists;
 mod network;

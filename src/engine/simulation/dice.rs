@@ -10,6 +10,9 @@ use std::collections::{BTreeSet, VecDeque};
 /// The most that dice delay a message: a link that is slower is taken for broken.
 const SLOW_MS: usize = 3_000;
 
+/// A disk that takes longer hangs: an election timeout.
+const HUNG_MS: u64 = 500;
+
 /// The most that dice stop a machine: longer than any election timeout.
 const STOP_MS: usize = 2_000;
 
@@ -85,6 +88,7 @@ impl World {
             // Some node's disk begins to sync all that was written to it.
             let node = busy[self.dice.roll(busy.len())];
             let until = self.now + sync_ms(&mut self.clock_dice);
+            self.counts[1] += u64::from(until > self.now + HUNG_MS);
             self.disks[node].begin_sync(until);
             return;
         }
@@ -253,4 +257,16 @@ fn transactions_of_caches_and_replicated_partitions_are_whole_in_the_latter() {
     if let Err((seed, violation)) = hunt(seeds(REPLICATED_SEEDS), Kind::Mixed) {
         panic!("seed {seed}: {violation}");
     }
+}
+
+/// A simulation in which nothing happens finds nothing.
+#[test]
+fn replies_are_cut_disks_hang_and_machines_stop() {
+    let mut counts = [0; 3];
+    for seed in 0..REPLICATED_SEEDS {
+        let mut world = World::new(seed, Kind::Replicated);
+        world.run(60).unwrap();
+        counts.iter_mut().zip(world.counts).for_each(|(count, more)| *count += more);
+    }
+    assert!(counts.iter().zip([50, 40, 100]).all(|(count, least)| *count >= least), "{counts:?}");
 }

@@ -80,6 +80,9 @@ impl Machine for Lists {
             reply.extend_from_slice(&list);
         }
     }
+    fn reply_bytes(_: &Op<'_>, values: &mut dyn FnMut() -> usize) -> usize {
+        values()
+    }
     fn refuse(refusal: &Refusal, reply: &mut Vec<u8>) {
         match refusal {
             Refusal::Unknown(_) => reply.extend_from_slice(b"unknown"),

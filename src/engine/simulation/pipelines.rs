@@ -7,7 +7,7 @@
 use super::clients::{Outcome, Request};
 use super::lists::{Lists, batch};
 use super::network::{Actor, Message};
-use super::world::{DATA, REPLY_BYTES, World, partition_of};
+use super::world::{DATA, World, partition_of};
 use crate::engine::batch::{Batch, Op, OpCode, Part, Replies};
 use crate::engine::machine::{Access, Machine};
 use crate::engine::protocol::Refusal;
@@ -142,15 +142,17 @@ impl World {
     /// Asks every destination whose next operation is unanswered.
     fn ask_shares(&mut self, number: usize) {
         for destination in 0..self.pipelines[number].shares.len() {
+            let room = self.reply_bytes();
             let share = &mut self.pipelines[number].shares[destination];
             let is_next = matches!(share.replies.part(share.taken), Part::Answered(_));
             if share.taken == share.batch.len() || is_next {
                 continue;
             }
             if !share.replies.is_empty() {
+                self.counts[0] += 1;
                 let from = std::mem::take(&mut share.taken);
                 let (batch, replies) = (&mut share.batch, &mut share.replies);
-                share.among = Among::ask_again(batch, replies, from, REPLY_BYTES);
+                share.among = Among::ask_again(batch, replies, from, room);
             }
             share.taken = 0;
             let batch = share.batch.clone();

@@ -1,9 +1,10 @@
 //! A small cluster: the engines of five nodes, wired as the actors wire them.
 
-use super::clients::{Outcome, Request};
+use super::clients::Request;
 use super::clocks::Clock;
 use super::dice::Dice;
 use super::disk::Disk;
+use super::faults::Stop;
 use super::lists::{Lists, hasher};
 use super::network::{Actor, Message};
 use super::pipelines::{Asker, Pipeline, Split};
@@ -30,8 +31,9 @@ pub(super) fn node_id(node: usize) -> NodeId {
     NodeId(node as u16 + 1)
 }
 
-/// Bytes of replies after which a Bucket leaves the rest of a batch.
-pub(super) const REPLY_BYTES: usize = 24;
+/// Bytes of replies after which a Bucket leaves the rest of a batch, where a node has one, two or
+/// three: long batches that wait find other faults than short ones that are cut.
+const REPLY_BYTES: [usize; 3] = [256, 24, 8];
 
 fn homes() -> Vec<NodeId> {
     (0..PARTITIONS).map(|partition| node_id(partition % DATA)).collect()
@@ -111,6 +113,8 @@ pub(super) struct World {
     pub(super) names: u64,
     /// What a client was told that is no answer to what it asked.
     pub(super) strange: Option<String>,
+    /// How often something was left and asked for again, a disk hung, a machine stopped.
+    pub(super) counts: [u64; 3],
     /// The node that does nothing, with its whole machine.
     pub(super) stopped: Option<Stop>,
     pub(super) kind: Kind,
@@ -120,16 +124,6 @@ pub(super) struct World {
     pub(super) leaders: Vec<Vec<(Term, usize)>>,
     /// Nodes that have lost what they held of partitions without copies.
     pub(super) lost: BTreeSet<usize>,
-}
-
-/// A machine that does nothing until then.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Stop {
-    pub(super) node: usize,
-    since: u64,
-    pub(super) until: u64,
-    /// Its monotonic clock stands still meanwhile; its wall clock is right again afterwards.
-    is_virtual: bool,
 }
 
 impl World {
@@ -163,6 +157,7 @@ impl World {
             splits: BTreeMap::new(),
             names: 0,
             strange: None,
+            counts: [0; 3],
             stopped: None,
             kind,
             disks: (0..DATA).map(|_| Disk::default()).collect(),
@@ -218,12 +213,17 @@ impl World {
         Actor::Bucket(node, self.placement[node][id.index()].unwrap_or(0))
     }
 
+    /// Bytes of replies after which a Bucket leaves the rest of a batch.
+    pub(super) fn reply_bytes(&self) -> usize {
+        REPLY_BYTES[self.arbiters - 1]
+    }
+
     /// A node's replica of a partition.
     pub(super) fn partition(&self, node: usize, id: PartitionId) -> Option<&Partition<Lists>> {
         self.buckets[node].iter().find_map(|bucket| bucket.partition(id))
     }
 
-    fn start_buckets(&mut self, node: usize) -> Vec<Bucket<Lists>> {
+    pub(super) fn start_buckets(&mut self, node: usize) -> Vec<Bucket<Lists>> {
         let count = if node < DATA { self.arbiters } else { 0 };
         (0..count).map(|index| self.start_bucket(node, index)).collect()
     }
@@ -237,7 +237,7 @@ impl World {
         let own: Vec<PartitionId> = own.collect();
         let tickets = (index as u64) << 48;
         let mut bucket = Bucket::new(node_id(node), life, homes(), &own, hasher(), tickets, 20_000);
-        bucket.reply_bytes_max(REPLY_BYTES);
+        bucket.reply_bytes_max(self.reply_bytes());
         for id in ids().filter(|id| self.kind.is_replicated(*id)).collect::<Vec<_>>() {
             let voters = (0..DATA).map(|node| ReplicaId::new(node_id(node), 1)).collect();
             let seed = self.dice.roll(1 << 30) as u64;
@@ -252,7 +252,7 @@ impl World {
         bucket
     }
 
-    fn coordinator(&self, node: usize) -> Transactions<Lists> {
+    pub(super) fn coordinator(&self, node: usize) -> Transactions<Lists> {
         let life = self.lives[node];
         let mut coordinator = Transactions::new(node_id(node), life, homes(), hasher(), 20_000);
         let strength = Strength { copies: DATA as u8, survives: Survives::Power };
@@ -455,82 +455,6 @@ impl World {
         let mut effects = Vec::new();
         self.coordinators[node].tick(now, &mut effects);
         self.txn_effects(node, effects);
-    }
-
-    /// A node's machine does nothing for so long.
-    pub(super) fn stop(&mut self, node: usize, ms: u64, is_virtual: bool) {
-        let (since, until) = (self.now, self.now + ms);
-        self.stopped = Some(Stop { node, since, until, is_virtual });
-    }
-
-    /// A machine that did nothing goes on, if its time has come.
-    pub(super) fn go_on(&mut self) {
-        if let Some(stop) = self.stopped.take_if(|stop| stop.until <= self.now)
-            && stop.is_virtual
-        {
-            self.clocks[stop.node].stood += self.now - stop.since;
-        }
-    }
-
-    /// Whether a node's machine does something.
-    pub(super) fn goes(&self, node: Option<usize>) -> bool {
-        self.stopped.is_none_or(|stop| Some(stop.node) != node)
-    }
-
-    /// A node dies and is started again. What it had sent still arrives if it is `late`; of what
-    /// was not synced so many writes have `reached` the disk, in order, or as the dice say.
-    pub(super) fn crash(&mut self, node: usize, late: bool, reached: Option<usize>) {
-        let ended = self.lives[node];
-        let wall = self.now(node).wall;
-        self.lives[node] = match kept(Rule::LivesAreCounted) {
-            true => ended.next(wall),
-            false => Incarnation(wall.0),
-        };
-        self.deaths[node] += 1;
-        let others: Vec<usize> = (0..NODES).filter(|other| *other != node).collect();
-        self.queues.retain(|(from, to), _| {
-            let from_dead = from.node() == Some(node);
-            let to_dead = to.node() == Some(node);
-            // What it had sent may still arrive, from its last life: a stream is read to its end.
-            !(to_dead || from_dead && to.node() == Some(node))
-        });
-        for &other in &others {
-            self.suspected.remove(&(node, other));
-            self.unnoticed.remove(&(node, other));
-            self.unnoticed.remove(&(other, node));
-            if !late {
-                self.drop_between(node, other);
-            }
-            self.flush_between(node, other);
-            self.node_down(other, node, Some(ended));
-        }
-        let unanswered =
-            |request: &Request| request.outcome == Outcome::Open && request.node == node;
-        let open: Vec<usize> =
-            (0..self.requests.len()).filter(|index| unanswered(&self.requests[*index])).collect();
-        for request in open {
-            self.end(request, Outcome::Unknown);
-        }
-        self.parked.retain(|(at, ..), _| *at != node);
-        self.early.retain(|(at, ..), _| *at != node);
-        self.splits.retain(|_, split| split.node != node);
-        self.end_sessions(node);
-        if node < DATA {
-            let dice = &mut self.dice;
-            self.disks[node].crash(|count| reached.unwrap_or_else(|| dice.roll(count + 1)));
-            self.buckets[node] = self.start_buckets(node);
-            if self.kind != Kind::Replicated {
-                self.lost.insert(node);
-            }
-        }
-        self.locks[node] = LockTable::new();
-        self.coordinators[node] = self.coordinator(node);
-        for other in others {
-            if !self.cut.contains(&(node.min(other), node.max(other))) {
-                self.node_up(node, other);
-                self.node_up(other, node);
-            }
-        }
     }
 }
 
