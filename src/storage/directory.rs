@@ -17,7 +17,8 @@
 //!   member, because what it acknowledged may be lost;
 //! - the partitions in **doubt**: their log may lack what was acknowledged, and until that is
 //!   settled the node takes no part in them;
-//! - the newest **segment** of the log, so that a log without it is refused;
+//! - the newest **segment** of the log, so that a log without it is refused, and that how far the log
+//!   is synced is **noted** beside it, so that one without the note is;
 //! - its **life**, so that the next one is later whatever the clock says, and what was **seen** of
 //!   the other nodes, so that one that has lost its directory can be told;
 //! - the **boot** of the machine it last ran in and whether it **stopped** cleanly: a process that
@@ -67,6 +68,8 @@ struct Record {
     layout: Vec<(String, String)>,
     life: Incarnation,
     segment: u32,
+    /// Whether there is a note of how far the log is synced.
+    noted: bool,
     replica: u32,
     /// The partitions whose replica is a later one.
     renewed: BTreeMap<PartitionId, u32>,
@@ -82,6 +85,7 @@ struct Record {
 const FORMAT: &str = "2";
 const FORMATS: [&str; 2] = ["1", FORMAT];
 const IDENTITY: &str = "identity";
+const SYNCED: &str = "synced";
 const HEAD: &str = "# Whose data this directory holds. Kept by the node; do not edit.\n";
 
 /// What stands before the name of a field of the layout.
@@ -124,6 +128,7 @@ impl<D: Disk> Directory<D> {
             replica: 1,
             renewed: BTreeMap::new(),
             doubted: BTreeSet::new(),
+            noted: false,
             ready: false,
             formed: false,
             seen: BTreeMap::new(),
@@ -142,6 +147,11 @@ impl<D: Disk> Directory<D> {
                  where they are not. Put it back as it was; to change it, save the cluster with \
                  --role admin backup and restore that into a new one"
             )));
+        }
+        let note = path.join(SYNCED);
+        if record.noted && is_absent(&disk, &note) {
+            let problem = "the file is missing, and the log's end cannot be told without it";
+            return Err(Error::Corrupt(Corrupt { file: note, offset: 0, problem: problem.into() }));
         }
         record.layout = new.layout;
         let (path, was_formed, last_life) = (path.to_owned(), record.formed, record.life);
@@ -180,7 +190,7 @@ impl<D: Disk> Directory<D> {
 
     /// Where it is noted how far the log is synced.
     pub fn synced_file(&self) -> PathBuf {
-        self.path.join("synced")
+        self.path.join(SYNCED)
     }
 
     /// The newest segment of the log; 0 if there was none.
@@ -332,7 +342,13 @@ impl<D: Disk> Directory<D> {
     ) -> Result<Incarnation> {
         let boot: String = boot.chars().filter(|c| !c.is_control()).collect();
         let boot = boot.trim().to_owned();
+        let noted = !is_absent(&self.disk, &self.synced_file());
+        if noted && !self.record.noted {
+            // Its name must last before anything relies on it.
+            self.disk.sync_dir(&self.path).map_err(failed("sync", &self.path))?;
+        }
         self.change(|record| {
+            record.noted |= noted;
             let went_down = boot.is_empty() || record.boot.as_deref() != Some(boot.as_str());
             if went_down && !record.clean && record.formed {
                 record.doubted.extend(unsynced);
@@ -381,6 +397,10 @@ fn later(last: u32, second: u64) -> u32 {
     (second.min(SECOND_MAX) as u32).max(last.saturating_add(1))
 }
 
+fn is_absent<D: Disk>(disk: &D, path: &Path) -> bool {
+    disk.open(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
 fn has_files<D: Disk>(disk: &D, dir: &Path) -> bool {
     disk.list(dir).is_ok_and(|names| !names.is_empty())
 }
@@ -427,10 +447,11 @@ impl Record {
         let formed = if *formed { "yes" } else { "no" };
         let stopped = if *clean { "cleanly" } else { "not yet" };
         let text = format!(
-            "{HEAD}format: {format}\ncluster: {cluster}\nnode: {node}\n{layout}{}{}replica: {replica}\n\
+            "{HEAD}format: {format}\ncluster: {cluster}\nnode: {node}\n{layout}{}{}{}replica: {replica}\n\
              {}{}{}formed: {formed}\n{}boot: {boot}\nstopped: {stopped}\n",
             line("life", (life.0 > 0).then(|| life.0.to_string()).into_iter()),
             line("segment", (self.segment > 0).then(|| self.segment.to_string()).into_iter()),
+            line("noted", self.noted.then(|| "yes".to_owned()).into_iter()),
             line("renewed", self.renewed.iter().map(|(id, number)| format!("{id}={number}"))),
             line("doubted", self.doubted.iter().map(PartitionId::to_string)),
             line("ready", self.ready.then(|| "yes".to_owned()).into_iter()),
@@ -459,6 +480,7 @@ impl Record {
                 .collect(),
             life: Incarnation(word("life").map_or(Some(0), |life| life.parse().ok())?),
             segment: word("segment").map_or(Some(0), |segment| segment.parse().ok())?,
+            noted: word("noted").is_some(),
             replica: word("replica")?.parse().ok()?,
             renewed: list(word("renewed"), |word| {
                 let (id, number) = word.split_once('=')?;

@@ -152,13 +152,30 @@ fn a_torn_tail_is_told_and_served() {
     let end = written(&path);
     // As if the last write had not been whole when the power went, nor synced.
     change(&path, |bytes| bytes[end - 3..end].fill(0));
-    fs::remove_file(cluster.data(3).join("synced")).expect("the note of the last sync");
+    fs::write(cluster.data(3).join("synced"), [0; 24]).expect("the note of the last sync");
     cluster.start_all();
     cluster.wait_log(3, &["log tail torn at byte", path.to_str().expect("UTF-8"), "cut"]);
     assert_whole(&cluster, &keys);
     let mut client = cluster.connect(3);
     client.mset_all(&keys, "last").expect("MSET");
     cluster.ids().for_each(|id| cluster.kill(id));
+    cluster.start_all();
+    assert_whole(&cluster, &keys);
+}
+
+/// Without the note of the last sync, a log that was cut looks as after a power cut.
+#[test]
+fn a_log_without_the_note_of_its_last_sync_is_refused() {
+    let keys = keys();
+    let mut cluster = written_and_killed(&keys);
+    let note = cluster.data(3).join("synced");
+    let kept = fs::read(&note).expect("the note of the last sync");
+    fs::remove_file(&note).expect("it is lost");
+    cluster.spawn(3);
+    let line = end(&mut cluster, 3);
+    let path = note.to_str().expect("UTF-8");
+    assert!(line.contains(path) && line.contains("the file is missing"), "{line}");
+    fs::write(&note, kept).expect("it is put back");
     cluster.start_all();
     assert_whole(&cluster, &keys);
 }

@@ -57,6 +57,27 @@ fn what_it_is_told_it_remembers() {
 }
 
 #[test]
+fn the_note_of_the_last_sync_is_missed_once_it_was_there() {
+    let disk = FaultyDisk::new(7);
+    let mut directory = open(&disk).expect("a new directory");
+    let note = directory.synced_file();
+    directory.mark_running("boot-1", Millis(5), []).expect("marked");
+    drop(directory);
+
+    // There was none: an earlier version made the directory.
+    let mut directory = open(&disk).expect("the directory");
+    disk.create(&note).expect("a note");
+    directory.mark_running("boot-1", Millis(5), []).expect("marked");
+    drop(directory);
+
+    disk.cut_power();
+    drop(open(&disk).expect("the note outlives what speaks of it"));
+    disk.remove(&note).expect("removed");
+    let told = refusal(open(&disk));
+    assert!(told.contains("synced") && told.contains("the file is missing"), "{told}");
+}
+
+#[test]
 fn what_was_not_synced_is_doubted_once_the_machine_went_down() {
     let disk = FaultyDisk::new(1);
     let unsynced = [PartitionId(4), PartitionId(9)];
