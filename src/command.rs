@@ -40,8 +40,7 @@ pub mod transaction;
 pub mod words;
 
 use crate::engine::batch::{Args, Op, OpCode, OpHead};
-use crate::engine::machine::EFFORT_TOGETHER_MAX;
-use crate::engine::machine::{Access, Machine, Scope};
+use crate::engine::machine::{Access, EFFORT_TOGETHER_MAX, Machine, Scope};
 use crate::engine::protocol::Refusal;
 use crate::engine::tables::{Expires, ItemRef, Tables};
 use crate::engine::txn::GATHERED_KEYS_MAX;

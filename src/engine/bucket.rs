@@ -620,6 +620,10 @@ impl<M: Machine> Bucket<M> {
     fn turn_away(&mut self, waiter: Waiter, out: &mut Outbox) {
         let Some(waiting) = self.parking.get_mut(waiter.parked) else { return };
         let partition = waiting.batch.head(waiter.index as usize).partition;
+        // Most wait alone, and all that wait are many when a leader goes.
+        if waiting.holes == 1 {
+            return self.give_back(waiter, out);
+        }
         let follows = |later: &Waiter, at: PartitionId| {
             later.parked == waiter.parked
                 && later.index > waiter.index
@@ -639,6 +643,7 @@ impl<M: Machine> Bucket<M> {
         }
     }
 
+    /// Has one waiting operation asked of somebody else.
     fn give_back(&mut self, waiter: Waiter, out: &mut Outbox) {
         let Some(waiting) = self.parking.get_mut(waiter.parked) else { return };
         waiting.replies.misplaced.push(waiter.index);

@@ -630,15 +630,14 @@ impl<M: Machine> Partition<M> {
         }
     }
 
-    /// The transaction that a message begins or goes on with, if it is going to need more memory
-    /// here than there is `room` for, in bytes: operations that may, or images that are longer than what they replace.
-    ///
-    /// Nothing is noted. Its Coordinator ends it for good unless the decision is under way, which
-    /// no share that is refused so allows.
-    /// Else, what it takes of the room.
+    /// How many bytes of the `room` for tables to grow a message takes here: for operations that
+    /// stretch values, as far as that can be foreseen.
     ///
     /// # Errors
-    /// With that transaction.
+    /// The transaction that the message begins or goes on with, if it is going to need more than
+    /// there is: for its operations, or for images that are longer than what they replace. Nothing is
+    /// noted. Its Coordinator ends it for good unless the decision is under way, which no share that
+    /// is refused so allows.
     pub fn needs_memory(
         &mut self,
         message: &ToPartition,
