@@ -211,8 +211,8 @@ pub fn refusal_text(refusal: &Refusal) -> String {
             "ERR the command gathers {keys} keys at one node, where {GATHERED_KEYS_MAX} are allowed"
         ),
         Refusal::TooMuch => format!(
-            "ERR what is to be executed together goes through more than {EFFORT_TOGETHER_MAX} bytes \
-             of values: nothing was executed"
+            "ERR what is to be executed together goes through, or answers with, more than \
+             {EFFORT_TOGETHER_MAX} bytes of values: nothing was executed"
         ),
         Refusal::TooLong => "ERR the request or its reply is too long".into(),
         Refusal::Untold => {

@@ -124,7 +124,8 @@ impl Effort {
     }
 }
 
-/// Operations go through more than [`EFFORT_TOGETHER_MAX`].
+/// Operations go through more than [`EFFORT_TOGETHER_MAX`], or answer more than
+/// [`ANSWERS_TOGETHER_MAX`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooMuch;
 
@@ -178,27 +179,68 @@ pub fn foresee_effort<M: Machine>(
     Ok(())
 }
 
-/// Replies of a transaction's share stop growing past this: they are made in one turn, and travel
-/// together.
-const SHARE_REPLY_BYTES_MAX: usize = 128 << 20;
+/// How many bytes the replies of a transaction may have, beside the longest of them: they are made in
+/// one turn of each node that has a part in it, travel together, and meet at one node.
+pub const ANSWERS_TOGETHER_MAX: usize = 128 << 20;
 
-/// A reply that is no longer is always given: an integer, an error.
-const SHORT_REPLY_BYTES: usize = 1 << 10;
+/// The longest of them may be as long as a value, and fits one frame.
+const LONGEST_ANSWER_MAX: usize = (1 << 29) + (1 << 20);
 
-/// The first of them may be as long as a value, and they fit one frame.
-const FIRST_REPLY_BYTES_MAX: usize = (1 << 29) + (1 << 20);
+/// Whether the replies are likely to be longer than a transaction's may be, where keys hold what
+/// `value` tells: an estimate, which may be too high. They are measured before they are kept then.
+pub fn may_answer_too_much<'a, M: Machine>(
+    mut ops: impl Iterator<Item = Op<'a>>,
+    value: impl Fn(TableIndex, &[u8]) -> usize,
+) -> bool {
+    let mut total: usize = 0;
+    ops.any(|op| {
+        let bytes = M::reply_bytes(&op, &mut || {
+            let mut bytes = 0;
+            M::keys(&op, &mut |table, key| bytes += value(table, key));
+            bytes
+        });
+        total = total.saturating_add(bytes);
+        total > ANSWERS_TOGETHER_MAX
+    })
+}
 
-/// Notes that the reply of an operation of a transaction's share has been written. If the share's
-/// replies are too long with it, an error takes its place.
-pub fn end_reply<M: Machine>(head: OpHead, replies: &mut Replies) {
-    let max = if replies.is_empty() { FIRST_REPLY_BYTES_MAX } else { SHARE_REPLY_BYTES_MAX };
-    let begun = replies.start(replies.len());
-    // One that comes behind a first that is longer may still be short.
-    if replies.bytes.len() > max.max(begun + SHORT_REPLY_BYTES) {
-        replies.bytes.truncate(begun);
-        M::refuse(&too_long::<M>(head), &mut replies.bytes);
+/// How long the replies of a transaction are, as far as they are made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Answers {
+    total: usize,
+    longest: usize,
+}
+
+impl Answers {
+    /// One more reply has been written, up to the end of `replies`.
+    ///
+    /// # Errors
+    /// When they are too long with it: the transaction is not to be executed.
+    pub fn end(&mut self, replies: &mut Replies) -> Result<(), TooMuch> {
+        let begun = replies.start(replies.len());
+        replies.end();
+        self.add(replies.bytes.len() - begun)
     }
-    replies.end();
+
+    /// The replies of another share have come.
+    ///
+    /// # Errors
+    /// As [`Answers::end`].
+    pub fn join(&mut self, replies: &Replies) -> Result<(), TooMuch> {
+        (0..replies.len()).try_for_each(|index| self.add(replies.get(index).len()))
+    }
+
+    /// One more reply has so many bytes.
+    ///
+    /// # Errors
+    /// As [`Answers::end`].
+    pub fn add(&mut self, bytes: usize) -> Result<(), TooMuch> {
+        self.total = self.total.saturating_add(bytes);
+        self.longest = self.longest.max(bytes);
+        let fits =
+            self.longest <= LONGEST_ANSWER_MAX && self.total - self.longest <= ANSWERS_TOGETHER_MAX;
+        if fits { Ok(()) } else { Err(TooMuch) }
+    }
 }
 
 /// Why an operation is not given its reply, which is too long.

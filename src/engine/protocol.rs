@@ -145,8 +145,8 @@ pub enum Refusal {
     Crowded,
     /// So many keys are not gathered at one node.
     Gathers(u32),
-    /// The operations of a transaction go through too many bytes of values together: nothing was
-    /// executed.
+    /// The operations of a transaction go through, or answer with, too many bytes of values together:
+    /// nothing was executed.
     TooMuch,
 }
 
@@ -370,7 +370,7 @@ pub enum ToCoordinator {
         /// Which.
         txn: TxnId,
     },
-    /// The transaction goes through more than one turn allows: it is not to be executed.
+    /// The transaction goes through, or answers with, more than is allowed: it is not to be executed.
     TooMuch {
         /// Which.
         txn: TxnId,

@@ -15,7 +15,9 @@ mod locked;
 mod state;
 
 use crate::engine::batch::{Batch, Laid, Layout, Op, Replies};
-use crate::engine::machine::{Access, Machine, Scope, end_reply, too_long};
+use crate::engine::machine::{
+    Access, Answers as Answered, Machine, Scope, TooMuch, may_answer_too_much, too_long,
+};
 use crate::engine::protocol::{
     Claim, Granule, Image, Prepare, Prepared, Refusal, Verdict, Watched,
 };
@@ -59,6 +61,8 @@ pub enum Applied {
     Voted(Replies),
     /// Refused: the transaction is over, or an intent of another one is in the way.
     Refused,
+    /// A prepared share whose replies are too long: it is not to be committed.
+    TooMuch,
     /// The transaction's outcome as it stands, be it this decision or an earlier one.
     Stands(Verdict),
 }
@@ -236,6 +240,30 @@ impl<M: Machine> Replica<M> {
     pub fn sweep(&mut self, table: TableIndex, cursor: u64, cells: usize, stamp: Millis) -> u64 {
         self.tables.begin(stamp, Access::Read);
         self.tables.sweep(table, cursor, cells)
+    }
+
+    /// What operations reply that only read, one after the other.
+    ///
+    /// # Errors
+    /// When the replies are too long.
+    pub fn read_all(&mut self, batch: &Batch, stamp: Millis) -> Result<Replies, TooMuch> {
+        let mut replies = Replies::default();
+        let tables = &self.tables;
+        let value = |table, key: &[u8]| tables.value_bytes(table, tables.hasher().hash(key), key);
+        if may_answer_too_much::<M>(batch.iter(), value) {
+            let mut answered = Answered::default();
+            for op in batch.iter() {
+                self.read(&op, stamp, &mut replies.bytes);
+                answered.add(replies.bytes.len())?;
+                replies.clear();
+            }
+        }
+        let mut answered = Answered::default();
+        for op in batch.iter() {
+            self.read(&op, stamp, &mut replies.bytes);
+            answered.end(&mut replies)?;
+        }
+        Ok(replies)
     }
 
     /// The images of keys as of `stamp`.
@@ -542,17 +570,17 @@ impl<M: Machine> Replica<M> {
         if let Some(intent) = self.intents.get(&head.txn) {
             // Its keys are locked since, so it still replies what it did.
             let since = intent.since;
-            return Applied::Voted(self.evaluate(ops, since));
+            return Applied::vote(self.evaluate(ops, since));
         }
         if !self.may_prepare(head, claims) {
             return Applied::Refused;
         }
         let replies = match replies {
             true => self.evaluate(ops, self.stamp),
-            false => Replies::default(),
+            false => Ok(Replies::default()),
         };
         self.intend(head, participants.collect(), claims.into(), Writes::Share(bytes.into()));
-        Applied::Voted(replies)
+        Applied::vote(replies)
     }
 
     fn may_prepare(&mut self, head: PrepareHead, claims: Claims<'_>) -> bool {
@@ -580,36 +608,57 @@ impl<M: Machine> Replica<M> {
 
     /// What a share replies, without changing the tables: where that depends on its keys, they are
     /// copied to the scratch tables, and the operations run there.
-    fn evaluate(&mut self, ops: Laid<'_>, stamp: Millis) -> Replies {
+    fn evaluate(&mut self, ops: Laid<'_>, stamp: Millis) -> Result<Replies, TooMuch> {
         let mut replies = Replies::default();
         let mut foretold = ops.iter();
         if foretold.all(|op| M::foretell(&op, &mut replies.bytes).then(|| replies.end()).is_some())
         {
-            return replies;
+            return Ok(replies);
         }
         replies.clear();
+        let tables = &self.tables;
+        let value = |table, key: &[u8]| tables.value_bytes(table, tables.hasher().hash(key), key);
+        if may_answer_too_much::<M>(ops.iter(), value) {
+            self.rehearse(ops, stamp, false, &mut replies)?;
+        }
+        self.rehearse(ops, stamp, true, &mut replies)?;
+        Ok(replies)
+    }
+
+    /// Runs operations on copies of their keys, and keeps their replies or only measures them. No
+    /// further key is copied once they are too long.
+    fn rehearse(
+        &mut self,
+        ops: Laid<'_>,
+        stamp: Millis,
+        keeps: bool,
+        replies: &mut Replies,
+    ) -> Result<(), TooMuch> {
         let mut copied = BTreeSet::new();
         let whole = ops.heads(0, ops.len()).any(|head| M::scope(head.code) == Scope::Partition);
-        for op in ops.iter() {
-            M::keys(&op, &mut |table, key| {
-                if !copied.insert((table, key.to_vec())) {
-                    return;
-                }
-                self.tables.begin(stamp, Access::Read);
-                self.scratch.begin(stamp, Access::Write);
-                // Where tables may change places, the key of another one may come here.
-                for from in TableIndex::all().filter(|from| whole || *from == table) {
-                    self.scratch.install(self.tables.image(from, key));
-                }
-            });
+        if whole {
+            // Keys that are copied later would not have met an operation on everything.
+            ops.iter().for_each(|op| self.copy_keys(&op, stamp, whole, &mut copied));
         }
+        let mut answered = Answered::default();
+        let mut fits = Ok(());
         for op in ops.iter() {
+            self.copy_keys(&op, stamp, whole, &mut copied);
             // What looks at a whole partition finds nothing in scratch tables.
             let glance = M::scope(op.head.code) == Scope::Glance;
             let tables = if glance { &mut self.tables } else { &mut self.scratch };
             tables.begin(stamp, M::access(op.head.code));
             M::run(&op, tables, stamp, &mut replies.bytes);
-            end_reply::<M>(op.head, &mut replies);
+            fits = match keeps {
+                true => answered.end(replies),
+                false => answered.add(replies.bytes.len()),
+            };
+            if !keeps {
+                replies.bytes.clear();
+            }
+            if fits.is_err() {
+                break;
+            }
         }
         self.scratch.begin(stamp, Access::Write);
         for (table, key) in copied {
@@ -622,7 +671,28 @@ impl<M: Machine> Replica<M> {
         }
         self.scratch.take_expired();
         *self.scratch.watches_mut() = Watches::default();
-        replies
+        fits
+    }
+
+    /// Copies the keys of an operation to the scratch tables that are not `copied` yet.
+    fn copy_keys(
+        &mut self,
+        op: &Op<'_>,
+        stamp: Millis,
+        whole: bool,
+        copied: &mut BTreeSet<(TableIndex, Vec<u8>)>,
+    ) {
+        M::keys(op, &mut |table, key| {
+            if !copied.insert((table, key.to_vec())) {
+                return;
+            }
+            self.tables.begin(stamp, Access::Read);
+            self.scratch.begin(stamp, Access::Write);
+            // Where tables may change places, the key of another one may come here.
+            for from in TableIndex::all().filter(|from| whole || *from == table) {
+                self.scratch.install(self.tables.image(from, key));
+            }
+        });
     }
 
     fn decide(&mut self, txn: TxnId, verdict: Verdict, stamp: Millis) -> Applied {
@@ -696,6 +766,12 @@ impl<M: Machine> Replica<M> {
                 self.outcomes.insert(txn, Outcome { unconfirmed, since: stamp });
             }
         }
+    }
+}
+
+impl Applied {
+    fn vote(replies: Result<Replies, TooMuch>) -> Applied {
+        replies.map_or(Applied::TooMuch, Applied::Voted)
     }
 }
 

@@ -17,7 +17,7 @@
 //! the client is told that the outcome is unknown.
 
 use crate::engine::batch::{Op, Replies};
-use crate::engine::machine::{Access, Effort, Machine, Scope, effort_of, end_reply};
+use crate::engine::machine::{Access, Answers, Effort, Machine, Scope, effort_of};
 use crate::engine::partition::share_claims;
 use crate::engine::protocol::{
     Decide, Ended, Granule, Image, Knowledge, Lock, Mode, Prepare, Prepared, Refusal, Share, Term,
@@ -144,6 +144,9 @@ struct Txn {
     work: Work,
     primary: PartitionId,
     failures: u32,
+    /// What this attempt's participants have answered, and what is gathered of their keys.
+    answers: Answers,
+    gathered: Effort,
     /// When patience ends.
     until: u64,
     phase: Phase,
@@ -263,7 +266,9 @@ impl<M: Machine> Transactions<M> {
         let age = Age { time: self.clock, node: self.node, tie: sequence };
         let until = now.mono.saturating_add(self.wait_ms);
         let phase = Phase::Pausing { until: now.mono, lacking: primary };
-        let txn = Txn { id, age, client, work, primary, failures: 0, until, phase };
+        let (answers, gathered) = (Answers::default(), Effort::default());
+        let txn =
+            Txn { id, age, client, work, primary, failures: 0, answers, gathered, until, phase };
         self.active.insert(sequence, Box::new(txn));
         self.attempt(sequence, now, effects);
     }
@@ -542,6 +547,7 @@ impl<M: Machine> Transactions<M> {
         }
         let Some(txn) = self.active.get_mut(&sequence) else { return };
         txn.id.attempt += 1;
+        (txn.answers, txn.gathered) = (Answers::default(), Effort::default());
         let waiting: Waiting = txn.work.shares.iter().map(|(id, _)| *id).collect();
         if txn.work.mode == Mode::Write {
             txn.phase = Phase::Preparing { waiting, replies: SmallVec::new() };
@@ -616,6 +622,12 @@ impl<M: Machine> Transactions<M> {
         if !heard(waiting, partition) {
             return;
         }
+        let mut held = grant.images.iter().filter_map(|image| image.held.as_ref());
+        if txn.answers.join(&grant.replies).is_err()
+            || held.any(|held| txn.gathered.add(held.value.len()).is_err())
+        {
+            return self.on_obstacle(id, Ended::Refused(Refusal::TooMuch), effects);
+        }
         grants.insert(partition, grant);
         if !waiting.is_empty() {
             return;
@@ -680,7 +692,7 @@ impl<M: Machine> Transactions<M> {
         }
         let Some(txn) = self.current(id) else { return };
         let mut replies = Replies::default();
-        let mut effort = Effort::default();
+        let (mut effort, mut answers) = (Effort::default(), Answers::default());
         let too_much = txn.work.script.iter().any(|op| {
             let bytes = effort_of::<M>(&op, |table, key| {
                 scratch.value_bytes(table, scratch.hasher().hash(key), key)
@@ -689,8 +701,7 @@ impl<M: Machine> Transactions<M> {
                 return true;
             }
             moments.run::<M>(&op, &mut scratch, &mut replies.bytes);
-            end_reply::<M>(op.head, &mut replies);
-            false
+            answers.end(&mut replies).is_err()
         });
         if too_much {
             self.on_obstacle(id, Ended::Refused(Refusal::TooMuch), effects);
@@ -756,6 +767,9 @@ impl<M: Machine> Transactions<M> {
             return;
         }
         if txn.work.mode == Mode::Write {
+            if txn.answers.join(&vote).is_err() {
+                return self.on_obstacle(id, Ended::Refused(Refusal::TooMuch), effects);
+            }
             replies.push((partition, vote));
         }
         if !waiting.is_empty() {
@@ -1153,6 +1167,58 @@ mod tests {
                 writeln!(told, "nothing")?;
             }
             Ok(told)
+        }
+    }
+
+    /// Three partitions, none of which sends too much, do so together: in a transaction of each mode.
+    #[test]
+    fn what_partitions_send_is_added_up() {
+        let mebibytes = |count: usize| vec![0; count << 20];
+        for mode in [Mode::Read, Mode::Write, Mode::Gather] {
+            for (each, too_much) in [(60, false), (70, true)] {
+                let homes = vec![NodeId(1); 3];
+                let (node, incarnation) = (NodeId(1), Incarnation(1));
+                let mut transactions: Transactions<Lists> =
+                    Transactions::new(node, incarnation, homes, KeyHasher::new(0), 100);
+                let (now, mut effects) = (Now::default(), Vec::new());
+                let ids = [0, 1, 2].map(PartitionId);
+                transactions.begin(ClientId(1), work(mode, &ids), now, &mut effects);
+                let txn = TxnId { node, incarnation, sequence: 1, attempt: 1 };
+                for partition in ids {
+                    let mut replies = Replies::default();
+                    let mut images = Vec::new();
+                    if mode == Mode::Gather {
+                        let value = mebibytes(each);
+                        let held = Held { value, expires: None, origin: Origin::Given };
+                        let table = TableIndex::default();
+                        images.push(Image { table, key: key(partition), held: Some(held) });
+                    } else {
+                        replies.bytes = mebibytes(each);
+                        replies.end();
+                    }
+                    let message = match mode {
+                        Mode::Write => {
+                            ToCoordinator::Voted { txn, partition, time: 0, vote: Some(replies) }
+                        }
+                        Mode::Read | Mode::Gather => ToCoordinator::Granted {
+                            txn,
+                            partition,
+                            term: Term(1),
+                            time: 0,
+                            stamp: Millis(0),
+                            replies,
+                            images,
+                        },
+                    };
+                    // The last one completes what is answered, and is not needed to see it refused.
+                    if mode != Mode::Gather || partition != ids[2] || too_much {
+                        transactions.handle(message, now, &mut effects);
+                    }
+                }
+                let refused = Effect::Reply(ClientId(1), Ended::Refused(Refusal::TooMuch));
+                assert_eq!(effects.contains(&refused), too_much, "{mode:?}");
+                assert_eq!(transactions.active(), usize::from(!too_much), "{mode:?}");
+            }
         }
     }
 

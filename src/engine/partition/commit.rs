@@ -6,7 +6,7 @@ use super::{
 };
 use crate::engine::batch::Replies;
 use crate::engine::consensus::Ticket as Confirmation;
-use crate::engine::machine::{Access, Effort, Machine, end_reply};
+use crate::engine::machine::{Access, Effort, Machine};
 use crate::engine::partition::journal::After;
 use crate::engine::protocol::{
     Claim, Decide, Granule, Knowledge, Lock, Mode, Prepare, Prepared, Term, Ticket, ToCoordinator,
@@ -330,24 +330,17 @@ impl<M: Machine> Partition<M> {
         }
         let claims = self.held.get(&lock.txn).map_or(&[][..], |held| &held.claims);
         if lock.mode == Mode::Gather && self.holds_too_much(claims) {
-            let refused = ToCoordinator::TooMuch { txn: lock.txn };
-            effects.push(Effect::Coordinator(lock.txn.node, refused));
-            return;
+            return self.too_much(lock.txn, effects);
         }
         let images = match lock.mode {
             Mode::Gather => self.replica.images(claims, stamp),
             Mode::Read | Mode::Write => Vec::new(),
         };
-        let mut replies = Replies::default();
-        if lock.mode == Mode::Read {
-            for op in lock.share.batch.iter() {
-                match M::access(op.head.code) {
-                    Access::Read => self.replica.read(&op, stamp, &mut replies.bytes),
-                    Access::Write => self.replica.run(&op, stamp, &mut replies.bytes),
-                }
-                end_reply::<M>(op.head, &mut replies);
-            }
-        }
+        let replies = match lock.mode {
+            Mode::Read => self.replica.read_all(&lock.share.batch, stamp),
+            Mode::Gather | Mode::Write => Ok(Replies::default()),
+        };
+        let Ok(replies) = replies else { return self.too_much(lock.txn, effects) };
         if let Some(expired) = self.replica.expired() {
             for (table, key) in expired {
                 self.file(Mutation::Expire(table, &key), After::Nothing, now, effects);
@@ -368,6 +361,11 @@ impl<M: Machine> Partition<M> {
             images,
         };
         effects.push(Effect::Coordinator(lock.txn.node, granted));
+    }
+
+    /// Says that a transaction asks for more here than one may. Its Coordinator aborts it.
+    fn too_much(&self, txn: TxnId, effects: &mut Vec<Effect>) {
+        effects.push(Effect::Coordinator(txn.node, ToCoordinator::TooMuch { txn }));
     }
 
     /// Says that a watched key has changed.
@@ -692,6 +690,7 @@ impl<M: Machine> Partition<M> {
                     effects.push(Effect::Coordinator(txn.node, ToCoordinator::Changed { txn }));
                 }
                 Applied::Voted(replies) => self.vote(txn, Some(replies), effects),
+                Applied::TooMuch => self.too_much(txn, effects),
                 _ => {
                     self.release(txn, effects);
                     self.vote(txn, None, effects);
