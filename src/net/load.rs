@@ -291,7 +291,11 @@ fn probe(target: &str) -> Result<(), LoadError> {
     let mut replies = Replies::default();
     let mut buffer = [0; 1024];
     loop {
-        let read = socket.read(&mut buffer).map_err(lost)?;
+        let read = match socket.read(&mut buffer) {
+            // This process was stopped, as by Ctrl-Z, and goes on (signal(7)).
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            read => read.map_err(lost)?,
+        };
         if read == 0 {
             return Err(lost(closed()));
         }

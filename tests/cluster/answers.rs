@@ -4,7 +4,7 @@ use crate::harness::{
     Cluster, IN_MEMORY, PARTITIONS, PATIENCE, REPLICATED, StopAtEnd, dial, eventually, partition_of,
 };
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -198,7 +198,10 @@ fn check(stream: &mut TcpStream, steps: &[(Vec<u8>, Vec<u8>)], what: &str) {
             // A reply that is shorter shows in its first bytes: never wait for more than is there.
             let mut read = 0;
             while read < got.len() && reply.starts_with(&got[..read]) {
-                read += reader.read(&mut got[read..]).expect("a reply");
+                match reader.read(&mut got[read..]) {
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    more => read += more.expect("a reply"),
+                }
             }
             if got == *reply {
                 continue;

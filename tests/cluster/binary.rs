@@ -26,6 +26,25 @@ fn free_base() -> u16 {
     panic!("no free ports for a local cluster");
 }
 
+/// As by Ctrl-Z and `fg`, while the server has not answered yet.
+#[test]
+fn the_bench_role_goes_on_after_it_was_stopped() {
+    let mut cluster = Cluster::start();
+    cluster.pause(1);
+    let (port, log) = (cluster.ports(1).client.to_string(), cluster.write("bench.log", ""));
+    let args = ["--role", "bench", "--port", &port, "--requests", "1000", "--keys", "100"];
+    let mut bench = Process::start(&args, &log);
+    eventually("it is connected", PATIENCE, || bench.has_socket().then_some(()));
+    for _ in 0..10 {
+        bench.signal("STOP");
+        eventually("it is stopped", PATIENCE, || bench.is_stopped().then_some(()));
+        bench.signal("CONT");
+    }
+    cluster.resume(1);
+    let status = bench.wait();
+    assert!(status.success(), "{}", fs::read_to_string(&log).unwrap_or_default());
+}
+
 #[test]
 fn the_local_role_is_a_whole_cluster() {
     let folder = TempDir::new().unwrap();

@@ -3,7 +3,7 @@
 //! Nothing here waits for a fixed time: whatever is waited for is asked for again until it is
 //! there or a deadline passes ([`eventually`]).
 
-use redis::{ConnectionLike, RedisResult, Value};
+use redis::{RedisResult, Value};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -186,6 +186,13 @@ impl Process {
         let kill = format!("kill -{name} {}", self.child.id());
         let status = Command::new("sh").arg("-c").arg(&kill).status().expect("a shell");
         assert!(status.success(), "{kill}: {status}");
+    }
+
+    /// Whether it has a socket.
+    pub fn has_socket(&self) -> bool {
+        let files = fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("its files");
+        let mut targets = files.flatten().filter_map(|file| fs::read_link(file.path()).ok());
+        targets.any(|target| target.to_string_lossy().starts_with("socket:"))
     }
 
     /// Whether each of its threads has stopped (`STOP`): the signal's sender does not wait for that.
@@ -697,24 +704,54 @@ pub enum Protocol {
     Resp3,
 }
 
-/// A connection of the `redis` crate.
+/// Reads what is there, or comes next. A read with a timeout may end because the whole process was
+/// stopped for a while and goes on (signal(7)): that is no answer, and it is read again.
+pub fn read_on(stream: &mut TcpStream, bytes: &mut [u8]) -> std::io::Result<usize> {
+    loop {
+        match stream.read(bytes) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            read => return read,
+        }
+    }
+}
+
+/// What the parser of the `redis` crate reads from.
+struct Input(TcpStream);
+
+impl Read for Input {
+    fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
+        read_on(&mut self.0, bytes)
+    }
+}
+
+/// A connection, with the commands and replies of the `redis` crate.
 pub struct Client {
-    connection: redis::Connection,
+    input: Input,
+    parser: redis::Parser,
 }
 
 impl Client {
     /// Connects to a client port.
     pub fn connect(port: u16, protocol: Protocol) -> RedisResult<Client> {
-        let query = if protocol == Protocol::Resp3 { "?protocol=resp3" } else { "" };
-        let client = redis::Client::open(format!("redis://127.0.0.1:{port}/{query}"))?;
-        let connection = client.get_connection_with_timeout(PATIENCE)?;
-        connection.set_read_timeout(Some(PATIENCE))?;
-        Ok(Client { connection })
+        let address = ([127, 0, 0, 1], port).into();
+        let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_nodelay(true)?;
+        let mut client = Client { input: Input(stream), parser: redis::Parser::new() };
+        if protocol == Protocol::Resp3 {
+            client.ask(&["HELLO", "3"])?;
+        }
+        Ok(client)
+    }
+
+    fn receive(&mut self) -> RedisResult<Value> {
+        self.parser.parse_value(&mut self.input)
     }
 
     /// Sends one command and waits for its reply.
     pub fn ask<S: AsRef<str>>(&mut self, words: &[S]) -> RedisResult<Value> {
-        self.connection.req_command(&command(words))?.extract_error()
+        self.input.0.write_all(&command(words).get_packed_command())?;
+        self.receive()?.extract_error()
     }
 
     /// Sends one command, given as words between spaces, and shows its reply as text.
@@ -735,7 +772,8 @@ impl Client {
             let words: Vec<&str> = line.split_whitespace().collect();
             bytes.extend(command(&words).get_packed_command());
         }
-        let replies = self.connection.req_packed_commands(&bytes, 0, lines.len())?;
+        self.input.0.write_all(&bytes)?;
+        let replies: Vec<Value> = lines.iter().map(|_| self.receive()).collect::<Result<_, _>>()?;
         Ok(replies.into_iter().map(Value::extract_error).collect())
     }
 
@@ -808,7 +846,7 @@ pub fn expect(stream: &mut TcpStream, expected: &str) {
     let mut got = Vec::new();
     while got.len() < expected.len() && expected.as_bytes().starts_with(&got) {
         let mut piece = vec![0; expected.len() - got.len()];
-        match stream.read(&mut piece) {
+        match read_on(stream, &mut piece) {
             Ok(0) => break,
             Ok(n) => got.extend(&piece[..n]),
             Err(error) => panic!("got {:?}, then {error}", String::from_utf8_lossy(&got)),
@@ -820,7 +858,7 @@ pub fn expect(stream: &mut TcpStream, expected: &str) {
 /// Reads what has arrived, or arrives next.
 pub fn read_some(stream: &mut TcpStream) -> String {
     let mut bytes = vec![0; 4096];
-    let read = stream.read(&mut bytes).expect("an answer");
+    let read = read_on(stream, &mut bytes).expect("an answer");
     String::from_utf8_lossy(&bytes[..read]).into_owned()
 }
 

@@ -1,6 +1,6 @@
 //! What comes to a node's port for other nodes, and what does not leave it.
 
-use crate::harness::{Client, Cluster, PATIENCE, Protocol, dial, eventually, read_to_end};
+use crate::harness::{Client, Cluster, PATIENCE, Protocol, dial, eventually, read_on, read_to_end};
 use quorate::engine::barrier::Hello;
 use quorate::engine::protocol::Term;
 use quorate::ids::{Incarnation, NodeId, PartitionId};
@@ -24,7 +24,7 @@ fn first(stream: &mut TcpStream) -> Packet {
             return packet;
         }
         let mut piece = [0; 1024];
-        let read = stream.read(&mut piece).expect("more of it");
+        let read = read_on(stream, &mut piece).expect("more of it");
         assert!(read > 0, "the stream ended");
         buffer.extend_from_slice(&piece[..read]);
     }

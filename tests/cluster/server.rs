@@ -1,6 +1,8 @@
 //! Commands about the node and its connections, and the limits of what clients may do to it.
 
-use crate::harness::{Client, Cluster, PATIENCE, Protocol, dial, eventually, expect, read_to_end};
+use crate::harness::{
+    Client, Cluster, PATIENCE, Protocol, dial, eventually, expect, read_on, read_to_end,
+};
 use quorate::engine::barrier::Hello;
 use quorate::ids::NodeId;
 use quorate::net::frame;
@@ -142,7 +144,7 @@ fn a_monitor_sees_what_all_clients_ask() {
     let mut seen = String::new();
     let mut piece = [0; 4096];
     while !(0..4).all(|n| seen.contains(&format!("seen:{n}"))) {
-        let n = monitor.read(&mut piece).expect("the monitor is told");
+        let n = read_on(&mut monitor, &mut piece).expect("the monitor is told");
         assert!(n > 0, "closed after {seen}");
         seen.push_str(&String::from_utf8_lossy(&piece[..n]));
     }

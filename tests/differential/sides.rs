@@ -35,6 +35,7 @@ impl Wire {
             let mut piece = [0; 1 << 16];
             match self.stream.read(&mut piece) {
                 Ok(length @ 1..) => self.input.extend_from_slice(&piece[..length]),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 odd => {
                     let port = self.stream.peer_addr().map(|address| address.port());
                     let words: Vec<String> =

@@ -133,7 +133,11 @@ impl Link {
             }
             let Some(stream) = &mut self.stream else { return Err(LinkError::Closed) };
             let mut piece = [0; 16 << 10];
-            let read = stream.read(&mut piece);
+            let read = match stream.read(&mut piece) {
+                // This process was stopped, as by Ctrl-Z, and goes on (signal(7)).
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                read => read,
+            };
             match self.live(read)? {
                 0 => {
                     self.stream = None;
