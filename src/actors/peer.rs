@@ -31,7 +31,7 @@ use crate::net::frame::{
     self, FRAME_BYTES_MAX, FrameError, Incoming, Outgoing, PIECE_BYTES, PIECES_BYTES_MAX,
 };
 use crate::net::listen::{Acceptor, OwnedReadHalf, OwnedWriteHalf, TcpListener, TcpStream, dial};
-use crate::net::packet::{Extent, Packet};
+use crate::net::packet::{Extent, Packet, Relayed};
 use actix::fut::{ActorFutureExt, WrapFuture};
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
 use bytes::Bytes;
@@ -151,7 +151,8 @@ pub struct Relive(pub Incarnation);
 #[rtype(result = "()")]
 pub struct Convey(pub Packet);
 
-/// Send these packets, in this order.
+/// Send these packets, in this order. What may go by way of other nodes does so too while this one
+/// does not answer.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct ConveyAll(pub Vec<Packet>);
@@ -487,6 +488,16 @@ impl Peer {
         true
     }
 
+    /// Asks all other nodes to pass a packet on, if it is one of those. Which of them reach the node
+    /// is not known here, and whatever comes several times counts once.
+    fn relay(&self, packet: &Packet) {
+        let Some(book) = &self.book else { return };
+        let Some(relayed) = Relayed::of(packet, |id| book.is_replicated(id)) else { return };
+        for (_, peer) in book.peers.iter().filter(|(id, _)| **id != self.other) {
+            peer.do_send(Convey(Packet::Relay(self.other, relayed.clone())));
+        }
+    }
+
     fn flush(&mut self, ctx: &mut Context<Self>) {
         let (mut full, mut ended) = (SmallVec::<[_; 2]>::new(), SmallVec::<[_; 2]>::new());
         for stream in self.streams.iter_mut().filter(|stream| !stream.blocked) {
@@ -577,6 +588,11 @@ impl Peer {
                 }
             }
             Packet::Coordinator(message) => self.post.to_coordinator(&book, book.node, message),
+            Packet::Relay(to, relayed) => match book.peers.get(&to) {
+                // Not asked to be relayed again, so it goes no further than one node.
+                Some(peer) => peer.do_send(Convey(relayed.into())),
+                None => self.cut_off(stream, "it wants this node told by itself", ctx),
+            },
             Packet::Ready => {
                 if let Some(life) = self.link.life() {
                     book.coordinator.do_send(coordinator::NodeReady(self.other, life));
@@ -1080,7 +1096,11 @@ impl Handler<ConveyAll> for Peer {
     type Result = ();
 
     fn handle(&mut self, ConveyAll(packets): ConveyAll, ctx: &mut Context<Self>) {
+        let is_away = !self.link.is_up() || self.link.is_suspected();
         for packet in &packets {
+            if is_away {
+                self.relay(packet);
+            }
             self.queue(packet, ctx);
         }
     }

@@ -8,6 +8,7 @@
 use crate::engine::batch::{Batch, Replies};
 use crate::engine::item::Origin;
 use crate::engine::machine::{Access, Machine};
+use crate::engine::rules::{Rule, kept};
 use crate::ids::{Age, Incarnation, Millis, NodeId, PartitionId, TableIndex, TxnId};
 use serde::{Deserialize, Serialize};
 
@@ -228,6 +229,40 @@ impl ToPartition {
             ToPartition::Prepare(prepare) => prepare.work.is_known::<M>(),
             _ => true,
         }
+    }
+
+    /// Whether it may also go by way of a third node while the link to its receiver is down: it then
+    /// arrives after that link is known to be lost, and perhaps twice.
+    ///
+    /// That is so of outcomes and of questions about them, where the decision is in a log: there is
+    /// one answer, whenever it comes. Who asks about a decision that went with its primary's memory
+    /// counts on what comes no more once a link is lost ([`crate::engine::rules::Rule::UndecidedIsLast`]).
+    pub fn may_be_relayed(
+        &self,
+        to: PartitionId,
+        is_replicated: impl Fn(PartitionId) -> bool,
+    ) -> bool {
+        kept(Rule::OutcomesAreRelayed)
+            && match self {
+                ToPartition::Decide(decide) => is_replicated(decide.primary),
+                // These go to the primary.
+                ToPartition::Resolve { .. } | ToPartition::Applied { .. } => is_replicated(to),
+                ToPartition::Lock(_)
+                | ToPartition::Prepare(_)
+                | ToPartition::Confirm { .. }
+                | ToPartition::Lost { .. }
+                | ToPartition::Inquire { .. }
+                | ToPartition::Knows { .. }
+                | ToPartition::CoordinatorKnows { .. } => false,
+            }
+    }
+}
+
+impl ToCoordinator {
+    /// The same of what a Coordinator is told: it hears of a decision that it has asked for, or has
+    /// given up and takes no notice.
+    pub fn may_be_relayed(&self) -> bool {
+        kept(Rule::OutcomesAreRelayed) && matches!(self, ToCoordinator::Decided { .. })
     }
 }
 

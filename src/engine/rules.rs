@@ -68,11 +68,14 @@ pub enum Rule {
     LivesAreCounted,
     /// What follows a turned away operation of its batch, in the same partition, does not go ahead.
     TurnedAwayInOrder,
+    /// Outcomes, and questions about them, go by way of a third node where two do not reach each
+    /// other.
+    OutcomesAreRelayed,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 29] = [
+    pub const ALL: [Rule; 30] = [
         Rule::MarksAreAuthoritative,
         Rule::WoundThroughCoordinator,
         Rule::OlderWounds,
@@ -102,6 +105,7 @@ impl Rule {
         Rule::ExecutedIsAnswered,
         Rule::LivesAreCounted,
         Rule::TurnedAwayInOrder,
+        Rule::OutcomesAreRelayed,
     ];
 }
 

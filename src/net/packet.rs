@@ -51,6 +51,9 @@ pub enum Packet {
     Partition(PartitionId, ToPartition),
     /// A message of the commit protocol for the Coordinator.
     Coordinator(ToCoordinator),
+    /// A message of the commit protocol for a node that the sender does not reach. The receiver
+    /// passes it on if it does, as if it were its own.
+    Relay(NodeId, Relayed),
     /// Messages between replicas, opaque here, each for its partition.
     Raft(Vec<(PartitionId, serde_bytes::ByteBuf)>),
     /// The node leads the partition, in this term.
@@ -72,6 +75,40 @@ pub enum Packet {
     },
     /// The answer, with the same number.
     Pong(u64),
+}
+
+/// What is passed on for another node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Relayed {
+    /// For a partition that the receiver leads.
+    Partition(PartitionId, ToPartition),
+    /// For its Coordinator.
+    Coordinator(ToCoordinator),
+}
+
+impl Relayed {
+    /// What to ask others to pass on of a packet: nothing, unless it is a message that may go by way
+    /// of a third node.
+    pub fn of(packet: &Packet, is_replicated: impl Fn(PartitionId) -> bool) -> Option<Relayed> {
+        match packet {
+            Packet::Partition(to, message) if message.may_be_relayed(*to, is_replicated) => {
+                Some(Relayed::Partition(*to, message.clone()))
+            }
+            Packet::Coordinator(message) if message.may_be_relayed() => {
+                Some(Relayed::Coordinator(message.clone()))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl From<Relayed> for Packet {
+    fn from(relayed: Relayed) -> Packet {
+        match relayed {
+            Relayed::Partition(to, message) => Packet::Partition(to, message),
+            Relayed::Coordinator(message) => Packet::Coordinator(message),
+        }
+    }
 }
 
 /// No group comes to so many terms: one a millisecond for 34 years.
@@ -129,6 +166,27 @@ impl Extent<'_> {
         match time < TIME_MAX {
             true => Ok(()),
             false => Err(format!("its clock is at {time}")),
+        }
+    }
+
+    fn relayed(&self, relayed: &Relayed) -> Result<(), String> {
+        let is_replicated = |id: PartitionId| {
+            self.replicas.get(id.index()).is_some_and(|replicas| replicas.len() > 1)
+        };
+        let may_be = match relayed {
+            Relayed::Partition(id, message) => {
+                self.partition(*id)?;
+                self.message_to_partition(message)?;
+                message.may_be_relayed(*id, is_replicated)
+            }
+            Relayed::Coordinator(message) => {
+                self.message_to_coordinator(message)?;
+                message.may_be_relayed()
+            }
+        };
+        match may_be {
+            true => Ok(()),
+            false => Err("it wants something passed on that is not".to_owned()),
         }
     }
 
@@ -203,6 +261,10 @@ impl Packet {
                 extent.message_to_partition(message)
             }
             Packet::Coordinator(message) => extent.message_to_coordinator(message),
+            Packet::Relay(to, relayed) => {
+                extent.node(*to)?;
+                extent.relayed(relayed)
+            }
             Packet::Raft(messages) => extent.partitions(messages.iter().map(|(id, _)| id)),
             Packet::Leads(id, node, term) => {
                 if *node != extent.from {
@@ -341,6 +403,7 @@ mod tests {
             Packet::Vouch(vec![PartitionId(0)]),
             Packet::Replicas(vec![(PartitionId(0), 2)]),
             Packet::Raft(vec![(PartitionId(0), serde_bytes::ByteBuf::new())]),
+            Packet::Relay(NodeId(3), Relayed::Partition(PartitionId(1), decide(1, 0))),
         ] {
             assert_eq!(check(&packet), Ok(()), "{packet:?}");
         }
@@ -354,6 +417,8 @@ mod tests {
         };
         let applied = ToPartition::Applied { txns: vec![txn(1), txn(4)], from: some };
         let inquire = ToPartition::Inquire { txn: txn(1), asker: none };
+        let relay = |to, id, message| Packet::Relay(NodeId(to), Relayed::Partition(id, message));
+        let ask = ToPartition::Inquire { txn: txn(1), asker: some };
         for packet in [
             Packet::Leads(some, NodeId(u16::MAX), Term(1)),
             // Only a leader says so, and only of what it holds.
@@ -367,6 +432,12 @@ mod tests {
             Packet::Partition(some, decide(1, 2)),
             Packet::Partition(some, applied),
             Packet::Partition(some, inquire),
+            relay(4, some, decide(1, 0)),
+            relay(3, none, decide(1, 0)),
+            relay(3, some, decide(9, 0)),
+            // Its primary has one copy.
+            relay(3, some, decide(1, 1)),
+            relay(3, some, ask),
             Packet::Vouch(vec![some, none]),
             Packet::Vouch(vec![PartitionId(1)]),
             Packet::Replicas(vec![(none, 1)]),

@@ -71,6 +71,49 @@ fn a_paused_node_mixes_nothing_and_stops_nobody_else() {
     all_writable(&cluster, &[1, 2, 3], &keys);
 }
 
+/// Nodes 2 and 3 do not reach each other any more, node 1 reaches both. What the two had under way
+/// between them is settled by way of node 1, and no key stays locked while the cut lasts.
+#[test]
+fn a_link_lost_between_two_nodes_locks_nothing_for_a_third() {
+    const WRITERS: usize = 8;
+    let cluster = Cluster::start_networked();
+    for (round, both_ways) in [false, true].into_iter().enumerate() {
+        let pairs: Vec<[String; 2]> = (0..WRITERS)
+            .map(|n| [2, 3].map(|node| cluster.key_led_by(node, &format!("{round}:{n}:"))))
+            .collect();
+        let (stop, written) = (AtomicBool::new(false), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            let _stop = StopAtEnd(&stop);
+            for (n, pair) in pairs.iter().enumerate() {
+                let mut client = cluster.connect(2 + (n % 2) as u16);
+                let (stop, written) = (&stop, &written);
+                scope.spawn(move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        if client.mset_all(pair, "x").is_ok() {
+                            written.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+            eventually("the writers write", PATIENCE, || {
+                (written.load(Ordering::Relaxed) > 20 * WRITERS).then_some(())
+            });
+            cluster.network().cut(2, 3, true);
+            cluster.network().cut(3, 2, both_ways);
+            let mut third = cluster.connect(1);
+            for pair in &pairs {
+                eventually(&format!("{pair:?} are written at node 1"), PATIENCE, || {
+                    third.mset_all(pair, "y").ok()
+                });
+            }
+        });
+        cluster.network().heal();
+        let all = pairs.concat();
+        eventually("everything is read at node 2", PATIENCE, || cluster.connect(2).mget(&all).ok());
+    }
+    cluster.wait_at_rest();
+}
+
 /// Keys of the dead node are led by others soon, with all that was acknowledged.
 #[test]
 fn a_killed_node_leaves_no_lock_and_nothing_is_missing() {

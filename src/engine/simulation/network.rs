@@ -1,10 +1,11 @@
 //! Actors, messages, and the links between nodes, which are slow, break and come back.
 //!
 //! What one actor sends to another arrives in that order or, once their link breaks, not at all. Of
-//! what different actors send nothing is promised.
+//! what different actors send nothing is promised. What may be relayed comes by way of every third
+//! node, in any order with the rest, once its sender takes the receiver for lost or suspects it.
 
 use super::pipelines::{Asker, Exchange};
-use super::world::{PARTITIONS, World, node_id};
+use super::world::{NODES, PARTITIONS, World, node_id};
 use crate::engine::batch::{Batch, Replies};
 use crate::engine::protocol::{Ended, Term, Ticket, ToCoordinator, ToLocks, ToPartition, Work};
 use crate::ids::{Incarnation, NodeId, PartitionId};
@@ -59,6 +60,8 @@ pub(super) enum Message {
     Begin(usize, Work),
     Replied(usize, Replies),
     Ended(usize, Ended),
+    /// To be passed on.
+    Relay(Actor, Box<Message>),
 }
 
 pub(super) fn to_clients(
@@ -70,12 +73,48 @@ pub(super) fn to_clients(
 
 impl World {
     pub(super) fn send(&mut self, from: Actor, to: Actor, message: Message) {
-        if let (Some(one), Some(other)) = (from.node(), to.node())
-            && self.cut.contains(&(one.min(other), one.max(other)))
-        {
-            return;
+        if let (Some(one), Some(other)) = (from.node(), to.node()) {
+            if self.is_down(one, other) || self.suspected.contains(&(one, other)) {
+                self.relay(from, to, &message);
+            }
+            if self.is_cut(one, other) {
+                return;
+            }
         }
         self.queues.entry((from, to)).or_default().push_back(message);
+    }
+
+    fn is_cut(&self, one: usize, other: usize) -> bool {
+        self.cut.contains(&(one.min(other), one.max(other)))
+    }
+
+    /// Has all other nodes pass a message on, if it is one of those.
+    fn relay(&mut self, from: Actor, to: Actor, message: &Message) {
+        let copy = || match message {
+            Message::Partition(id, message) => message
+                .may_be_relayed(*id, |id| self.kind.is_replicated(id))
+                .then(|| Message::Partition(*id, message.clone())),
+            Message::Coordinator(message) => {
+                message.may_be_relayed().then(|| Message::Coordinator(message.clone()))
+            }
+            _ => None,
+        };
+        let passed: Vec<_> = (0..NODES)
+            .filter(|third| Some(*third) != to.node() && Some(*third) != from.node())
+            .filter(|third| from.node().is_some_and(|node| !self.is_cut(node, *third)))
+            .filter_map(|third| Some((third, copy()?)))
+            .collect();
+        for (third, copy) in passed {
+            let copy = Message::Relay(to, Box::new(copy));
+            self.queues.entry((from, Actor::Peer(third))).or_default().push_back(copy);
+        }
+    }
+
+    /// Passes a message on, unless its node is out of reach here too.
+    pub(super) fn pass_on(&mut self, node: usize, to: Actor, message: Message) {
+        if to.node().is_some_and(|other| !self.is_cut(node, other)) {
+            self.queues.entry((Actor::Peer(node), to)).or_default().push_back(message);
+        }
     }
 
     pub(super) fn is_slow(&self, pair: (Actor, Actor)) -> bool {

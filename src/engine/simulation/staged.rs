@@ -347,6 +347,58 @@ pub(super) fn a_disk_of_a_leader_hangs() -> Result<(), String> {
     run.ends_well()
 }
 
+/// The Coordinator and primary of a transaction does not reach its other participant any more when it
+/// has committed. Others reach both of them.
+pub(super) fn a_commit_goes_by_way_of_a_third_node() -> Result<(), String> {
+    let mut run = Run::new()?;
+    let writing = run.ask(&BOTH, APPEND, 0);
+    run.until(SOON_MS, |run| run.is_locked(1, PartitionId(1)))?;
+    run.hold(Actor::Coordinator(0), Actor::Bucket(1, 0));
+    run.hold(Actor::Bucket(0, 0), Actor::Bucket(1, 0));
+    run.until(SOON_MS, |run| run.is_done(writing))?;
+    run.world.cut(0, 1);
+    run.world.notice(0, 1);
+    run.world.notice(1, 0);
+    let reading = run.ask(&[1], READ, BYSTANDER);
+    run.until(SOON_MS, |run| run.is_done(reading))?;
+    run.world.heal(0, 1);
+    run.ends_well()
+}
+
+/// Two operations of a pipeline wait for one key. Its leader hands its office over, in vain, as the
+/// first of them has its turn, and leads on as the second has.
+pub(super) fn a_pipeline_waits_through_a_vain_transfer() -> Result<(), String> {
+    let (id, leader) = (PartitionId(1), Actor::Bucket(1, 0));
+    let grants = (Actor::Locks(1), leader);
+    let mut run = Run::new()?;
+    run.ask(&BOTH, APPEND, COORDINATOR);
+    run.until(SOON_MS, |run| run.is_locked(1, id))?;
+    run.hold(Actor::Coordinator(COORDINATOR), leader);
+    run.world.ask_together(1, &[(1, APPEND), (1, APPEND)]);
+    run.pass_time(MOMENT_MS);
+    run.hold(grants.0, grants.1);
+    run.world.slow.remove(&(Actor::Coordinator(COORDINATOR), leader));
+    let granted = |run: &Run| run.world.queues.get(&grants).is_some_and(|all| !all.is_empty());
+    run.until(SOON_MS, granted)?;
+    // The successor does not hear of it.
+    run.hold(leader, Actor::Bucket(2, 0));
+    run.world.with_bucket(1, |bucket, _, _| {
+        bucket.prefer(id, node_id(2));
+    });
+    let transfers = |run: &Run| {
+        let journal = run.world.partition(1, id).and_then(Partition::journal);
+        journal.is_some_and(|journal| journal.group().is_transferring())
+    };
+    run.until(SOON_MS, transfers)?;
+    run.world.with_bucket(1, |bucket, _, _| {
+        bucket.prefer(id, node_id(1));
+    });
+    let first = run.world.queues.get_mut(&grants).and_then(VecDeque::pop_front);
+    first.into_iter().for_each(|grant| run.world.deliver(leader, grant));
+    run.until(REST_MS, |run| !transfers(run))?;
+    run.ends_well()
+}
+
 /// A Coordinator is killed with a transaction under way, and begins anew with a wall clock that is an
 /// hour behind. What it coordinates from then on gets through.
 pub(super) fn a_coordinator_comes_back_an_hour_behind() -> Result<(), String> {

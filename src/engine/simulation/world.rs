@@ -374,6 +374,7 @@ impl World {
             (Actor::Peer(node), Message::Asked(exchange, batch)) => {
                 self.on_asked(node, exchange, batch);
             }
+            (Actor::Peer(node), Message::Relay(to, message)) => self.pass_on(node, to, *message),
             (Actor::Session(_), Message::Landed(exchange, replies)) => {
                 self.on_landed(exchange, replies);
             }
