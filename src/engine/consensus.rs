@@ -52,6 +52,7 @@ mod renewal;
 pub(super) mod rules;
 mod setup;
 mod survivor;
+mod time;
 mod wire;
 
 #[cfg(test)]
@@ -67,13 +68,15 @@ pub use self::output::{
 };
 pub use self::setup::{Recovered, Setup};
 pub use self::survivor::{Survivor, survive};
+pub use self::time::Told;
 pub use self::wire::is_beat;
 
 use self::lease::{Lease, Promise};
 use self::log::Log;
 use self::pace::{Ticks, Timeouts};
 use self::rules::{Rule, kept};
-use crate::ids::{NodeId, Now};
+use self::time::Hearsay;
+use crate::ids::{Millis, NodeId, Now};
 use bytes::Bytes;
 use protobuf::Message as _;
 use raft::eraftpb::{ConfChangeV2, Entry, EntryType, HardState, Message, MessageType};
@@ -191,6 +194,8 @@ pub struct Group {
     is_open: bool,
     /// Term and role that lease and timeouts are for.
     standing: (u64, StateRole),
+    /// What the voters know of the group's time.
+    hearsay: Hearsay,
     /// What was told last.
     told: Change,
 }
@@ -252,6 +257,7 @@ impl Group {
             members_ahead: VecDeque::new(),
             is_open: false,
             standing: (raw.raft.term, raw.raft.state),
+            hearsay: Hearsay::default(),
             told: Change { role: Role::Follower, term: raw.raft.term, leader: None },
             raw,
         };
@@ -361,7 +367,7 @@ impl Group {
             last_index: self.raw.raft.raft_log.last_index(),
             leads: self.raw.raft.state == StateRole::Leader,
         };
-        let Some(message) = wire::read(message, &receiver)? else { return Ok(()) };
+        let Some(mut message) = wire::read(message, &receiver)? else { return Ok(()) };
         if message.msg_type == MessageType::MsgAppend
             && !message.entries.is_empty()
             && self.unsynced_bytes > self.unsynced_bytes_max
@@ -390,8 +396,23 @@ impl Group {
             _ => {}
         }
         let from = ReplicaId(message.from);
+        let (kind, of_term) = (message.msg_type, message.term);
+        let context = std::mem::take(&mut message.context);
+        if !matches!(kind, MessageType::MsgAppend | MessageType::MsgAppendResponse) {
+            message.context = context.clone();
+        }
         let stepped = self.raw.step(message);
         self.settle();
+        // Not before: the message may have begun a term.
+        match kind {
+            MessageType::MsgAppend => self.hearsay.asked(from, &context),
+            MessageType::MsgAppendResponse
+                if self.raw.raft.state == StateRole::Leader && of_term == self.raw.raft.term =>
+            {
+                self.hearsay.told(from, &context);
+            }
+            _ => {}
+        }
         match stepped {
             // An answer of one who has left.
             Ok(()) | Err(raft::Error::StepPeerNotFound) => Ok(()),
@@ -761,6 +782,20 @@ impl Group {
             && (self.raw.raft.apply_to_current_term() || !kept(Rule::LeadersServeTheirTerm))
     }
 
+    /// What this replica knows of the group's time: what it was at a moment of the monotonic clock.
+    /// As long as it does not, it asks those that it leads.
+    pub fn note_time(&mut self, time: Option<(Millis, u64)>) {
+        self.hearsay.note(time);
+    }
+
+    /// What they have answered since it leads.
+    pub fn time_told(&self) -> Told {
+        let members = self.latest_members();
+        let others = self.progress().into_iter().map(|one| one.id);
+        let others = others.filter(|id| *id != self.id && members.votes(*id));
+        self.hearsay.comes_to(others, self.ticks.count(), self.election_ticks)
+    }
+
     /// Whether reads that came before the clocks said `now` may be answered from what is applied.
     pub fn holds_lease(&self, now: Now) -> bool {
         now.mono < self.lease_until(now) && self.is_serving()
@@ -957,6 +992,7 @@ impl Group {
         if standing != self.standing {
             self.standing = standing;
             self.lease.reset();
+            self.hearsay.reset(self.ticks.count());
         }
     }
 
@@ -966,8 +1002,15 @@ impl Group {
     }
 
     fn send(&mut self, messages: Vec<Message>, out: &mut Output) {
-        for message in messages {
+        for mut message in messages {
             let to = ReplicaId(message.to);
+            match message.msg_type {
+                MessageType::MsgAppend => message.context = self.hearsay.question(),
+                MessageType::MsgAppendResponse => {
+                    message.context = self.hearsay.answer(to, self.now.mono);
+                }
+                _ => {}
+            }
             let hands_over = message.msg_type == MessageType::MsgTimeoutNow;
             if hands_over && kept(Rule::HandingOverEndsLease) {
                 self.lease.hand_over();

@@ -68,6 +68,8 @@ pub enum Rule {
     LivesAreCounted,
     /// What follows a turned away operation of its batch, in the same partition, does not go ahead.
     TurnedAwayInOrder,
+    /// A new leader that cannot know what time it is goes on from what the others have counted.
+    OthersTellTheTime,
     /// Outcomes, and questions about them, go by way of a third node where two do not reach each
     /// other.
     OutcomesAreRelayed,
@@ -75,7 +77,7 @@ pub enum Rule {
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 30] = [
+    pub const ALL: [Rule; 31] = [
         Rule::MarksAreAuthoritative,
         Rule::WoundThroughCoordinator,
         Rule::OlderWounds,
@@ -105,6 +107,7 @@ impl Rule {
         Rule::ExecutedIsAnswered,
         Rule::LivesAreCounted,
         Rule::TurnedAwayInOrder,
+        Rule::OthersTellTheTime,
         Rule::OutcomesAreRelayed,
     ];
 }

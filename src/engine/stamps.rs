@@ -12,8 +12,9 @@
 //! - A follower counts on from the stamps that it applies, by its own monotonic clock. It goes on
 //!   from there if it comes to lead.
 //! - A process that has not heard of a leader since it started cannot know how much time has passed
-//!   since the last stamp. If it comes to lead, it takes the word of its wall clock, once: the time
-//!   in which nobody led counts for every key.
+//!   since the last stamp. If it comes to lead, it asks the other replicas, and goes on from what
+//!   any of them has counted. Where none has, as after a loss of power everywhere, it takes the word
+//!   of its wall clock, once: the time in which nobody led counts for every key.
 
 use crate::engine::rules::{Rule, kept};
 use crate::ids::{Millis, Now};
@@ -90,6 +91,12 @@ impl Stamps {
     pub fn follow(&mut self, applied: Millis, mono: u64) {
         let least = self.anchor.map(|anchor| anchor.at(mono, Some(SLEW_PART)));
         self.anchor = Some(Anchor { stamp: applied.max(least.unwrap_or_default()), mono });
+    }
+
+    /// A stamp and when it was the present one; none if how much time has passed since the latest
+    /// cannot be known here.
+    pub fn known(&self) -> Option<(Millis, u64)> {
+        self.anchor.map(|anchor| (anchor.stamp, anchor.mono))
     }
 
     /// By how much the first stamp of this process is going to be later than what it recovered, in

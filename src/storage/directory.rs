@@ -424,6 +424,32 @@ fn read<D: Disk>(disk: &D, dir: &Path) -> Result<Record> {
     Record::parse(text, format).ok_or_else(|| damaged("a field is missing or makes no sense"))
 }
 
+/// What was changed, in the words of `cluster.yaml`, which has no field for how tables are kept
+/// together.
+fn told_moved(name: &str, was: &str, now: &str) -> String {
+    let (what, words): (_, fn(&str) -> String) = match name {
+        "classes" => ("how tables are kept (mode, replicas, durability)", |classes| {
+            let class = |class: &str| match class.split(',').collect::<Vec<_>>()[..] {
+                [mode, replicas, "disk"] => format!("{mode} with replicas: {replicas} and a log"),
+                [mode, replicas, _] => format!("{mode} with replicas: {replicas} and none"),
+                _ => class.to_owned(),
+            };
+            classes.split(' ').map(class).collect::<Vec<_>>().join(", then ")
+        }),
+        "tables" => ("which tables are kept alike", |tables| {
+            let mut alike = BTreeMap::<&str, Vec<String>>::new();
+            for (index, class) in tables.split(' ').enumerate() {
+                alike.entry(class).or_default().push(index.to_string());
+            }
+            let groups = alike.into_values().map(|group| group.join(" "));
+            groups.collect::<Vec<_>>().join(" | ")
+        }),
+        name => (name, str::to_owned),
+    };
+    let (was, now) = (words(was), words(now));
+    format!("{what} was {was} when it was made, and cluster.yaml says {now}")
+}
+
 impl Record {
     /// Which field of the layout is not what it was, if any. A record that has none is of an earlier
     /// format, or of a node that kept nothing.
@@ -433,9 +459,7 @@ impl Record {
             field.map_or("nothing", |(_, value)| value.as_str())
         };
         let moved = self.layout.iter().find(|(name, was)| now(name) != was);
-        moved.map(|(name, was)| {
-            format!("{name} was {was} when it was made, and cluster.yaml says {}", now(name))
-        })
+        moved.map(|(name, was)| told_moved(name, was, now(name)))
     }
 
     fn text(&self, format: &str) -> String {

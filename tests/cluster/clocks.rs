@@ -91,6 +91,37 @@ fn times_to_live_go_on_after_a_leader_that_was_ahead() {
     lived_about(left, begun, 3_000);
 }
 
+/// Two nodes of three restart, one of them with a clock that is a year ahead: it leads, with the third,
+/// which has counted on.
+#[test]
+fn a_node_that_restarts_with_a_wrong_clock_expires_nothing() {
+    let Some(mut cluster) = Cluster::start_with_clocks([0, 0, 0]) else { return };
+    let keys = cluster.keys_everywhere("kept", 10);
+    let mut one = cluster.connect(1);
+    for key in &keys {
+        assert_eq!(one.say(&format!("SET {key} x PX {LONG_MS}")), "OK");
+    }
+    let begun = Instant::now();
+    cluster.kill(2);
+    cluster.kill(3);
+    cluster.set_clock(2, Clock { wall: YEAR_MS, ..Clock::default() });
+    cluster.spawn(2);
+    for node in [2, 3] {
+        for key in &keys {
+            let left = eventually("somebody leads", PATIENCE, || {
+                let left = one.say(&format!("PTTL {key}"));
+                assert_ne!(left, "-2", "{key} has expired");
+                left.parse().ok()
+            });
+            lived_about(left, begun, 3_000);
+        }
+        if node == 2 {
+            cluster.spawn(3);
+            cluster.wait_ready(3);
+        }
+    }
+}
+
 #[test]
 fn a_clock_that_is_set_expires_nothing_at_once_and_freezes_nothing() {
     let Some(cluster) = Cluster::start_with_clocks([0, 0, 0]) else { return };

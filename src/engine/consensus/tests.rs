@@ -1191,16 +1191,17 @@ fn damaged_messages_kill_nobody() {
                 cluster.run(50);
                 continue;
             };
+            // An answer to a sender whose name was damaged.
+            let Some(to) = cluster.replicas.get_mut(&envelope.to.node().0) else { continue };
             let mut bytes = envelope.bytes.to_vec();
             for _ in 0..below(3) + 1 {
                 let at = below(bytes.len());
                 bytes[at] ^= 1 << below(8);
             }
             let mono = cluster.mono + round;
-            refused +=
-                usize::from(cluster[envelope.to.node().0].step(&bytes.into(), at(mono)).is_err());
+            refused += usize::from(to.group.step(&bytes.into(), at(mono)).is_err());
             if below(4) == 0 {
-                let _ = cluster[envelope.to.node().0].step(&envelope.bytes, at(mono));
+                let _ = to.group.step(&envelope.bytes, at(mono));
             }
         }
     }

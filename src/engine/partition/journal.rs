@@ -13,13 +13,13 @@ use crate::engine::batch::Part;
 use crate::engine::bucket::Parked;
 use crate::engine::consensus::ReplicaId;
 use crate::engine::consensus::Ticket as Confirmation;
-use crate::engine::consensus::{Envelope, Group, Output, Persist, Position, Role};
+use crate::engine::consensus::{Envelope, Group, Output, Persist, Position, Role, Told};
 use crate::engine::machine::Machine;
 use crate::engine::protocol::{Decide, Term};
 use crate::engine::record::EntryWriter;
 use crate::engine::replica::{Answers, Applied, Mutation};
 use crate::engine::rules::{Rule, kept};
-use crate::ids::{NodeId, Now, PartitionId, TxnId};
+use crate::ids::{Millis, NodeId, Now, PartitionId, TxnId};
 use std::collections::VecDeque;
 
 /// How long a deposed leader waits to learn what became of its entries before it says that it
@@ -321,6 +321,7 @@ impl<M: Machine> Partition<M> {
         turn: &mut Turn,
     ) -> Result<(), String> {
         let Some(journal) = &mut self.journal else { return Ok(()) };
+        journal.group.note_time(self.stamps.known());
         journal.group.drive(now, output);
         turn.messages.append(&mut output.messages);
         journal.confirmed = journal.confirmed.max(output.confirmed);
@@ -361,7 +362,7 @@ impl<M: Machine> Partition<M> {
         }
         output.committed = committed;
         output.clear();
-        self.see_leadership(effects, turn);
+        self.see_leadership(now, effects, turn);
         self.give_up_old(now.mono, turn);
         Ok(())
     }
@@ -429,11 +430,14 @@ impl<M: Machine> Partition<M> {
     }
 
     /// Takes or leaves office as the group says.
-    fn see_leadership(&mut self, effects: &mut Vec<Effect>, turn: &mut Turn) {
+    fn see_leadership(&mut self, now: Now, effects: &mut Vec<Effect>, turn: &mut Turn) {
         let Some(journal) = &mut self.journal else { return };
         let term = Term(journal.group.term());
-        let serves = journal.group.is_serving()
+        let may_serve = journal.group.is_serving()
             || !kept(Rule::LeadersApplyFirst) && journal.group.role() == Role::Leader;
+        let leads = journal.leads;
+        let serves = may_serve && (leads || self.learns_the_time(now));
+        let Some(journal) = &mut self.journal else { return };
         let deposed = journal.leads && (!serves || term != self.term);
         if deposed {
             journal.leads = false;
@@ -463,6 +467,24 @@ impl<M: Machine> Partition<M> {
         {
             self.term = term;
             turn.leader = Some((leader.node(), term));
+        }
+    }
+
+    /// Whether stamps can go on, once this node leads: by what it knows, by what it is told, or where
+    /// there is nobody to tell it.
+    fn learns_the_time(&mut self, now: Now) -> bool {
+        let Some(journal) = &self.journal else { return true };
+        let nothing_stamped = self.replica.stamped() == Millis(0);
+        if self.stamps.known().is_some() || nothing_stamped || !kept(Rule::OthersTellTheTime) {
+            return true;
+        }
+        match journal.group.time_told() {
+            Told::Time(stamp) => {
+                self.stamps.follow(stamp.max(self.replica.stamped()), now.mono);
+                true
+            }
+            Told::Nothing => true,
+            Told::Waiting => false,
         }
     }
 

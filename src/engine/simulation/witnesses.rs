@@ -32,6 +32,7 @@ fn witness(rule: Rule) -> Witness {
         Rule::TurnedAwayInOrder => Staged(staged::a_pipeline_waits_through_a_vain_transfer),
         Rule::LivesAreCounted => Staged(staged::a_coordinator_comes_back_an_hour_behind),
         Rule::UnloggedLocksGoWithCoordinator => Struck(steps::GATHERED),
+        Rule::OthersTellTheTime => Staged(staged::two_of_three_restart_with_wrong_clocks),
         Rule::OutcomesAreRelayed => Staged(staged::a_commit_goes_by_way_of_a_third_node),
         Rule::OldLocksAsk => Staged(staged::a_lock_comes_when_its_attempt_is_over),
         Rule::LeadersApplyFirst => Dice(Kind::Replicated, 0..400),

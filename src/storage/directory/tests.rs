@@ -297,6 +297,17 @@ fn another_layout_is_refused_by_name() {
     let text = refusal(open_as(&more));
     assert!(text.contains("nodes was 1 2 3") && text.contains("says 1 2 3 4 5"), "{text}");
     assert!(refusal(open_as(&[])).contains("says nothing"));
+    let of = |classes: &str, tables: &str| told_moved("classes", classes, tables);
+    assert_eq!(
+        of("strong,3,disk strong,1,memory", "strong,2,disk"),
+        "how tables are kept (mode, replicas, durability) was strong with replicas: 3 and a log, then strong \
+         with replicas: 1 and none when it was made, and cluster.yaml says strong with replicas: 2 \
+         and a log"
+    );
+    assert_eq!(
+        told_moved("tables", "0 1 0", "0 0 0"),
+        "which tables are kept alike was 0 2 | 1 when it was made, and cluster.yaml says 0 1 2"
+    );
     drop(open_as(&layout("12")).expect("and left as it was"));
 }
 
