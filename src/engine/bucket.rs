@@ -39,9 +39,6 @@ const EFFORT_MAX: usize = 1 << 24;
 /// offsets of their ends would not do any more.
 const LATE_BYTES_MAX: usize = 1 << 31;
 
-/// With more room than that, the tables may grow by whatever an operation asks for.
-const GROWTH_BYTES_MAX: usize = 1 << 30;
-
 /// A single reply that is longer is not given: it would fit no frame, and its end no offset.
 pub const ONE_REPLY_BYTES_MAX: usize = 1 << 29;
 
@@ -504,7 +501,7 @@ impl<M: Machine> Bucket<M> {
                 out.effects.push(Effect::Coordinator(txn.node, ToCoordinator::TooMuch { txn }));
                 return;
             }
-            if self.room < GROWTH_BYTES_MAX && partition.is_led_here() {
+            if self.room < usize::MAX && partition.is_led_here() {
                 match partition.needs_memory(&message, self.room, now) {
                     // What it takes, others do not have, until it is measured. One left is not yet
                     // none.

@@ -31,7 +31,7 @@ impl fmt::Display for LinkError {
             LinkError::Closed => f.write_str("Error: Server closed the connection"),
             LinkError::Broken(error) => match error.kind() {
                 io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                    f.write_str("Error: Silence")
+                    f.write_str("Error: no answer in time")
                 }
                 _ => write!(f, "Error: {}", bare(error)),
             },
