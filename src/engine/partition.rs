@@ -562,25 +562,43 @@ impl<M: Machine> Partition<M> {
         effects: &mut Vec<Effect>,
     ) -> Option<Took> {
         // A request cancelled meanwhile has told the lock manager so.
-        let queued = self.queued.remove(&ticket)?;
-        let calm = self.marks.waited(&queued.claims);
+        let Queued { claims, waiting } = self.queued.remove(&ticket)?;
         let mut took = None;
-        match queued.waiting {
+        match waiting {
             Waiting::Op => {
+                let calm = self.marks.waited(&claims);
                 took = op.map(|(op, waiter)| self.run(op, now, waiter, false, reply));
+                self.forget(calm, effects);
             }
             Waiting::Lock(lock) => {
-                self.tickets.remove(&lock.txn);
-                self.lock(lock, queued.claims, now, effects);
+                self.hold_granted(lock.txn, lock.age, claims, Some(self.term), now, effects);
+                self.lock(lock, now, effects);
             }
             Waiting::Prepare(prepare) => {
-                self.tickets.remove(&prepare.txn);
-                self.hold(prepare.txn, prepare.age, queued.claims, None, now.mono);
+                self.hold_granted(prepare.txn, prepare.age, claims, None, now, effects);
                 self.prepare(prepare, now, effects);
             }
         }
-        self.forget(calm, effects);
         took
+    }
+
+    /// Sets the marks of a transaction that has waited for them. Before it is noted that it waits no
+    /// more: whoever came meanwhile, and waits for the whole partition by waiting for a key, goes on
+    /// waiting for this holder of it, so the lock manager must not forget that.
+    fn hold_granted(
+        &mut self,
+        txn: TxnId,
+        age: Age,
+        claims: Vec<Claim>,
+        unlogged: Option<Term>,
+        now: Now,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.tickets.remove(&txn);
+        self.hold(txn, age, claims, unlogged, now.mono);
+        let claims = self.held.get(&txn).map_or(&[][..], |held| &held.claims);
+        let calm = self.marks.waited(claims);
+        self.forget(calm, effects);
     }
 
     /// Gives up a waiting single operation.

@@ -240,19 +240,13 @@ impl<M: Machine> Partition<M> {
             self.queue(ticket, lock.age, Some(txn), claims, Waiting::Lock(lock), effects);
             return;
         }
-        self.lock(lock, claims, now, effects);
+        self.hold(txn, lock.age, claims, Some(self.term), now.mono);
+        self.lock(lock, now, effects);
     }
 
-    /// Sets the marks. From here on nobody else changes the keys, so what they hold is known as
-    /// soon as what was filed before is applied.
-    pub(super) fn lock(
-        &mut self,
-        lock: Box<Lock>,
-        claims: Vec<Claim>,
-        now: Now,
-        effects: &mut Vec<Effect>,
-    ) {
-        self.hold(lock.txn, lock.age, claims, Some(self.term), now.mono);
+    /// Goes on with a lock whose marks are set. Nobody else changes the keys from here on, so what they
+    /// hold is known as soon as what was filed before is applied.
+    pub(super) fn lock(&mut self, lock: Box<Lock>, now: Now, effects: &mut Vec<Effect>) {
         self.when_applied(Deferred::Grant, lock, now, effects);
     }
 

@@ -1,8 +1,8 @@
 //! Clients: what they ask for, and what they are told.
 
 use super::lists::{
-    APPEND, APPEND_IF_EVEN, APPEND_REST_IF_EVEN, READ, READ_AND_APPEND, batch, key_name, key_word,
-    read_and_append,
+    APPEND, APPEND_ALONE, APPEND_IF_EVEN, APPEND_REST_IF_EVEN, READ, READ_AND_APPEND, batch,
+    key_name, key_word, read_and_append,
 };
 use super::network::{Actor, Message};
 use super::pipelines::Asker;
@@ -83,7 +83,7 @@ impl World {
         }
         let mode = match code {
             READ => Mode::Read,
-            APPEND | READ_AND_APPEND => Mode::Write,
+            APPEND | APPEND_ALONE | READ_AND_APPEND => Mode::Write,
             _ => Mode::Gather,
         };
         let shares = partitions.into_iter().map(|id| {
@@ -107,9 +107,12 @@ impl World {
             });
             let batch = match code {
                 READ_AND_APPEND => read_and_append(id, keys[0], &own, tag),
+                APPEND_ALONE => batch(APPEND, id, &own, tag),
                 code => batch(code, id, &own, tag),
             };
-            (id, Share { watched: watched.collect(), ..Share::from(batch) })
+            let whole = Claim { granule: Granule::Whole, access: Access::Write };
+            let claims = Vec::from_iter((code == APPEND_ALONE).then_some(whole));
+            (id, Share { watched: watched.collect(), claims, ..Share::from(batch) })
         });
         let shares = shares.collect();
         let script = match mode {

@@ -2,7 +2,9 @@
 
 use super::clients::Outcome;
 use super::disk::sync_ms;
-use super::lists::{APPEND, APPEND_IF_EVEN, APPEND_REST_IF_EVEN, READ, READ_AND_APPEND};
+use super::lists::{
+    APPEND, APPEND_ALONE, APPEND_IF_EVEN, APPEND_REST_IF_EVEN, READ, READ_AND_APPEND,
+};
 use super::network::{Actor, to_clients};
 use super::world::{DATA, KEYS, Kind, NODES, PARTITIONS, World, partition_of};
 use std::collections::{BTreeSet, VecDeque};
@@ -205,6 +207,7 @@ impl World {
         let code = match codes[self.dice.roll(codes.len())] {
             READ_AND_APPEND if alone => READ,
             APPEND_REST_IF_EVEN if keys.len() == 1 => READ,
+            APPEND if !alone && self.clock_dice.one_in(4) => APPEND_ALONE,
             code => code,
         };
         let node = self.dice.roll(NODES);

@@ -20,6 +20,9 @@ pub(super) const WATCH: OpCode = OpCode(4);
 /// Reads the first key and appends to the others, whatever they hold. A request only: its operations
 /// are [`READ`] and [`APPEND`].
 pub(super) const READ_AND_APPEND: OpCode = OpCode(5);
+/// Appends, and has the whole of each partition to itself. A request over several partitions only: its
+/// operations are [`APPEND`].
+pub(super) const APPEND_ALONE: OpCode = OpCode(7);
 /// Gives a key [`TO_LIVE_MS`] to live. For schedules that are written for it: what has expired is
 /// missing in the order of the others.
 pub(super) const EXPIRE: OpCode = OpCode(6);

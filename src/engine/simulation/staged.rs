@@ -5,7 +5,9 @@
 //! what is *held* between two actors is delivered once it is *let go*.
 
 use super::clients::Outcome;
-use super::lists::{APPEND, APPEND_IF_EVEN, EXPIRE, READ, READ_AND_APPEND, TO_LIVE_MS};
+use super::lists::{
+    APPEND, APPEND_ALONE, APPEND_IF_EVEN, EXPIRE, READ, READ_AND_APPEND, TO_LIVE_MS,
+};
 use super::network::{Actor, Message};
 use super::steps::{BYSTANDER, COORDINATOR, REST_MS, Run};
 use super::world::{DATA, Kind, PARTITIONS, node_id};
@@ -504,6 +506,33 @@ pub(super) fn a_commit_is_told_to_one_of_two() -> Result<(), String> {
     }
     run.world.crash(2, false, None);
     run.ends_well()
+}
+
+/// An operation comes while the lock on its whole partition is on the way to a transaction.
+#[test]
+fn what_waits_for_the_whole_partition_waits_for_its_next_holder() {
+    let (leader, grants) = (Actor::Bucket(0, 0), (Actor::Locks(0), Actor::Bucket(0, 0)));
+    let mut run = Run::new().unwrap();
+    run.hold(leader, Actor::Coordinator(COORDINATOR));
+    let first = run.ask(&BOTH, APPEND_ALONE, COORDINATOR);
+    run.until(SOON_MS, |run| run.is_locked(0, PartitionId(0))).unwrap();
+    let second = run.ask(&BOTH, APPEND_ALONE, BYSTANDER);
+    run.pass_time(MOMENT_MS);
+    run.let_go();
+    run.hold(grants.0, grants.1);
+    run.hold(leader, Actor::Coordinator(BYSTANDER));
+    run.until(SOON_MS, |run| run.is_done(first)).unwrap();
+    let granted = |run: &Run| run.world.queues.get(&grants).is_some_and(|all| !all.is_empty());
+    run.until(SOON_MS, granted).unwrap();
+    // Neither transaction names its key.
+    let single = run.ask(&[PARTITIONS], APPEND, 0);
+    run.pass_time(MOMENT_MS);
+    run.world.slow.remove(&grants);
+    run.pass_time(MOMENT_MS);
+    assert_eq!(run.world.requests[single].outcome, Outcome::Open);
+    run.let_go();
+    run.until(SOON_MS, |run| run.is_done(second) && run.is_done(single)).unwrap();
+    run.ends_well().unwrap();
 }
 
 /// Its Coordinator has aborted the attempt, and said so to the leader that hangs.

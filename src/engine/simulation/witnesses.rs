@@ -24,11 +24,11 @@ fn witness(rule: Rule) -> Witness {
         | Rule::WoundThroughCoordinator
         | Rule::DecisionIgnoresWounds
         | Rule::ReadsWaitOnIntents
-        | Rule::CommitNeedsIntent
         | Rule::FirstDecisionStands
         | Rule::PrimaryDrives
         | Rule::OldIntentsAsk => Dice(Kind::Single, 0..100),
         Rule::ExecutedIsAnswered => Dice(Kind::Single, 0..100),
+        Rule::CommitNeedsIntent => Dice(Kind::Single, 0..1000),
         Rule::TurnedAwayInOrder => Staged(staged::a_pipeline_waits_through_a_vain_transfer),
         Rule::LivesAreCounted => Staged(staged::a_coordinator_comes_back_an_hour_behind),
         Rule::UnloggedLocksGoWithCoordinator => Struck(steps::GATHERED),
