@@ -98,6 +98,30 @@ impl Millis {
     }
 }
 
+/// The time that may have passed, in ms: as much as either clock has gone on, from look to look. Where
+/// it is better to take too much time for passed than too little.
+#[derive(Clone, Copy, Debug)]
+pub struct Elapsed {
+    last: Now,
+    ms: u64,
+}
+
+impl Elapsed {
+    /// None, at `now`.
+    pub fn since(now: Now) -> Elapsed {
+        Elapsed { last: now, ms: 0 }
+    }
+
+    /// How much at `now`.
+    pub fn at(&mut self, now: Now) -> u64 {
+        let mono = now.mono.saturating_sub(self.last.mono);
+        let wall = now.wall.0.saturating_sub(self.last.wall.0);
+        self.ms = self.ms.saturating_add(mono.max(wall));
+        self.last = Now { wall: now.wall, mono: now.mono.max(self.last.mono) };
+        self.ms
+    }
+}
+
 /// The moment something is done at, by both clocks of a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Now {
@@ -110,6 +134,17 @@ pub struct Now {
 }
 
 impl Now {
+    /// So many milliseconds later, by both clocks.
+    pub fn plus(self, ms: u64) -> Now {
+        Now { wall: Millis(self.wall.0.saturating_add(ms)), mono: self.mono.saturating_add(ms) }
+    }
+
+    /// Whether it may be as late as `deadline`: by either clock. The pause of a virtual machine is
+    /// seen by the wall clock only. A wall clock that is set forward makes deadlines pass early.
+    pub fn may_be_past(self, deadline: Now) -> bool {
+        self.mono >= deadline.mono || self.wall >= deadline.wall
+    }
+
     /// By how many milliseconds the two clocks have drifted apart since `earlier`. They do when the
     /// wall clock is set, and when a virtual machine was paused: the monotonic clock does not see
     /// the pause, and the wall clock is corrected afterwards.

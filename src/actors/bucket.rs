@@ -114,14 +114,14 @@ pub enum Answer {
         /// The request's id on that stream.
         id: u64,
         /// The other node may have given it up from then on: it is not executed any more.
-        until: Instant,
+        until: Now,
     },
 }
 
 impl Answer {
     /// Whether who asked may have given up.
-    fn is_late(&self) -> bool {
-        matches!(self, Answer::Peer { until, .. } if *until <= Instant::now())
+    fn is_late(&self, now: Now) -> bool {
+        matches!(self, Answer::Peer { until, .. } if now.may_be_past(*until))
     }
 
     fn give(self, batch: Batch, replies: Replies) {
@@ -515,7 +515,7 @@ impl Handler<Execute> for Bucket {
 
     fn handle(&mut self, execute: Execute, _: &mut Context<Self>) {
         let Execute { batch, mut replies, answer } = execute;
-        if answer.is_late() {
+        if answer.is_late((self.clock)()) {
             replies.misplaced = (0..batch.len() as u32).collect();
             (0..batch.len()).for_each(|_| replies.end());
             return answer.give(batch, replies);

@@ -233,7 +233,7 @@ pub async fn start(
             Hello { seen: seen.get(&node.id).copied().unwrap_or_default(), ..hello.clone() };
         let link =
             Link::new(hello, node.id, suspect_after.as_millis() as u64).remembering(last_life);
-        let peer = Peer::new(id, node.id, address, link, queue_max, birth.failpoint);
+        let peer = Peer::new(id, node.id, address, link, queue_max, birth.clock, birth.failpoint);
         links.insert(node.id, peer.start());
     }
     let locks = LockManager::default().start();

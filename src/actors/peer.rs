@@ -26,7 +26,7 @@ use crate::engine::link::{self, Complaints, DialFailure, Effect, Greeting, Link,
 use crate::engine::machine::{Access, Machine};
 use crate::engine::protocol::Refusal;
 use crate::engine::round;
-use crate::ids::{Incarnation, LastSeen, NodeId, PartitionId};
+use crate::ids::{Elapsed, Incarnation, LastSeen, NodeId, Now, PartitionId};
 use crate::net::frame::{
     self, FRAME_BYTES_MAX, FrameError, Incoming, Outgoing, PIECE_BYTES, PIECES_BYTES_MAX,
 };
@@ -91,8 +91,10 @@ pub struct Peer {
     link: Link,
     /// What the link wants done.
     effects: Vec<Effect>,
-    /// Where its time begins.
-    epoch: Instant,
+    clock: fn() -> Now,
+    /// Since it began: a machine that was suspended, or a virtual one that was paused, has not served
+    /// meanwhile, and others have taken back what they had asked.
+    elapsed: Elapsed,
     /// Bytes that may wait for a node that does not read before it is taken for lost.
     queue_max: usize,
     book: Option<Arc<Book>>,
@@ -225,6 +227,7 @@ impl Peer {
         address: Address,
         link: Link,
         queue_max: usize,
+        clock: fn() -> Now,
         failpoint: Failpoint,
     ) -> Peer {
         Peer {
@@ -233,7 +236,8 @@ impl Peer {
             address,
             link,
             effects: Vec::new(),
-            epoch: Instant::now(),
+            clock,
+            elapsed: Elapsed::since(clock()),
             queue_max,
             book: None,
             log: None,
@@ -250,8 +254,8 @@ impl Peer {
         }
     }
 
-    fn now_ms(&self) -> u64 {
-        self.epoch.elapsed().as_millis() as u64
+    fn now_ms(&mut self) -> u64 {
+        self.elapsed.at((self.clock)())
     }
 
     fn complain(&mut self, complaint: String) {
@@ -679,14 +683,13 @@ impl Peer {
         };
         let first = batch.heads().next().and_then(placed);
         let together = batch.heads().all(|head| placed(head) == first);
-        let now = self.now_ms();
-        let until = self.link.serves_until();
-        if now >= until {
+        let now = (self.clock)();
+        let left_ms = self.link.serves_until().saturating_sub(self.elapsed.at(now));
+        if left_ms == 0 {
             // The other node may have given it up: it is not executed, and so may be asked again.
             return self.turn_away(id, batch.len(), ctx);
         }
-        let until = self.epoch + Duration::from_millis(until);
-        let answer = Answer::Peer { peer: ctx.address(), stream, id, until };
+        let answer = Answer::Peer { peer: ctx.address(), stream, id, until: now.plus(left_ms) };
         if together {
             let bucket = &book.buckets[first.unwrap_or(0)];
             bucket.do_send(Execute { batch, replies: Replies::default(), answer });

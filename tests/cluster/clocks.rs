@@ -69,6 +69,51 @@ fn a_lease_does_not_outlive_the_pause_of_a_virtual_machine() {
     frozen(|ms| Clock { monotonic: ms, boottime: ms, ..Clock::default() });
 }
 
+/// A node is stopped with writes in its sockets that another one gives up, and reads that come after
+/// that. It goes on with clocks that have not seen the time in between: what its reads do not show it
+/// does not do later.
+fn given_up(stands_still: impl Fn(i64) -> Clock) {
+    let Some(mut cluster) = Cluster::start_in_memory_with_clocks([0, 0, 0]) else { return };
+    let keys = cluster.keys_on(2, "late", 40);
+    let mut one = cluster.connect(1);
+    assert_eq!(one.say(&format!("APPEND {} x", keys[0])), "1");
+    assert_eq!(one.say(&format!("DEL {}", keys[0])), "1");
+    let mut readers: Vec<_> = keys.iter().map(|_| dial(cluster.ports(2).client)).collect();
+    cluster.pause(2);
+    let node = cluster.process(2);
+    eventually("every thread has stopped", PATIENCE, || node.is_stopped().then_some(()));
+    let stopped = Instant::now();
+    let writes: Vec<String> = keys.iter().map(|key| format!("APPEND {key} x")).collect();
+    let written = one.pipeline(&writes);
+    assert!(written.iter().all(|reply| reply.starts_with("-UNKNOWN")), "{written:?}");
+    for (reader, key) in readers.iter_mut().zip(&keys) {
+        writeln!(reader, "GET {key}\r").expect("a request is buffered");
+    }
+    cluster.set_clock(2, stands_still(-(stopped.elapsed().as_millis() as i64)));
+    cluster.resume(2);
+    let read: Vec<String> = readers.iter_mut().map(read_some).collect();
+    // Whatever lay in the sockets has been read by now, or was dropped with the old link.
+    cluster.wait_ready(2);
+    eventually("node 2 is asked again", PATIENCE, || {
+        (one.say(&format!("EXISTS {}", keys[0])).len() == 1).then_some(())
+    });
+    let mut two = cluster.connect(2);
+    for (key, read) in keys.iter().zip(&read) {
+        let later = two.say(&format!("GET {key}"));
+        assert!(read != "$-1\r\n" || later == "nil", "{key} was read as {read:?}, then as {later}");
+    }
+}
+
+#[test]
+fn what_was_given_up_while_a_machine_was_suspended_is_not_done() {
+    given_up(|ms| Clock { monotonic: ms, ..Clock::default() });
+}
+
+#[test]
+fn what_was_given_up_while_a_virtual_machine_was_paused_is_not_done() {
+    given_up(|ms| Clock { monotonic: ms, boottime: ms, ..Clock::default() });
+}
+
 /// Whoever leads next has a clock that is a minute behind.
 #[test]
 fn times_to_live_go_on_after_a_leader_that_was_ahead() {

@@ -353,7 +353,20 @@ impl Cluster {
     /// ahead: [`Cluster::set_clock`] changes that. None, with a word about it, where there is no C
     /// compiler to make what stands between a node and its clocks.
     pub fn start_with_clocks(ahead: [i64; 3]) -> Option<Cluster> {
+        Cluster::new(3).started_with_clocks(ahead)
+    }
+
+    /// The same with one copy of everything, in memory.
+    pub fn start_in_memory_with_clocks(ahead: [i64; 3]) -> Option<Cluster> {
         let mut cluster = Cluster::new(3);
+        cluster.class = IN_MEMORY;
+        let text = cluster.yaml(&cluster.name, PARTITIONS);
+        cluster.write("cluster.yaml", &text);
+        cluster.started_with_clocks(ahead)
+    }
+
+    fn started_with_clocks(self, ahead: [i64; 3]) -> Option<Cluster> {
+        let mut cluster = self;
         let library = cluster.folder.path().join("clock.so");
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cluster/clock.c");
         let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());

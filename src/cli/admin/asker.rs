@@ -97,7 +97,8 @@ impl Asker<'_> {
         let nodes = &self.cluster.nodes;
         let node = &nodes[self.next % nodes.len().max(1)];
         self.next += 1;
-        let mut link = Link::new(node.host.clone(), node.client).with_patience(SILENCE);
+        let mut link =
+            Link::new(node.host.clone(), node.client).with_patience(SILENCE.min(self.patience));
         link.connect().map_err(|error| error.to_string())?;
         Ok(link)
     }
