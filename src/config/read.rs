@@ -367,9 +367,21 @@ fn limits(field: Field<'_>) -> Result<Limits, Fault> {
     if let Some(field) = section.get("connections") {
         limits.connections = field.number(1..=1_000_000)?;
     }
-    if let Some(field) = section.get("peer_queue") {
-        // What followers are sent ahead of their answers must fit by far.
-        limits.peer_queue = field.bytes(16 << 20..=1 << 40)?;
+    // What several clients send at a time must fit, and what followers are sent ahead of their answers
+    // by far: a node that reads is not to be taken for one that does not.
+    let least = (4 * limits.value).max(2 * limits.transaction);
+    match section.get("peer_queue") {
+        Some(field) => {
+            limits.peer_queue = field.bytes(16 << 20..=1 << 40)?;
+            if limits.peer_queue < least {
+                return Err(field.fault(format!(
+                    "{} bytes are too few with limits.value at {} and limits.transaction at {}; \
+                     make it {least} bytes or more, four values and two transactions",
+                    limits.peer_queue, limits.value, limits.transaction
+                )));
+            }
+        }
+        None => limits.peer_queue = limits.peer_queue.max(least),
     }
     if let Some(field) = section.get("backup") {
         // The pieces of all partitions must fit by far.

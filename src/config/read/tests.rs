@@ -223,6 +223,10 @@ fn mistakes_are_named_with_their_place_and_what_would_be_right() {
             with("limits:\n  peer_queue: 1MiB"),
             "c.yaml:6:15: limits.peer_queue: 1048576 bytes are out of range; it may be 16777216 to 1099511627776 bytes",
         ),
+        (
+            with("limits:\n  peer_queue: 16MiB\n  value: 8MiB\n  transaction: 1MiB"),
+            "c.yaml:6:15: limits.peer_queue: 16777216 bytes are too few with limits.value at 8388608 and limits.transaction at 1048576; make it 33554432 bytes or more, four values and two transactions",
+        ),
         (with("data: [ a ]"), "c.yaml:5:7: data: expected text, found a list"),
         (with("data: \"\""), "c.yaml:5:7: data: \"\" is no path; name a folder, such as ./data"),
         (
