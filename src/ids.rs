@@ -234,3 +234,31 @@ impl fmt::Display for Age {
         write!(f, "{}@{}.{}", self.time, self.node, self.tie)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(wall: u64, mono: u64) -> Now {
+        Now { wall: Millis(wall), mono }
+    }
+
+    #[test]
+    fn elapsed_is_what_either_clock_has_seen() {
+        let mut elapsed = Elapsed::since(at(1_000, 10));
+        assert_eq!(elapsed.at(at(1_005, 15)), 5);
+        // A paused virtual machine, whose wall clock is right again.
+        assert_eq!(elapsed.at(at(4_005, 16)), 3_005);
+        // A wall clock that is set back hides nothing.
+        assert_eq!(elapsed.at(at(5, 20)), 3_009);
+        assert_eq!(elapsed.at(at(9, 20)), 3_013);
+    }
+
+    #[test]
+    fn a_deadline_may_be_past_by_either_clock() {
+        let deadline = at(1_000, 10).plus(100);
+        assert!(!at(1_099, 109).may_be_past(deadline));
+        assert!(at(1_100, 50).may_be_past(deadline));
+        assert!(at(0, 110).may_be_past(deadline));
+    }
+}

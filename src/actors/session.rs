@@ -425,8 +425,17 @@ fn request(
         return Some(Next::Held);
     }
     state.client.last = Some(spec);
-    if local.is_watched() && spec.flags & (ADMIN | NO_AUTH) == 0 {
-        local.show(&state.client, words);
+    if local.is_watched() {
+        if state.client.monitor && spec.data().is_some() {
+            // Redis takes those who monitor for replicas.
+            reply.error("ERR Replica can't interact with the keyspace");
+            local.reject(spec);
+            state.queue.as_mut().into_iter().for_each(Queue::spoil);
+            return answered(local, None, gathered);
+        }
+        if spec.flags & (ADMIN | NO_AUTH) == 0 {
+            local.show(&state.client, words);
+        }
     }
     let loading = spec.flags & LOADING != 0 && spec.data().is_none();
     if !loading && !local.serves() {

@@ -228,7 +228,9 @@ fn a_node_that_does_not_read_is_cut_off_and_memory_stays_bounded() {
     const AT_ONCE: usize = 64;
     // The clients' requests, their copies for the other node and the kernel's buffers.
     const GROWTH_MAX: u64 = 320 << 20;
-    let mut cluster = Cluster::start_in_memory_with("limits: { peer_queue: 16MiB, value: 4MiB, transaction: 8MiB }\n");
+    let mut cluster = Cluster::start_in_memory_with(
+        "limits: { peer_queue: 16MiB, value: 4MiB, transaction: 8MiB }\n",
+    );
     let key = cluster.key_on(2, "unread");
     let port = cluster.ports(1).client;
     assert_eq!(cluster.connect(1).say(&format!("SET {key} 1")), "OK");

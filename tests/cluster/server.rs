@@ -151,6 +151,14 @@ fn a_monitor_sees_what_all_clients_ask() {
     assert!(seen.contains(r#"] "SET" "seen:2" "a \"b\"\n\x01""#), "{seen}");
     let line = clients(&mut all[0]).into_iter().find(|line| field(line, "flags") == "O");
     assert_eq!(field(&line.expect("a monitor"), "cmd"), "monitor");
+    monitor.write_all(b"GET seen:1\r\n").unwrap();
+    seen.clear();
+    while !seen.contains("-ERR Replica can't interact with the keyspace\r\n") {
+        let n = read_on(&mut monitor, &mut piece).expect("a monitor is refused");
+        assert!(n > 0, "closed after {seen}");
+        seen.push_str(&String::from_utf8_lossy(&piece[..n]));
+    }
+    assert!(!seen.contains("GET"), "{seen}");
     // It can go back to being a client like others.
     monitor.write_all(b"RESET\r\n").unwrap();
     eventually("the monitor is none any more", PATIENCE, || {
