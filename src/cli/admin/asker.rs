@@ -15,6 +15,9 @@ const PAUSE_MIN: Duration = Duration::from_millis(50);
 /// A node that says nothing for so long is taken for lost.
 const SILENCE: Duration = Duration::from_secs(30);
 
+/// The same for who has less patience, or none: a node may take that long.
+const SILENCE_MIN: Duration = Duration::from_secs(1);
+
 /// No pause is longer.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
@@ -97,8 +100,8 @@ impl Asker<'_> {
         let nodes = &self.cluster.nodes;
         let node = &nodes[self.next % nodes.len().max(1)];
         self.next += 1;
-        let mut link =
-            Link::new(node.host.clone(), node.client).with_patience(SILENCE.min(self.patience));
+        let mut link = Link::new(node.host.clone(), node.client)
+            .with_patience(self.patience.clamp(SILENCE_MIN, SILENCE));
         link.connect().map_err(|error| error.to_string())?;
         Ok(link)
     }
