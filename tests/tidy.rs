@@ -58,7 +58,7 @@ const MET_IN: &[(&str, &[&str])] = &[
     ("hyper", &["src/net/http"]),
     ("hyper_util", &["src/net/http"]),
     ("itoa", &["src/command", "src/net"]),
-    ("libc", &["src/storage/disk", "src/cli/clock", "src/cli/descriptors"]),
+    ("libc", &["src/storage/disk", "src/cli/clock", "src/cli/descriptors", "src/lib"]),
     ("log", EVERYWHERE),
     ("memchr", EVERYWHERE),
     ("mimalloc", &["src/lib"]),
