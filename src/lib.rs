@@ -8,11 +8,16 @@
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Has the allocator keep freed memory for some seconds before the operating system gets it back.
+/// Has the allocator keep freed memory for some seconds before the operating system gets it back, and
+/// the operating system keep it then.
 ///
 /// The buffers of a replicated write are large and live for milliseconds. With the default of one
 /// second a busy node returned their pages and had them cleared for it again: a starved one spent up
 /// to half of its samples on that.
+///
+/// The allocator asks for huge pages. With those Linux gives memory that was returned back to the
+/// process, as soon as it looks at what lies around it: an idle node grew by half of what a burst had
+/// taken.
 pub fn keep_freed_memory() {
     /// `mi_option_purge_delay` of mimalloc's `mi_option_t`, versions 2 and 3.
     const PURGE_DELAY: std::ffi::c_int = 15;
@@ -23,10 +28,12 @@ pub fn keep_freed_memory() {
     // SAFETY: a function of the allocator that is linked in; it may be called at any time, and
     // only stores the number. What the environment says of the option stands.
     unsafe { mi_option_set_default(PURGE_DELAY, PURGE_DELAY_MS) }
-    // The allocator asks for huge pages, and with those the kernel gives memory that was returned
-    // back to the process, page by page, as soon as it looks at what lies around it.
+    // Where there is no such thing it is refused, and nothing is amiss.
     // SAFETY: sets an attribute of this process, and touches no memory.
-    unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
+    #[cfg(target_os = "linux")]
+    unsafe {
+        libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0)
+    };
 }
 
 pub mod actors;
