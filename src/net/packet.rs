@@ -1,7 +1,7 @@
 //! What nodes say to each other, in MessagePack.
 //!
-//! Most packets are messages of the engines as they are. Requests go out on the stream that the
-//! asking node dialled; answers come back on it.
+//! Most packets are messages of the engines as they are. Which of the two streams of a link carries
+//! what, [`crate::actors::peer`] says.
 
 use crate::engine::barrier::Hello;
 use crate::engine::batch::{Batch, Replies};
