@@ -671,10 +671,12 @@ impl Cluster {
         })
     }
 
-    /// A connection to a node that serves.
+    /// A connection to a node that serves, as soon as it listens.
     #[track_caller]
     pub fn connect(&self, id: u16) -> Client {
-        Client::connect(self.ports(id).client, Protocol::Resp2).expect("a node that serves")
+        eventually("a node that serves", PATIENCE, || {
+            Client::connect(self.ports(id).client, Protocol::Resp2).ok()
+        })
     }
 
     /// A key that the given node leads.
