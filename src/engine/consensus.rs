@@ -407,7 +407,9 @@ impl Group {
         match kind {
             MessageType::MsgAppend => self.hearsay.asked(from, &context),
             MessageType::MsgAppendResponse
-                if self.raw.raft.state == StateRole::Leader && of_term == self.raw.raft.term =>
+                if self.raw.raft.state == StateRole::Leader
+                    && of_term == self.raw.raft.term
+                    && self.latest_members().votes(from) =>
             {
                 self.hearsay.told(from, &context);
             }
