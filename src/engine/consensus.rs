@@ -397,10 +397,13 @@ impl Group {
         }
         let from = ReplicaId(message.from);
         let (kind, of_term) = (message.msg_type, message.term);
-        let context = std::mem::take(&mut message.context);
-        if !matches!(kind, MessageType::MsgAppend | MessageType::MsgAppendResponse) {
-            message.context = context.clone();
-        }
+        // Of others it is the raft crate's.
+        let context = match kind {
+            MessageType::MsgAppend | MessageType::MsgAppendResponse => {
+                std::mem::take(&mut message.context)
+            }
+            _ => Bytes::new(),
+        };
         let stepped = self.raw.step(message);
         self.settle();
         // Not before: the message may have begun a term.
