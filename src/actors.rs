@@ -1,7 +1,7 @@
-//! Mailboxes around the engines: what carries messages between cores, sockets and clocks.
+//! Mailboxes around the cores: what carries messages between cores, sockets and clocks.
 //!
-//! Every actor is the same few lines: take a message, hand it to the engine, drain the engine's
-//! effects, send each where it belongs. Decisions are in `engine`; where something goes is in the
+//! Every actor is the same few lines: take a message, hand it to the core, drain the core's
+//! effects, send each where it belongs. Decisions are in the pure rooms; where something goes is in the
 //! [`book::Book`].
 
 pub mod archive;

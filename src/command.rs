@@ -39,12 +39,13 @@ mod tests;
 pub mod transaction;
 pub mod words;
 
-use crate::engine::batch::{Args, Op, OpCode, OpHead};
-use crate::engine::machine::{Access, EFFORT_TOGETHER_MAX, Machine, Scope};
-use crate::engine::protocol::Refusal;
-use crate::engine::tables::{Expires, ItemRef, Tables};
-use crate::engine::txn::GATHERED_KEYS_MAX;
+use crate::batch::machine::{EFFORT_TOGETHER_MAX, Machine, Scope};
+use crate::batch::refusal::Refusal;
+use crate::batch::{Args, Op, OpCode, OpHead};
 use crate::ids::{Millis, PartitionId, TableIndex};
+use crate::store::tables::Access;
+use crate::store::tables::{Expires, ItemRef, Tables};
+use crate::txn::coordinator::GATHERED_KEYS_MAX;
 use reply::Reply;
 use spec::{Run, Spec};
 use words::Words;

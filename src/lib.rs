@@ -1,7 +1,8 @@
 //! Quorate: a distributed hash table that speaks the Redis protocol and commits across nodes.
 //!
-//! Decisions are in [`engine`] and [`command`], plain synchronous code; mailboxes in [`actors`];
-//! bytes in [`net`] and [`storage`]. ARCHITECTURE.md is the map.
+//! Decisions are plain synchronous code: in [`store`], [`batch`], [`txn`], [`consensus`], [`partition`],
+//! [`cluster`] and [`command`]. Mailboxes are in [`actors`], bytes in [`net`] and [`storage`].
+//! ARCHITECTURE.md is the map.
 
 #![cfg_attr(test, allow(clippy::disallowed_macros, reason = "a test may print what it has found"))]
 
@@ -37,14 +38,25 @@ pub fn keep_freed_memory() {
 }
 
 pub mod actors;
+pub mod batch;
 pub mod cli;
+pub mod cluster;
 pub mod command;
 pub mod config;
-pub mod engine;
+pub mod consensus;
 pub mod error;
 pub mod ids;
 pub mod logging;
 pub mod memory;
 pub mod metrics;
 pub mod net;
+pub mod partition;
+pub mod rules;
 pub mod storage;
+pub mod store;
+pub mod txn;
+
+#[cfg(test)]
+mod script;
+#[cfg(test)]
+mod simulation;

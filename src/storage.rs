@@ -16,7 +16,7 @@
 //!
 //! All of it is plain synchronous code over the [`Disk`] trait. The real disk is
 //! [`disk::RealDisk`]; tests run the same code on a disk in memory that loses, tears and flips
-//! under a seed. What the bytes of a record or a snapshot mean is for `engine` to know.
+//! under a seed. What the bytes of a record or a snapshot mean is for `store` and `partition` to know.
 
 pub mod directory;
 pub mod disk;

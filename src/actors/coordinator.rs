@@ -11,13 +11,13 @@ use crate::actors::failpoint::{Failpoint, Point};
 use crate::actors::log::{self as disk, Log, Stop};
 use crate::actors::peer::{self, Convey};
 use crate::actors::post::Post;
+use crate::cluster::barrier::{self, Barrier, Hello, Standing};
 use crate::command::facts;
-use crate::engine::barrier::{self, Barrier, Hello, Standing};
-use crate::engine::protocol::{Ended, Term, ToCoordinator, Work};
-use crate::engine::txn::{self, ClientId, Transactions};
 use crate::ids::{Incarnation, LastSeen, NodeId, Now, PartitionId};
 use crate::net::packet::Packet;
 use crate::storage::Directory;
+use crate::txn::coordinator::{self, ClientId, Transactions};
+use crate::txn::protocol::{Ended, Term, ToCoordinator, Work};
 use actix::fut::{ActorFuture, ActorFutureExt, WrapFuture};
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, MessageResult};
 use std::collections::BTreeMap;
@@ -48,7 +48,7 @@ pub struct Coordinator {
     transactions: Transactions<crate::command::Redis>,
     clients: BTreeMap<ClientId, oneshot::Sender<Ended>>,
     next_client: u64,
-    effects: Vec<txn::Effect>,
+    effects: Vec<coordinator::Effect>,
     post: Post,
     clock: fn() -> Now,
     /// What the clocks said at the last tick.
@@ -152,7 +152,7 @@ pub struct Report {
     /// Transactions under way.
     pub active: usize,
     /// Totals.
-    pub counts: txn::Counts,
+    pub counts: coordinator::Counts,
 }
 
 impl Coordinator {
@@ -201,8 +201,10 @@ impl Coordinator {
         self.failpoint.pass_all(&self.effects, Point::begun_by_coordinator);
         for effect in self.effects.drain(..) {
             match effect {
-                txn::Effect::Partition(to, message) => self.post.to_partition(book, to, message),
-                txn::Effect::Reply(client, ended) => {
+                coordinator::Effect::Partition(to, message) => {
+                    self.post.to_partition(book, to, message)
+                }
+                coordinator::Effect::Reply(client, ended) => {
                     if let Some(waiting) = self.clients.remove(&client) {
                         // A Session that is gone needs no answer.
                         let _ = waiting.send(ended);

@@ -3,20 +3,20 @@
 //! They are compiled with the feature `failpoints` only. Without it a [`Failpoint`] has no size, its
 //! methods are empty and nobody looks at what is carried.
 //!
-//! The engines know nothing of them: whatever a step needs leaves or enters an engine as a message
-//! or an effect, and the actors around the engines know these. So a point lies
-//! - where a message that an engine made has not gone anywhere (`.begun`);
+//! The cores know nothing of them: whatever a step needs leaves or enters a core as a message
+//! or an effect, and the actors around the cores know these. So a point lies
+//! - where a message that a core made has not gone anywhere (`.begun`);
 //! - where it has been written to the socket of another node (`.sent`);
-//! - where it has come, and the engine has not seen it (`.heard`);
+//! - where it has come, and the core has not seen it (`.heard`);
 //! - where what it asked for is kept by a majority and nobody was told (`.logged`, `.applied`).
 //!
 //! Each actor counts on its own how often it comes by the point, so that no thread waits for
 //! another and a value that is copied at birth is all there is.
 
-use crate::engine::partition;
-use crate::engine::protocol::{Decide, ToCoordinator, ToPartition, Verdict};
-use crate::engine::txn;
 use crate::net::packet::Packet;
+use crate::partition;
+use crate::txn::coordinator;
+use crate::txn::protocol::{Decide, ToCoordinator, ToPartition, Verdict};
 
 /// Declares the points with the names by which a test knows them.
 macro_rules! points {
@@ -136,12 +136,13 @@ impl Point {
     }
 
     /// What the Coordinator has not done yet when it wants this.
-    pub fn begun_by_coordinator(effect: &txn::Effect) -> Option<Point> {
+    pub fn begun_by_coordinator(effect: &coordinator::Effect) -> Option<Point> {
         match effect {
-            txn::Effect::Partition(_, ToPartition::Prepare(_)) => Some(Point::PrepareBegun),
-            txn::Effect::Partition(_, ToPartition::Decide(Decide { deciding: true, .. })) => {
-                Some(Point::DecideBegun)
-            }
+            coordinator::Effect::Partition(_, ToPartition::Prepare(_)) => Some(Point::PrepareBegun),
+            coordinator::Effect::Partition(
+                _,
+                ToPartition::Decide(Decide { deciding: true, .. }),
+            ) => Some(Point::DecideBegun),
             _ => None,
         }
     }

@@ -3,8 +3,8 @@
 use crate::actors::book::Book;
 use crate::actors::bucket;
 use crate::actors::post::Post;
-use crate::engine::locks::{Effect, LockTable};
-use crate::engine::protocol::{ToCoordinator, ToLocks};
+use crate::txn::locks::{Effect, LockTable};
+use crate::txn::protocol::{ToCoordinator, ToLocks};
 use actix::{
     Actor, ActorFutureExt, AsyncContext, Context, Handler, Message, MessageResult, WrapFuture,
 };

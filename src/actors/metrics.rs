@@ -5,13 +5,13 @@ use crate::actors::bucket::{self, Inform, Meet, Move, PartitionReport};
 use crate::actors::coordinator;
 use crate::actors::lock_manager::CountWaiting;
 use crate::actors::node::Birth;
+use crate::cluster::barrier::Standing;
+use crate::cluster::slots::Ring;
 use crate::command::facts::{
     Calls, ClassFacts, Facts, LogFacts, NodeFacts, PartitionFacts, TableFacts,
 };
 use crate::command::spec;
 use crate::config::{Class, Config, Node};
-use crate::engine::barrier::Standing;
-use crate::engine::slots::Ring;
 use crate::ids::{Incarnation, NodeId, PartitionId, TableIndex};
 use crate::metrics::{Counters, LogCounts, LogUsage, Sample, Series, Snapshot, prometheus};
 use crate::net::http::{Ask, Health, Unserved};

@@ -1,6 +1,6 @@
 //! A Peer: the pair of streams to one other node.
 //!
-//! What becomes of the link is decided in [`crate::engine::link`]; the Peer carries. Each node dials
+//! What becomes of the link is decided in [`crate::cluster::link`]; the Peer carries. Each node dials
 //! every other. All that two nodes have to say to each other goes over the stream that the one with
 //! the smaller id has dialled: what one turn of the mailbox brought, requests, answers and messages
 //! of groups alike, leaves in one write, and whoever hears it wakes up once. Snapshots, pings and
@@ -18,20 +18,21 @@ use crate::actors::coordinator;
 use crate::actors::failpoint::{Failpoint, Point};
 use crate::actors::log::{self as disk, Log};
 use crate::actors::post::Post;
+use crate::batch::machine::Machine;
+use crate::batch::refusal::Refusal;
+use crate::batch::round;
+use crate::batch::{Batch, Op, OpCode, Replies};
+use crate::cluster::barrier::Hello;
+use crate::cluster::link::{self, Complaints, DialFailure, Effect, Greeting, Link, StreamId, Word};
 use crate::command::Redis;
-use crate::engine::barrier::Hello;
-use crate::engine::batch::{Batch, Op, OpCode, Replies};
-use crate::engine::consensus::is_beat;
-use crate::engine::link::{self, Complaints, DialFailure, Effect, Greeting, Link, StreamId, Word};
-use crate::engine::machine::{Access, Machine};
-use crate::engine::protocol::Refusal;
-use crate::engine::round;
+use crate::consensus::is_beat;
 use crate::ids::{Elapsed, Incarnation, LastSeen, NodeId, Now, PartitionId};
 use crate::net::frame::{
     self, FRAME_BYTES_MAX, FrameError, Incoming, Outgoing, PIECE_BYTES, PIECES_BYTES_MAX,
 };
 use crate::net::listen::{Acceptor, OwnedReadHalf, OwnedWriteHalf, TcpListener, TcpStream, dial};
 use crate::net::packet::{Extent, Packet, Relayed};
+use crate::store::tables::Access;
 use actix::fut::{ActorFutureExt, WrapFuture};
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
 use bytes::Bytes;
@@ -678,9 +679,8 @@ impl Peer {
             self.cut_off(stream, UNKNOWN_OPERATIONS, ctx);
             return;
         }
-        let placed = |head: crate::engine::batch::OpHead| {
-            book.placed.get(head.partition.index()).copied().flatten()
-        };
+        let placed =
+            |head: crate::batch::OpHead| book.placed.get(head.partition.index()).copied().flatten();
         let first = batch.heads().next().and_then(placed);
         let together = batch.heads().all(|head| placed(head) == first);
         let now = (self.clock)();
@@ -901,7 +901,7 @@ async fn listen_to(stream: &mut TcpStream) -> io::Result<(Packet, Vec<u8>)> {
 }
 
 /// Takes the streams that others dial. A dialler is a stranger until it has introduced itself in time
-/// as a node of the cluster, and even then it has to be proven: see [`crate::engine::link`].
+/// as a node of the cluster, and even then it has to be proven: see [`crate::cluster::link`].
 pub async fn accept(listener: TcpListener, book: Arc<Book>) {
     let epoch = Instant::now();
     let mut listener = Acceptor::new(listener, b"");

@@ -8,9 +8,9 @@ use crate::actors::book::Book;
 use crate::actors::bucket::ForPartitions;
 use crate::actors::coordinator::ForCoordinator;
 use crate::actors::peer::ConveyAll;
-use crate::engine::protocol::{ToCoordinator, ToPartition};
 use crate::ids::{NodeId, PartitionId};
 use crate::net::packet::Packet;
+use crate::txn::protocol::{ToCoordinator, ToPartition};
 use std::collections::BTreeMap;
 
 /// Messages by who is told. What one of them is told keeps its order.

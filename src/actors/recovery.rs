@@ -3,20 +3,20 @@
 use crate::actors::coordinator::Kept;
 use crate::command::Redis;
 use crate::config::{Config, Durability};
-use crate::engine::consensus::{
+use crate::consensus::{
     Group, Recovered as RecoveredGroup, ReplicaId, Setup, SnapshotMeta, Survivor, survive,
 };
-use crate::engine::partition::Partition;
-use crate::engine::replica::Replica;
-use crate::engine::snapshot::Restorer;
-use crate::engine::tables::KeyHasher;
 use crate::error::{Corrupt, Error, Result};
 use crate::ids::{Incarnation, Millis, NodeId, PartitionId, TableIndex};
+use crate::partition::Partition;
+use crate::partition::replica::Replica;
+use crate::partition::snapshot::Restorer;
 use crate::storage::reserve;
 use crate::storage::{
     Directory, GroupLog, Identity, Options, RealDisk, Records, SegmentLog, Snapshot,
     SnapshotReader, Snapshots, Torn,
 };
+use crate::store::tables::KeyHasher;
 use std::collections::BTreeMap;
 use std::path::Path;
 use tokio::time::Instant;

@@ -9,7 +9,7 @@
 //! All of it is plain values of one thread. Batches for other arbiters and nodes travel as
 //! [`Execute`](crate::actors::bucket::Execute).
 
-use crate::engine::batch::{Batch, Replies};
+use crate::batch::{Batch, Replies};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};

@@ -6,8 +6,8 @@ use super::spec::{
     data,
 };
 use super::{Call, NOT_AN_INTEGER, SYNTAX, VALUE_BYTES_MAX};
-use crate::engine::batch::Args;
-use crate::engine::tables::{Expires, Origin};
+use crate::batch::Args;
+use crate::store::tables::{Expires, Origin};
 
 const fn doc(
     since: &'static str,

@@ -14,7 +14,7 @@ use super::spec::{
 };
 use super::words::Words;
 use super::{Call, NOT_AN_INTEGER};
-use crate::engine::slots::slot_of;
+use crate::cluster::slots::slot_of;
 use crate::ids::{NodeId, PartitionId, Slot};
 use std::fmt::Write as _;
 

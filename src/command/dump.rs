@@ -11,8 +11,8 @@ use super::spec::{
     ANSWERS_VALUES, DANGEROUS, DENYOOM, Doc, Group, KEY, READONLY, Spec, Split, WRITE, data,
 };
 use super::{NOT_AN_INTEGER, SYNTAX, VALUE_BYTES_MAX};
-use crate::engine::tables::Expires;
 use crate::ids::Millis;
+use crate::store::tables::Expires;
 
 const fn doc(since: &'static str, summary: &'static str, syntax: &'static str) -> Doc {
     let complexity = "O(N) with N the length of the value";

@@ -7,7 +7,7 @@ use super::number::parse_int;
 use super::reply::Reply;
 use super::spec::{Doc, Group, Keys, LOADING, NO_KEYS, READONLY, Run, STALE, Spec, Split, data};
 use super::words::Words;
-use crate::engine::tables::Origin;
+use crate::store::tables::Origin;
 
 const fn doc(since: &'static str, summary: &'static str, syntax: &'static str) -> Doc {
     Doc { group: Group::Generic, since, complexity: "O(1)", summary, syntax }

@@ -13,12 +13,13 @@ use super::reply::Reply;
 use super::scan::{self, Walk};
 use super::spec::{Data, Merge, NodeFn, Over, Run, SessionFn, Spec, Split};
 use super::words::Words;
-use crate::engine::batch::{Batch, OpHead, Replies};
-use crate::engine::machine::{Access, Machine};
-use crate::engine::protocol::{Claim, Granule, Mode, Share, Work};
-use crate::engine::slots::{Atlas, Partitions};
-use crate::engine::tables::KeyHasher;
+use crate::batch::machine::Machine;
+use crate::batch::{Batch, OpHead, Replies};
+use crate::cluster::slots::{Atlas, Partitions};
 use crate::ids::{PartitionId, Slot, TableIndex};
+use crate::store::tables::Access;
+use crate::store::tables::KeyHasher;
+use crate::txn::protocol::{Claim, Granule, Mode, Share, Work};
 use std::collections::BTreeMap;
 
 /// Where a command is asked: what turns its keys into places.

@@ -7,9 +7,9 @@ use super::spec::{
 };
 use super::words::Words;
 use super::{Call, NOT_AN_INTEGER, SYNTAX};
-use crate::engine::batch::Args;
-use crate::engine::tables::{Expires, Origin};
+use crate::batch::Args;
 use crate::ids::TableIndex;
+use crate::store::tables::{Expires, Origin};
 
 const fn doc(
     since: &'static str,

@@ -2,7 +2,7 @@
 //!
 //! None of them locks anything, and none holds a partition up for longer than [`CELLS_MAX`] cells
 //! take. A cursor of `SCAN` names the partition that goes on, plus one, in its upper sixteen bits,
-//! and a place in that partition's table below ([`crate::engine::table`] tells why it survives
+//! and a place in that partition's table below ([`crate::store::table`] tells why it survives
 //! growth); a scan goes from the last partition of the table to the first, so that whoever is asked
 //! names the next one without knowing how many there are. Partition 0 knows that none follows. The
 //! first one of a later storage class does not: it names the last one of the class before, and a
@@ -16,11 +16,11 @@ use super::reply::Reply;
 use super::spec::{DANGEROUS, Doc, Group, NO_KEYS, READONLY, Spec, Split, data};
 use super::words::Words;
 use super::{Call, NOT_AN_INTEGER, SYNTAX};
-use crate::engine::batch::{Batch, OpCode, OpHead};
-use crate::engine::slots::Partitions;
-use crate::engine::table::CURSOR_BITS;
-use crate::engine::tables::KeyHasher;
+use crate::batch::{Batch, OpCode, OpHead};
+use crate::cluster::slots::Partitions;
 use crate::ids::{PartitionId, TableIndex};
+use crate::store::table::CURSOR_BITS;
+use crate::store::tables::KeyHasher;
 use hashbrown::HashTable;
 
 const fn doc(
@@ -447,8 +447,8 @@ const _: () = assert!(CURSOR_BITS == 48, "a partition's number fits above a tabl
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::slots::{Atlas, Ring};
     use crate::command::words::Phrase;
-    use crate::engine::slots::{Atlas, Ring};
 
     #[test]
     fn cursors_are_read_as_redis_reads_them() {

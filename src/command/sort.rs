@@ -7,7 +7,7 @@ use super::spec::{
     reaching,
 };
 use super::{Call, NOT_AN_INTEGER, SYNTAX, WRONG_TYPE};
-use crate::engine::batch::Args;
+use crate::batch::Args;
 use crate::ids::TableIndex;
 
 const fn doc(since: &'static str, summary: &'static str, syntax: &'static str) -> Doc {

@@ -16,9 +16,10 @@ use super::{
     admin, bits, cluster, connection, dump, keys, latency, lcs, object, rename, scan, server, sort,
     strings, transaction,
 };
-use crate::engine::batch::{Args, OpCode};
-use crate::engine::machine::{Access, Scope};
+use crate::batch::machine::Scope;
+use crate::batch::{Args, OpCode};
 use crate::ids::TableIndex;
+use crate::store::tables::Access;
 
 /// All rows, a slice a group.
 const GROUPS: [&[Spec]; 15] = [

@@ -7,10 +7,10 @@ use super::spec::{
     Split, WRITE, data,
 };
 use super::{Call, NOT_AN_INTEGER, SYNTAX, VALUE_BYTES_MAX};
-use crate::engine::batch::Args;
-use crate::engine::protocol::Refusal;
-use crate::engine::tables::{Expires, ItemRef, Origin};
+use crate::batch::Args;
+use crate::batch::refusal::Refusal;
 use crate::ids::Millis;
+use crate::store::tables::{Expires, ItemRef, Origin};
 
 const fn doc(
     since: &'static str,

@@ -31,12 +31,13 @@ use super::spec::{
 };
 use super::words::{Phrase, Words};
 use super::{Call, KEY_BYTES_MAX, Redis};
-use crate::engine::batch::{Batch, OpCode, OpHead, Replies};
-use crate::engine::machine::{Access, Machine, Scope};
-use crate::engine::protocol::{Claim, Granule, Mode, Share, Watched, Work};
-use crate::engine::slots::Atlas;
-use crate::engine::tables::KeyHasher;
+use crate::batch::machine::{Machine, Scope};
+use crate::batch::{Batch, OpCode, OpHead, Replies};
+use crate::cluster::slots::Atlas;
 use crate::ids::{PartitionId, TableIndex};
+use crate::store::tables::Access;
+use crate::store::tables::KeyHasher;
+use crate::txn::protocol::{Claim, Granule, Mode, Share, Watched, Work};
 use std::collections::{BTreeMap, BTreeSet};
 
 const fn doc(since: &'static str, summary: &'static str, syntax: &'static str) -> Doc {

@@ -268,8 +268,8 @@ pub fn missing(buffer: &[u8]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::barrier::Hello;
-    use crate::engine::batch::Replies;
+    use crate::batch::Replies;
+    use crate::cluster::barrier::Hello;
     use crate::ids::{Incarnation, LastSeen, NodeId, PartitionId};
 
     fn packets() -> Vec<Packet> {

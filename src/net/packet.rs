@@ -1,12 +1,12 @@
 //! What nodes say to each other, in MessagePack.
 //!
-//! Most packets are messages of the engines as they are. Which of the two streams of a link carries
+//! Most packets are messages of the cores as they are. Which of the two streams of a link carries
 //! what, [`crate::actors::peer`] says.
 
-use crate::engine::barrier::Hello;
-use crate::engine::batch::{Batch, Replies};
-use crate::engine::protocol::{Term, ToCoordinator, ToPartition};
+use crate::batch::{Batch, Replies};
+use crate::cluster::barrier::Hello;
 use crate::ids::{NodeId, PartitionId};
+use crate::txn::protocol::{Term, ToCoordinator, ToPartition};
 use serde::{Deserialize, Serialize};
 
 /// One packet.
@@ -368,8 +368,8 @@ pub fn decode(bytes: &[u8]) -> Result<Packet, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::protocol::{Decide, Knowledge, Verdict};
     use crate::ids::{Incarnation, TxnId};
+    use crate::txn::protocol::{Decide, Knowledge, Verdict};
 
     const NODES: [NodeId; 3] = [NodeId(1), NodeId(2), NodeId(3)];
 

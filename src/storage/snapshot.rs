@@ -5,7 +5,7 @@
 //! chunk:  length | crc | bytes          as many as there are
 //! footer: 0 | crc | chunks | crc of everything before the footer | magic
 //! ```
-//! What the chunks and `meta` mean is the engine's business. A snapshot is written aside, synced,
+//! What the chunks and `meta` mean is the core's business. A snapshot is written aside, synced,
 //! given its name, and its name synced: a file under its name is whole, and what is found aside
 //! when a node starts is rubbish. The log forgets what a snapshot covers only after that.
 //!
@@ -86,7 +86,7 @@ impl<D: Disk + Clone> Snapshots<D> {
         Ok(all)
     }
 
-    /// Starts a snapshot of a partition up to `index`. `meta` is the engine's: what a reader needs
+    /// Starts a snapshot of a partition up to `index`. `meta` is the core's: what a reader needs
     /// before the first chunk.
     pub fn create(
         &self,
@@ -415,7 +415,7 @@ impl<D: Disk> SnapshotReader<D> {
         self.snapshot
     }
 
-    /// What the engine put before the chunks.
+    /// What the core put before the chunks.
     pub fn meta(&self) -> &Bytes {
         &self.meta
     }
@@ -448,7 +448,7 @@ impl<D: Disk> SnapshotReader<D> {
         Ok(Some(chunk))
     }
 
-    /// What the engine found wrong in a chunk that its checksum vouches for: an error that names
+    /// What the core found wrong in a chunk that its checksum vouches for: an error that names
     /// the file, and where its next chunk would begin.
     pub fn damaged(&self, problem: &str) -> Error {
         corrupt(&self.path, self.next.0, problem)

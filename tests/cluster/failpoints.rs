@@ -1,6 +1,6 @@
 //! A node dies at each step of the commit protocol, of the log and of a snapshot.
 //!
-//! The simulation strikes the engines at every step (`src/engine/simulation/steps.rs`); here the
+//! The simulation strikes the cores at every step (`src/simulation/steps.rs`); here the
 //! whole process dies, with its mailboxes, sockets and files as they are at that moment. The node
 //! is told by `QUORATE_FAILPOINT` where (`src/actors/failpoint.rs` has the points), and transactions
 //! over three partitions go through all nodes until it gets there: it coordinates some, leads

@@ -112,7 +112,7 @@ fn tag_of(key: &[u8]) -> &[u8] {
     }
 }
 
-/// CRC16/XMODEM, bit by bit: a second opinion on the table-driven one in `engine/slots.rs`.
+/// CRC16/XMODEM, bit by bit: a second opinion on the table-driven one in `cluster/slots.rs`.
 fn crc16(bytes: &[u8]) -> u16 {
     bytes.iter().fold(0, |crc: u16, byte| {
         (0..8).fold(crc ^ (u16::from(*byte) << 8), |crc, _| {

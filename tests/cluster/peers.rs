@@ -1,11 +1,11 @@
 //! What comes to a node's port for other nodes, and what does not leave it.
 
 use crate::harness::{Client, Cluster, PATIENCE, Protocol, dial, eventually, read_on, read_to_end};
-use quorate::engine::barrier::Hello;
-use quorate::engine::protocol::Term;
+use quorate::cluster::barrier::Hello;
 use quorate::ids::{Incarnation, NodeId, PartitionId};
 use quorate::net::frame;
 use quorate::net::packet::Packet;
+use quorate::txn::protocol::Term;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};

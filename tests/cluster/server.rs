@@ -3,7 +3,7 @@
 use crate::harness::{
     Client, Cluster, PATIENCE, Protocol, dial, eventually, expect, read_on, read_to_end,
 };
-use quorate::engine::barrier::Hello;
+use quorate::cluster::barrier::Hello;
 use quorate::ids::NodeId;
 use quorate::net::frame;
 use quorate::net::packet::{self, Packet};
@@ -748,7 +748,7 @@ fn read_packet(stream: &mut TcpStream) -> Packet {
     packet::decode(&bytes).expect("a packet")
 }
 
-const VERSION: u8 = quorate::engine::barrier::PROTOCOL_VERSION as u8;
+const VERSION: u8 = quorate::cluster::barrier::PROTOCOL_VERSION as u8;
 
 /// What a node says when it introduces itself: version, cluster, node, life, digest, formed. As one
 /// of version 1 did, which did not say what it cannot vouch for.

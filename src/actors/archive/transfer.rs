@@ -17,12 +17,12 @@
 use super::{Archive, tell_error};
 use crate::actors::peer::Convey;
 use crate::command::Redis;
-use crate::engine::consensus::{Outgoing, ReplicaId, SnapshotMeta};
-use crate::engine::partition::snapshots::{Arrived, FromArchive};
-use crate::engine::snapshot::Restorer;
+use crate::consensus::{Outgoing, ReplicaId, SnapshotMeta};
 use crate::error::Error;
 use crate::ids::{NodeId, PartitionId};
 use crate::net::packet::{Packet, Transfer};
+use crate::partition::snapshot::Restorer;
+use crate::partition::snapshots::{Arrived, FromArchive};
 use crate::storage::{Snapshot, SnapshotReader, SnapshotReceiver};
 use actix::{AsyncContext, Context, Handler, Message};
 use bytes::Bytes;
@@ -399,7 +399,7 @@ impl Archive {
 fn restoring(
     reader: SnapshotReader,
     partition: PartitionId,
-    hasher: crate::engine::tables::KeyHasher,
+    hasher: crate::store::tables::KeyHasher,
 ) -> Result<Stage, Error> {
     let meta = SnapshotMeta::from_bytes(reader.meta());
     let meta = meta.ok_or_else(|| reader.damaged("what it says about itself makes no sense"))?;
@@ -495,9 +495,9 @@ impl Handler<Restore> for Archive {
 mod tests {
     use super::*;
     use crate::actors::failpoint::Failpoint;
-    use crate::engine::consensus::Members;
-    use crate::engine::tables::KeyHasher;
+    use crate::consensus::Members;
     use crate::storage::{RealDisk, Snapshots};
+    use crate::store::tables::KeyHasher;
 
     const P: PartitionId = PartitionId(1);
 

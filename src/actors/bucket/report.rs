@@ -1,8 +1,8 @@
 //! How a Bucket's partitions are, for operators: the rows of `/status`.
 
-use crate::engine::consensus::Role;
-use crate::engine::machine::Machine;
-use crate::engine::partition::Partition;
+use crate::batch::machine::Machine;
+use crate::consensus::Role;
+use crate::partition::Partition;
 use serde::Serialize;
 
 /// A replica of a partition.
@@ -93,7 +93,7 @@ impl PartitionReport {
         };
         report.leader = group.leader().map(|leader| leader.node().0);
         report.term = group.term();
-        let nodes = |list: &[crate::engine::consensus::ReplicaId]| {
+        let nodes = |list: &[crate::consensus::ReplicaId]| {
             list.iter().map(|id| id.node().0).collect::<Vec<u16>>()
         };
         report.voters = nodes(&group.members().voters);
@@ -104,7 +104,7 @@ impl PartitionReport {
         report.log_bytes = group.log_bytes();
         report.since_snapshot = partition.log_since_snapshot();
         let others = group.progress().into_iter().filter(|one| one.id != group.id());
-        let follower = |one: crate::engine::consensus::Progress| FollowerReport {
+        let follower = |one: crate::consensus::Progress| FollowerReport {
             node: one.id.node().0,
             lag: report.last.saturating_sub(one.matched),
             active: one.is_active,

@@ -9,13 +9,13 @@
 use crate::actors::book::Book;
 use crate::actors::bucket;
 use crate::actors::peer::{Convey, Restate};
+use crate::cluster::barrier::Hello;
+use crate::cluster::suspects::{Doubt, Verdict};
 use crate::command::Redis;
-use crate::engine::barrier::Hello;
-use crate::engine::consensus::Setup;
-use crate::engine::doubt::{Doubt, Verdict};
-use crate::engine::partition::Partition;
+use crate::consensus::Setup;
 use crate::ids::{NodeId, PartitionId};
 use crate::net::packet::Packet;
+use crate::partition::Partition;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A partition of this node that is logged.

@@ -11,7 +11,7 @@
 //!
 //! Keys are known by a hash: two that share one wait for each other in vain, and no harm is done.
 
-use crate::engine::machine::Access;
+use crate::store::tables::Access;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The order of commands that were gathered together.

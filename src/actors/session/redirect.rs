@@ -7,11 +7,11 @@
 use super::round::landed;
 use crate::actors::bucket::{Answer, Execute};
 use crate::actors::local::Local;
+use crate::batch::machine::Machine;
+use crate::batch::refusal::Refusal;
+use crate::batch::round::Redirect;
+use crate::batch::{Batch, Replies};
 use crate::command::Redis;
-use crate::engine::batch::{Batch, Replies};
-use crate::engine::machine::Machine;
-use crate::engine::protocol::Refusal;
-use crate::engine::round::Redirect;
 use std::io;
 use std::time::Duration;
 use tokio::sync::oneshot;

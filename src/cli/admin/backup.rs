@@ -246,9 +246,9 @@ mod tests {
     use crate::cli::admin::fake;
     use crate::cli::admin::image::ImageReader;
     use crate::cli::admin::restore::verify;
-    use crate::engine::machine::Access;
-    use crate::engine::tables::{Begun, Expires, KeyHasher, Tables};
     use crate::ids::{Incarnation, Millis, TableIndex};
+    use crate::store::tables::Access;
+    use crate::store::tables::{Begun, Expires, KeyHasher, Tables};
     use tempfile::TempDir;
 
     const KEYS: u64 = 4_000;

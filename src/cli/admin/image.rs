@@ -1,6 +1,6 @@
 //! Reading an image, a block at a time: what is in memory is one block.
 
-use crate::engine::snapshot::{IMAGE_BLOCK_BYTES, IMAGE_PREFIX_BYTES, Image, ImageItem};
+use crate::store::image::{IMAGE_BLOCK_BYTES, IMAGE_PREFIX_BYTES, Image, ImageItem};
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};

@@ -1,0 +1,210 @@
+//! One batch, executed in parts: by several Buckets, by several leaders, at several times.
+//!
+//! What was executed is answered and never asked for again. Three places put replies together:
+//!
+//! - A node whose Buckets share a batch of another node gathers their replies: [`spread`], [`gather`].
+//! - A Session asks for what was left once it has taken what was answered: [`Among`].
+//! - A Session asks other leaders for what was misplaced: [`Redirect`].
+
+use crate::batch::machine::{Machine, too_long};
+use crate::batch::{Batch, Op, OpHead, Part, Replies};
+use crate::ids::{NodeId, PartitionId};
+use crate::rules::{Rule, kept};
+use crate::store::tables::Access;
+use std::collections::BTreeMap;
+
+/// Divides a batch over Buckets; `place` says which one executes an operation.
+pub fn spread(batch: &Batch, place: impl Fn(&Op<'_>) -> usize) -> BTreeMap<usize, Batch> {
+    let mut shares: BTreeMap<usize, Batch> = BTreeMap::new();
+    for op in batch.iter() {
+        shares.entry(place(&op)).or_default().push_op(&op);
+    }
+    shares
+}
+
+/// Puts the replies of the Buckets together that [`spread`] has chosen. What one Bucket left is left,
+/// whatever another one has executed after it.
+pub fn gather<M: Machine>(
+    batch: &Batch,
+    place: impl Fn(&Op<'_>) -> usize,
+    done: &BTreeMap<usize, Replies>,
+) -> Replies {
+    let mut next: BTreeMap<usize, usize> = BTreeMap::new();
+    let mut is_cut = false;
+    let parts = batch.iter().map(|op| {
+        let bucket = place(&op);
+        let next = next.entry(bucket).or_default();
+        *next += 1;
+        let part = done.get(&bucket).map_or(Part::Left, |replies| replies.part(*next - 1));
+        is_cut |= part == Part::Left;
+        if is_cut && !kept(Rule::ExecutedIsAnswered) { Part::Left } else { part }
+    });
+    Replies::gather(parts, |index, reply| refuse_long::<M>(batch.head(index), reply))
+}
+
+/// Answers an operation whose reply is too long to be given.
+pub fn refuse_long<M: Machine>(head: OpHead, reply: &mut Vec<u8>) {
+    M::refuse(&too_long::<M>(head), reply);
+}
+
+/// A batch of which some operations were left, and what became of the others, while those are asked
+/// for again.
+#[derive(Debug)]
+pub struct Among {
+    batch: Batch,
+    replies: Replies,
+    /// The first operation whose reply is not taken.
+    from: usize,
+    asked: Vec<u32>,
+}
+
+impl Among {
+    /// Makes `batch` one of the operations that were left, from the first on whose reply is not
+    /// taken. While more than `held_max` bytes of replies wait for those before them, it has only
+    /// the operations that they wait for. None if it is the end of the batch alone.
+    pub fn ask_again(
+        batch: &mut Batch,
+        replies: &mut Replies,
+        from: usize,
+        held_max: usize,
+    ) -> Option<Among> {
+        let (whole, replies) = (std::mem::take(batch), std::mem::take(replies));
+        let held = replies.bytes.len() - replies.start(from);
+        let mut asked = Vec::new();
+        for index in from..whole.len() {
+            match replies.part(index) {
+                Part::Left => asked.push(index as u32),
+                _ if held > held_max => break,
+                _ => {}
+            }
+        }
+        asked.iter().for_each(|index| batch.push_op(&whole.op(*index as usize)));
+        let is_end = asked.len() == whole.len() - from;
+        (!is_end).then_some(Among { batch: whole, replies, from, asked })
+    }
+
+    /// Puts the replies to what was asked for again back to where it was left.
+    pub fn put_back<M: Machine>(self, batch: &mut Batch, replies: &mut Replies) {
+        let Among { batch: whole, replies: earlier, from, asked } = self;
+        let again = std::mem::take(replies);
+        let parts = (from..whole.len()).map(|index| match asked.binary_search(&(index as u32)) {
+            Ok(place) => again.part(place),
+            Err(_) => earlier.part(index),
+        });
+        *replies = Replies::gather(parts, |place, reply| {
+            refuse_long::<M>(whole.head(from + place), reply);
+        });
+        batch.clear();
+        (from..whole.len()).for_each(|index| batch.push_op(&whole.op(index)));
+    }
+}
+
+/// What a leader made of an operation that was misplaced.
+#[derive(Debug)]
+enum Late {
+    Answered(Vec<u8>),
+    Left,
+}
+
+/// Operations of a batch that met a node which does not lead their partition, and what other nodes
+/// made of them. They were not executed, so they may be asked of whoever leads.
+#[derive(Debug)]
+pub struct Redirect {
+    late: BTreeMap<u32, Late>,
+    /// By place in the batch, in order.
+    open: Vec<u32>,
+}
+
+impl Redirect {
+    /// Takes what is misplaced among these replies.
+    pub fn of(replies: &mut Replies) -> Redirect {
+        Redirect { late: BTreeMap::new(), open: std::mem::take(&mut replies.misplaced) }
+    }
+
+    /// Whether nothing is to be asked.
+    pub fn is_over(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    /// Takes what is to be asked, by destination: which operations, and these as a batch.
+    pub fn shares(
+        &mut self,
+        batch: &Batch,
+        route: impl Fn(PartitionId) -> usize,
+    ) -> BTreeMap<usize, (Vec<u32>, Batch)> {
+        let mut shares: BTreeMap<usize, (Vec<u32>, Batch)> = BTreeMap::new();
+        for index in self.open.drain(..) {
+            let op = batch.op(index as usize);
+            let (indices, share) = shares.entry(route(op.head.partition)).or_default();
+            indices.push(index);
+            share.push_op(&op);
+        }
+        shares
+    }
+
+    /// Takes what one destination answered; what it turned away is asked again.
+    pub fn take(&mut self, indices: &[u32], replies: &Replies) {
+        for (place, index) in indices.iter().enumerate() {
+            match replies.part(place) {
+                Part::Answered(reply) => {
+                    self.late.insert(*index, Late::Answered(reply.to_vec()));
+                }
+                // It has a leader: the Session asks that one once it has taken what is answered.
+                Part::Left => drop(self.late.insert(*index, Late::Left)),
+                Part::Misplaced => self.open.push(*index),
+            }
+        }
+        self.open.sort_unstable();
+    }
+
+    /// Asks nobody any more; `refuse` answers what is left over.
+    pub fn give_up(&mut self, batch: &Batch, refuse: impl Fn(PartitionId, &mut Vec<u8>)) {
+        for index in self.open.drain(..) {
+            let mut reply = Vec::new();
+            refuse(batch.head(index as usize).partition, &mut reply);
+            self.late.insert(index, Late::Answered(reply));
+        }
+    }
+
+    /// The batch's replies without any that are misplaced; what its leaders left is left.
+    pub fn finish<M: Machine>(self, batch: &Batch, replies: &Replies) -> Replies {
+        let parts = (0..replies.len()).map(|index| match self.late.get(&(index as u32)) {
+            Some(Late::Answered(reply)) => Part::Answered(reply),
+            Some(Late::Left) => Part::Left,
+            None => replies.part(index),
+        });
+        Replies::gather(parts, |index, reply| refuse_long::<M>(batch.head(index), reply))
+    }
+}
+
+/// The replies to operations of a node that was lost. Reads may be asked of others, unless a write of
+/// the same batch comes after them: it may have been executed. `unknown` answers the rest.
+pub fn lost<M: Machine>(batch: &Batch, unknown: impl Fn(Access, &mut Vec<u8>)) -> Replies {
+    let mut replies = Replies::default();
+    let writes = |head: OpHead| M::access(head.code) == Access::Write;
+    let after_writes = (0..batch.len()).rfind(|index| writes(batch.head(*index)));
+    let after_writes = after_writes.map_or(0, |last| last + 1);
+    for (index, head) in batch.heads().enumerate() {
+        match index >= after_writes {
+            true => replies.misplaced.push(index as u32),
+            false => unknown(M::access(head.code), &mut replies.bytes),
+        }
+        replies.end();
+    }
+    replies
+}
+
+/// Which of a node's Buckets holds each partition; none where the node has no replica of it.
+/// `replicas` are the nodes that hold a partition, its first leader first: what a node leads first is
+/// divided evenly, and so is the rest.
+pub fn place(replicas: &[Vec<NodeId>], node: NodeId, buckets: usize) -> Vec<Option<usize>> {
+    let mut turns = [0, 0];
+    let mut next = |replicas: &Vec<NodeId>| {
+        replicas.contains(&node).then(|| {
+            let turn = &mut turns[usize::from(replicas.first() == Some(&node))];
+            *turn += 1;
+            (*turn - 1) % buckets
+        })
+    };
+    replicas.iter().map(&mut next).collect()
+}

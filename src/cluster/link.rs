@@ -1,0 +1,708 @@
+//! The link to one other node: when it stands, when it is suspected, when it is lost.
+//!
+//! Two nodes have a stream each way: the one that this node dialled and the one that the other node
+//! dialled. Whoever dials this node is a stranger until it is proven to be the other node, and what
+//! a stranger says has no effect on a link that stands.
+//!
+//! ```text
+//!   this node                                      the other node
+//!   dial its configured address ── Hello(nonce a) ─▶ holds the introduction
+//!                               ◀─ Hello ──────────  answers
+//!   holds the introduction      ◀─ Hello(nonce b) ── dials the configured address
+//!                               ── Hello ──────────▶
+//!   names b on the stream that it dialled ─ Claim(b) ▶ knows its own nonce: a is proven
+//!   knows its own nonce: b is proven ◀─── Claim(a) ── names a on the stream that it dialled
+//! ```
+//!
+//! A nonce is random and is said to the configured address alone, so only what listens there can
+//! name it on a stream of its own. A node that is asked about a nonce which is not its own says so,
+//! and the introduction is dropped. That is no authentication: who can listen at the address of a
+//! node, or on the wire, can pass for it.
+//!
+//! The claim is the first word on a stream after the introductions, so nothing that a node says once
+//! its link stands is in the way of the other one's proof.
+//!
+//! **Suspected and lost.** Pings go out regularly, and a pong shows that both directions work. A node
+//! without a pong for an election timeout is *suspected*: requests take another way, its locks are
+//! given up, but the streams stay. A node that says nothing for [`SILENCE_MS`], or whose stream ends,
+//! is *lost*: both streams are closed. Neither is evidence that its life has ended; only a refused
+//! connection or a newer life is.
+//!
+//! **Serving lease.** A node executes what another one asks only while that one surely still waits
+//! for the answer. Pings say which pong came last, so the receiver knows a moment at which the sender
+//! had heard of it, and the sender gives nothing up before an election timeout after that moment. So
+//! what the sender has given up is not executed later, wherever its bytes have been meanwhile.
+
+use crate::cluster::barrier::Hello;
+use crate::ids::{Incarnation, LastSeen, NodeId};
+use std::collections::VecDeque;
+
+/// How often [`Link::tick`] is to be called, in ms.
+pub const TICK_MS: u64 = 25;
+
+/// A node that was silent for so long is lost, in ms.
+pub const SILENCE_MS: u64 = 3_000;
+
+/// The longest time without a pong until a node is suspected, in ms, whatever the election timeout.
+pub const SUSPECT_MS_MAX: u64 = 2_000;
+
+/// Pings in the time after which a node is suspected.
+const PINGS: u64 = 4;
+
+/// The first and the longest pause between two attempts to dial, in ms.
+const BACKOFF_MS_MIN: u64 = 20;
+const BACKOFF_MS_MAX: u64 = 1_000;
+
+/// Introductions that wait for their proof at most; the oldest gives way.
+pub const HELD_MAX: usize = 4;
+
+/// How long an introduction waits for its proof, and a stream for the other one that makes it a link,
+/// in ms.
+pub const HELD_MS: u64 = 4_000;
+
+/// Pongs remembered until the other node says which of them came.
+const PONGS_MAX: usize = 64;
+
+/// Complaints about strangers that are logged at once, and how long it takes until there is room for
+/// another one, in ms.
+const COMPLAINTS_MAX: u64 = 32;
+const COMPLAINT_MS: u64 = 1_000;
+
+/// Names a stream of this node.
+pub type StreamId = u64;
+
+/// What two nodes say about their link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// The nonce of your dial, as it came: it proves who says so. Is it yours?
+    Claim(u64),
+    /// The answer to [`Word::Claim`].
+    Yours(u64, bool),
+    /// Are you there? `seen` is the number of the last pong that came, 0 before the first.
+    Ping {
+        /// Counts the pings.
+        number: u64,
+        /// The last pong that came.
+        seen: u64,
+    },
+    /// The answer to the ping of this number.
+    Pong(u64),
+}
+
+/// What a link wants done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Dial the node's configured address after so many ms.
+    Dial(u64),
+    /// Say this on a stream.
+    Say(StreamId, Word),
+    /// Close a stream.
+    Close(StreamId),
+    /// The link stands: both streams carry packets from now on.
+    Up(Hello),
+    /// The node does not answer: take other ways.
+    Suspect,
+    /// It answers again.
+    Trust,
+    /// The link is lost, for this reason; its streams are closed.
+    Down(String),
+    /// What the node was asked over links that are lost, and did not answer, will not be executed
+    /// any more.
+    Final,
+    /// A life of the node is known to have ended.
+    Ended {
+        /// Which life.
+        life: Incarnation,
+        /// Whether its process closed the streams itself before: see
+        /// [`leader_is_dead`](crate::consensus::Group::leader_is_dead).
+        dead: bool,
+    },
+    /// Note this of the other node, before anything is made of it.
+    Seen(LastSeen),
+    /// The other node has seen a life of this one that its data directory does not know.
+    Outlived(LastSeen),
+    /// Something that an operator should know.
+    Complain(String),
+}
+
+/// What becomes of who has dialled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Greeting {
+    /// It is answered by this introduction, and kept until its own is proven.
+    Keep(Hello),
+    /// It is answered by this introduction, which says that it has been started again since, and
+    /// let go.
+    Tell(Hello),
+    /// It is let go.
+    LetGo,
+    /// It is refused.
+    Refuse,
+}
+
+/// Why dialling failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DialFailure {
+    /// Nobody listens where the node listens: its process is gone.
+    NobodyListens,
+    /// It cannot be reached.
+    Unreachable(String),
+    /// The node refuses this one. It does not say why.
+    Refused,
+    /// What answers at this address is no node.
+    Garbled(String, String),
+}
+
+#[derive(Debug)]
+struct Dialled {
+    stream: StreamId,
+    nonce: u64,
+    hello: Hello,
+    since_ms: u64,
+}
+
+#[derive(Debug)]
+struct Introduction {
+    stream: StreamId,
+    hello: Hello,
+    /// Who is at its other end, for complaints.
+    from: String,
+    since_ms: u64,
+    /// When its nonce was first named to the other node, which takes no link with it for standing
+    /// earlier than that.
+    claimed_ms: Option<u64>,
+}
+
+/// The link to one other node.
+#[derive(Debug)]
+pub struct Link {
+    own: Hello,
+    /// The last life of this node before this one, if its data directory must know all of them.
+    last_life: Option<Incarnation>,
+    other: NodeId,
+    suspect_ms: u64,
+    /// The nonce of the dial that is under way.
+    dialling: Option<u64>,
+    dialled: Option<Dialled>,
+    /// The introduction that was proven.
+    guest: Option<Introduction>,
+    /// Those that were not, oldest first.
+    held: VecDeque<Introduction>,
+    up: bool,
+    suspected: bool,
+    /// The life that was linked last, and whether its end was told.
+    life: Option<(Incarnation, bool)>,
+    /// The other side closed the last link in order, and has not dialled since.
+    closed_there: bool,
+    backoff_ms: u64,
+    heard_ms: u64,
+    ticked_ms: u64,
+    /// For how long no pong has come while this process ran, in ms.
+    quiet_ms: u64,
+    /// The same until what was asked over lost links is final.
+    adrift_ms: Option<u64>,
+    pings: u64,
+    pinged_ms: u64,
+    /// The last pong that came.
+    seen: u64,
+    /// Pongs said and when, until it is known that one of them, or a later one, came.
+    pongs: VecDeque<(u64, u64)>,
+    /// The latest moment at or after which the other node is known to have heard of this one.
+    heard_there_ms: Option<u64>,
+}
+
+impl Link {
+    /// No link yet to node `other`, which is suspected after `suspect_ms` without a pong.
+    pub fn new(own: Hello, other: NodeId, suspect_ms: u64) -> Link {
+        Link {
+            own,
+            last_life: None,
+            other,
+            suspect_ms: suspect_ms.clamp(PINGS * TICK_MS, SUSPECT_MS_MAX),
+            dialling: None,
+            dialled: None,
+            guest: None,
+            held: VecDeque::new(),
+            up: false,
+            suspected: false,
+            life: None,
+            closed_there: false,
+            backoff_ms: BACKOFF_MS_MIN,
+            heard_ms: 0,
+            ticked_ms: 0,
+            quiet_ms: 0,
+            adrift_ms: None,
+            pings: 0,
+            pinged_ms: 0,
+            seen: 0,
+            pongs: VecDeque::new(),
+            heard_there_ms: None,
+        }
+    }
+
+    /// A node whose data directory knows all of its lives, `last_life` the one before this.
+    #[must_use]
+    pub fn remembering(self, last_life: Option<Incarnation>) -> Link {
+        Link { last_life, ..self }
+    }
+
+    /// Remembers what was seen of the other node.
+    pub fn see(&mut self, seen: LastSeen, effects: &mut Vec<Effect>) {
+        let seen = self.own.seen.and(seen);
+        if std::mem::replace(&mut self.own.seen, seen) != seen {
+            effects.push(Effect::Seen(seen));
+        }
+    }
+
+    /// Whether the other node has seen a life of this one that its data directory does not know.
+    fn is_outlived(&self, hello: &Hello) -> bool {
+        let (seen, own) = (hello.seen.life, self.own.life);
+        seen > own || seen < own && self.last_life.is_some_and(|last| seen > last)
+    }
+
+    /// This node goes on in a later life: what was linked with the one before is linked anew.
+    pub fn relive(&mut self, life: Incarnation, effects: &mut Vec<Effect>) {
+        self.own.life = life;
+        self.go_down("this node goes on in a later life", effects);
+    }
+
+    /// How this node introduces itself.
+    pub fn own_mut(&mut self) -> &mut Hello {
+        &mut self.own
+    }
+
+    /// Whether the link stands.
+    #[inline]
+    pub fn is_up(&self) -> bool {
+        self.up
+    }
+
+    /// Whether the link stands and the node does not answer.
+    #[inline]
+    pub fn is_suspected(&self) -> bool {
+        self.suspected
+    }
+
+    /// Whether this stream is part of the link, or may become so.
+    #[inline]
+    pub fn has(&self, stream: StreamId) -> bool {
+        let dialled = self.dialled.as_ref().map(|one| one.stream);
+        let accepted = self.guest.iter().chain(&self.held).map(|one| one.stream);
+        dialled.into_iter().chain(accepted).any(|one| one == stream)
+    }
+
+    /// The stream that this node dialled.
+    #[inline]
+    pub fn dialled_stream(&self) -> Option<StreamId> {
+        self.dialled.as_ref().map(|one| one.stream)
+    }
+
+    /// The stream that the other node dialled.
+    #[inline]
+    pub fn accepted_stream(&self) -> Option<StreamId> {
+        self.guest.as_ref().map(|one| one.stream)
+    }
+
+    /// The life of the node at the other end, while the link stands.
+    pub fn life(&self) -> Option<Incarnation> {
+        self.guest.as_ref().filter(|_| self.up).map(|guest| guest.hello.life)
+    }
+
+    /// Until when what the other node asks may be executed, in ms.
+    #[inline]
+    pub fn serves_until(&self) -> u64 {
+        // An eighth for clocks that run at different rates.
+        let lease_ms = self.suspect_ms - self.suspect_ms / 8;
+        self.heard_there_ms.map_or(0, |heard| heard.saturating_add(lease_ms))
+    }
+
+    /// Begins to dial, unless that is under way or done, and says how to introduce this node. The
+    /// nonce is to be unpredictable.
+    pub fn dial(&mut self, nonce: u64) -> Option<Hello> {
+        if self.dialling.is_some() || self.dialled.is_some() {
+            return None;
+        }
+        self.dialling = Some(nonce);
+        Some(Hello { nonce, ..self.own.clone() })
+    }
+
+    /// The node's configured address answered the dial with this introduction.
+    pub fn answered(
+        &mut self,
+        stream: StreamId,
+        hello: Hello,
+        now_ms: u64,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(nonce) = self.dialling.take() else { return effects.push(Effect::Close(stream)) };
+        let judged = self.own.judge(&hello).and_then(|()| match hello.node == self.other {
+            true => Ok(()),
+            false => Err(format!("node {} answers in place of node {}", hello.node, self.other)),
+        });
+        if let Err(why) = judged {
+            effects.push(Effect::Close(stream));
+            effects.push(Effect::Complain(format!("refused node {}: {why}", self.other)));
+            return self.retry(effects);
+        }
+        if self.is_outlived(&hello) {
+            effects.extend([Effect::Close(stream), Effect::Outlived(hello.seen)]);
+            return self.retry(effects);
+        }
+        self.backoff_ms = BACKOFF_MS_MIN;
+        self.heard_ms = now_ms;
+        for one in self.guest.iter_mut().chain(&mut self.held) {
+            one.claimed_ms.get_or_insert(now_ms);
+            effects.push(Effect::Say(stream, Word::Claim(one.hello.nonce)));
+        }
+        self.dialled = Some(Dialled { stream, nonce, hello, since_ms: now_ms });
+        self.come_up(now_ms, effects);
+    }
+
+    /// Dialling failed.
+    pub fn dial_failed(&mut self, failure: DialFailure, effects: &mut Vec<Effect>) {
+        self.dialling = None;
+        match failure {
+            // The streams of the process were read to their end before this attempt.
+            DialFailure::NobodyListens => {
+                if let Some((life, told @ false)) = &mut self.life {
+                    *told = true;
+                    let life = *life;
+                    // Had it dialled again, it would live.
+                    let dead = self.closed_there && self.guest.is_none() && self.held.is_empty();
+                    effects.push(Effect::Ended { life, dead });
+                    self.settle(effects);
+                }
+            }
+            DialFailure::Unreachable(_) => {}
+            DialFailure::Garbled(address, why) => {
+                let complaint = format!("cut off {address}, for node {}: {why}", self.other);
+                effects.push(Effect::Complain(complaint));
+            }
+            DialFailure::Refused => effects.push(Effect::Complain(format!(
+                "node {} refuses this node: its log says why",
+                self.other
+            ))),
+        }
+        self.retry(effects);
+    }
+
+    fn retry(&mut self, effects: &mut Vec<Effect>) {
+        effects.push(Effect::Dial(self.backoff_ms));
+        self.backoff_ms = (self.backoff_ms * 2).min(BACKOFF_MS_MAX);
+    }
+
+    /// Somebody at `from` has dialled and says that it is the other node. It is held until that is
+    /// proven; a link that stands goes on. Tells how to answer.
+    pub fn introduced(
+        &mut self,
+        stream: StreamId,
+        hello: Hello,
+        from: &str,
+        now_ms: u64,
+        effects: &mut Vec<Effect>,
+    ) -> Greeting {
+        // It comes again and again, each time from another port.
+        let host = from.rsplit_once(':').map_or(from, |(host, _)| host);
+        if let Err(why) = self.own.judge(&hello) {
+            let complaint = format!("refused node {} at {host}: {why}", self.other);
+            effects.push(Effect::Complain(complaint));
+            return Greeting::Refuse;
+        }
+        if hello.life < self.own.seen.life {
+            // A process that was left over, or a node that has lost its data directory: it is told
+            // what it may not be again.
+            let (node, life, seen) = (hello.node, hello.life.0, self.own.seen.life.0);
+            let why = format!("node {node} has been started again since: {life} < {seen}");
+            effects.push(Effect::Complain(why));
+            return Greeting::Tell(self.own.clone());
+        }
+        if self.is_outlived(&hello) {
+            // Is it? It is asked at its own address.
+            effects.push(Effect::Dial(0));
+            return Greeting::LetGo;
+        }
+        if self.held.len() >= HELD_MAX
+            && let Some(oldest) = self.held.pop_front()
+        {
+            effects.push(Effect::Close(oldest.stream));
+        }
+        match &self.dialled {
+            Some(dialled) => {
+                effects.push(Effect::Say(dialled.stream, Word::Claim(hello.nonce)));
+            }
+            None => effects.push(Effect::Dial(0)),
+        }
+        let claimed_ms = self.dialled.as_ref().map(|_| now_ms);
+        let from = from.to_owned();
+        self.held.push_back(Introduction { stream, hello, from, since_ms: now_ms, claimed_ms });
+        Greeting::Keep(self.own.clone())
+    }
+
+    /// A word came on one of the streams. False if it has no place there.
+    pub fn hear(
+        &mut self,
+        stream: StreamId,
+        word: Word,
+        now_ms: u64,
+        effects: &mut Vec<Effect>,
+    ) -> bool {
+        match word {
+            Word::Claim(nonce) => {
+                if self.dialled_stream() == Some(stream) {
+                    return false;
+                }
+                let dialled = self.dialled.as_ref().map(|one| one.nonce);
+                let yours = [dialled, self.dialling].contains(&Some(nonce));
+                effects.push(Effect::Say(stream, Word::Yours(nonce, yours)));
+                if yours {
+                    self.prove(stream, now_ms, effects);
+                }
+            }
+            Word::Yours(nonce, yours) => {
+                if self.dialled_stream() != Some(stream) {
+                    return false;
+                }
+                if !yours {
+                    self.disprove(nonce, effects);
+                }
+            }
+            Word::Ping { number, seen } => {
+                if !self.up {
+                    return false;
+                }
+                while let Some(&(pong, said_ms)) = self.pongs.front()
+                    && pong <= seen
+                {
+                    self.heard_there_ms = self.heard_there_ms.max(Some(said_ms));
+                    self.pongs.pop_front();
+                }
+                if self.pongs.len() < PONGS_MAX {
+                    self.pongs.push_back((number, now_ms));
+                }
+                effects.push(Effect::Say(stream, Word::Pong(number)));
+            }
+            Word::Pong(number) => {
+                if !self.up || number > self.pings {
+                    return false;
+                }
+                self.seen = self.seen.max(number);
+                self.quiet_ms = 0;
+                if std::mem::take(&mut self.suspected) {
+                    effects.push(Effect::Trust);
+                }
+            }
+        }
+        true
+    }
+
+    /// The node does not know of an introduction with this nonce.
+    fn disprove(&mut self, nonce: u64, effects: &mut Vec<Effect>) {
+        let place = self.held.iter().position(|held| held.hello.nonce == nonce);
+        let Some(held) = place.and_then(|place| self.held.remove(place)) else { return };
+        effects.push(Effect::Close(held.stream));
+        effects.push(Effect::Complain(format!(
+            "cut off {}, for node {}: that node does not know of the introduction",
+            held.from, self.other
+        )));
+    }
+
+    /// Who is at the other end of a stream knows what only the node can know.
+    fn prove(&mut self, stream: StreamId, now_ms: u64, effects: &mut Vec<Effect>) {
+        let place = self.held.iter().position(|held| held.stream == stream);
+        let Some(held) = place.and_then(|place| self.held.remove(place)) else { return };
+        if self.up {
+            // It dials again only once it has dropped the link.
+            self.go_down("it dialled again", effects);
+        } else if let Some(earlier) = self.guest.take() {
+            effects.push(Effect::Close(earlier.stream));
+        }
+        let met = self.dialled.as_ref().map(|dialled| dialled.hello.life);
+        if met.is_some_and(|life| life > held.hello.life) {
+            effects.push(Effect::Close(held.stream));
+            return;
+        }
+        self.guest = Some(held);
+        self.come_up(now_ms, effects);
+    }
+
+    /// The link stands once both streams do, to one and the same life of the other node.
+    fn come_up(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
+        let (Some(dialled), Some(guest)) = (&self.dialled, &self.guest) else { return };
+        if self.up {
+            return;
+        }
+        let (met, came) = (dialled.hello.life, guest.hello.life);
+        if met < came {
+            self.drop_dialled(effects);
+            return effects.push(Effect::Dial(0));
+        }
+        if came < met {
+            return self.drop_guest(effects);
+        }
+        let claimed_ms = guest.claimed_ms;
+        // What is said at the other's own address is its own.
+        let seen = dialled.hello.seen;
+        let hello = Hello { seen, ..dialled.hello.latest(&guest.hello) };
+        self.see(LastSeen { life: hello.life, generation: 0 }, effects);
+        if self.life.is_some_and(|(life, _)| life < hello.life) {
+            self.settle(effects);
+        }
+        self.up = true;
+        self.life = Some((hello.life, false));
+        self.closed_there = false;
+        (self.heard_ms, self.ticked_ms, self.pinged_ms) = (now_ms, now_ms, now_ms);
+        (self.quiet_ms, self.pings, self.seen) = (0, 0, 0);
+        self.pongs.clear();
+        self.heard_there_ms = claimed_ms;
+        effects.push(Effect::Up(hello));
+    }
+
+    fn drop_dialled(&mut self, effects: &mut Vec<Effect>) {
+        effects.extend(self.dialled.take().map(|one| Effect::Close(one.stream)));
+    }
+
+    fn drop_guest(&mut self, effects: &mut Vec<Effect>) {
+        effects.extend(self.guest.take().map(|one| Effect::Close(one.stream)));
+    }
+
+    /// Drops a stream that has become part of no link for long: the other node may have lost it from
+    /// sight.
+    fn drop_lone(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
+        let is_old = |since_ms: u64| since_ms.saturating_add(HELD_MS) <= now_ms;
+        if self.guest.as_ref().is_some_and(|guest| is_old(guest.since_ms)) {
+            self.drop_guest(effects);
+        }
+        if self.dialled.as_ref().is_some_and(|dialled| is_old(dialled.since_ms)) {
+            self.drop_dialled(effects);
+            self.retry(effects);
+        }
+    }
+
+    /// Anything came on a stream of the link.
+    #[inline]
+    pub fn heard(&mut self, now_ms: u64) {
+        self.heard_ms = now_ms;
+    }
+
+    /// A stream has ended, or is to end because of what came on it. `in_order` if the other side
+    /// closed it after its last word.
+    pub fn closed(
+        &mut self,
+        stream: StreamId,
+        why: &str,
+        in_order: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        if let Some(place) = self.held.iter().position(|held| held.stream == stream) {
+            self.held.remove(place);
+            effects.push(Effect::Close(stream));
+        } else if !self.has(stream) {
+        } else if self.up {
+            self.closed_there = in_order;
+            self.go_down(why, effects);
+        } else if self.dialled_stream() == Some(stream) {
+            self.drop_dialled(effects);
+            self.retry(effects);
+        } else {
+            self.drop_guest(effects);
+        }
+    }
+
+    /// Who is at the other end of a stream that is not part of a standing link.
+    pub fn stranger(&self, stream: StreamId) -> Option<&str> {
+        let accepted = self.held.iter().chain(self.guest.as_ref().filter(|_| !self.up));
+        accepted.into_iter().find(|one| one.stream == stream).map(|one| one.from.as_str())
+    }
+
+    fn go_down(&mut self, why: &str, effects: &mut Vec<Effect>) {
+        self.drop_dialled(effects);
+        self.drop_guest(effects);
+        self.heard_there_ms = None;
+        if std::mem::take(&mut self.up) {
+            self.suspected = false;
+            self.adrift_ms = Some(self.quiet_ms);
+            effects.push(Effect::Down(why.to_owned()));
+        }
+        self.retry(effects);
+    }
+
+    /// What was asked over lost links is final.
+    fn settle(&mut self, effects: &mut Vec<Effect>) {
+        if self.adrift_ms.take().is_some() {
+            effects.push(Effect::Final);
+        }
+    }
+
+    /// Lets time pass: pings, suspects, gives up.
+    pub fn tick(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
+        // This process may have been stopped, or busy: that is no silence of the other.
+        let passed = now_ms.saturating_sub(self.ticked_ms).min(2 * TICK_MS);
+        self.ticked_ms = now_ms;
+        while let Some(held) = self.held.front()
+            && held.since_ms.saturating_add(HELD_MS) <= now_ms
+            && let Some(held) = self.held.pop_front()
+        {
+            effects.push(Effect::Close(held.stream));
+            effects.push(Effect::Complain(format!(
+                "cut off {}, for node {}: nobody confirms its introduction",
+                held.from, self.other
+            )));
+        }
+        if let Some(adrift_ms) = &mut self.adrift_ms {
+            *adrift_ms += passed;
+            if *adrift_ms >= self.suspect_ms {
+                self.settle(effects);
+            }
+        }
+        if !self.up {
+            return self.drop_lone(now_ms, effects);
+        }
+        self.quiet_ms += passed;
+        if now_ms.saturating_sub(self.heard_ms) > SILENCE_MS && self.quiet_ms > self.suspect_ms {
+            return self.go_down(&format!("silent for {} s", SILENCE_MS / 1000), effects);
+        }
+        if self.quiet_ms >= self.suspect_ms && !std::mem::replace(&mut self.suspected, true) {
+            effects.push(Effect::Suspect);
+        }
+        if now_ms.saturating_sub(self.pinged_ms) >= self.suspect_ms / PINGS {
+            self.pinged_ms = now_ms;
+            self.pings += 1;
+            let ping = Word::Ping { number: self.pings, seen: self.seen };
+            let stream = match self.own.node > self.other {
+                true => self.dialled_stream(),
+                false => self.accepted_stream(),
+            };
+            effects.extend(stream.map(|stream| Effect::Say(stream, ping)));
+        }
+    }
+}
+
+/// Complaints about strangers, who decide how many there are: some of them are logged, the others
+/// counted.
+#[derive(Debug, Default)]
+pub struct Complaints {
+    /// Logged, and not made up for by time.
+    logged: u64,
+    since_ms: u64,
+    kept_back: u64,
+}
+
+impl Complaints {
+    /// Logs a complaint by `log`, or counts it.
+    pub fn note(&mut self, complaint: String, now_ms: u64, mut log: impl FnMut(String)) {
+        let passed = now_ms.saturating_sub(self.since_ms) / COMPLAINT_MS;
+        self.since_ms += passed * COMPLAINT_MS;
+        self.logged = self.logged.saturating_sub(passed);
+        if self.logged >= COMPLAINTS_MAX {
+            self.kept_back += 1;
+            return;
+        }
+        self.logged += 1;
+        match std::mem::take(&mut self.kept_back) {
+            0 => log(complaint),
+            more => log(format!("{complaint} (and {more} others were refused before)")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,533 @@
+//! How a replicated partition changes: what is filed goes into one entry of its group's log a turn,
+//! and what is to follow each mutation waits for that entry to be applied.
+//!
+//! A *turn* is what the Bucket gives every partition that has something to do once its mailbox is
+//! empty: propose what was filed, drive the group, apply what was committed. Who filed a mutation
+//! hears of it when the entry comes out of the log under the term it went in; if another leader's
+//! entry stands in its place, it was surely not executed; if neither is known for too long, nobody
+//! can tell.
+
+use super::snapshots::ToArchive;
+use super::{Effect, Partition};
+use crate::batch::Part;
+use crate::batch::machine::Machine;
+use crate::consensus::ReplicaId;
+use crate::consensus::Ticket as Confirmation;
+use crate::consensus::{Envelope, Group, Output, Persist, Position, Role, Told};
+use crate::ids::{Millis, NodeId, Now, PartitionId, TxnId};
+use crate::partition::bucket::Parked;
+use crate::partition::record::EntryWriter;
+use crate::partition::replica::{Answers, Applied, Mutation};
+use crate::rules::{Rule, kept};
+use crate::txn::protocol::{Decide, Term};
+use std::collections::VecDeque;
+
+/// How long a deposed leader waits to learn what became of its entries before it says that it
+/// cannot tell.
+pub const UNKNOWN_AFTER_MS: u64 = 3_000;
+
+/// Stamps that go on so much later than they ended are worth a line in the log.
+const LEAP_TOLD_MS: u64 = 3_600_000;
+
+/// A lease with less left than this is renewed by whoever reads under it.
+const RENEW_BELOW_MS: u64 = 150;
+
+/// One operation of a parked batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiter {
+    /// The batch.
+    pub parked: Parked,
+    /// The operation's place in it.
+    pub index: u32,
+}
+
+/// What follows a mutation once it is applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum After {
+    /// Nothing: whoever cares asks again.
+    Nothing,
+    /// The reply of a single operation.
+    Reply(Waiter),
+    /// The vote on a prepared share.
+    Vote(TxnId),
+    /// The answer to a decision.
+    Decide(Decide),
+    /// The decision that stands, for a participant that asked.
+    Tell {
+        /// The transaction.
+        txn: TxnId,
+        /// Who asked.
+        asker: PartitionId,
+    },
+    /// The same, among participants whose primary is gone.
+    Know {
+        /// The transaction.
+        txn: TxnId,
+        /// Who asked.
+        asker: PartitionId,
+    },
+}
+
+/// An entry on its way.
+#[derive(Debug)]
+pub(super) struct Flight {
+    pub(super) position: Position,
+    since: u64,
+    pub(super) afters: Vec<After>,
+}
+
+/// What became of an operation that was filed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It ran; its reply is this one of [`Turn::replies`].
+    Replied(u32),
+    /// It only reads, and was not executed, for there are many replies already.
+    Left,
+    /// It was not even proposed: it may be asked of the leader.
+    Elsewhere,
+    /// It was proposed, and another leader's entry took its place: it was not executed.
+    Deposed,
+    /// It was proposed, and what became of it cannot be told.
+    Unknown,
+}
+
+/// What a turn brought.
+#[derive(Debug, Default)]
+pub struct Turn {
+    /// Messages of the group for other nodes.
+    pub messages: Vec<Envelope>,
+    /// What the log has to keep, in order.
+    pub persists: Vec<Persist>,
+    /// Operations that are answered.
+    pub fates: Vec<(Waiter, Fate)>,
+    /// What was applied last, with its replies.
+    answers: Answers,
+    /// Replies of operations, one after the other.
+    pub replies: crate::batch::Replies,
+    /// Who leads now, in which term, if that has changed.
+    pub leader: Option<(NodeId, Term)>,
+    /// Whether this node's office here began or ended.
+    pub office: Option<bool>,
+    /// What the archive is asked.
+    pub orders: Vec<ToArchive>,
+    /// The replicas in the group, if that has changed.
+    pub members: Vec<ReplicaId>,
+    output: Output,
+}
+
+/// The log side of a replicated partition.
+pub struct Journal {
+    group: Group,
+    writer: EntryWriter,
+    /// What follows the mutations in `writer`, in their order.
+    afters: Vec<After>,
+    pub(super) flights: VecDeque<Flight>,
+    filed: u64,
+    settled: u64,
+    /// This node leads, and everything of earlier terms is applied.
+    leads: bool,
+    /// The latest confirmation of its leadership.
+    confirmed: Option<Confirmation>,
+    /// The batch that filed last: its later reads have to come after what it filed.
+    batch: Option<Parked>,
+}
+
+impl std::fmt::Debug for Journal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Journal")
+            .field("term", &self.group.term())
+            .field("leads", &self.leads)
+            .field("applied", &self.group.applied_index())
+            .field("flights", &self.flights)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Journal {
+    /// The journal of a group.
+    pub fn new(group: Group) -> Journal {
+        Journal {
+            group,
+            writer: EntryWriter::new(),
+            afters: Vec::new(),
+            flights: VecDeque::new(),
+            filed: 0,
+            settled: 0,
+            leads: false,
+            confirmed: None,
+            batch: None,
+        }
+    }
+
+    /// The group.
+    pub fn group(&self) -> &Group {
+        &self.group
+    }
+
+    /// The same, for messages, ticks and syncs.
+    pub fn group_mut(&mut self) -> &mut Group {
+        &mut self.group
+    }
+
+    /// Whether this node leads and serves.
+    #[inline]
+    pub fn leads(&self) -> bool {
+        self.leads
+    }
+
+    /// How many mutations were filed so far.
+    pub fn filed(&self) -> u64 {
+        self.filed
+    }
+
+    /// How many of them are not applied yet.
+    pub fn backlog(&self) -> u64 {
+        self.filed - self.settled
+    }
+
+    /// Whether the first `filed` of them are.
+    pub fn has_settled(&self, filed: u64) -> bool {
+        self.settled >= filed
+    }
+
+    /// Whether nothing is on its way.
+    pub fn is_calm(&self) -> bool {
+        self.writer.is_empty() && self.flights.is_empty()
+    }
+
+    /// The entry that takes the next mutation is to be synced, whatever the partition's table says.
+    pub fn sync(&mut self) {
+        self.writer.sync();
+    }
+
+    /// Takes a mutation for the next entry.
+    pub fn file(&mut self, mutation: Mutation<'_>, after: After) {
+        if let After::Reply(waiter) = &after {
+            self.batch = Some(waiter.parked);
+        }
+        self.filed += 1;
+        match mutation {
+            Mutation::Run(op) => self.writer.run(&op),
+            Mutation::Expire(table, key) => self.writer.expire(table, key),
+            Mutation::Prepare(prepare, claims) => self.writer.prepare(&prepare, claims),
+            Mutation::Decide(txn, verdict) => self.writer.decide(txn, verdict),
+            Mutation::Applied(txns, from) => self.writer.applied(&txns, from),
+            Mutation::Began(node, life) => self.writer.began(node, life),
+        }
+        self.afters.push(after);
+    }
+
+    /// Whether an operation may read what is applied: under a lease, and not behind what its own
+    /// batch has filed.
+    #[inline]
+    pub fn may_read(&mut self, now: Now, waiter: Waiter) -> bool {
+        self.batch != Some(waiter.parked) && self.has_lease(now)
+    }
+
+    /// Whether nobody else can lead now. Asks for a lease if there is none, or not for long.
+    #[inline]
+    pub fn has_lease(&mut self, now: Now) -> bool {
+        let until = self.group.lease_until(now);
+        if until < now.mono + RENEW_BELOW_MS {
+            // Whoever waits looks again at the next turn.
+            let _ = self.group.confirm(now);
+        }
+        self.group.holds_lease(now) || !kept(Rule::ReadsNeedLease)
+    }
+
+    /// Whether a majority has confirmed this leader since it asked.
+    pub fn is_confirmed(&self, asked: Confirmation) -> bool {
+        self.confirmed >= Some(asked)
+    }
+
+    /// Proposes what was filed. What cannot be proposed comes back.
+    fn propose(&mut self, stamp: crate::ids::Millis, mono: u64) -> Vec<After> {
+        if self.writer.is_empty() {
+            return Vec::new();
+        }
+        let entry = self.writer.take(stamp);
+        let afters = std::mem::take(&mut self.afters);
+        self.batch = None;
+        match self.leads.then(|| self.group.propose(entry)).flatten() {
+            Some(position) => {
+                self.flights.push_back(Flight { position, since: mono, afters });
+                Vec::new()
+            }
+            None => afters,
+        }
+    }
+}
+
+impl<M: Machine> Partition<M> {
+    /// Gives a replicated partition its turn.
+    ///
+    /// # Errors
+    /// In words, when a committed entry cannot be read: the node must stop.
+    pub fn turn(
+        &mut self,
+        now: Now,
+        effects: &mut Vec<Effect>,
+        turn: &mut Turn,
+    ) -> Result<(), String> {
+        let stamp = match self.is_led_here() {
+            true => {
+                self.tell_leap(now);
+                self.stamp(now)
+            }
+            // Nothing is proposed.
+            false => self.replica.stamped(),
+        };
+        let Some(journal) = &mut self.journal else { return Ok(()) };
+        let unproposed = journal.propose(stamp, now.mono);
+        self.give_back(unproposed, effects, turn);
+        let mut output = std::mem::take(&mut turn.output);
+        let result = self.drive(now, &mut output, effects, turn);
+        turn.output = output;
+        self.run_deferred(now, effects);
+        result
+    }
+
+    /// Says that stamps are about to go on much later than they ended: either nobody led for so long,
+    /// or the wall clock of this node is wrong.
+    fn tell_leap(&self, now: Now) {
+        let leap = self.stamps.leap(now, self.replica.stamped()).unwrap_or(0);
+        if leap >= LEAP_TOLD_MS {
+            log::warn!(
+                target: "clock",
+                "partition {}: by this node's clock nobody led for {} s, keys expire accordingly",
+                self.id,
+                leap / 1_000
+            );
+        }
+    }
+
+    /// Whether there is more to do than the last turn did.
+    pub fn wants_turn(&self) -> bool {
+        self.journal
+            .as_ref()
+            .is_some_and(|journal| !journal.writer.is_empty() || journal.group.has_output())
+    }
+
+    /// Whether a turn would come to anything after the group was told something.
+    pub fn is_stirred(&self) -> bool {
+        self.wants_turn() || !self.deferred.is_empty()
+    }
+
+    fn drive(
+        &mut self,
+        now: Now,
+        output: &mut Output,
+        effects: &mut Vec<Effect>,
+        turn: &mut Turn,
+    ) -> Result<(), String> {
+        let Some(journal) = &mut self.journal else { return Ok(()) };
+        journal.group.note_time(self.stamps.known());
+        journal.group.drive(now, output);
+        turn.messages.append(&mut output.messages);
+        journal.confirmed = journal.confirmed.max(output.confirmed);
+        if let Some(members) = &output.members {
+            // The next change tells of a joint configuration's end.
+            if !members.is_joint() {
+                let voters: Vec<String> = members.voters.iter().map(ToString::to_string).collect();
+                let voters = voters.join(", ");
+                log::info!(target: "raft", "partition {}: replicas {voters} vote", self.id);
+            }
+            turn.members.extend(members.voters.iter().chain(&members.learners));
+            // It would be refused by who is not in it, and lead nobody to who is.
+            journal.group.withdraw_snapshot();
+        }
+        turn.orders.extend(output.snapshots.drain(..).map(ToArchive::Send));
+        // Until a snapshot or a later change says it, a restart takes the last change of members
+        // for uncertain, and asks those who left.
+        if output.members.is_some() {
+            self.members_changed(&mut turn.orders);
+        } else if !output.wants_snapshot.is_empty() {
+            self.ask_for_snapshot(&mut turn.orders);
+        }
+        for incoming in output.persist.iter().filter_map(|persist| persist.snapshot.as_ref()) {
+            self.install(incoming, turn)?;
+        }
+        self.drop_arrived();
+        turn.persists.append(&mut output.persist);
+        let committed = std::mem::take(&mut output.committed);
+        for entry in &committed {
+            self.apply(entry.index, entry.term, &entry.data, effects, turn)?;
+        }
+        if let (Some(last), Some(journal)) = (committed.last(), &mut self.journal) {
+            journal.group.applied(last.index);
+            // Whoever leads has said that this life began: what it stamps since is of this time.
+            if !journal.leads && self.replica.life_of(self.node) >= Some(self.life) {
+                self.stamps.follow(self.replica.stamped(), now.mono);
+            }
+        }
+        output.committed = committed;
+        output.clear();
+        self.see_leadership(now, effects, turn);
+        self.give_up_old(now.mono, turn);
+        Ok(())
+    }
+
+    fn apply(
+        &mut self,
+        index: u64,
+        term: u64,
+        entry: &[u8],
+        effects: &mut Vec<Effect>,
+        turn: &mut Turn,
+    ) -> Result<(), String> {
+        let Some(journal) = &mut self.journal else { return Ok(()) };
+        let mut own = None;
+        while let Some(flight) = journal.flights.front()
+            && flight.position.index <= index
+        {
+            let Some(flight) = journal.flights.pop_front() else { break };
+            if flight.position == (Position { term, index }) {
+                own = Some(flight.afters);
+            } else {
+                journal.settled += flight.afters.len() as u64;
+                lose(flight.afters, Fate::Deposed, turn);
+            }
+        }
+        self.snapshots.applied(entry.len());
+        if entry.is_empty() {
+            return Ok(());
+        }
+        let mut answers = std::mem::take(&mut turn.answers);
+        answers.waiting = turn.replies.bytes.len();
+        let applied = self.replica.apply_entry(entry, own.is_some(), &mut answers);
+        if let Err(damaged) = applied {
+            return Err(format!("partition {}, entry {index}: {damaged}", self.id));
+        }
+        let (mut run, mut others) = (0, answers.applied.drain(..));
+        let mut settled = 0;
+        for after in own.into_iter().flatten() {
+            settled += 1;
+            match after {
+                After::Reply(waiter) => {
+                    let fate = match answers.replies.part(run) {
+                        Part::Answered(reply) => {
+                            turn.replies.push(reply);
+                            Fate::Replied(turn.replies.len() as u32 - 1)
+                        }
+                        Part::Left | Part::Misplaced => Fate::Left,
+                    };
+                    turn.fates.push((waiter, fate));
+                    run += 1;
+                }
+                after => {
+                    let applied = others.next().unwrap_or(Applied::Refused);
+                    self.settle(after, applied, effects);
+                }
+            }
+        }
+        drop(others);
+        answers.clear();
+        turn.answers = answers;
+        if let Some(journal) = &mut self.journal {
+            journal.settled += settled;
+        }
+        Ok(())
+    }
+
+    /// Takes or leaves office as the group says.
+    fn see_leadership(&mut self, now: Now, effects: &mut Vec<Effect>, turn: &mut Turn) {
+        let Some(journal) = &mut self.journal else { return };
+        let term = Term(journal.group.term());
+        let may_serve = journal.group.is_serving()
+            || !kept(Rule::LeadersApplyFirst) && journal.group.role() == Role::Leader;
+        let leads = journal.leads;
+        let serves = may_serve && (leads || self.learns_the_time(now));
+        let Some(journal) = &mut self.journal else { return };
+        let deposed = journal.leads && (!serves || term != self.term);
+        if deposed {
+            journal.leads = false;
+            let unproposed = std::mem::take(&mut journal.afters);
+            journal.writer = EntryWriter::new();
+            turn.office = Some(false);
+            self.leave_office(effects);
+            self.give_back(unproposed, effects, turn);
+        }
+        let Some(journal) = &mut self.journal else { return };
+        if serves && !journal.leads {
+            journal.leads = true;
+            // What an earlier office proposed is applied by now, or stands in no log that counts:
+            // entries of this term will take its places.
+            for flight in journal.flights.drain(..) {
+                lose(flight.afters, Fate::Deposed, turn);
+            }
+            (journal.filed, journal.settled) = (0, 0);
+            journal.confirmed = None;
+            turn.office = Some(true);
+            turn.leader = Some((self.node, term));
+            self.take_office(term);
+        } else if !serves
+            && let Some(leader) = journal.group.leader()
+            && leader.node() != self.node
+            && term > self.term
+        {
+            self.term = term;
+            turn.leader = Some((leader.node(), term));
+        }
+    }
+
+    /// Whether stamps can go on, once this node leads: by what it knows, by what it is told, or where
+    /// there is nobody to tell it.
+    fn learns_the_time(&mut self, now: Now) -> bool {
+        let Some(journal) = &self.journal else { return true };
+        let nothing_stamped = self.replica.stamped() == Millis(0);
+        if self.stamps.known().is_some() || nothing_stamped || !kept(Rule::OthersTellTheTime) {
+            return true;
+        }
+        match journal.group.time_told() {
+            Told::Time(stamp) => {
+                self.stamps.follow(stamp.max(self.replica.stamped()), now.mono);
+                true
+            }
+            Told::Nothing => true,
+            Told::Waiting => false,
+        }
+    }
+
+    /// Turns back what was not proposed.
+    fn give_back(&mut self, afters: Vec<After>, effects: &mut Vec<Effect>, turn: &mut Turn) {
+        if let Some(journal) = &mut self.journal {
+            journal.settled += afters.len() as u64;
+        }
+        for after in afters {
+            match after {
+                After::Reply(waiter) => turn.fates.push((waiter, Fate::Elsewhere)),
+                After::Vote(txn) => {
+                    self.release(txn, effects);
+                    self.refuse(txn, effects);
+                }
+                After::Decide(Decide { txn, deciding: true, .. }) => self.refuse(txn, effects),
+                // Whoever waits for these asks again.
+                After::Decide(_) | After::Tell { .. } | After::Know { .. } | After::Nothing => {}
+            }
+        }
+    }
+
+    /// Says of entries of a lost office that nobody can tell what became of them.
+    fn give_up_old(&mut self, mono: u64, turn: &mut Turn) {
+        let Some(journal) = &mut self.journal else { return };
+        if journal.leads {
+            return;
+        }
+        // Its group may have nothing to say for long, and never anything at the entry's place.
+        while let Some(flight) = journal.flights.front()
+            && flight.since.saturating_add(UNKNOWN_AFTER_MS) <= mono
+            && let Some(flight) = journal.flights.pop_front()
+        {
+            journal.settled += flight.afters.len() as u64;
+            lose(flight.afters, Fate::Unknown, turn);
+        }
+    }
+}
+
+pub(super) fn lose(afters: Vec<After>, fate: Fate, turn: &mut Turn) {
+    for after in afters {
+        if let After::Reply(waiter) = after {
+            turn.fates.push((waiter, fate));
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! An image: the items of a partition as a stream of bytes, to leave the cluster in a backup.
+//!
+//! ```text
+//! | "QRIM" | version | items | .. | end |      blocks as in a snapshot
+//! ```
+//!
+//! It has no head and no transactions: whoever takes it in puts the items back by ordinary writes,
+//! wherever they belong there.
+
+use super::pages::{BLOCK_BYTES, BLOCK_BYTES_MAX, Kind, Stored, checksum, read_value};
+use crate::ids::{Millis, TableIndex};
+
+const MAGIC: [u8; 4] = *b"QRIM";
+const VERSION: u8 = 1;
+
+/// Bytes before the first block.
+pub const IMAGE_PREFIX_BYTES: usize = 5;
+/// Bytes of a block before its content.
+pub const IMAGE_BLOCK_BYTES: usize = BLOCK_BYTES;
+
+/// Begins an image.
+pub(super) fn put_image_prefix(out: &mut Vec<u8>) {
+    out.extend_from_slice(&MAGIC);
+    out.push(VERSION);
+}
+
+/// What is known of an image while it is read, block by block. Errors say what is wrong with it.
+#[derive(Debug, Default)]
+pub struct Image {
+    items: u64,
+    ended: bool,
+}
+
+/// An item as an image holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageItem<'a> {
+    /// Its table.
+    pub table: TableIndex,
+    /// Its key.
+    pub key: &'a [u8],
+    /// Its value.
+    pub value: &'a [u8],
+    /// When it expires, if it does.
+    pub expires: Option<Millis>,
+}
+
+impl Image {
+    /// Begins to read an image, by its prefix.
+    ///
+    /// # Errors
+    /// When it is of something else, or of a version that is not known.
+    pub fn read(prefix: [u8; IMAGE_PREFIX_BYTES]) -> Result<Image, String> {
+        match prefix.split_first_chunk() {
+            Some((&MAGIC, [VERSION])) => Ok(Image::default()),
+            Some((&MAGIC, [version])) => Err(format!("image version {version}, not {VERSION}")),
+            _ => Err("no image".into()),
+        }
+    }
+
+    /// How many bytes of content follow a block's first bytes.
+    ///
+    /// # Errors
+    /// When they are more than there can be.
+    pub fn content_bytes(head: [u8; IMAGE_BLOCK_BYTES]) -> Result<usize, String> {
+        let [_, length @ .., _, _, _, _] = head;
+        match u32::from_le_bytes(length) as usize {
+            length if length > BLOCK_BYTES_MAX => Err("a block longer than there can be".into()),
+            length => Ok(length),
+        }
+    }
+
+    /// Takes a block, and passes its items on.
+    ///
+    /// # Errors
+    /// When it is damaged, or does not belong there. Nothing of a block with a wrong checksum is
+    /// passed on.
+    pub fn take(
+        &mut self,
+        head: [u8; IMAGE_BLOCK_BYTES],
+        content: &[u8],
+        put: &mut dyn FnMut(ImageItem<'_>),
+    ) -> Result<(), String> {
+        let [kind, _, _, _, _, sum @ ..] = head;
+        if checksum(kind, content) != u32::from_le_bytes(sum) {
+            return Err("a block whose checksum is wrong".into());
+        }
+        match Kind::read(kind) {
+            _ if self.ended => Err("a block after the end".into()),
+            Some(Kind::Items) => self.take_items(content, put),
+            Some(Kind::End) => {
+                let items: u64 = read_value(content)?;
+                if items != self.items {
+                    return Err(format!("{} items of {items}", self.items));
+                }
+                self.ended = true;
+                Ok(())
+            }
+            _ => Err(format!("a block of kind {kind}, which images do not have")),
+        }
+    }
+
+    fn take_items(
+        &mut self,
+        content: &[u8],
+        put: &mut dyn FnMut(ImageItem<'_>),
+    ) -> Result<(), String> {
+        let Some((&table, mut rest)) = content.split_first() else {
+            return Err("items of no table".into());
+        };
+        let table = TableIndex::try_from(table)?;
+        while !rest.is_empty() {
+            let Some((item, later)) = Stored::read(rest) else {
+                return Err("an item without sense".into());
+            };
+            let Stored { key, value, expires, .. } = item;
+            self.items += 1;
+            put(ImageItem { table, key, value, expires });
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// How many items it has.
+    ///
+    /// # Errors
+    /// When its end has not come.
+    pub fn finish(self) -> Result<u64, String> {
+        if self.ended { Ok(self.items) } else { Err("an image that breaks off".into()) }
+    }
+}

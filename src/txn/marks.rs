@@ -1,0 +1,256 @@
+//! The lock marks on a partition's keys: who holds what, and whether anybody waits.
+//!
+//! A mark is the lock itself (the lock manager only orders those who wait). Most keys have none,
+//! so an operation asks [`Marks::is_empty`] first and looks no further.
+
+use crate::ids::{TableIndex, TxnId};
+use crate::store::tables::Access;
+use crate::txn::protocol::{Claim, Granule, Holder};
+use hashbrown::{Equivalent, HashMap};
+use smallvec::SmallVec;
+use std::hash::{Hash, Hasher};
+
+/// One granule's mark.
+#[derive(Debug, Default)]
+pub struct Mark {
+    holders: SmallVec<[Holder; 1]>,
+    /// Requests for it that wait at the lock manager.
+    waiting: u32,
+    /// Whether the lock manager knows of the granule, and so is told of every change.
+    told: bool,
+}
+
+/// What the lock manager must hear of a release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Released {
+    /// Nothing: it does not know the granule.
+    Quietly,
+    /// That the holder is gone.
+    Contended,
+    /// That the holder is gone and nobody waits: it may forget the granule.
+    LastOfContended,
+}
+
+/// All marks of a partition. Looked up by key only: no order of it is ever seen.
+#[derive(Debug, Default)]
+pub struct Marks {
+    marks: HashMap<Place, Mark, foldhash::fast::FixedState>,
+    /// Requests that wait for the whole partition, and holders of it.
+    whole_waiting: u32,
+    whole_held: u32,
+    /// Marks that the lock manager does not know of.
+    untold: usize,
+}
+
+/// A granule as a hash key that a borrowed key can be compared with.
+#[derive(Debug, PartialEq, Eq)]
+struct Place(Granule);
+
+#[derive(PartialEq, Eq)]
+struct KeyPlace<'a>(TableIndex, &'a [u8]);
+
+impl Hash for Place {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match &self.0 {
+            Granule::Whole => state.write_u8(u8::MAX),
+            Granule::Key(table, key) => KeyPlace(*table, key).hash(state),
+        }
+    }
+}
+
+impl Hash for KeyPlace<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u8(u8::from(self.0));
+        state.write(self.1);
+    }
+}
+
+impl Equivalent<Place> for KeyPlace<'_> {
+    fn equivalent(&self, place: &Place) -> bool {
+        matches!(&place.0, Granule::Key(table, key) if *table == self.0 && **key == *self.1)
+    }
+}
+
+impl Marks {
+    /// Whether no key is marked or waited for.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.marks.is_empty()
+    }
+
+    /// Whether a single operation on this key has to wait.
+    pub fn blocks(&self, table: TableIndex, key: &[u8], access: Access) -> bool {
+        self.whole_waiting > 0
+            || self.whole_held > 0
+            || self.marks.get(&KeyPlace(table, key)).is_some_and(|mark| mark.blocks(None, access))
+    }
+
+    /// Whether the claim has to wait, for whoever `owner` is.
+    pub fn conflicts(&self, owner: Option<TxnId>, claim: &Claim) -> bool {
+        if claim.granule == Granule::Whole {
+            return self.marks.values().any(|mark| mark.blocks(owner, claim.access));
+        }
+        let key = self.mark(&claim.granule);
+        let whole = self.whole_waiting > 0 || self.whole_held > 0;
+        whole || key.is_some_and(|mark| mark.blocks(owner, claim.access))
+    }
+
+    /// Sets a mark that was found free or was granted.
+    pub fn hold(&mut self, claim: &Claim, txn: TxnId, age: crate::ids::Age) {
+        if claim.granule == Granule::Whole {
+            self.whole_held += 1;
+        }
+        let mark = self.marks.entry(Place(claim.granule.clone())).or_insert_with(|| {
+            self.untold += 1;
+            Mark::default()
+        });
+        mark.holders.push(Holder { txn, age, access: claim.access });
+    }
+
+    /// Whether the transaction holds the granule.
+    pub fn holds(&self, granule: &Granule, txn: TxnId) -> bool {
+        self.mark(granule).is_some_and(|mark| mark.holders.iter().any(|held| held.txn == txn))
+    }
+
+    /// Takes a transaction's mark away.
+    pub fn release(&mut self, granule: &Granule, txn: TxnId) -> Released {
+        let Some(mark) = self.mark_mut(granule) else { return Released::Quietly };
+        let before = mark.holders.len();
+        mark.holders.retain(|holder| holder.txn != txn);
+        let released = mark.holders.len() < before;
+        let told = mark.told;
+        let calm = mark.holders.is_empty() && mark.waiting == 0;
+        if *granule == Granule::Whole && released {
+            self.whole_held -= 1;
+        }
+        if calm {
+            self.unmark(granule);
+        }
+        match (told, calm) {
+            (false, _) => Released::Quietly,
+            (true, false) => Released::Contended,
+            (true, true) => Released::LastOfContended,
+        }
+    }
+
+    /// Notes that a request waits for these claims. Returns the holders that the lock manager has
+    /// to be told of with it.
+    pub fn wait(&mut self, claims: &[Claim]) -> Vec<(Granule, Holder)> {
+        let mut news = Vec::new();
+        for claim in claims {
+            let mark = self.marks.entry(Place(claim.granule.clone())).or_insert_with(|| {
+                self.untold += 1;
+                Mark::default()
+            });
+            mark.waiting += 1;
+            self.untold -= mark.tell(&claim.granule, &mut news);
+            if claim.granule == Granule::Whole {
+                self.whole_waiting += 1;
+            }
+        }
+        if self.untold > 0 && (self.whole_waiting > 0 || self.whole_held > 0) {
+            // A whole partition waits for the holders of all keys, so all are told of.
+            let mut untold: Vec<&Place> =
+                self.marks.iter().filter(|(_, mark)| !mark.told).map(|(place, _)| place).collect();
+            untold.sort_unstable_by(|one, other| one.0.cmp(&other.0));
+            let untold: Vec<Granule> = untold.into_iter().map(|place| place.0.clone()).collect();
+            for granule in untold {
+                if let Some(mark) = self.marks.get_mut(&Place(granule.clone())) {
+                    self.untold -= mark.tell(&granule, &mut news);
+                }
+            }
+        }
+        news
+    }
+
+    /// Notes that a request no longer waits. Returns the granules that the lock manager is to
+    /// forget, in order.
+    pub fn waited(&mut self, claims: &[Claim]) -> Vec<Granule> {
+        for claim in claims {
+            if let Some(mark) = self.mark_mut(&claim.granule) {
+                mark.waiting -= 1;
+            }
+            if claim.granule == Granule::Whole {
+                self.whole_waiting -= 1;
+            }
+        }
+        self.settle(claims.iter().map(|claim| &claim.granule))
+    }
+
+    /// Granules that are no longer contended, among those given (or all, once nobody wants the
+    /// whole partition any more).
+    fn settle<'a>(&mut self, granules: impl Iterator<Item = &'a Granule>) -> Vec<Granule> {
+        if self.whole_waiting > 0 {
+            return Vec::new();
+        }
+        let mut whole = false;
+        let mut calm: Vec<Granule> = Vec::new();
+        for granule in granules {
+            whole |= *granule == Granule::Whole;
+            if self.mark(granule).is_some_and(|mark| mark.told && mark.waiting == 0) {
+                calm.push(granule.clone());
+            }
+        }
+        if whole {
+            let told = self.marks.iter().filter(|(_, mark)| mark.told && mark.waiting == 0);
+            calm = told.map(|(place, _)| place.0.clone()).collect();
+        }
+        // Whoever waits for a key waits for the holder of the whole partition too.
+        let held = self.whole_held > 0;
+        calm.retain(|granule| !(held && *granule == Granule::Whole));
+        calm.sort_unstable();
+        for granule in &calm {
+            if let Some(mark) = self.mark_mut(granule) {
+                let told = std::mem::replace(&mut mark.told, false);
+                let unheld = mark.holders.is_empty();
+                self.untold += usize::from(told);
+                if unheld {
+                    self.unmark(granule);
+                }
+            }
+        }
+        calm
+    }
+
+    fn mark(&self, granule: &Granule) -> Option<&Mark> {
+        match granule {
+            Granule::Whole => self.marks.get(&Place(Granule::Whole)),
+            Granule::Key(table, key) => self.marks.get(&KeyPlace(*table, key)),
+        }
+    }
+
+    fn mark_mut(&mut self, granule: &Granule) -> Option<&mut Mark> {
+        match granule {
+            Granule::Whole => self.marks.get_mut(&Place(Granule::Whole)),
+            Granule::Key(table, key) => self.marks.get_mut(&KeyPlace(*table, key)),
+        }
+    }
+
+    fn unmark(&mut self, granule: &Granule) {
+        let gone = match granule {
+            Granule::Whole => self.marks.remove(&Place(Granule::Whole)),
+            Granule::Key(table, key) => self.marks.remove(&KeyPlace(*table, key)),
+        };
+        self.untold -= usize::from(gone.is_some_and(|mark| !mark.told));
+    }
+}
+
+impl Mark {
+    fn blocks(&self, owner: Option<TxnId>, access: Access) -> bool {
+        self.waiting > 0
+            || self.holders.iter().any(|holder| {
+                Some(holder.txn) != owner
+                    && (access == Access::Write || holder.access == Access::Write)
+            })
+    }
+
+    /// Adds the holders to what the lock manager is told; returns how many marks it did not know.
+    fn tell(&mut self, granule: &Granule, news: &mut Vec<(Granule, Holder)>) -> usize {
+        if self.told {
+            return 0;
+        }
+        self.told = true;
+        news.extend(self.holders.iter().map(|holder| (granule.clone(), *holder)));
+        1
+    }
+}
