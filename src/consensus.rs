@@ -60,21 +60,21 @@ mod simulation;
 #[cfg(test)]
 mod tests;
 
-pub use self::lease::Ticket;
-pub use self::log::{HEAD_BYTES, Head};
+pub use self::lease::Confirmation;
+pub use self::log::{HEAD_BYTES, LogHead};
 pub use self::members::{MemberChange, Members, ReplicaId};
 pub use self::output::{
     Committed, Envelope, Incoming, Logged, Outgoing, Output, Persist, STATE_BYTES, SnapshotMeta,
 };
 pub use self::setup::{Recovered, Setup};
 pub use self::survivor::{Survivor, survive};
-pub use self::time::Told;
+pub use self::time::TimeTold;
 pub use self::wire::is_beat;
 
 use self::lease::{Lease, Promise};
 use self::log::Log;
 use self::pace::{Ticks, Timeouts};
-use self::rules::{Rule, kept};
+use self::rules::{GroupRule, kept};
 use self::time::Hearsay;
 use crate::ids::{Millis, NodeId, Now};
 use bytes::Bytes;
@@ -150,7 +150,7 @@ pub struct Progress {
 }
 
 /// A ready whose messages wait for the disk.
-struct Held {
+struct HeldReady {
     number: u64,
     /// When it was given to the disk, in ticks.
     since: usize,
@@ -184,7 +184,7 @@ pub struct Group {
     yields: bool,
     /// The latest moment that was told.
     now: Now,
-    held: VecDeque<Held>,
+    held: VecDeque<HeldReady>,
     /// Messages whose time has come since the last drive.
     released: Vec<Message>,
     /// The configuration as of what is applied, and those committed since, by index.
@@ -261,7 +261,7 @@ impl Group {
             told: Change { role: Role::Follower, term: raw.raft.term, leader: None },
             raw,
         };
-        if restarts && !alone && kept(Rule::RestartedVotersKeepPromises) {
+        if restarts && !alone && kept(GroupRule::RestartedVotersKeepPromises) {
             group.promise.renew(mono);
         }
         group.settle();
@@ -386,7 +386,7 @@ impl Group {
                 return Ok(());
             }
             MessageType::MsgAppend | MessageType::MsgHeartbeat | MessageType::MsgSnapshot
-                if message.term >= receiver.term && kept(Rule::VotersKeepPromises) =>
+                if message.term >= receiver.term && kept(GroupRule::VotersKeepPromises) =>
             {
                 self.promise.renew(self.now.mono);
             }
@@ -475,7 +475,7 @@ impl Group {
     /// last change in a log count as committed after a restart, so this one makes the other count.
     fn conclude(&mut self) -> bool {
         let is_joint = self.latest_members().is_joint();
-        let concludes = is_joint || self.is_open && kept(Rule::ChangesAreConcluded);
+        let concludes = is_joint || self.is_open && kept(GroupRule::ChangesAreConcluded);
         if !concludes || !self.may_change() {
             return false;
         }
@@ -517,7 +517,7 @@ impl Group {
         }
     }
 
-    /// Whether the disk has not answered for an election timeout. Told by ticks, so that a pause of
+    /// Whether the disk has not answered for an election timeout. TimeTold by ticks, so that a pause of
     /// the process is no hanging disk.
     pub fn disk_hangs(&self) -> bool {
         let oldest = self.held.iter().find(|held| held.on_disk);
@@ -533,7 +533,7 @@ impl Group {
     fn yield_to_a_faster_disk(&mut self) -> bool {
         let log = &self.raw.raft.raft_log;
         let leads = self.raw.raft.state == StateRole::Leader;
-        let hangs = self.disk_hangs() && kept(Rule::HungDisksYield);
+        let hangs = self.disk_hangs() && kept(GroupRule::HungDisksYield);
         if !leads || log.committed <= log.persisted || !hangs {
             self.yields = false;
             return false;
@@ -602,7 +602,7 @@ impl Group {
         let reads = ready.take_read_states();
         self.raw.advance_append_async(ready);
 
-        if !kept(Rule::AcknowledgeAfterSync) {
+        if !kept(GroupRule::AcknowledgeAfterSync) {
             self.send(std::mem::take(&mut messages), out);
         }
         let on_disk =
@@ -615,7 +615,7 @@ impl Group {
             let bytes = persist.entries.iter().map(|entry| entry.data.len() as u64).sum();
             self.unsynced_bytes += bytes;
             let since = self.ticks.count();
-            self.held.push_back(Held { number, since, bytes, on_disk, messages, snapshot });
+            self.held.push_back(HeldReady { number, since, bytes, on_disk, messages, snapshot });
             if on_disk {
                 out.persist.push(persist);
             }
@@ -623,8 +623,8 @@ impl Group {
         for read in reads {
             let ticket = read.request_ctx.as_slice().try_into().map(u64::from_le_bytes);
             let Ok(ticket) = ticket else { continue };
-            let transferring = self.is_transferring() && kept(Rule::HandingOverEndsLease);
-            let confirmed = self.lease.confirm(Ticket(ticket), self.now, transferring);
+            let transferring = self.is_transferring() && kept(GroupRule::HandingOverEndsLease);
+            let confirmed = self.lease.confirm(Confirmation(ticket), self.now, transferring);
             out.confirmed = confirmed.max(out.confirmed);
         }
         for entry in committed {
@@ -784,7 +784,7 @@ impl Group {
     /// before it led. Only then may it serve, lock and propose.
     pub fn is_serving(&self) -> bool {
         self.raw.raft.state == StateRole::Leader
-            && (self.raw.raft.apply_to_current_term() || !kept(Rule::LeadersServeTheirTerm))
+            && (self.raw.raft.apply_to_current_term() || !kept(GroupRule::LeadersServeTheirTerm))
     }
 
     /// What this replica knows of the group's time: what it was at a moment of the monotonic clock.
@@ -794,7 +794,7 @@ impl Group {
     }
 
     /// What they have answered since it leads.
-    pub fn time_told(&self) -> Told {
+    pub fn time_told(&self) -> TimeTold {
         let members = self.latest_members();
         let others = self.progress().into_iter().map(|one| one.id);
         let others = others.filter(|id| *id != self.id && members.votes(*id));
@@ -817,7 +817,7 @@ impl Group {
     /// leadership was handed over in this term. No ticket: it does not lead or not serve yet.
     ///
     /// Cheap to call often: while one confirmation is under way, the next is sent after it.
-    pub fn confirm(&mut self, now: Now) -> Option<Ticket> {
+    pub fn confirm(&mut self, now: Now) -> Option<Confirmation> {
         self.pass(now);
         if !self.is_serving() {
             return None;
@@ -837,7 +837,7 @@ impl Group {
         ticket.is_some()
     }
 
-    fn ask(&mut self, ticket: Ticket) {
+    fn ask(&mut self, ticket: Confirmation) {
         self.raw.read_index(ticket.0.to_le_bytes().to_vec());
         self.settle();
     }
@@ -851,7 +851,7 @@ impl Group {
         if !leads || to == self.id || !self.latest_members().voters.contains(&to) {
             return false;
         }
-        if kept(Rule::HandingOverEndsLease) {
+        if kept(GroupRule::HandingOverEndsLease) {
             self.lease.pause();
         }
         self.raw.transfer_leader(to.0);
@@ -869,7 +869,7 @@ impl Group {
         if self.raw.raft.state != StateRole::Leader {
             return false;
         }
-        if kept(Rule::HandingOverEndsLease) {
+        if kept(GroupRule::HandingOverEndsLease) {
             self.lease.hand_over();
         }
         let others = self.progress().into_iter().filter(|one| one.id != self.id);
@@ -1017,7 +1017,7 @@ impl Group {
                 _ => {}
             }
             let hands_over = message.msg_type == MessageType::MsgTimeoutNow;
-            if hands_over && kept(Rule::HandingOverEndsLease) {
+            if hands_over && kept(GroupRule::HandingOverEndsLease) {
                 self.lease.hand_over();
             }
             let bytes = match wire::write(&message) {
@@ -1048,7 +1048,7 @@ struct Changes {
 fn changes_of_members(log: &Log, applied: u64) -> Changes {
     let changes = log.since(applied + 1).filter(|entry| entry.entry_type != EntryType::EntryNormal);
     let indexes: Vec<u64> = changes.map(|entry| entry.index).collect();
-    let known = indexes.iter().rev().nth(1).filter(|_| kept(Rule::MembersAreRecovered));
+    let known = indexes.iter().rev().nth(1).filter(|_| kept(GroupRule::MembersAreRecovered));
     let known_committed = known.copied().unwrap_or(0).max(log.forced());
     Changes { any: !indexes.is_empty(), known_committed }
 }

@@ -2,7 +2,7 @@
 //! requests and the participant's and primary's side of the commit protocol.
 //!
 //! A single operation on unmarked keys runs at once. Everything else comes as a [`ToPartition`]
-//! and leaves as an [`Effect`]:
+//! and leaves as an [`PartitionEffect`]:
 //!
 //! ```text
 //!  Lock    ── marks, reads ─────────────▶ Granted      unlogged: goes with Coordinator and term
@@ -35,7 +35,7 @@ use crate::ids::{Age, Incarnation, Millis, NodeId, Now, PartitionId, TableIndex,
 use crate::partition::replica::{Applied, Mutation, Replica};
 use crate::partition::stamps::Stamps;
 use crate::rules::{Rule, kept};
-use crate::store::key_state::Image;
+use crate::store::key_state::KeyState;
 use crate::store::tables::Access;
 use crate::store::tables::{EXPIRED_NOTED_MAX, KeyHasher};
 use crate::txn::claims::claims_of;
@@ -46,7 +46,7 @@ use crate::txn::protocol::{
 };
 use commit::Deferred;
 use inquiry::Inquiry;
-use journal::{After, Journal, Waiter};
+use journal::{After, Journal, OpWaiter};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How long an intent waits for its decision before it asks the primary, while its Coordinator
@@ -81,7 +81,7 @@ struct Sweep {
 
 /// What a partition wants done.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Effect {
+pub enum PartitionEffect {
     /// Tell a node's Coordinator.
     Coordinator(NodeId, ToCoordinator),
     /// Tell another partition (or this one), at its leader.
@@ -161,7 +161,7 @@ impl Neighbours {
 pub enum Took {
     /// It ran, and its reply is appended.
     Done,
-    /// It is filed: its reply comes to its [`Waiter`].
+    /// It is filed: its reply comes to its [`OpWaiter`].
     Filed,
     /// Nothing happened: one of these is marked or waited for.
     Blocked(Vec<Claim>),
@@ -185,7 +185,7 @@ pub struct Foresight {
 
 /// What waits for its turn on contended keys.
 #[derive(Debug)]
-enum Waiting {
+enum WaitingRequest {
     /// A single operation; the Bucket holds it.
     Op,
     Lock(Box<Lock>),
@@ -194,14 +194,14 @@ enum Waiting {
 
 /// A request at the lock manager.
 #[derive(Debug)]
-struct Queued {
+struct QueuedRequest {
     claims: Vec<Claim>,
-    waiting: Waiting,
+    waiting: WaitingRequest,
 }
 
 /// A transaction that holds marks here.
 #[derive(Debug)]
-struct Held {
+struct LockOwner {
     claims: Vec<Claim>,
     /// The term of unlogged locks; `None` once they are logged, or on their way to the log, as an
     /// intent.
@@ -235,8 +235,8 @@ pub struct Partition<M> {
     /// Its log; none if there is one copy only, in memory.
     journal: Option<Box<Journal>>,
     marks: Marks,
-    held: BTreeMap<TxnId, Held>,
-    queued: BTreeMap<Ticket, Queued>,
+    held: BTreeMap<TxnId, LockOwner>,
+    queued: BTreeMap<Ticket, QueuedRequest>,
     /// The ticket under which a transaction waits.
     tickets: BTreeMap<TxnId, Ticket>,
     /// What waits for earlier mutations to be applied, or for a lease.
@@ -376,7 +376,13 @@ impl<M: Machine> Partition<M> {
     /// Runs a single operation, or files it for its `waiter`, unless one of its keys is marked or
     /// waited for.
     #[inline]
-    pub fn execute(&mut self, op: &Op<'_>, now: Now, waiter: Waiter, reply: &mut Vec<u8>) -> Took {
+    pub fn execute(
+        &mut self,
+        op: &Op<'_>,
+        now: Now,
+        waiter: OpWaiter,
+        reply: &mut Vec<u8>,
+    ) -> Took {
         if !self.is_led_here() {
             return Took::Elsewhere;
         }
@@ -393,7 +399,7 @@ impl<M: Machine> Partition<M> {
         &mut self,
         op: &Op<'_>,
         now: Now,
-        waiter: Waiter,
+        waiter: OpWaiter,
         may_overtake: bool,
         reply: &mut Vec<u8>,
     ) -> Took {
@@ -552,11 +558,11 @@ impl<M: Machine> Partition<M> {
 
     /// Queues a single operation that [`Partition::execute`] refused. The Bucket keeps it and runs
     /// it by [`Partition::granted`].
-    pub fn wait(&mut self, ticket: Ticket, claims: Vec<Claim>, effects: &mut Vec<Effect>) {
+    pub fn wait(&mut self, ticket: Ticket, claims: Vec<Claim>, effects: &mut Vec<PartitionEffect>) {
         self.clock += 1;
         // A tie that no Coordinator's sequence takes, so that no two ages are equal.
         let age = Age { time: self.clock, node: self.node, tie: (1 << 63) | ticket.0 };
-        self.queue(ticket, age, None, claims, Waiting::Op, effects);
+        self.queue(ticket, age, None, claims, WaitingRequest::Op, effects);
     }
 
     /// The lock manager says that the request has its turn. For a single operation `op` gives it
@@ -564,25 +570,25 @@ impl<M: Machine> Partition<M> {
     pub fn granted(
         &mut self,
         ticket: Ticket,
-        op: Option<(&Op<'_>, Waiter)>,
+        op: Option<(&Op<'_>, OpWaiter)>,
         now: Now,
         reply: &mut Vec<u8>,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<PartitionEffect>,
     ) -> Option<Took> {
         // A request cancelled meanwhile has told the lock manager so.
-        let Queued { claims, waiting } = self.queued.remove(&ticket)?;
+        let QueuedRequest { claims, waiting } = self.queued.remove(&ticket)?;
         let mut took = None;
         match waiting {
-            Waiting::Op => {
+            WaitingRequest::Op => {
                 let calm = self.marks.waited(&claims);
                 took = op.map(|(op, waiter)| self.run(op, now, waiter, false, reply));
                 self.forget(calm, effects);
             }
-            Waiting::Lock(lock) => {
+            WaitingRequest::Lock(lock) => {
                 self.hold_granted(lock.txn, lock.age, claims, Some(self.term), now, effects);
                 self.lock(lock, now, effects);
             }
-            Waiting::Prepare(prepare) => {
+            WaitingRequest::Prepare(prepare) => {
                 self.hold_granted(prepare.txn, prepare.age, claims, None, now, effects);
                 self.prepare(prepare, now, effects);
             }
@@ -600,7 +606,7 @@ impl<M: Machine> Partition<M> {
         claims: Vec<Claim>,
         unlogged: Option<Term>,
         now: Now,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<PartitionEffect>,
     ) {
         self.tickets.remove(&txn);
         self.hold(txn, age, claims, unlogged, now.mono);
@@ -610,10 +616,10 @@ impl<M: Machine> Partition<M> {
     }
 
     /// Gives up a waiting single operation.
-    pub fn cancel(&mut self, ticket: Ticket, effects: &mut Vec<Effect>) {
+    pub fn cancel(&mut self, ticket: Ticket, effects: &mut Vec<PartitionEffect>) {
         let Some(queued) = self.queued.remove(&ticket) else { return };
         let calm = self.marks.waited(&queued.claims);
-        effects.push(Effect::Locks(ToLocks::Cancel { ticket, partition: self.id }));
+        effects.push(PartitionEffect::Locks(ToLocks::Cancel { ticket, partition: self.id }));
         self.forget(calm, effects);
     }
 
@@ -636,7 +642,7 @@ impl<M: Machine> Partition<M> {
     }
 
     /// This node leads the partition no more: everything that only a leader knows is given up.
-    fn leave_office(&mut self, effects: &mut Vec<Effect>) {
+    fn leave_office(&mut self, effects: &mut Vec<PartitionEffect>) {
         let waiting: Vec<Ticket> = self.queued.keys().copied().collect();
         for ticket in waiting {
             self.cancel(ticket, effects);
@@ -683,14 +689,14 @@ impl<M: Machine> Partition<M> {
                     Prepared::Share(share) => return grows(share, prepare.txn),
                     Prepared::Images(images) | Prepared::Whole(_, images) => images,
                 };
-                let bytes = |images: &[Image]| -> usize {
+                let bytes = |images: &[KeyState]| -> usize {
                     let held = images.iter().filter_map(|image| image.held.as_ref());
                     held.map(|held| held.value.len()).sum()
                 };
                 if bytes(images) <= room {
                     return Ok(0);
                 }
-                let claim = |image: &Image| Claim {
+                let claim = |image: &KeyState| Claim {
                     granule: Granule::Key(image.table, image.key.clone()),
                     access: Access::Read,
                 };
@@ -727,9 +733,9 @@ impl<M: Machine> Partition<M> {
     }
 
     /// Tells a Coordinator that its request was not taken.
-    fn refuse(&self, txn: TxnId, effects: &mut Vec<Effect>) {
+    fn refuse(&self, txn: TxnId, effects: &mut Vec<PartitionEffect>) {
         let refused = ToCoordinator::NotLed { txn, partition: self.id };
-        effects.push(Effect::Coordinator(txn.node, refused));
+        effects.push(PartitionEffect::Coordinator(txn.node, refused));
     }
 
     fn conflict(&self, txn: TxnId, claims: &[Claim]) -> bool {
@@ -748,7 +754,8 @@ impl<M: Machine> Partition<M> {
         for claim in &claims {
             self.marks.hold(claim, txn, age);
         }
-        let replaced = self.held.insert(txn, Held { claims, unlogged, since, watched: Vec::new() });
+        let replaced =
+            self.held.insert(txn, LockOwner { claims, unlogged, since, watched: Vec::new() });
         assert!(replaced.is_none(), "a transaction locks a partition once");
     }
 
@@ -758,8 +765,8 @@ impl<M: Machine> Partition<M> {
         age: Age,
         owner: Option<TxnId>,
         claims: Vec<Claim>,
-        waiting: Waiting,
-        effects: &mut Vec<Effect>,
+        waiting: WaitingRequest,
+        effects: &mut Vec<PartitionEffect>,
     ) {
         let holders = self.marks.wait(&claims);
         if let Some(txn) = owner {
@@ -767,12 +774,12 @@ impl<M: Machine> Partition<M> {
         }
         let acquire =
             Acquire { ticket, partition: self.id, age, owner, claims: claims.clone(), holders };
-        self.queued.insert(ticket, Queued { claims, waiting });
-        effects.push(Effect::Locks(ToLocks::Acquire(acquire)));
+        self.queued.insert(ticket, QueuedRequest { claims, waiting });
+        effects.push(PartitionEffect::Locks(ToLocks::Acquire(acquire)));
     }
 
     /// Gives up all that a transaction holds or waits for here.
-    fn release(&mut self, txn: TxnId, effects: &mut Vec<Effect>) {
+    fn release(&mut self, txn: TxnId, effects: &mut Vec<PartitionEffect>) {
         if let Some(ticket) = self.tickets.remove(&txn) {
             self.cancel(ticket, effects);
         }
@@ -781,7 +788,7 @@ impl<M: Machine> Partition<M> {
         }
     }
 
-    fn unmark(&mut self, claims: Vec<Claim>, txn: TxnId, effects: &mut Vec<Effect>) {
+    fn unmark(&mut self, claims: Vec<Claim>, txn: TxnId, effects: &mut Vec<PartitionEffect>) {
         let (mut contended, mut calm) = (Vec::new(), Vec::new());
         for Claim { granule, .. } in claims {
             match self.marks.release(&granule, txn) {
@@ -795,15 +802,15 @@ impl<M: Machine> Partition<M> {
         }
         if !contended.is_empty() {
             let (partition, granules) = (self.id, contended);
-            effects.push(Effect::Locks(ToLocks::Released { partition, granules, txn }));
+            effects.push(PartitionEffect::Locks(ToLocks::Released { partition, granules, txn }));
         }
         self.forget(calm, effects);
     }
 
-    fn forget(&self, calm: Vec<Granule>, effects: &mut Vec<Effect>) {
+    fn forget(&self, calm: Vec<Granule>, effects: &mut Vec<PartitionEffect>) {
         if !calm.is_empty() {
             let (partition, granules) = (self.id, calm);
-            effects.push(Effect::Locks(ToLocks::Uncontended { partition, granules }));
+            effects.push(PartitionEffect::Locks(ToLocks::Uncontended { partition, granules }));
         }
     }
 }

@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -78,6 +79,10 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ),
     ("main", &["cli"]),
 ];
+
+/// The rooms that decide: no clock, socket, file, thread or dice.
+const PURE: &[&str] =
+    &["rules", "store", "batch", "txn", "consensus", "partition", "cluster", "command"];
 
 /// Each foreign crate and where it may be met: a file, or a folder with the file of its name.
 ///
@@ -191,9 +196,6 @@ fn the_sources_are_tidy() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let sources = read_sources(root, "src");
     assert!(sources.len() >= 5, "the sources were found");
-    let is_test = |source: &&Source| {
-        source.path.ends_with("/tests.rs") || TEST_FILES.contains(&source.path.as_str())
-    };
     let (tests, sources): (Vec<&Source>, Vec<&Source>) = sources.iter().partition(is_test);
     let mut broken: Broken = sources.into_iter().flat_map(check).collect();
     broken.extend(tests.into_iter().flat_map(check_words));
@@ -215,12 +217,53 @@ fn dependencies_point_one_way() {
     }
 }
 
+/// A name stands for one thing in all rooms that decide, so that a reader need not ask which.
+#[test]
+fn types_of_pure_rooms_have_names_of_their_own() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut sources = read_sources(root, "src");
+    sources.retain(|source| PURE.contains(&area_of(&source.path)) && !is_test(&source));
+    let broken = check_names(&sources);
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
 #[test]
 fn every_dependency_has_its_place() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let manifest = fs::read_to_string(root.join("Cargo.toml")).expect("Cargo.toml");
     let broken = check_manifest(&manifest);
     assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+/// Whether a source is compiled for tests only.
+fn is_test(source: &&Source) -> bool {
+    source.path.ends_with("/tests.rs") || TEST_FILES.contains(&source.path.as_str())
+}
+
+/// Types that are declared twice. What is declared inside a function is its own affair.
+fn check_names(sources: &[Source]) -> Broken {
+    let mut declared: BTreeMap<String, String> = BTreeMap::new();
+    let mut broken = Vec::new();
+    for source in sources {
+        let code = without_tests(&without_text(&source.text));
+        for line in code.lines().filter(|line| !line.starts_with(' ')) {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let kind = words
+                .iter()
+                .position(|word| ["struct", "enum", "trait", "type", "union"].contains(word));
+            // Nothing but its visibility stands before a declaration.
+            let Some(kind) = kind.filter(|kind| {
+                words[..*kind].iter().all(|word| word.starts_with("pub") || word.ends_with(')'))
+            }) else {
+                continue;
+            };
+            let name = words.get(kind + 1).map(|word| identifier(word)).unwrap_or_default();
+            if let Some(other) = declared.insert(name.clone(), source.path.clone()) {
+                broken.push(format!("`{name}` is a type of {other} and of {}", source.path));
+            }
+        }
+    }
+    broken
 }
 
 fn check(source: &Source) -> Broken {
@@ -673,6 +716,16 @@ mod planted {
             let code = format!("fn f<'a>() {{ {text}g().unwrap() }}");
             assert_eq!(broken("src/net/resp.rs", &code).len(), 1, "{code}");
         }
+    }
+
+    #[test]
+    fn a_name_for_two_types() {
+        let source = |path: &str, text: &str| Source { path: path.into(), text: text.into() };
+        let one = source("src/txn/locks.rs", "pub(super) struct Place<'a>(u8);\nenum Own {}");
+        let other = source("src/store/item.rs", "#[derive(Debug)]\npub enum Place {\n}\n");
+        let inside = source("src/batch.rs", "fn f() {\n    struct Own;\n}\n");
+        let broken = check_names(&[one, other, inside]);
+        assert!(broken.len() == 1 && broken[0].contains("`Place`"), "{broken:?}");
     }
 
     #[test]

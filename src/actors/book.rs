@@ -12,7 +12,7 @@ use crate::actors::lock_manager::{self, LockManager};
 use crate::actors::peer::Peer;
 use crate::actors::post::Post;
 use crate::ids::{NodeId, PartitionId};
-use crate::partition::Effect;
+use crate::partition::PartitionEffect;
 use crate::partition::snapshots::ToArchive;
 use crate::txn::protocol::{Term, ToLocks};
 use actix::{Addr, Recipient};
@@ -179,16 +179,16 @@ impl Book {
     }
 
     /// Carries out what partitions want done.
-    pub fn carry(&self, effects: &mut Vec<Effect>) {
+    pub fn carry(&self, effects: &mut Vec<PartitionEffect>) {
         if effects.is_empty() {
             return;
         }
         let mut post = Post::default();
         for effect in effects.drain(..) {
             match effect {
-                Effect::Coordinator(to, message) => post.to_coordinator(self, to, message),
-                Effect::Partition(to, message) => post.to_partition(self, to, message),
-                Effect::Locks(message) => self.tell_locks(message),
+                PartitionEffect::Coordinator(to, message) => post.to_coordinator(self, to, message),
+                PartitionEffect::Partition(to, message) => post.to_partition(self, to, message),
+                PartitionEffect::Locks(message) => self.tell_locks(message),
             }
         }
         post.send(self);

@@ -24,7 +24,7 @@ use crate::batch::{Batch, Replies};
 use crate::cluster::barrier::{Hello, Standing};
 use crate::command::Redis;
 use crate::command::facts::Facts;
-use crate::command::order::{Question, Told};
+use crate::command::order::{NodeAnswer, Question};
 use crate::consensus;
 use crate::ids::{Incarnation, NodeId, Now, PartitionId};
 use crate::memory::{self, Calm};
@@ -269,7 +269,7 @@ pub struct Connect {
 
 /// A client asks about all clients of the node.
 #[derive(Message)]
-#[rtype(result = "Told")]
+#[rtype(result = "NodeAnswer")]
 pub struct Ask(pub Question);
 
 /// A client wants to be told what all clients of the node ask.
@@ -314,7 +314,7 @@ pub struct Report {
     /// Linked nodes that do not answer.
     pub suspected: BTreeSet<NodeId>,
     /// Counted by its core.
-    pub core: core::Counts,
+    pub core: core::BucketCounts,
     /// Bytes of its tables.
     pub bytes: usize,
     /// Keys that clients watch in them.
@@ -767,16 +767,16 @@ impl Handler<Ask> for Bucket {
         match question {
             Question::Expire(active) => self.core.expire_actively(active),
             Question::Lead(partition, node) => {
-                return MessageResult(Told::Count(self.core.prefer(partition, node).into()));
+                return MessageResult(NodeAnswer::Count(self.core.prefer(partition, node).into()));
             }
             Question::Snapshot => {
                 let here: Vec<PartitionId> = self.core.partitions().map(|one| one.id()).collect();
                 here.iter().for_each(|id| ctx.notify(Snapshot(*id)));
-                return MessageResult(Told::Count(here.len() as u64));
+                return MessageResult(NodeAnswer::Count(here.len() as u64));
             }
             _ => {}
         }
-        let told = self.local.as_ref().map_or(Told::Done, |local| local.ask(question));
+        let told = self.local.as_ref().map_or(NodeAnswer::Done, |local| local.ask(question));
         // A limit may have changed.
         self.measure();
         MessageResult(told)

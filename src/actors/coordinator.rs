@@ -48,7 +48,7 @@ pub struct Coordinator {
     transactions: Transactions<crate::command::Redis>,
     clients: BTreeMap<ClientId, oneshot::Sender<Ended>>,
     next_client: u64,
-    effects: Vec<coordinator::Effect>,
+    effects: Vec<coordinator::TxnEffect>,
     post: Post,
     clock: fn() -> Now,
     /// What the clocks said at the last tick.
@@ -152,7 +152,7 @@ pub struct Report {
     /// Transactions under way.
     pub active: usize,
     /// Totals.
-    pub counts: coordinator::Counts,
+    pub counts: coordinator::TxnCounts,
 }
 
 impl Coordinator {
@@ -201,10 +201,10 @@ impl Coordinator {
         self.failpoint.pass_all(&self.effects, Point::begun_by_coordinator);
         for effect in self.effects.drain(..) {
             match effect {
-                coordinator::Effect::Partition(to, message) => {
+                coordinator::TxnEffect::Partition(to, message) => {
                     self.post.to_partition(book, to, message)
                 }
-                coordinator::Effect::Reply(client, ended) => {
+                coordinator::TxnEffect::Reply(client, ended) => {
                     if let Some(waiting) = self.clients.remove(&client) {
                         // A Session that is gone needs no answer.
                         let _ = waiting.send(ended);
@@ -215,13 +215,13 @@ impl Coordinator {
         self.post.send(book);
     }
 
-    fn carry_barrier(&mut self, effects: Vec<barrier::Effect>, ctx: &mut Context<Self>) {
+    fn carry_barrier(&mut self, effects: Vec<barrier::BarrierEffect>, ctx: &mut Context<Self>) {
         let Some(book) = self.book.clone() else { return };
         for effect in effects {
             match effect {
-                barrier::Effect::SayReady => self.say_ready(&book, ctx),
-                barrier::Effect::Form => self.form(ctx),
-                barrier::Effect::Join => self.begin_anew(ctx),
+                barrier::BarrierEffect::SayReady => self.say_ready(&book, ctx),
+                barrier::BarrierEffect::Form => self.form(ctx),
+                barrier::BarrierEffect::Join => self.begin_anew(ctx),
             }
         }
         if self.joining {

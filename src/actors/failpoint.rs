@@ -114,21 +114,22 @@ impl Point {
     }
 
     /// What a partition has done when it wants this, before anybody is told.
-    pub fn done_by_partition(effect: &partition::Effect) -> Option<Point> {
+    pub fn done_by_partition(effect: &partition::PartitionEffect) -> Option<Point> {
         match effect {
-            partition::Effect::Coordinator(_, ToCoordinator::Voted { vote: Some(_), .. }) => {
-                Some(Point::PrepareLogged)
-            }
-            partition::Effect::Coordinator(
+            partition::PartitionEffect::Coordinator(
+                _,
+                ToCoordinator::Voted { vote: Some(_), .. },
+            ) => Some(Point::PrepareLogged),
+            partition::PartitionEffect::Coordinator(
                 _,
                 ToCoordinator::Decided { verdict: Verdict::Commit, .. },
             ) => Some(Point::DecideLogged),
-            partition::Effect::Partition(_, ToPartition::Decide(decide))
+            partition::PartitionEffect::Partition(_, ToPartition::Decide(decide))
                 if decide.verdict == Verdict::Commit =>
             {
                 Some(Point::OutcomeBegun)
             }
-            partition::Effect::Partition(_, ToPartition::Applied { .. }) => {
+            partition::PartitionEffect::Partition(_, ToPartition::Applied { .. }) => {
                 Some(Point::OutcomeApplied)
             }
             _ => None,
@@ -136,10 +137,12 @@ impl Point {
     }
 
     /// What the Coordinator has not done yet when it wants this.
-    pub fn begun_by_coordinator(effect: &coordinator::Effect) -> Option<Point> {
+    pub fn begun_by_coordinator(effect: &coordinator::TxnEffect) -> Option<Point> {
         match effect {
-            coordinator::Effect::Partition(_, ToPartition::Prepare(_)) => Some(Point::PrepareBegun),
-            coordinator::Effect::Partition(
+            coordinator::TxnEffect::Partition(_, ToPartition::Prepare(_)) => {
+                Some(Point::PrepareBegun)
+            }
+            coordinator::TxnEffect::Partition(
                 _,
                 ToPartition::Decide(Decide { deciding: true, .. }),
             ) => Some(Point::DecideBegun),

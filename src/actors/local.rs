@@ -13,7 +13,7 @@ use crate::cluster::slots::Atlas;
 use crate::command::client::{Card, Client};
 use crate::command::facts::{Calls, Facts};
 use crate::command::latency::{Events, Slow, SlowLog, Spike};
-use crate::command::order::{Question, Selection, Told};
+use crate::command::order::{NodeAnswer, Question, Selection};
 use crate::command::settings::Settings;
 use crate::command::spec::{self, FAST, Spec, WRITE};
 use crate::command::transaction::Queue;
@@ -478,52 +478,54 @@ impl Local {
     }
 
     /// Answers a question about the arbiter's clients.
-    pub fn ask(&self, question: Question) -> Told {
+    pub fn ask(&self, question: Question) -> NodeAnswer {
         match question {
             Question::Clients => {
                 let clients = self.clients.borrow();
                 let living = clients.values().filter(|entry| !entry.signal.is_killed());
-                Told::Clients(living.map(|entry| entry.card.borrow().clone()).collect())
+                NodeAnswer::Clients(living.map(|entry| entry.card.borrow().clone()).collect())
             }
             Question::Kill(selection) => {
                 // Whom a command before this one killed is gone, though the Session may not know yet.
                 let clients = self.clients.borrow();
                 let living = clients.values().filter(|entry| !entry.signal.is_killed());
                 let meant = living.filter(|entry| selection.takes(&entry.card.borrow()));
-                Told::Count(meant.map(|entry| entry.signal.kill()).count() as u64)
+                NodeAnswer::Count(meant.map(|entry| entry.signal.kill()).count() as u64)
             }
             Question::Pause { until, writes_only } => {
                 let now = self.setup.steady();
                 let pause = Pause { until, writes_only };
                 let before = self.pause.get().filter(|pause| pause.until > now);
                 self.pause.set(Some(before.map_or(pause, |before| before.and(pause))));
-                Told::Done
+                NodeAnswer::Done
             }
             Question::Unpause => {
                 self.pause.set(None);
                 self.resume();
-                Told::Done
+                NodeAnswer::Done
             }
-            Question::Slow => Told::Slow(self.slow.borrow().entries()),
+            Question::Slow => NodeAnswer::Slow(self.slow.borrow().entries()),
             Question::ForgetSlow => {
                 self.slow.borrow_mut().clear();
-                Told::Done
+                NodeAnswer::Done
             }
-            Question::Spikes => Told::Spikes(self.events.borrow().all()),
-            Question::ForgetSpikes(events) => Told::Count(self.events.borrow_mut().forget(&events)),
+            Question::Spikes => NodeAnswer::Spikes(self.events.borrow().all()),
+            Question::ForgetSpikes(events) => {
+                NodeAnswer::Count(self.events.borrow_mut().forget(&events))
+            }
             Question::Configure(approved) => {
                 self.configure(&approved);
-                Told::Done
+                NodeAnswer::Done
             }
             Question::ForgetCounts => {
                 self.forgotten.set(*self.counters.borrow());
                 self.data_calls.borrow_mut().fill(Calls::default());
                 self.calls.borrow_mut().clear();
                 self.errors.borrow_mut().clear();
-                Told::Done
+                NodeAnswer::Done
             }
             // The Bucket's own affair.
-            Question::Expire(_) | Question::Lead(..) | Question::Snapshot => Told::Done,
+            Question::Expire(_) | Question::Lead(..) | Question::Snapshot => NodeAnswer::Done,
         }
     }
 

@@ -3,7 +3,7 @@
 use crate::actors::book::Book;
 use crate::actors::bucket;
 use crate::actors::post::Post;
-use crate::txn::locks::{Effect, LockTable};
+use crate::txn::locks::{LockEffect, LockTable};
 use crate::txn::protocol::{ToCoordinator, ToLocks};
 use actix::{
     Actor, ActorFutureExt, AsyncContext, Context, Handler, Message, MessageResult, WrapFuture,
@@ -21,7 +21,7 @@ const STEPS_A_TURN: usize = 8_192;
 #[derive(Debug, Default)]
 pub struct LockManager {
     table: LockTable,
-    effects: Vec<Effect>,
+    effects: Vec<LockEffect>,
     /// There is more to do than one turn may take.
     working: bool,
     book: Option<Arc<Book>>,
@@ -98,12 +98,12 @@ impl LockManager {
         let mut post = Post::default();
         for effect in self.effects.drain(..) {
             match effect {
-                Effect::Grant { partition, ticket } => {
+                LockEffect::Grant { partition, ticket } => {
                     if let Some(Some(placed)) = book.placed.get(partition.index()) {
                         book.buckets[*placed].do_send(bucket::Granted { partition, ticket });
                     }
                 }
-                Effect::Wound { txn } => {
+                LockEffect::Wound { txn } => {
                     post.to_coordinator(book, txn.node, ToCoordinator::Wound { txn });
                 }
             }

@@ -23,7 +23,9 @@ use crate::batch::refusal::Refusal;
 use crate::batch::round;
 use crate::batch::{Batch, Op, OpCode, Replies};
 use crate::cluster::barrier::Hello;
-use crate::cluster::link::{self, Complaints, DialFailure, Effect, Greeting, Link, StreamId, Word};
+use crate::cluster::link::{
+    self, Complaints, DialFailure, Greeting, Link, LinkEffect, StreamId, Word,
+};
 use crate::command::Redis;
 use crate::consensus::is_beat;
 use crate::ids::{Elapsed, Incarnation, LastSeen, NodeId, Now, PartitionId};
@@ -91,7 +93,7 @@ pub struct Peer {
     address: Address,
     link: Link,
     /// What the link wants done.
-    effects: Vec<Effect>,
+    effects: Vec<LinkEffect>,
     clock: fn() -> Now,
     /// Since it began: a machine that was suspended, or a virtual one that was paused, has not served
     /// meanwhile, and others have taken back what they had asked.
@@ -333,15 +335,15 @@ impl Peer {
         }
     }
 
-    fn carry_one(&mut self, effect: Effect, ctx: &mut Context<Self>) {
+    fn carry_one(&mut self, effect: LinkEffect, ctx: &mut Context<Self>) {
         let other = self.other;
         match effect {
-            Effect::Dial(0) => self.dial(ctx),
-            Effect::Dial(after_ms) => {
+            LinkEffect::Dial(0) => self.dial(ctx),
+            LinkEffect::Dial(after_ms) => {
                 let after = Duration::from_millis(after_ms);
                 ctx.run_later(after, |peer, ctx| peer.dial(ctx));
             }
-            Effect::Say(stream, word) => {
+            LinkEffect::Say(stream, word) => {
                 let packet = match word {
                     Word::Claim(nonce) => Packet::Claim(nonce),
                     Word::Yours(nonce, yours) => Packet::Yours(nonce, yours),
@@ -350,8 +352,8 @@ impl Peer {
                 };
                 self.queue_on(stream, &packet, ctx);
             }
-            Effect::Close(stream) => self.streams.retain(|one| one.id != stream),
-            Effect::Up(hello) => {
+            LinkEffect::Close(stream) => self.streams.retain(|one| one.id != stream),
+            LinkEffect::Up(hello) => {
                 for stream in &mut self.streams {
                     let of_link = [self.link.dialled_stream(), self.link.accepted_stream()];
                     if of_link.contains(&Some(stream.id))
@@ -370,38 +372,38 @@ impl Peer {
                     book.coordinator.do_send(coordinator::NodeUp(hello));
                 }
             }
-            Effect::Suspect => {
+            LinkEffect::Suspect => {
                 log::warn!(target: "peer", "node {other} does not answer, suspected");
                 self.tell_suspected(true);
                 self.give_up();
             }
-            Effect::Trust => {
+            LinkEffect::Trust => {
                 log::info!(target: "peer", "node {other} answers again");
                 self.tell_suspected(false);
             }
-            Effect::Down(why) => {
+            LinkEffect::Down(why) => {
                 log::warn!(target: "peer", "lost node {other}: {why}");
                 self.adrift.extend(std::mem::take(&mut self.pending).into_values());
                 self.give_up();
                 self.tell_down(None, false);
             }
-            Effect::Final => {
+            LinkEffect::Final => {
                 for (batch, answer) in std::mem::take(&mut self.adrift) {
                     fail(answer, batch, Failure::Unknown(other));
                 }
             }
-            Effect::Ended { life, dead } => self.tell_down(Some(life), dead),
-            Effect::Seen(seen) => {
+            LinkEffect::Ended { life, dead } => self.tell_down(Some(life), dead),
+            LinkEffect::Seen(seen) => {
                 if let Some(log) = &self.log {
                     log.do_send(disk::Seen(other, seen));
                 }
             }
-            Effect::Outlived(seen) => {
+            LinkEffect::Outlived(seen) => {
                 if let Some(book) = &self.book {
                     book.coordinator.do_send(coordinator::Outlived(other, seen));
                 }
             }
-            Effect::Complain(complaint) => self.complain(complaint),
+            LinkEffect::Complain(complaint) => self.complain(complaint),
         }
     }
 

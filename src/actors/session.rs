@@ -27,7 +27,7 @@ use crate::command;
 use crate::command::client::{Client, Then};
 use crate::command::latency;
 use crate::command::order::Order;
-use crate::command::plan::{self, Layout, Place, Plan};
+use crate::command::plan::{self, PieceLayout, Placing, Plan};
 use crate::command::reply::Reply;
 use crate::command::scan::Walk;
 use crate::command::spec::{self, ADMIN, LOADING, NO_AUTH, Run, Spec, WRITE};
@@ -165,9 +165,9 @@ enum Next {
     /// The input holds no further request.
     Read,
     /// A transaction on whole partitions: it waits for them.
-    Spread(Work, Layout),
+    Spread(Work, PieceLayout),
     /// The same, without locks: each partition at its own moment.
-    Each(Vec<(PartitionId, Batch)>, Layout),
+    Each(Vec<(PartitionId, Batch)>, PieceLayout),
     /// `WATCH`, of keys that are not watched yet, and how their versions are asked for.
     Watch(Phrase, Plan),
     /// `EXEC`, of a queue and what it watches, or one that changes the connection.
@@ -540,8 +540,8 @@ impl Gathered {
 }
 
 /// Where the client's commands are asked.
-fn place<'a>(client: &Client, local: &'a Local) -> Place<'a> {
-    Place {
+fn place<'a>(client: &Client, local: &'a Local) -> Placing<'a> {
+    Placing {
         atlas: &local.setup.atlas,
         hasher: local.setup.hasher,
         table: client.table,

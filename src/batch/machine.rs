@@ -196,12 +196,12 @@ pub fn may_answer_too_much<'a, M: Machine>(
 
 /// How long the replies of a transaction are, as far as they are made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Answers {
+pub struct AnswerBytes {
     total: usize,
     longest: usize,
 }
 
-impl Answers {
+impl AnswerBytes {
     /// One more reply has been written, up to the end of `replies`.
     ///
     /// # Errors
@@ -215,7 +215,7 @@ impl Answers {
     /// The replies of another share have come.
     ///
     /// # Errors
-    /// As [`Answers::end`].
+    /// As [`AnswerBytes::end`].
     pub fn join(&mut self, replies: &Replies) -> Result<(), TooMuch> {
         (0..replies.len()).try_for_each(|index| self.add(replies.get(index).len()))
     }
@@ -223,7 +223,7 @@ impl Answers {
     /// One more reply has so many bytes.
     ///
     /// # Errors
-    /// As [`Answers::end`].
+    /// As [`AnswerBytes::end`].
     pub fn add(&mut self, bytes: usize) -> Result<(), TooMuch> {
         self.total = self.total.saturating_add(bytes);
         self.longest = self.longest.max(bytes);

@@ -101,7 +101,7 @@ pub enum Standing {
 
 /// What the barrier wants done.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Effect {
+pub enum BarrierEffect {
     /// Note that this node is ready, then tell every other node that it has met all.
     SayReady,
     /// Serve: all were ready, this node as it is now among them.
@@ -148,7 +148,7 @@ impl Barrier {
     }
 
     /// Starts: a cluster of one node is formed at once.
-    pub fn start(&mut self, effects: &mut Vec<Effect>) {
+    pub fn start(&mut self, effects: &mut Vec<BarrierEffect>) {
         self.advance(effects);
     }
 
@@ -171,19 +171,19 @@ impl Barrier {
     }
 
     /// A node introduced itself, [`Hello::judge`] accepted it, and both can reach each other.
-    pub fn met(&mut self, hello: &Hello, effects: &mut Vec<Effect>) {
+    pub fn met(&mut self, hello: &Hello, effects: &mut Vec<BarrierEffect>) {
         self.met.insert(hello.node, hello.life);
         // What an earlier life of it said is worth nothing; what this one said may come first.
         self.ready.retain(|node, life| *node != hello.node || *life == hello.life);
         if hello.formed && !self.own.formed {
             self.own.formed = true;
-            effects.push(if self.was_ready { Effect::Form } else { Effect::Join });
+            effects.push(if self.was_ready { BarrierEffect::Form } else { BarrierEffect::Join });
         }
         self.advance(effects);
     }
 
     /// A node said, in this life of it, that it has met all.
-    pub fn ready(&mut self, node: NodeId, life: Incarnation, effects: &mut Vec<Effect>) {
+    pub fn ready(&mut self, node: NodeId, life: Incarnation, effects: &mut Vec<BarrierEffect>) {
         self.ready.insert(node, life);
         self.advance(effects);
     }
@@ -197,18 +197,18 @@ impl Barrier {
         }
     }
 
-    fn advance(&mut self, effects: &mut Vec<Effect>) {
+    fn advance(&mut self, effects: &mut Vec<BarrierEffect>) {
         if self.own.formed || !self.has_met_all() {
             return;
         }
         if !self.said {
             self.said = true;
             self.was_ready = true;
-            effects.push(Effect::SayReady);
+            effects.push(BarrierEffect::SayReady);
         }
         if self.ready.len() == self.others.len() {
             self.own.formed = true;
-            effects.push(Effect::Form);
+            effects.push(BarrierEffect::Form);
         }
     }
 }

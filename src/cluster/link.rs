@@ -91,7 +91,7 @@ pub enum Word {
 
 /// What a link wants done.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Effect {
+pub enum LinkEffect {
     /// Dial the node's configured address after so many ms.
     Dial(u64),
     /// Say this on a stream.
@@ -246,10 +246,10 @@ impl Link {
     }
 
     /// Remembers what was seen of the other node.
-    pub fn see(&mut self, seen: LastSeen, effects: &mut Vec<Effect>) {
+    pub fn see(&mut self, seen: LastSeen, effects: &mut Vec<LinkEffect>) {
         let seen = self.own.seen.and(seen);
         if std::mem::replace(&mut self.own.seen, seen) != seen {
-            effects.push(Effect::Seen(seen));
+            effects.push(LinkEffect::Seen(seen));
         }
     }
 
@@ -260,7 +260,7 @@ impl Link {
     }
 
     /// This node goes on in a later life: what was linked with the one before is linked anew.
-    pub fn relive(&mut self, life: Incarnation, effects: &mut Vec<Effect>) {
+    pub fn relive(&mut self, life: Incarnation, effects: &mut Vec<LinkEffect>) {
         self.own.life = life;
         self.go_down("this node goes on in a later life", effects);
     }
@@ -331,34 +331,36 @@ impl Link {
         stream: StreamId,
         hello: Hello,
         now_ms: u64,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<LinkEffect>,
     ) {
-        let Some(nonce) = self.dialling.take() else { return effects.push(Effect::Close(stream)) };
+        let Some(nonce) = self.dialling.take() else {
+            return effects.push(LinkEffect::Close(stream));
+        };
         let judged = self.own.judge(&hello).and_then(|()| match hello.node == self.other {
             true => Ok(()),
             false => Err(format!("node {} answers in place of node {}", hello.node, self.other)),
         });
         if let Err(why) = judged {
-            effects.push(Effect::Close(stream));
-            effects.push(Effect::Complain(format!("refused node {}: {why}", self.other)));
+            effects.push(LinkEffect::Close(stream));
+            effects.push(LinkEffect::Complain(format!("refused node {}: {why}", self.other)));
             return self.retry(effects);
         }
         if self.is_outlived(&hello) {
-            effects.extend([Effect::Close(stream), Effect::Outlived(hello.seen)]);
+            effects.extend([LinkEffect::Close(stream), LinkEffect::Outlived(hello.seen)]);
             return self.retry(effects);
         }
         self.backoff_ms = BACKOFF_MS_MIN;
         self.heard_ms = now_ms;
         for one in self.guest.iter_mut().chain(&mut self.held) {
             one.claimed_ms.get_or_insert(now_ms);
-            effects.push(Effect::Say(stream, Word::Claim(one.hello.nonce)));
+            effects.push(LinkEffect::Say(stream, Word::Claim(one.hello.nonce)));
         }
         self.dialled = Some(Dialled { stream, nonce, hello, since_ms: now_ms });
         self.come_up(now_ms, effects);
     }
 
     /// Dialling failed.
-    pub fn dial_failed(&mut self, failure: DialFailure, effects: &mut Vec<Effect>) {
+    pub fn dial_failed(&mut self, failure: DialFailure, effects: &mut Vec<LinkEffect>) {
         self.dialling = None;
         match failure {
             // The streams of the process were read to their end before this attempt.
@@ -368,16 +370,16 @@ impl Link {
                     let life = *life;
                     // Had it dialled again, it would live.
                     let dead = self.closed_there && self.guest.is_none() && self.held.is_empty();
-                    effects.push(Effect::Ended { life, dead });
+                    effects.push(LinkEffect::Ended { life, dead });
                     self.settle(effects);
                 }
             }
             DialFailure::Unreachable(_) => {}
             DialFailure::Garbled(address, why) => {
                 let complaint = format!("cut off {address}, for node {}: {why}", self.other);
-                effects.push(Effect::Complain(complaint));
+                effects.push(LinkEffect::Complain(complaint));
             }
-            DialFailure::Refused => effects.push(Effect::Complain(format!(
+            DialFailure::Refused => effects.push(LinkEffect::Complain(format!(
                 "node {} refuses this node: its log says why",
                 self.other
             ))),
@@ -385,8 +387,8 @@ impl Link {
         self.retry(effects);
     }
 
-    fn retry(&mut self, effects: &mut Vec<Effect>) {
-        effects.push(Effect::Dial(self.backoff_ms));
+    fn retry(&mut self, effects: &mut Vec<LinkEffect>) {
+        effects.push(LinkEffect::Dial(self.backoff_ms));
         self.backoff_ms = (self.backoff_ms * 2).min(BACKOFF_MS_MAX);
     }
 
@@ -398,13 +400,13 @@ impl Link {
         hello: Hello,
         from: &str,
         now_ms: u64,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<LinkEffect>,
     ) -> Greeting {
         // It comes again and again, each time from another port.
         let host = from.rsplit_once(':').map_or(from, |(host, _)| host);
         if let Err(why) = self.own.judge(&hello) {
             let complaint = format!("refused node {} at {host}: {why}", self.other);
-            effects.push(Effect::Complain(complaint));
+            effects.push(LinkEffect::Complain(complaint));
             return Greeting::Refuse;
         }
         if hello.life < self.own.seen.life {
@@ -412,24 +414,24 @@ impl Link {
             // what it may not be again.
             let (node, life, seen) = (hello.node, hello.life.0, self.own.seen.life.0);
             let why = format!("node {node} has been started again since: {life} < {seen}");
-            effects.push(Effect::Complain(why));
+            effects.push(LinkEffect::Complain(why));
             return Greeting::Tell(self.own.clone());
         }
         if self.is_outlived(&hello) {
             // Is it? It is asked at its own address.
-            effects.push(Effect::Dial(0));
+            effects.push(LinkEffect::Dial(0));
             return Greeting::LetGo;
         }
         if self.held.len() >= HELD_MAX
             && let Some(oldest) = self.held.pop_front()
         {
-            effects.push(Effect::Close(oldest.stream));
+            effects.push(LinkEffect::Close(oldest.stream));
         }
         match &self.dialled {
             Some(dialled) => {
-                effects.push(Effect::Say(dialled.stream, Word::Claim(hello.nonce)));
+                effects.push(LinkEffect::Say(dialled.stream, Word::Claim(hello.nonce)));
             }
-            None => effects.push(Effect::Dial(0)),
+            None => effects.push(LinkEffect::Dial(0)),
         }
         let claimed_ms = self.dialled.as_ref().map(|_| now_ms);
         let from = from.to_owned();
@@ -443,7 +445,7 @@ impl Link {
         stream: StreamId,
         word: Word,
         now_ms: u64,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<LinkEffect>,
     ) -> bool {
         match word {
             Word::Claim(nonce) => {
@@ -452,7 +454,7 @@ impl Link {
                 }
                 let dialled = self.dialled.as_ref().map(|one| one.nonce);
                 let yours = [dialled, self.dialling].contains(&Some(nonce));
-                effects.push(Effect::Say(stream, Word::Yours(nonce, yours)));
+                effects.push(LinkEffect::Say(stream, Word::Yours(nonce, yours)));
                 if yours {
                     self.prove(stream, now_ms, effects);
                 }
@@ -478,7 +480,7 @@ impl Link {
                 if self.pongs.len() < PONGS_MAX {
                     self.pongs.push_back((number, now_ms));
                 }
-                effects.push(Effect::Say(stream, Word::Pong(number)));
+                effects.push(LinkEffect::Say(stream, Word::Pong(number)));
             }
             Word::Pong(number) => {
                 if !self.up || number > self.pings {
@@ -487,7 +489,7 @@ impl Link {
                 self.seen = self.seen.max(number);
                 self.quiet_ms = 0;
                 if std::mem::take(&mut self.suspected) {
-                    effects.push(Effect::Trust);
+                    effects.push(LinkEffect::Trust);
                 }
             }
         }
@@ -495,29 +497,29 @@ impl Link {
     }
 
     /// The node does not know of an introduction with this nonce.
-    fn disprove(&mut self, nonce: u64, effects: &mut Vec<Effect>) {
+    fn disprove(&mut self, nonce: u64, effects: &mut Vec<LinkEffect>) {
         let place = self.held.iter().position(|held| held.hello.nonce == nonce);
         let Some(held) = place.and_then(|place| self.held.remove(place)) else { return };
-        effects.push(Effect::Close(held.stream));
-        effects.push(Effect::Complain(format!(
+        effects.push(LinkEffect::Close(held.stream));
+        effects.push(LinkEffect::Complain(format!(
             "cut off {}, for node {}: that node does not know of the introduction",
             held.from, self.other
         )));
     }
 
     /// Who is at the other end of a stream knows what only the node can know.
-    fn prove(&mut self, stream: StreamId, now_ms: u64, effects: &mut Vec<Effect>) {
+    fn prove(&mut self, stream: StreamId, now_ms: u64, effects: &mut Vec<LinkEffect>) {
         let place = self.held.iter().position(|held| held.stream == stream);
         let Some(held) = place.and_then(|place| self.held.remove(place)) else { return };
         if self.up {
             // It dials again only once it has dropped the link.
             self.go_down("it dialled again", effects);
         } else if let Some(earlier) = self.guest.take() {
-            effects.push(Effect::Close(earlier.stream));
+            effects.push(LinkEffect::Close(earlier.stream));
         }
         let met = self.dialled.as_ref().map(|dialled| dialled.hello.life);
         if met.is_some_and(|life| life > held.hello.life) {
-            effects.push(Effect::Close(held.stream));
+            effects.push(LinkEffect::Close(held.stream));
             return;
         }
         self.guest = Some(held);
@@ -525,7 +527,7 @@ impl Link {
     }
 
     /// The link stands once both streams do, to one and the same life of the other node.
-    fn come_up(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
+    fn come_up(&mut self, now_ms: u64, effects: &mut Vec<LinkEffect>) {
         let (Some(dialled), Some(guest)) = (&self.dialled, &self.guest) else { return };
         if self.up {
             return;
@@ -533,7 +535,7 @@ impl Link {
         let (met, came) = (dialled.hello.life, guest.hello.life);
         if met < came {
             self.drop_dialled(effects);
-            return effects.push(Effect::Dial(0));
+            return effects.push(LinkEffect::Dial(0));
         }
         if came < met {
             return self.drop_guest(effects);
@@ -553,20 +555,20 @@ impl Link {
         (self.quiet_ms, self.pings, self.seen) = (0, 0, 0);
         self.pongs.clear();
         self.heard_there_ms = claimed_ms;
-        effects.push(Effect::Up(hello));
+        effects.push(LinkEffect::Up(hello));
     }
 
-    fn drop_dialled(&mut self, effects: &mut Vec<Effect>) {
-        effects.extend(self.dialled.take().map(|one| Effect::Close(one.stream)));
+    fn drop_dialled(&mut self, effects: &mut Vec<LinkEffect>) {
+        effects.extend(self.dialled.take().map(|one| LinkEffect::Close(one.stream)));
     }
 
-    fn drop_guest(&mut self, effects: &mut Vec<Effect>) {
-        effects.extend(self.guest.take().map(|one| Effect::Close(one.stream)));
+    fn drop_guest(&mut self, effects: &mut Vec<LinkEffect>) {
+        effects.extend(self.guest.take().map(|one| LinkEffect::Close(one.stream)));
     }
 
     /// Drops a stream that has become part of no link for long: the other node may have lost it from
     /// sight.
-    fn drop_lone(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
+    fn drop_lone(&mut self, now_ms: u64, effects: &mut Vec<LinkEffect>) {
         let is_old = |since_ms: u64| since_ms.saturating_add(HELD_MS) <= now_ms;
         if self.guest.as_ref().is_some_and(|guest| is_old(guest.since_ms)) {
             self.drop_guest(effects);
@@ -590,11 +592,11 @@ impl Link {
         stream: StreamId,
         why: &str,
         in_order: bool,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<LinkEffect>,
     ) {
         if let Some(place) = self.held.iter().position(|held| held.stream == stream) {
             self.held.remove(place);
-            effects.push(Effect::Close(stream));
+            effects.push(LinkEffect::Close(stream));
         } else if !self.has(stream) {
         } else if self.up {
             self.closed_there = in_order;
@@ -613,27 +615,27 @@ impl Link {
         accepted.into_iter().find(|one| one.stream == stream).map(|one| one.from.as_str())
     }
 
-    fn go_down(&mut self, why: &str, effects: &mut Vec<Effect>) {
+    fn go_down(&mut self, why: &str, effects: &mut Vec<LinkEffect>) {
         self.drop_dialled(effects);
         self.drop_guest(effects);
         self.heard_there_ms = None;
         if std::mem::take(&mut self.up) {
             self.suspected = false;
             self.adrift_ms = Some(self.quiet_ms);
-            effects.push(Effect::Down(why.to_owned()));
+            effects.push(LinkEffect::Down(why.to_owned()));
         }
         self.retry(effects);
     }
 
     /// What was asked over lost links is final.
-    fn settle(&mut self, effects: &mut Vec<Effect>) {
+    fn settle(&mut self, effects: &mut Vec<LinkEffect>) {
         if self.adrift_ms.take().is_some() {
-            effects.push(Effect::Final);
+            effects.push(LinkEffect::Final);
         }
     }
 
     /// Lets time pass: pings, suspects, gives up.
-    pub fn tick(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
+    pub fn tick(&mut self, now_ms: u64, effects: &mut Vec<LinkEffect>) {
         // This process may have been stopped, or busy: that is no silence of the other.
         let passed = now_ms.saturating_sub(self.ticked_ms).min(2 * TICK_MS);
         self.ticked_ms = now_ms;
@@ -641,8 +643,8 @@ impl Link {
             && held.since_ms.saturating_add(HELD_MS) <= now_ms
             && let Some(held) = self.held.pop_front()
         {
-            effects.push(Effect::Close(held.stream));
-            effects.push(Effect::Complain(format!(
+            effects.push(LinkEffect::Close(held.stream));
+            effects.push(LinkEffect::Complain(format!(
                 "cut off {}, for node {}: nobody confirms its introduction",
                 held.from, self.other
             )));
@@ -661,7 +663,7 @@ impl Link {
             return self.go_down(&format!("silent for {} s", SILENCE_MS / 1000), effects);
         }
         if self.quiet_ms >= self.suspect_ms && !std::mem::replace(&mut self.suspected, true) {
-            effects.push(Effect::Suspect);
+            effects.push(LinkEffect::Suspect);
         }
         if now_ms.saturating_sub(self.pinged_ms) >= self.suspect_ms / PINGS {
             self.pinged_ms = now_ms;
@@ -671,7 +673,7 @@ impl Link {
                 true => self.dialled_stream(),
                 false => self.accepted_stream(),
             };
-            effects.extend(stream.map(|stream| Effect::Say(stream, ping)));
+            effects.extend(stream.map(|stream| LinkEffect::Say(stream, ping)));
         }
     }
 }

@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// What is to become of a replica in doubt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum SuspectVerdict {
     /// It comes back as a new member.
     Renew,
     /// It goes on as it is.
@@ -61,7 +61,7 @@ impl Doubt {
     }
 
     /// Takes out what can be decided by now.
-    pub fn decide(&mut self) -> Vec<(PartitionId, Verdict)> {
+    pub fn decide(&mut self) -> Vec<(PartitionId, SuspectVerdict)> {
         let known = &self.known;
         let decided: Vec<_> = self
             .open
@@ -79,7 +79,7 @@ fn verdict(
     id: PartitionId,
     others: &[NodeId],
     known: &BTreeMap<NodeId, Option<BTreeSet<PartitionId>>>,
-) -> Option<Verdict> {
+) -> Option<SuspectVerdict> {
     let majority = others.len().div_ceil(2) + 1;
     let met = others.iter().filter_map(|node| known.get(node));
     let sound = met.clone().filter(|list| list.as_ref().is_some_and(|list| !list.contains(&id)));
@@ -87,9 +87,9 @@ fn verdict(
     // This one as well.
     let unsound = met.count() - sound + 1;
     if sound >= majority {
-        Some(Verdict::Renew)
+        Some(SuspectVerdict::Renew)
     } else if unsound >= majority {
-        Some(Verdict::Trust)
+        Some(SuspectVerdict::Trust)
     } else {
         None
     }
@@ -114,7 +114,7 @@ mod tests {
         doubt.met(NodeId(9), Some(&[]));
         assert_eq!(doubt.decide(), [], "no replica of the partition");
         doubt.met(NodeId(3), Some(&[PartitionId(1)]));
-        assert_eq!(doubt.decide(), [(P, Verdict::Renew)]);
+        assert_eq!(doubt.decide(), [(P, SuspectVerdict::Renew)]);
         assert_eq!(doubt.decide(), [], "once is enough");
     }
 
@@ -123,7 +123,7 @@ mod tests {
         for unsound in [Some(&[P][..]), None] {
             let mut doubt = doubt(&[2, 3]);
             doubt.met(NodeId(2), unsound);
-            assert_eq!(doubt.decide(), [(P, Verdict::Trust)]);
+            assert_eq!(doubt.decide(), [(P, SuspectVerdict::Trust)]);
         }
     }
 
@@ -138,6 +138,6 @@ mod tests {
         doubt.vouches(NodeId(2), &[P]);
         assert_eq!(doubt.decide(), []);
         doubt.met(NodeId(5), Some(&[]));
-        assert_eq!(doubt.decide(), [(P, Verdict::Renew)]);
+        assert_eq!(doubt.decide(), [(P, SuspectVerdict::Renew)]);
     }
 }

@@ -6,14 +6,14 @@ use super::number::parse_int;
 use super::order::{Order, Question, Show};
 use super::reply::Reply;
 use super::spec::{
-    ADMIN, ADMINISTRATION, CONNECTION, Doc, FAST, Group, Keys, LOADING, NO_KEYS, NOSCRIPT,
+    ADMIN, ADMINISTRATION, CONNECTION, CommandGroup, Doc, FAST, Keys, LOADING, NO_KEYS, NOSCRIPT,
     READONLY, Run, SCRIPTING, STALE, Spec, Split, WRITE, data,
 };
 use super::words::{Phrase, Words};
 use super::{Call, NOT_AN_INTEGER, SYNTAX};
 
 const fn doc(since: &'static str, summary: &'static str, syntax: &'static str) -> Doc {
-    Doc { group: Group::Server, since, complexity: "O(1)", summary, syntax }
+    Doc { group: CommandGroup::Server, since, complexity: "O(1)", summary, syntax }
 }
 
 const SECOND: Keys = Keys { first: 2, last: 2, step: 1 };

@@ -2,8 +2,8 @@
 
 use super::number::parse_int;
 use super::spec::{
-    DENYOOM, Doc, FAST, GOES_THROUGH, Group, KEY, Keys, READONLY, STRETCHES, Spec, Split, WRITE,
-    data,
+    CommandGroup, DENYOOM, Doc, FAST, GOES_THROUGH, KEY, Keys, READONLY, STRETCHES, Spec, Split,
+    WRITE, data,
 };
 use super::{Call, NOT_AN_INTEGER, SYNTAX, VALUE_BYTES_MAX};
 use crate::batch::Args;
@@ -15,7 +15,7 @@ const fn doc(
     summary: &'static str,
     syntax: &'static str,
 ) -> Doc {
-    Doc { group: Group::Bitmap, since, complexity, summary, syntax }
+    Doc { group: CommandGroup::Bitmap, since, complexity, summary, syntax }
 }
 
 /// The keys of `BITOP`: all words behind the operation.

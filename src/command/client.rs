@@ -21,7 +21,7 @@ pub struct Client {
     /// Whether it chose RESP3 with `HELLO`.
     pub resp3: bool,
     /// Which of its commands are answered.
-    pub answers: Answers,
+    pub answers: ReplyMode,
     /// Whether it watches what all clients do.
     pub monitor: bool,
     /// The client's end of the connection.
@@ -46,7 +46,7 @@ pub struct Client {
 
 /// Which of a client's commands are answered (`CLIENT REPLY`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Answers {
+pub enum ReplyMode {
     /// All.
     #[default]
     On,
@@ -68,7 +68,7 @@ impl Client {
             lib_ver: String::new(),
             table: TableIndex::default(),
             resp3: false,
-            answers: Answers::On,
+            answers: ReplyMode::On,
             monitor: false,
             address: address.into(),
             local_address: local_address.into(),
@@ -88,8 +88,8 @@ impl Client {
         self.table = TableIndex::default();
         self.resp3 = false;
         // What it said of the next answer holds for this one.
-        if self.answers != Answers::Skipping {
-            self.answers = Answers::On;
+        if self.answers != ReplyMode::Skipping {
+            self.answers = ReplyMode::On;
         }
         self.monitor = false;
     }
@@ -97,8 +97,8 @@ impl Client {
     /// Before a command is served: whether its answer is to be held back, as far as can be told.
     #[inline]
     pub fn begin_answer(&mut self) {
-        if self.answers == Answers::SkipNext {
-            self.answers = Answers::Skipping;
+        if self.answers == ReplyMode::SkipNext {
+            self.answers = ReplyMode::Skipping;
         }
     }
 
@@ -106,10 +106,10 @@ impl Client {
     #[inline]
     pub fn holds_answer(&mut self) -> bool {
         match self.answers {
-            Answers::On | Answers::SkipNext => false,
-            Answers::Off => true,
-            Answers::Skipping => {
-                self.answers = Answers::On;
+            ReplyMode::On | ReplyMode::SkipNext => false,
+            ReplyMode::Off => true,
+            ReplyMode::Skipping => {
+                self.answers = ReplyMode::On;
                 true
             }
         }

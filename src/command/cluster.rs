@@ -9,8 +9,8 @@ use super::number::parse_int;
 use super::order::{Order, Question, Show};
 use super::reply::Reply;
 use super::spec::{
-    ADMIN, DANGEROUS, Doc, Group, LOADING, Merge, NO_KEYS, NO_MULTI, Over, READONLY, Run, STALE,
-    Spec, Split, data,
+    ADMIN, CommandGroup, DANGEROUS, Doc, LOADING, Merge, NO_KEYS, NO_MULTI, Over, READONLY, Run,
+    STALE, Spec, Split, data,
 };
 use super::words::Words;
 use super::{Call, NOT_AN_INTEGER};
@@ -19,7 +19,7 @@ use crate::ids::{NodeId, PartitionId, Slot};
 use std::fmt::Write as _;
 
 const fn doc(since: &'static str, summary: &'static str, syntax: &'static str) -> Doc {
-    Doc { group: Group::Cluster, since, complexity: "O(N)", summary, syntax }
+    Doc { group: CommandGroup::Cluster, since, complexity: "O(N)", summary, syntax }
 }
 
 #[rustfmt::skip]

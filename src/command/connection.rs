@@ -1,19 +1,20 @@
 //! Commands on the connection itself.
 
-use super::client::{Answers, Client, Then, is_plain, text};
+use super::client::{Client, ReplyMode, Then, is_plain, text};
 use super::facts::{Facts, REDIS_VERSION};
 use super::number::parse_int;
 use super::order::{Order, Question, Selection, Show};
 use super::reply::Reply;
 use super::spec::{
-    ADMIN, ALLOW_BUSY, Doc, FAST, Group, LOADING, NO_AUTH, NO_KEYS, NOSCRIPT, Run, STALE, Spec,
+    ADMIN, ALLOW_BUSY, CommandGroup, Doc, FAST, LOADING, NO_AUTH, NO_KEYS, NOSCRIPT, Run, STALE,
+    Spec,
 };
 use super::words::Words;
 use super::{NOT_AN_INTEGER, SYNTAX, clip};
 use crate::ids::{Millis, TableIndex};
 
 const fn doc(since: &'static str, summary: &'static str, syntax: &'static str) -> Doc {
-    Doc { group: Group::Connection, since, complexity: "O(1)", summary, syntax }
+    Doc { group: CommandGroup::Connection, since, complexity: "O(1)", summary, syntax }
 }
 
 #[rustfmt::skip]
@@ -23,11 +24,11 @@ pub(super) const COMMANDS: &[Spec] = &[
     Spec { name: "client", arity: -2, flags: 0, keys: NO_KEYS, run: Run::Container { subcommands: CLIENT, bare: None },
         doc: doc("2.4.0", "Holds the commands on client connections.", "") },
     Spec { name: "echo", arity: 2, flags: FAST | LOADING | STALE, keys: NO_KEYS, run: Run::Session(echo),
-        doc: doc("1.0.0", "Answers what it is given.", "message") },
+        doc: doc("1.0.0", "ReplyMode what it is given.", "message") },
     Spec { name: "hello", arity: -1, flags: NOSCRIPT | LOADING | STALE | FAST | NO_AUTH | ALLOW_BUSY, keys: NO_KEYS, run: Run::Session(hello),
         doc: doc("6.0.0", "Chooses the protocol and tells who answers.", "[protover [AUTH username password] [SETNAME clientname]]") },
     Spec { name: "ping", arity: -1, flags: FAST, keys: NO_KEYS, run: Run::Session(ping),
-        doc: doc("1.0.0", "Answers PONG, or what it is given.", "[message]") },
+        doc: doc("1.0.0", "ReplyMode PONG, or what it is given.", "[message]") },
     Spec { name: "quit", arity: -1, flags: ALLOW_BUSY | NOSCRIPT | LOADING | STALE | FAST | NO_AUTH, keys: NO_KEYS, run: Run::Session(quit),
         doc: doc("1.0.0", "Closes the connection.", "") },
     Spec { name: "reset", arity: 1, flags: NOSCRIPT | LOADING | STALE | FAST | NO_AUTH | ALLOW_BUSY, keys: NO_KEYS, run: Run::Session(reset),
@@ -367,13 +368,13 @@ fn client_reply(client: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Re
     let word = words.get(2);
     match () {
         () if word.eq_ignore_ascii_case(b"on") => {
-            client.answers = Answers::On;
+            client.answers = ReplyMode::On;
             reply.ok();
         }
-        () if word.eq_ignore_ascii_case(b"off") => client.answers = Answers::Off,
+        () if word.eq_ignore_ascii_case(b"off") => client.answers = ReplyMode::Off,
         () if word.eq_ignore_ascii_case(b"skip") => {
-            if client.answers != Answers::Off {
-                client.answers = Answers::SkipNext;
+            if client.answers != ReplyMode::Off {
+                client.answers = ReplyMode::SkipNext;
             }
         }
         () => reply.error(SYNTAX),

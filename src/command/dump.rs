@@ -8,7 +8,7 @@
 use super::Call;
 use super::number::parse_int;
 use super::spec::{
-    ANSWERS_VALUES, DANGEROUS, DENYOOM, Doc, Group, KEY, READONLY, Spec, Split, WRITE, data,
+    ANSWERS_VALUES, CommandGroup, DANGEROUS, DENYOOM, Doc, KEY, READONLY, Spec, Split, WRITE, data,
 };
 use super::{NOT_AN_INTEGER, SYNTAX, VALUE_BYTES_MAX};
 use crate::ids::Millis;
@@ -16,7 +16,7 @@ use crate::store::tables::Expires;
 
 const fn doc(since: &'static str, summary: &'static str, syntax: &'static str) -> Doc {
     let complexity = "O(N) with N the length of the value";
-    Doc { group: Group::Generic, since, complexity, summary, syntax }
+    Doc { group: CommandGroup::Generic, since, complexity, summary, syntax }
 }
 
 #[rustfmt::skip]
@@ -221,16 +221,16 @@ fn dump(call: &mut Call<'_>) {
 
 /// The options of `RESTORE`.
 #[derive(Default)]
-struct Options {
+struct RestoreOptions {
     replace: bool,
     absolute: bool,
     idle: Option<u64>,
     freq: bool,
 }
 
-fn options(call: &Call<'_>) -> Result<Options, &'static str> {
+fn options(call: &Call<'_>) -> Result<RestoreOptions, &'static str> {
     let args = call.args;
-    let mut options = Options::default();
+    let mut options = RestoreOptions::default();
     let mut at = 3;
     while at < args.len() {
         let is = |name: &[u8]| args.get(at).eq_ignore_ascii_case(name);

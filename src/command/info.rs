@@ -14,8 +14,8 @@ pub(super) fn report(facts: &Facts, asked: Words<'_>) -> String {
         };
         asked.is_empty() && section != "Commandstats" || asked.from(0).any(names)
     };
-    type Write = fn(&Facts, &mut Section);
-    let sections: [(&str, Write); 12] = [
+    type Lines = fn(&Facts, &mut InfoSection);
+    let sections: [(&str, Lines); 12] = [
         ("Server", server),
         ("Clients", clients),
         ("Memory", memory),
@@ -34,7 +34,7 @@ pub(super) fn report(facts: &Facts, asked: Words<'_>) -> String {
         if !asked_for(name) {
             continue;
         }
-        let mut section = Section::default();
+        let mut section = InfoSection::default();
         write(facts, &mut section);
         if !report.is_empty() {
             report.push_str("\r\n");
@@ -46,11 +46,11 @@ pub(super) fn report(facts: &Facts, asked: Words<'_>) -> String {
 
 /// A section's lines.
 #[derive(Default)]
-struct Section {
+struct InfoSection {
     lines: String,
 }
 
-impl Section {
+impl InfoSection {
     fn field(&mut self, name: &str, value: impl Display) {
         // Writing to a string does not fail.
         let _ = write!(self.lines, "{name}:{value}\r\n");
@@ -82,7 +82,7 @@ fn human(bytes: u64) -> String {
     }
 }
 
-fn server(facts: &Facts, section: &mut Section) {
+fn server(facts: &Facts, section: &mut InfoSection) {
     let uptime = facts.now.0.saturating_sub(facts.started_at.0) / 1000;
     section.field("redis_version", REDIS_VERSION);
     section.field("redis_mode", "standalone");
@@ -100,14 +100,14 @@ fn server(facts: &Facts, section: &mut Section) {
     section.field("config_file", &facts.config_file);
 }
 
-fn clients(facts: &Facts, section: &mut Section) {
+fn clients(facts: &Facts, section: &mut InfoSection) {
     section.field("connected_clients", facts.clients_connected);
     section.field("maxclients", facts.settings.number("maxclients"));
     section.field("blocked_clients", facts.clients_blocked);
     section.field("total_watched_keys", facts.keys_watched);
 }
 
-fn memory(facts: &Facts, section: &mut Section) {
+fn memory(facts: &Facts, section: &mut InfoSection) {
     section.bytes("used_memory", facts.memory_tables);
     section.bytes("used_memory_peak", facts.memory_peak);
     section.bytes("maxmemory", facts.settings.size("maxmemory") as u64);
@@ -118,7 +118,7 @@ fn memory(facts: &Facts, section: &mut Section) {
     }
 }
 
-fn stats(facts: &Facts, section: &mut Section) {
+fn stats(facts: &Facts, section: &mut InfoSection) {
     section.field("total_connections_received", facts.connections_total);
     section.field("total_commands_processed", facts.commands_total);
     section.field("instantaneous_ops_per_sec", facts.commands_per_second);
@@ -137,7 +137,7 @@ fn stats(facts: &Facts, section: &mut Section) {
 }
 
 /// What is on disk. `aof_enabled` says that acknowledged writes of table 0 are.
-fn persistence(facts: &Facts, section: &mut Section) {
+fn persistence(facts: &Facts, section: &mut InfoSection) {
     let durability = facts.classes.first().map_or("none", |class| class.durability);
     section.field("loading", 0);
     section.field("async_loading", 0);
@@ -157,7 +157,7 @@ fn persistence(facts: &Facts, section: &mut Section) {
     }
 }
 
-fn replication(facts: &Facts, section: &mut Section) {
+fn replication(facts: &Facts, section: &mut InfoSection) {
     // To clients the cluster is one server that takes writes.
     section.field("role", "master");
     section.field("connected_slaves", 0);
@@ -173,14 +173,14 @@ fn replication(facts: &Facts, section: &mut Section) {
     }
 }
 
-fn cpu(facts: &Facts, section: &mut Section) {
+fn cpu(facts: &Facts, section: &mut InfoSection) {
     if let Some((kernel, own)) = facts.cpu_seconds {
         section.field("used_cpu_sys", format_args!("{kernel:.6}"));
         section.field("used_cpu_user", format_args!("{own:.6}"));
     }
 }
 
-fn commandstats(facts: &Facts, section: &mut Section) {
+fn commandstats(facts: &Facts, section: &mut InfoSection) {
     for (name, Calls { calls, nanos, rejected, failed }) in &facts.calls {
         let each = *nanos as f64 / 1000.0 / (*calls).max(1) as f64;
         let usec = nanos / 1000;
@@ -192,13 +192,13 @@ fn commandstats(facts: &Facts, section: &mut Section) {
     }
 }
 
-fn errorstats(facts: &Facts, section: &mut Section) {
+fn errorstats(facts: &Facts, section: &mut InfoSection) {
     for (kind, count) in &facts.errors {
         section.field(&format!("errorstat_{kind}"), format_args!("count={count}"));
     }
 }
 
-fn transactions(facts: &Facts, section: &mut Section) {
+fn transactions(facts: &Facts, section: &mut InfoSection) {
     let (committed, aborted, wounded) = facts.transactions;
     section.field("quorate_transactions_committed", committed);
     section.field("quorate_transaction_attempts_aborted", aborted);
@@ -206,11 +206,11 @@ fn transactions(facts: &Facts, section: &mut Section) {
     section.field("quorate_requests_waiting_for_locks", facts.lock_waiting);
 }
 
-fn cluster(_: &Facts, section: &mut Section) {
+fn cluster(_: &Facts, section: &mut InfoSection) {
     section.field("cluster_enabled", 0);
 }
 
-fn keyspace(facts: &Facts, section: &mut Section) {
+fn keyspace(facts: &Facts, section: &mut InfoSection) {
     for table in facts.tables.iter().filter(|table| table.keys > 0) {
         let figures = format_args!("keys={},expires={}", table.keys, table.volatile);
         section.field(&format!("db{}", table.index), figures);

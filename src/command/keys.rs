@@ -1,7 +1,7 @@
 //! Commands on keys, whatever they hold.
 
 use super::number::parse_int;
-use super::spec::{Doc, FAST, Group, KEY, KEYS, Merge, READONLY, Spec, Split, WRITE, data};
+use super::spec::{CommandGroup, Doc, FAST, KEY, KEYS, Merge, READONLY, Spec, Split, WRITE, data};
 use super::{Call, NOT_AN_INTEGER};
 use crate::ids::Millis;
 
@@ -11,7 +11,7 @@ const fn doc(
     summary: &'static str,
     syntax: &'static str,
 ) -> Doc {
-    Doc { group: Group::Generic, since, complexity, summary, syntax }
+    Doc { group: CommandGroup::Generic, since, complexity, summary, syntax }
 }
 
 /// The code of `EXISTS`, by which a transaction counts its own keys.

@@ -12,7 +12,7 @@ use super::facts::Facts;
 use super::number::parse_int;
 use super::order::{Order, Question, Show};
 use super::reply::Reply;
-use super::spec::{ADMIN, Doc, Group, LOADING, NO_KEYS, NOSCRIPT, Run, STALE, Spec};
+use super::spec::{ADMIN, CommandGroup, Doc, LOADING, NO_KEYS, NOSCRIPT, Run, STALE, Spec};
 use super::words::Words;
 use crate::ids::Millis;
 use std::collections::{BTreeMap, VecDeque};
@@ -26,7 +26,7 @@ const SAMPLES_MAX: usize = 160;
 
 const fn doc(since: &'static str, summary: &'static str, syntax: &'static str) -> Doc {
     let complexity = "O(N) with N the number of entries";
-    Doc { group: Group::Server, since, complexity, summary, syntax }
+    Doc { group: CommandGroup::Server, since, complexity, summary, syntax }
 }
 
 const FLAGS: u32 = ADMIN | LOADING | STALE;

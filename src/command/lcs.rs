@@ -2,7 +2,9 @@
 //! (Cormen et al., section 15.4) and a walk back through it.
 
 use super::number::parse_int;
-use super::spec::{ANSWERS_VALUES, Doc, GOES_THROUGH, Group, Keys, READONLY, Spec, Split, data};
+use super::spec::{
+    ANSWERS_VALUES, CommandGroup, Doc, GOES_THROUGH, Keys, READONLY, Spec, Split, data,
+};
 use super::{Call, NOT_AN_INTEGER, SYNTAX};
 
 /// Entries that the table of lengths may have: 128 MiB, about a tenth of a second.
@@ -11,23 +13,23 @@ const CELLS_MAX: usize = 32 << 20;
 #[rustfmt::skip]
 pub(super) const COMMANDS: &[Spec] = &[
     Spec { name: "lcs", arity: -3, flags: READONLY | ANSWERS_VALUES | GOES_THROUGH, keys: Keys { first: 1, last: 2, step: 1 }, run: data(22, lcs, Split::Gather),
-        doc: Doc { group: Group::String, since: "7.0.0", complexity: "O(N*M) with N and M the lengths of the strings",
+        doc: Doc { group: CommandGroup::String, since: "7.0.0", complexity: "O(N*M) with N and M the lengths of the strings",
             summary: "Finds the longest common subsequence of two strings.",
             syntax: "key1 key2 [LEN] [IDX] [MINMATCHLEN min-match-len] [WITHMATCHLEN]" } },
 ];
 
 /// What is asked of the subsequence.
 #[derive(Default)]
-struct Options {
+struct LcsOptions {
     length: bool,
     matches: bool,
     match_lengths: bool,
     match_length_min: i64,
 }
 
-fn options(call: &Call<'_>) -> Result<Options, &'static str> {
+fn options(call: &Call<'_>) -> Result<LcsOptions, &'static str> {
     let args = call.args;
-    let mut options = Options::default();
+    let mut options = LcsOptions::default();
     let mut at = 2;
     while at < args.len() {
         let is = |name: &[u8]| args.get(at).eq_ignore_ascii_case(name);

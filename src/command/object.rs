@@ -5,12 +5,14 @@ use super::client::{Client, Then};
 use super::facts::Facts;
 use super::number::parse_int;
 use super::reply::Reply;
-use super::spec::{Doc, Group, Keys, LOADING, NO_KEYS, READONLY, Run, STALE, Spec, Split, data};
+use super::spec::{
+    CommandGroup, Doc, Keys, LOADING, NO_KEYS, READONLY, Run, STALE, Spec, Split, data,
+};
 use super::words::Words;
 use crate::store::tables::Origin;
 
 const fn doc(since: &'static str, summary: &'static str, syntax: &'static str) -> Doc {
-    Doc { group: Group::Generic, since, complexity: "O(1)", summary, syntax }
+    Doc { group: CommandGroup::Generic, since, complexity: "O(1)", summary, syntax }
 }
 
 /// The key is the word behind the subcommand.

@@ -66,7 +66,7 @@ pub enum Question {
 
 /// What an arbiter tells.
 #[derive(Clone, Debug)]
-pub enum Told {
+pub enum NodeAnswer {
     /// Its clients.
     Clients(Vec<Card>),
     /// How many it concerned.
@@ -135,16 +135,22 @@ impl Selection {
 
 impl Show {
     /// Makes the reply.
-    pub fn reply(&self, told: Vec<Told>, now: Millis, slow_max: usize, reply: &mut Reply<'_>) {
+    pub fn reply(
+        &self,
+        told: Vec<NodeAnswer>,
+        now: Millis,
+        slow_max: usize,
+        reply: &mut Reply<'_>,
+    ) {
         let (mut clients, mut slow, mut count) = (Vec::new(), Vec::new(), 0);
         let mut events = latency::Events::default();
         for told in told {
             match told {
-                Told::Clients(more) => clients.extend(more),
-                Told::Slow(more) => slow.extend(more),
-                Told::Count(more) => count += more,
-                Told::Spikes(more) => events.merge(more),
-                Told::Done => {}
+                NodeAnswer::Clients(more) => clients.extend(more),
+                NodeAnswer::Slow(more) => slow.extend(more),
+                NodeAnswer::Count(more) => count += more,
+                NodeAnswer::Spikes(more) => events.merge(more),
+                NodeAnswer::Done => {}
             }
         }
         clients.sort_unstable_by_key(|card: &Card| card.id);

@@ -3,7 +3,7 @@
 //! Most commands have one key and go to its partition as they are ([`route_one`]). Those whose
 //! keys happen to lie in one partition do too. The others are cut up as their row's
 //! [`Split`] says: an operation a key, so that each partition runs its own in the command's order
-//! (`MSET a 1 a 2` leaves 2, `DEL a a` counts 1), and a [`Layout`] that remembers where each reply
+//! (`MSET a 1 a 2` leaves 2, `DEL a a` counts 1), and a [`PieceLayout`] that remembers where each reply
 //! belongs.
 
 use super::Redis;
@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 
 /// Where a command is asked: what turns its keys into places.
 #[derive(Clone, Copy)]
-pub struct Place<'a> {
+pub struct Placing<'a> {
     /// Which partition holds a table's key.
     pub atlas: &'a Atlas,
     /// The placing hash inside it.
@@ -51,14 +51,14 @@ pub enum Plan {
         /// What the Coordinator is asked.
         work: Work,
         /// How its replies become one.
-        layout: Layout,
+        layout: PieceLayout,
     },
     /// By several partitions, each at its own moment.
     Each {
         /// A batch a partition, in the order of partitions.
         batches: Vec<(PartitionId, Batch)>,
         /// How their replies become one.
-        layout: Layout,
+        layout: PieceLayout,
     },
     /// By one partition after the other, in steps of bounded work.
     Walk(Walk),
@@ -69,7 +69,7 @@ pub enum Plan {
 /// The operation of a command with one key; nothing if it has none, several, or one that is too
 /// long: then [`plan`] knows. The usual case, so it costs two hashes and no allocation.
 #[inline]
-pub fn route_one(spec: &Spec, words: Words<'_>, place: &Place<'_>) -> Option<OpHead> {
+pub fn route_one(spec: &Spec, words: Words<'_>, place: &Placing<'_>) -> Option<OpHead> {
     let Run::Data(data) = &spec.run else { return None };
     if data.split != Split::Single {
         return None;
@@ -78,7 +78,7 @@ pub fn route_one(spec: &Spec, words: Words<'_>, place: &Place<'_>) -> Option<OpH
     (key.len() <= place.key_bytes_max).then(|| place.head(data, key))
 }
 
-impl Place<'_> {
+impl Placing<'_> {
     #[inline]
     pub(super) fn head(&self, data: &Data, key: &[u8]) -> OpHead {
         OpHead {
@@ -107,7 +107,7 @@ impl Place<'_> {
 }
 
 /// How a command is served whose number of words its arity admits.
-pub fn plan(spec: &Spec, words: Words<'_>, place: &Place<'_>) -> Plan {
+pub fn plan(spec: &Spec, words: Words<'_>, place: &Placing<'_>) -> Plan {
     if !spec.pairs_up(words.len()) {
         return Plan::Refused(super::wrong_arity_text(spec.name));
     }
@@ -188,7 +188,7 @@ pub fn plan(spec: &Spec, words: Words<'_>, place: &Place<'_>) -> Plan {
     }
 }
 
-fn key_too_long(place: &Place<'_>) -> Plan {
+fn key_too_long(place: &Placing<'_>) -> Plan {
     Plan::Refused(format!("ERR key is longer than {} bytes", place.key_bytes_max))
 }
 
@@ -206,7 +206,7 @@ fn everywhere(
     locked: bool,
     partitions: Partitions,
     words: Words<'_>,
-    place: &Place<'_>,
+    place: &Placing<'_>,
 ) -> Plan {
     let batches: Vec<(PartitionId, Batch)> = partitions
         .iter()
@@ -220,7 +220,7 @@ fn everywhere(
         return Plan::One(place.head_without_keys(data, partition));
     }
     let ops = (0..batches.len() as u32).map(|share| Piece { share, op: 0 }).collect();
-    let layout = Layout { merge, pieces: ops };
+    let layout = PieceLayout { merge, pieces: ops };
     if !locked {
         return Plan::Each { batches, layout };
     }
@@ -229,7 +229,7 @@ fn everywhere(
     Plan::Spread { work: Work { mode: mode(spec), shares, script: Batch::new() }, layout }
 }
 
-fn per_key(spec: &Spec, data: &Data, merge: Merge, words: Words<'_>, place: &Place<'_>) -> Plan {
+fn per_key(spec: &Spec, data: &Data, merge: Merge, words: Words<'_>, place: &Placing<'_>) -> Plan {
     let step = spec.keys.step as usize;
     let mut shares: BTreeMap<PartitionId, Share> = BTreeMap::new();
     let mut placed: Vec<(PartitionId, u32)> = Vec::new();
@@ -241,12 +241,12 @@ fn per_key(spec: &Spec, data: &Data, merge: Merge, words: Words<'_>, place: &Pla
     }
     let order: BTreeMap<PartitionId, u32> = shares.keys().copied().zip(0..).collect();
     let piece = |(partition, op)| Piece { share: order[&partition], op };
-    let layout = Layout { merge, pieces: placed.into_iter().map(piece).collect() };
+    let layout = PieceLayout { merge, pieces: placed.into_iter().map(piece).collect() };
     let shares = shares.into_iter().collect();
     Plan::Spread { work: Work { mode: mode(spec), shares, script: Batch::new() }, layout }
 }
 
-fn gather(spec: &Spec, data: &Data, words: Words<'_>, place: &Place<'_>) -> Plan {
+fn gather(spec: &Spec, data: &Data, words: Words<'_>, place: &Placing<'_>) -> Plan {
     let head = place.head(data, words.get(spec.keys.first as usize));
     let mut script = Batch::new();
     script.push(head, words.from(1));
@@ -269,7 +269,7 @@ fn gather(spec: &Spec, data: &Data, words: Words<'_>, place: &Place<'_>) -> Plan
         share.claims.sort_unstable();
         share.claims.dedup();
     }
-    let layout = Layout { merge: Merge::Status, pieces: vec![Piece { share: 0, op: 0 }] };
+    let layout = PieceLayout { merge: Merge::Status, pieces: vec![Piece { share: 0, op: 0 }] };
     Plan::Spread {
         work: Work { mode: Mode::Gather, shares: shares.into_iter().collect(), script },
         layout,
@@ -278,7 +278,7 @@ fn gather(spec: &Spec, data: &Data, words: Words<'_>, place: &Place<'_>) -> Plan
 
 /// Where the replies to a command's pieces are, in the order of its keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Layout {
+pub struct PieceLayout {
     pub(super) merge: Merge,
     pub(super) pieces: Vec<Piece>,
 }
@@ -301,7 +301,7 @@ impl Piece {
 /// What a client is told when a partition's reply cannot be used.
 pub(super) const DAMAGED: &str = "ERR a partition's reply is missing or damaged";
 
-impl Layout {
+impl PieceLayout {
     /// Makes one reply of those of the shares, in the order of [`Work::shares`] (or of
     /// [`Plan::Each`]'s batches). An error among them is the reply, whatever the others say.
     pub fn merge(&self, replies: &[Replies], reply: &mut Reply<'_>) {

@@ -2,8 +2,8 @@
 
 use super::number::parse_int;
 use super::spec::{
-    DANGEROUS, DENYOOM, Doc, FAST, GOES_THROUGH, Group, KEY, KEYSPACE, Keys, Merge, NO_KEYS, Over,
-    STRETCHES, Spec, Split, WRITE, data, reaching,
+    CommandGroup, DANGEROUS, DENYOOM, Doc, FAST, GOES_THROUGH, KEY, KEYSPACE, Keys, Merge, NO_KEYS,
+    Over, STRETCHES, Spec, Split, WRITE, data, reaching,
 };
 use super::words::Words;
 use super::{Call, NOT_AN_INTEGER, SYNTAX};
@@ -17,7 +17,7 @@ const fn doc(
     summary: &'static str,
     syntax: &'static str,
 ) -> Doc {
-    Doc { group: Group::Generic, since, complexity, summary, syntax }
+    Doc { group: CommandGroup::Generic, since, complexity, summary, syntax }
 }
 
 const TWO_KEYS: Keys = Keys { first: 1, last: 2, step: 1 };

@@ -13,7 +13,7 @@
 use super::glob;
 use super::number::parse_int;
 use super::reply::Reply;
-use super::spec::{DANGEROUS, Doc, Group, NO_KEYS, READONLY, Spec, Split, data};
+use super::spec::{CommandGroup, DANGEROUS, Doc, NO_KEYS, READONLY, Spec, Split, data};
 use super::words::Words;
 use super::{Call, NOT_AN_INTEGER, SYNTAX};
 use crate::batch::{Batch, OpCode, OpHead};
@@ -29,7 +29,7 @@ const fn doc(
     summary: &'static str,
     syntax: &'static str,
 ) -> Doc {
-    Doc { group: Group::Generic, since, complexity, summary, syntax }
+    Doc { group: CommandGroup::Generic, since, complexity, summary, syntax }
 }
 
 const KEYS: u16 = 54;
@@ -62,24 +62,24 @@ const COUNT_USUAL: usize = 10;
 
 /// A place in the scan of a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Cursor {
+struct ScanCursor {
     /// The partition's number plus one; 0 before the first one is known.
     turn: u64,
     /// The place in its table.
     place: u64,
 }
 
-impl Cursor {
-    fn of(partition: PartitionId, place: u64) -> Cursor {
-        Cursor { turn: u64::from(partition.0) + 1, place }
+impl ScanCursor {
+    fn of(partition: PartitionId, place: u64) -> ScanCursor {
+        ScanCursor { turn: u64::from(partition.0) + 1, place }
     }
 
     /// Where to go on when a partition's table says `place`: in the table, in the partition before
     /// this one, or nowhere.
-    fn after(partition: PartitionId, place: u64) -> Cursor {
+    fn after(partition: PartitionId, place: u64) -> ScanCursor {
         match place {
-            0 => Cursor { turn: u64::from(partition.0), place },
-            place => Cursor::of(partition, place),
+            0 => ScanCursor { turn: u64::from(partition.0), place },
+            place => ScanCursor::of(partition, place),
         }
     }
 
@@ -94,7 +94,7 @@ impl Cursor {
     }
 
     /// Reads a cursor as C's `strtoul` does: up to a zero byte, and nothing at all is 0.
-    fn parse(word: &[u8]) -> Option<Cursor> {
+    fn parse(word: &[u8]) -> Option<ScanCursor> {
         let word = word.split(|byte| *byte == 0).next().unwrap_or_default();
         let (negative, digits) = match word {
             [b'-' | b'+'] => return None,
@@ -108,14 +108,14 @@ impl Cursor {
             number = number.checked_mul(10)?.checked_add(digit)?;
         }
         let number = if negative { number.wrapping_neg() } else { number };
-        Some(Cursor { turn: number >> CURSOR_BITS, place: number & ((1 << CURSOR_BITS) - 1) })
+        Some(ScanCursor { turn: number >> CURSOR_BITS, place: number & ((1 << CURSOR_BITS) - 1) })
     }
 }
 
 /// The partition of these that a `SCAN` goes on in. A cursor that leads to none of them, or none at
 /// all, is sent somewhere, to be answered there.
 pub(super) fn route(words: Words<'_>, partitions: Partitions) -> PartitionId {
-    let cursor = Cursor::parse(words.get(1)).unwrap_or(Cursor { turn: 0, place: 0 });
+    let cursor = ScanCursor::parse(words.get(1)).unwrap_or(ScanCursor { turn: 0, place: 0 });
     match cursor.partition() {
         None => partitions.last(),
         Some(partition) if partitions.contains(partition) => partition,
@@ -124,16 +124,16 @@ pub(super) fn route(words: Words<'_>, partitions: Partitions) -> PartitionId {
 }
 
 /// The options of `SCAN`.
-struct Options<'a> {
+struct ScanOptions<'a> {
     pattern: Option<&'a [u8]>,
     count: usize,
     /// Whether keys of the type asked for exist at all.
     strings: bool,
 }
 
-fn options<'a>(call: &Call<'a>) -> Result<Options<'a>, &'static str> {
+fn options<'a>(call: &Call<'a>) -> Result<ScanOptions<'a>, &'static str> {
     let args = call.args;
-    let mut options = Options { pattern: None, count: COUNT_USUAL, strings: true };
+    let mut options = ScanOptions { pattern: None, count: COUNT_USUAL, strings: true };
     for at in (1..args.len()).step_by(2) {
         let is = |name: &[u8]| args.get(at).eq_ignore_ascii_case(name) && at + 1 < args.len();
         let word = args.get(at + 1);
@@ -156,7 +156,7 @@ fn pattern(word: &[u8]) -> Result<&[u8], &'static str> {
 }
 
 fn scan(call: &mut Call<'_>) {
-    let Some(cursor) = Cursor::parse(call.args.get(0)) else {
+    let Some(cursor) = ScanCursor::parse(call.args.get(0)) else {
         return call.reply.error("ERR invalid cursor");
     };
     let options = match options(call) {
@@ -189,7 +189,7 @@ fn scan(call: &mut Call<'_>) {
             break;
         }
     }
-    let next = Cursor::after(call.partition, place).encode();
+    let next = ScanCursor::after(call.partition, place).encode();
     call.reply.array(2);
     call.reply.bulk(next.to_string().as_bytes());
     call.reply.array(found);
@@ -240,7 +240,7 @@ enum Errand {
     /// `KEYS`: a scan through all partitions.
     Keys {
         pattern: Vec<u8>,
-        next: Option<Cursor>,
+        next: Option<ScanCursor>,
         /// The encoded keys found so far, a page a step: in one piece they would be copied whenever
         /// it grows, and at the end.
         pages: Vec<Vec<u8>>,
@@ -267,7 +267,7 @@ impl Walk {
             RANDOMKEY => Errand::Random { dice: 0, asked: 0, answer: None },
             _ => Errand::Keys {
                 pattern: words.get(1).to_vec(),
-                next: Some(Cursor::of(partitions.last(), 0)),
+                next: Some(ScanCursor::of(partitions.last(), 0)),
                 pages: Vec::new(),
                 count: 0,
                 first: 0,
@@ -377,12 +377,12 @@ impl Walk {
 }
 
 /// The parts of a reply to `SCAN`: cursor, number of keys, encoded keys.
-fn page(reply: &[u8]) -> Option<(Cursor, usize, &[u8])> {
+fn page(reply: &[u8]) -> Option<(ScanCursor, usize, &[u8])> {
     let (cursor, rest) = bulk(reply.strip_prefix(b"*2\r\n")?)?;
     let rest = rest.strip_prefix(b"*")?;
     let end = memchr::memchr(b'\r', rest)?;
     let count = usize::try_from(parse_int(&rest[..end])?).ok()?;
-    Some((Cursor::parse(cursor)?, count, rest.get(end + 2..)?))
+    Some((ScanCursor::parse(cursor)?, count, rest.get(end + 2..)?))
 }
 
 /// An encoded string and what follows it.
@@ -452,7 +452,7 @@ mod tests {
 
     #[test]
     fn cursors_are_read_as_redis_reads_them() {
-        let read = |word: &[u8]| Cursor::parse(word).map(Cursor::encode);
+        let read = |word: &[u8]| ScanCursor::parse(word).map(ScanCursor::encode);
         for (word, cursor) in [(&b"0"[..], 0), (b"17", 17), (b"+5", 5), (b"-0", 0), (b"", 0)] {
             assert_eq!(read(word), Some(cursor), "{}", word.escape_ascii());
         }
@@ -466,7 +466,7 @@ mod tests {
     }
 
     /// The reply to a step that found these keys.
-    fn found(next: Cursor, keys: &[&str]) -> Vec<u8> {
+    fn found(next: ScanCursor, keys: &[&str]) -> Vec<u8> {
         let mut out = Vec::new();
         let mut reply = Reply::new(&mut out, false);
         reply.array(2);
@@ -494,7 +494,7 @@ mod tests {
         for (partition, place, keys) in steps {
             let mut batch = Batch::new();
             assert_eq!(walk.step(&mut batch), Some(PartitionId(partition)));
-            walk.take(&found(Cursor::after(PartitionId(partition), place), keys));
+            walk.take(&found(ScanCursor::after(PartitionId(partition), place), keys));
         }
         assert_eq!(walk.step(&mut Batch::new()), None);
         let pages = walk.take_pages();

@@ -6,7 +6,7 @@ use super::facts::Facts;
 use super::order::{Order, Question, Show};
 use super::reply::Reply;
 use super::spec::{
-    self, ADMIN, CONNECTION, DANGEROUS, Doc, FAST, Group, KEYSPACE, LOADING, Merge, NO_KEYS,
+    self, ADMIN, CONNECTION, CommandGroup, DANGEROUS, Doc, FAST, KEYSPACE, LOADING, Merge, NO_KEYS,
     NOSCRIPT, Over, READONLY, Run, STALE, Spec, Split, WRITE, data,
 };
 use super::words::{Phrase, Words};
@@ -19,7 +19,7 @@ const fn doc(
     summary: &'static str,
     syntax: &'static str,
 ) -> Doc {
-    Doc { group: Group::Server, since, complexity, summary, syntax }
+    Doc { group: CommandGroup::Server, since, complexity, summary, syntax }
 }
 
 const GLANCE: Split = Split::Everywhere { over: Over::Table, merge: Merge::Sum, locked: false };

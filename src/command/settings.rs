@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 /// What a setting may be.
 #[derive(Clone, Copy, Debug)]
-enum Kind {
+enum SettingKind {
     /// A whole number.
     Number(i64, i64),
     /// A number of bytes, perhaps with a unit.
@@ -26,14 +26,14 @@ enum Kind {
     /// Any text.
     Text,
     /// What Redis takes for it, up to a number that is the most there can be here.
-    UpTo(&'static Kind, i64),
+    UpTo(&'static SettingKind, i64),
     /// What it is, for this reason; anything else that Redis would take is refused for it.
-    Fixed(&'static str, &'static Kind),
+    Fixed(&'static str, &'static SettingKind),
     /// What it is since the node started.
     Immutable,
 }
 
-use Kind::{Bytes, Fixed, Immutable, Number, Saves, Switch, Text, UpTo, Word};
+use SettingKind::{Bytes, Fixed, Immutable, Number, Saves, Switch, Text, UpTo, Word};
 
 const INT: i64 = i32::MAX as i64;
 const NO_DISK: &str = "nothing is written to disk";
@@ -56,7 +56,7 @@ const POLICIES: &[&str] = &[
 ];
 
 /// Name, value at first, what it may be.
-const ROWS: &[(&str, &str, Kind)] = &[
+const ROWS: &[(&str, &str, SettingKind)] = &[
     ("activedefrag", "no", Fixed("there is nothing to defragment", &Switch)),
     ("activerehashing", "yes", Switch),
     ("appendfsync", "everysec", Fixed(NO_DISK, &Word(&["everysec", "always", "no"]))),
@@ -153,7 +153,7 @@ impl Settings {
         &self,
         patterns: impl Iterator<Item = &'p [u8]> + Clone,
     ) -> Vec<(&'p [u8], &str)> {
-        let row = |(name, value, _): &'static (&'static str, &str, Kind)| {
+        let row = |(name, value, _): &'static (&'static str, &str, SettingKind)| {
             // Redis tells a setting's name as it was asked for, unless a pattern asked.
             let asked = patterns.clone().find(|pattern| {
                 !is_pattern(pattern) && pattern.eq_ignore_ascii_case(name.as_bytes())
@@ -200,9 +200,10 @@ impl Settings {
             format!("ERR CONFIG SET failed (possibly related to argument '{row}') - {why}")
                 .into_bytes()
         };
-        let mut rows: Vec<&(&'static str, &str, Kind)> = Vec::new();
+        let mut rows: Vec<&(&'static str, &str, SettingKind)> = Vec::new();
         for (name, _) in pairs {
-            let is = |(row, ..): &&(&str, &str, Kind)| row.as_bytes().eq_ignore_ascii_case(name);
+            let is =
+                |(row, ..): &&(&str, &str, SettingKind)| row.as_bytes().eq_ignore_ascii_case(name);
             let Some(row) = ROWS.iter().find(is) else {
                 let begin = b"ERR Unknown option or number of arguments for CONFIG SET - '";
                 return Err([begin.as_slice(), super::clip(name, usize::MAX), b"'"].concat());
@@ -241,7 +242,7 @@ fn is_pattern(name: &[u8]) -> bool {
     name.iter().any(|byte| matches!(byte, b'[' | b'*' | b'?'))
 }
 
-fn judge(kind: Kind, value: &[u8], now: &str) -> Result<String, String> {
+fn judge(kind: SettingKind, value: &[u8], now: &str) -> Result<String, String> {
     let within = |number: i64, min: i64, max: i64| match (min..=max).contains(&number) {
         true => Ok(number.to_string()),
         false => Err(format!("argument must be between {min} and {max} inclusive")),

@@ -3,15 +3,15 @@
 
 use super::number::parse_int;
 use super::spec::{
-    DANGEROUS, DENYOOM, Doc, Group, KEY, MOVABLE_KEYS, READONLY, SORTS, Spec, Split, WRITE, data,
-    reaching,
+    CommandGroup, DANGEROUS, DENYOOM, Doc, KEY, MOVABLE_KEYS, READONLY, SORTS, Spec, Split, WRITE,
+    data, reaching,
 };
 use super::{Call, NOT_AN_INTEGER, SYNTAX, WRONG_TYPE};
 use crate::batch::Args;
 use crate::ids::TableIndex;
 
 const fn doc(since: &'static str, summary: &'static str, syntax: &'static str) -> Doc {
-    Doc { group: Group::Generic, since, complexity: "O(1)", summary, syntax }
+    Doc { group: CommandGroup::Generic, since, complexity: "O(1)", summary, syntax }
 }
 
 #[rustfmt::skip]

@@ -61,7 +61,7 @@ pub struct Spec {
 #[derive(Clone, Copy, Debug)]
 pub struct Doc {
     /// The chapter it belongs to.
-    pub group: Group,
+    pub group: CommandGroup,
     /// The version of Redis that had it first.
     pub since: &'static str,
     /// How long it takes.
@@ -143,7 +143,7 @@ const FLAG_NAMES: [(Flags, &str); 13] = [
 
 /// The chapters of the command reference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Group {
+pub enum CommandGroup {
     /// Keys of any type.
     Generic,
     /// Strings.
@@ -160,17 +160,17 @@ pub enum Group {
     Cluster,
 }
 
-impl Group {
+impl CommandGroup {
     /// Its name in `COMMAND DOCS`.
     pub fn name(self) -> &'static str {
         match self {
-            Group::Generic => "generic",
-            Group::String => "string",
-            Group::Bitmap => "bitmap",
-            Group::Connection => "connection",
-            Group::Server => "server",
-            Group::Transactions => "transactions",
-            Group::Cluster => "cluster",
+            CommandGroup::Generic => "generic",
+            CommandGroup::String => "string",
+            CommandGroup::Bitmap => "bitmap",
+            CommandGroup::Connection => "connection",
+            CommandGroup::Server => "server",
+            CommandGroup::Transactions => "transactions",
+            CommandGroup::Cluster => "cluster",
         }
     }
 }
@@ -416,7 +416,7 @@ impl Spec {
 
     /// Whether it ends what the connection is in the midst of, so that `MULTI` does not queue it.
     pub fn ends_all(&self) -> bool {
-        self.doc.group == Group::Connection && matches!(self.name, "quit" | "reset")
+        self.doc.group == CommandGroup::Connection && matches!(self.name, "quit" | "reset")
     }
 
     /// Whether it is `EXEC`.
@@ -441,7 +441,7 @@ impl Spec {
         // A container without work of its own is in no category but that of its speed.
         let works = !matches!(self.run, Run::Container { bare: None, .. });
         let group = |group| works && self.doc.group == group;
-        let keyspace = group(Group::Generic) && !has(SORTS) || has(KEYSPACE);
+        let keyspace = group(CommandGroup::Generic) && !has(SORTS) || has(KEYSPACE);
         let all = [
             (keyspace, "@keyspace"),
             (has(READONLY), "@read"),
@@ -449,14 +449,14 @@ impl Spec {
             (has(SORTS), "@set"),
             (has(SORTS), "@sortedset"),
             (has(SORTS), "@list"),
-            (group(Group::String), "@string"),
-            (group(Group::Bitmap), "@bitmap"),
+            (group(CommandGroup::String), "@string"),
+            (group(CommandGroup::Bitmap), "@bitmap"),
             (has(ADMIN) || has(ADMINISTRATION), "@admin"),
             (has(FAST), "@fast"),
             (!has(FAST), "@slow"),
             (has(ADMIN) || has(ADMINISTRATION) || has(DANGEROUS), "@dangerous"),
-            (group(Group::Connection) || has(CONNECTION), "@connection"),
-            (group(Group::Transactions), "@transaction"),
+            (group(CommandGroup::Connection) || has(CONNECTION), "@connection"),
+            (group(CommandGroup::Transactions), "@transaction"),
             (has(SCRIPTING), "@scripting"),
         ];
         all.into_iter().filter(|(within, _)| *within).map(|(_, name)| name)

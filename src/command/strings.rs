@@ -3,8 +3,8 @@
 use super::float::{Float, is_infinite};
 use super::number::parse_int;
 use super::spec::{
-    ANSWERS_VALUES, DENYOOM, Doc, FAST, Group, KEY, KEYS, Merge, PAIRS, READONLY, STRETCHES, Spec,
-    Split, WRITE, data,
+    ANSWERS_VALUES, CommandGroup, DENYOOM, Doc, FAST, KEY, KEYS, Merge, PAIRS, READONLY, STRETCHES,
+    Spec, Split, WRITE, data,
 };
 use super::{Call, NOT_AN_INTEGER, SYNTAX, VALUE_BYTES_MAX};
 use crate::batch::Args;
@@ -18,7 +18,7 @@ const fn doc(
     summary: &'static str,
     syntax: &'static str,
 ) -> Doc {
-    Doc { group: Group::String, since, complexity, summary, syntax }
+    Doc { group: CommandGroup::String, since, complexity, summary, syntax }
 }
 
 #[rustfmt::skip]
@@ -122,7 +122,7 @@ fn mget(call: &mut Call<'_>) {
 
 /// The options of `SET` and `GETEX`.
 #[derive(Default)]
-struct Options<'a> {
+struct SetOptions<'a> {
     when: When,
     get: bool,
     keep_ttl: bool,
@@ -169,9 +169,9 @@ impl Unit {
 
 /// Reads the options from the argument at `first` on, or nothing if they make no sense together.
 /// `SET` and `GETEX` know different ones.
-fn options<'a>(call: &Call<'a>, first: usize, getex: bool) -> Option<Options<'a>> {
+fn options<'a>(call: &Call<'a>, first: usize, getex: bool) -> Option<SetOptions<'a>> {
     let args = call.args;
-    let mut options = Options::default();
+    let mut options = SetOptions::default();
     let mut at = first;
     while at < args.len() {
         let word = args.get(at);

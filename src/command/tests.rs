@@ -5,8 +5,8 @@
 
 use super::client::{Client, Then};
 use super::facts::Facts;
-use super::order::{Order, Question, Told};
-use super::plan::{Layout, Place, Plan, plan, route_one};
+use super::order::{NodeAnswer, Order, Question};
+use super::plan::{PieceLayout, Placing, Plan, plan, route_one};
 use super::reply::Reply;
 use super::transaction::{Exec, Queue, Watching};
 use super::words::Phrase;
@@ -56,7 +56,7 @@ impl Cluster {
         let mut out = Vec::new();
         let mut reply = Reply::new(&mut out, self.client.resp3);
         let Some(spec) = resolve(words, &mut reply) else { return (out, "refused".into()) };
-        let place = Place {
+        let place = Placing {
             key_bytes_max: super::KEY_BYTES_MAX,
             atlas: &self.atlas,
             hasher: self.hasher,
@@ -86,12 +86,12 @@ impl Cluster {
                 match run(&self.client, &self.facts, words, &mut reply) {
                     Some(Order::Ask(question, show)) => {
                         let told = match question {
-                            Question::Clients => Told::Clients(vec![self.client.card()]),
+                            Question::Clients => NodeAnswer::Clients(vec![self.client.card()]),
                             Question::Configure(approved) => {
                                 self.facts.settings.take(&approved);
-                                Told::Done
+                                NodeAnswer::Done
                             }
-                            _ => Told::Done,
+                            _ => NodeAnswer::Done,
                         };
                         show.reply(vec![told], self.now, 128, &mut reply);
                     }
@@ -134,7 +134,13 @@ impl Cluster {
         (out, way)
     }
 
-    fn spread(&mut self, work: &Work, layout: &Layout, reply: &mut Reply<'_>, way: &mut String) {
+    fn spread(
+        &mut self,
+        work: &Work,
+        layout: &PieceLayout,
+        reply: &mut Reply<'_>,
+        way: &mut String,
+    ) {
         write!(way, "{:?}", work.mode).unwrap();
         for (partition, share) in &work.shares {
             write!(way, " {partition}: {}", show(&share.batch)).unwrap();
@@ -475,7 +481,7 @@ fn one_partition_and_many_answer_alike() {
 #[test]
 fn merging_survives_peers_that_answer_nonsense() {
     let mut cluster = Cluster::new(8);
-    let place = Place {
+    let place = Placing {
         key_bytes_max: super::KEY_BYTES_MAX,
         atlas: &cluster.atlas,
         hasher: cluster.hasher,
@@ -630,7 +636,7 @@ fn a_transaction_plans_in_proportion_to_its_commands() {
                 queue.push(spec.unwrap(), phrase.words(), usize::MAX).unwrap();
             }
         }
-        let place = Place {
+        let place = Placing {
             key_bytes_max: super::KEY_BYTES_MAX,
             atlas: &cluster.atlas,
             hasher: cluster.hasher,

@@ -22,12 +22,12 @@
 use super::client::Client;
 use super::facts::Facts;
 use super::keys::EXISTS;
-use super::plan::{DAMAGED, Layout, Piece, Place, Plan, integer, plan};
+use super::plan::{DAMAGED, Piece, PieceLayout, Placing, Plan, integer, plan};
 use super::reply::Reply;
 use super::server::flushes;
 use super::spec::{
-    ALLOW_BUSY, Control, Data, Doc, FAST, Group, KEYS, LOADING, Merge, NO_KEYS, NOSCRIPT, Over,
-    Run, SKIP_SLOWLOG, STALE, Spec, Split,
+    ALLOW_BUSY, CommandGroup, Control, Data, Doc, FAST, KEYS, LOADING, Merge, NO_KEYS, NOSCRIPT,
+    Over, Run, SKIP_SLOWLOG, STALE, Spec, Split,
 };
 use super::words::{Phrase, Words};
 use super::{Call, KEY_BYTES_MAX, Redis};
@@ -41,7 +41,7 @@ use crate::txn::protocol::{Claim, Granule, Mode, Share, Watched, Work};
 use std::collections::{BTreeMap, BTreeSet};
 
 const fn doc(since: &'static str, summary: &'static str, syntax: &'static str) -> Doc {
-    Doc { group: Group::Transactions, since, complexity: "O(1)", summary, syntax }
+    Doc { group: CommandGroup::Transactions, since, complexity: "O(1)", summary, syntax }
 }
 
 const CONTROL: u32 = NOSCRIPT | LOADING | STALE | FAST | ALLOW_BUSY;
@@ -209,7 +209,7 @@ pub enum Step {
     /// It is known already.
     Answered(Vec<u8>),
     /// From the partitions' replies.
-    Data(Layout),
+    Data(PieceLayout),
     /// The same, counted.
     Census(Census),
     /// From the session, once the work is committed.
@@ -267,7 +267,7 @@ impl Queue {
         client: &Client,
         facts: &Facts,
         watching: &Watching,
-        place: &Place<'_>,
+        place: &Placing<'_>,
     ) -> Exec {
         if self.broken {
             let text = "EXECABORT Transaction discarded because of previous errors.";
@@ -278,7 +278,7 @@ impl Queue {
         let mut client = client.clone();
         let mut draft = Draft::default();
         for (spec, phrase) in self.commands {
-            let place = Place { table: client.table, resp3: client.resp3, ..*place };
+            let place = Placing { table: client.table, resp3: client.resp3, ..*place };
             if let Some(run) = spec.session() {
                 run(&mut client, facts, phrase.words(), &mut Reply::new(&mut Vec::new(), false));
             }
@@ -351,12 +351,12 @@ enum Drafted {
 const COUNTS: Split = Split::Everywhere { over: Over::Table, merge: Merge::Sum, locked: false };
 
 impl Draft {
-    fn add(&mut self, spec: &'static Spec, phrase: Phrase, place: &Place<'_>) {
+    fn add(&mut self, spec: &'static Spec, phrase: Phrase, place: &Placing<'_>) {
         let step = self.draft(spec, phrase, place);
         self.steps.push(step);
     }
 
-    fn draft(&mut self, spec: &'static Spec, phrase: Phrase, place: &Place<'_>) -> Drafted {
+    fn draft(&mut self, spec: &'static Spec, phrase: Phrase, place: &Placing<'_>) -> Drafted {
         if spec.run_is_unwatch() {
             // EXEC forgets the watched keys; by then it is too late to say so.
             return Drafted::Answered(b"+OK\r\n".to_vec());
@@ -419,7 +419,7 @@ impl Draft {
         spec: &'static Spec,
         data: Data,
         phrase: Phrase,
-        place: &Place<'_>,
+        place: &Placing<'_>,
     ) -> Drafted {
         let (table, touched) = (place.table, &mut self.touched);
         let mut ask = |head: OpHead, key: Option<&[u8]>| {
@@ -480,7 +480,7 @@ impl Draft {
     }
 
     /// Adds one command's batches to the shares.
-    fn take(&mut self, batches: Vec<(PartitionId, Batch)>, layout: Layout) -> Drafted {
+    fn take(&mut self, batches: Vec<(PartitionId, Batch)>, layout: PieceLayout) -> Drafted {
         let mut places = Vec::with_capacity(batches.len());
         for (id, batch) in batches {
             let share = &mut self.shares.entry(id).or_default().batch;
@@ -521,10 +521,13 @@ impl Draft {
             Drafted::Later(spec, phrase) => Step::Later(spec, phrase),
             Drafted::Data(..) if self.gathers => {
                 let op = next.next().unwrap_or_default();
-                Step::Data(Layout { merge: Merge::Status, pieces: vec![Piece { share: 0, op }] })
+                Step::Data(PieceLayout {
+                    merge: Merge::Status,
+                    pieces: vec![Piece { share: 0, op }],
+                })
             }
             Drafted::Data(merge, pieces) => {
-                Step::Data(Layout { merge, pieces: pieces.into_iter().map(piece).collect() })
+                Step::Data(PieceLayout { merge, pieces: pieces.into_iter().map(piece).collect() })
             }
             Drafted::Census { late: (spec, phrase), .. } if self.gathers => {
                 Step::Later(spec, phrase)
@@ -563,7 +566,7 @@ fn in_all_tables(claim: &Claim, atlas: &Atlas) -> Vec<Claim> {
 }
 
 /// Whether a key exists, as an operation without its argument.
-fn exists(table: TableIndex, key: &[u8], place: &Place<'_>) -> OpHead {
+fn exists(table: TableIndex, key: &[u8], place: &Placing<'_>) -> OpHead {
     let partition = place.atlas.partition_of_key(table, key);
     let hash = place.hasher.hash(key);
     OpHead { code: OpCode(EXISTS), partition, table, resp3: false, hash }

@@ -21,7 +21,7 @@
 //! - A promise is given back early only when the process it was made to is dead: it answers no
 //!   read, whatever its lease said, and the process that comes after it begins without one.
 
-use super::rules::{Rule, kept};
+use super::rules::{GroupRule, kept};
 use crate::ids::Now;
 use std::collections::VecDeque;
 
@@ -59,7 +59,7 @@ impl Promise {
 /// What a read that waits for a confirmation holds on to: it may be answered once a confirmation of
 /// this number or a later one has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Ticket(pub u64);
+pub struct Confirmation(pub u64);
 
 /// A leader's lease, and the confirmations that renew it.
 pub struct Lease {
@@ -70,8 +70,8 @@ pub struct Lease {
     /// When it was asked for.
     since: Now,
     /// Confirmations under way, and when each was asked for.
-    asked: VecDeque<(Ticket, Now)>,
-    last: Ticket,
+    asked: VecDeque<(Confirmation, Now)>,
+    last: Confirmation,
     /// Somebody holds the ticket after `last`.
     wanted: bool,
     /// In this term leadership was handed over, so a successor may be elected at any moment.
@@ -88,7 +88,7 @@ impl Lease {
             until: 0,
             since: Now::default(),
             asked: VecDeque::new(),
-            last: Ticket(0),
+            last: Confirmation(0),
             wanted: false,
             handed_over: false,
         }
@@ -125,24 +125,24 @@ impl Lease {
     #[inline]
     pub fn until(&self, now: Now) -> u64 {
         let counts =
-            now.drift_since(self.since) <= self.drift || !kept(Rule::LeaseWatchesBothClocks);
+            now.drift_since(self.since) <= self.drift || !kept(GroupRule::LeaseWatchesBothClocks);
         if counts { self.until } else { 0 }
     }
 
     /// The ticket for a read at `now`, and whether its confirmation is to be sent now.
-    pub fn ask(&mut self, now: Now) -> (Ticket, bool) {
+    pub fn ask(&mut self, now: Now) -> (Confirmation, bool) {
         if self.can_ask(now) {
             return (self.take(now), true);
         }
         self.wanted = true;
-        if !kept(Rule::ConfirmationsAreLaterThanReads) {
+        if !kept(GroupRule::ConfirmationsAreLaterThanReads) {
             return (self.last, false);
         }
-        (Ticket(self.last.0 + 1), false)
+        (Confirmation(self.last.0 + 1), false)
     }
 
     /// The confirmation that was put off, once it is to be sent.
-    pub fn ask_again(&mut self, now: Now) -> Option<Ticket> {
+    pub fn ask_again(&mut self, now: Now) -> Option<Confirmation> {
         (self.wanted && self.can_ask(now)).then(|| self.take(now))
     }
 
@@ -150,7 +150,7 @@ impl Lease {
         self.asked.back().is_none_or(|(_, at)| now.mono >= at.mono + ASK_EVERY_MS)
     }
 
-    fn take(&mut self, now: Now) -> Ticket {
+    fn take(&mut self, now: Now) -> Confirmation {
         self.last.0 += 1;
         self.wanted = false;
         self.asked.push_back((self.last, now));
@@ -159,11 +159,16 @@ impl Lease {
 
     /// A majority has confirmed, by `now`, what was asked with this ticket. Returns it unless it is
     /// void; the lease runs again unless a successor is being prepared.
-    pub fn confirm(&mut self, ticket: Ticket, now: Now, transferring: bool) -> Option<Ticket> {
+    pub fn confirm(
+        &mut self,
+        ticket: Confirmation,
+        now: Now,
+        transferring: bool,
+    ) -> Option<Confirmation> {
         let at = self.asked.iter().position(|(asked, _)| *asked == ticket)?;
         let (_, asked_at) = self.asked[at];
         self.asked.drain(..=at);
-        let asked_at = if kept(Rule::LeaseRunsFromAsking) { asked_at } else { now };
+        let asked_at = if kept(GroupRule::LeaseRunsFromAsking) { asked_at } else { now };
         if !self.handed_over && !transferring {
             self.until = self.until.max(asked_at.mono + self.length);
             self.since = asked_at;

@@ -5,12 +5,12 @@
 //! need is kept by bytes, not by entries: a thousand entries are nothing when they are small and a
 //! flood when they are not.
 //!
-//! On disk an entry is a [`Head`] and its data. The head names the term of the entry before: a
+//! On disk an entry is a [`LogHead`] and its data. The head names the term of the entry before: a
 //! chain. When a snapshot replaced a diverging log, the remains of that log may still be found
 //! behind the snapshot after a crash, and index and term alone cannot tell them from entries that
 //! belong there. The chain can: the remains do not follow from the snapshot's last term.
 
-use super::rules::{Rule, kept};
+use super::rules::{GroupRule, kept};
 use super::{Incoming, Logged, Members, SnapshotMeta};
 use bytes::Bytes;
 use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
@@ -21,11 +21,11 @@ use std::collections::{BTreeSet, VecDeque};
 /// What an entry costs in memory beside its data, for the bounds in bytes.
 const ENTRY_OVERHEAD: u64 = 48;
 
-/// The bytes of a [`Head`]: kind, term, term of the entry before.
+/// The bytes of a [`LogHead`]: kind, term, term of the entry before.
 pub const HEAD_BYTES: usize = 17;
 
 /// An entry's head on disk.
-pub type Head = [u8; HEAD_BYTES];
+pub type LogHead = [u8; HEAD_BYTES];
 
 /// The first byte of a head. Written to disk: never renumber.
 const KIND_NORMAL: u8 = 0;
@@ -34,7 +34,7 @@ const KIND_MEMBERS: u8 = 1;
 const KIND_FORCED: u8 = 2;
 
 /// The head of `entry`, when the entry before it is of term `before`.
-pub fn head(entry: &Entry, before: u64) -> Head {
+pub fn head(entry: &Entry, before: u64) -> LogHead {
     let mut head = [0; HEAD_BYTES];
     head[0] = match entry.entry_type {
         EntryType::EntryNormal => KIND_NORMAL,
@@ -46,7 +46,7 @@ pub fn head(entry: &Entry, before: u64) -> Head {
 }
 
 /// The same for a change of members that is forced.
-pub fn forced_head(entry: &Entry, before: u64) -> Head {
+pub fn forced_head(entry: &Entry, before: u64) -> LogHead {
     let mut head = head(entry, before);
     head[0] = KIND_FORCED;
     head
@@ -167,7 +167,7 @@ impl Log {
     /// Whether an entry at `index`, after one of term `before`, has its place here.
     fn is_followed_by(&self, index: u64, before: u64) -> bool {
         let known = self.term_at(index - 1);
-        known == Some(before) || (known.is_some() && !kept(Rule::EntriesAreChained))
+        known == Some(before) || (known.is_some() && !kept(GroupRule::EntriesAreChained))
     }
 
     /// Sets term, vote and commit index as read from disk.

@@ -1,6 +1,6 @@
 //! What a group wants done.
 
-use super::{Change, Head, Members, ReplicaId, Ticket};
+use super::{Change, Confirmation, LogHead, Members, ReplicaId};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -68,7 +68,7 @@ pub struct Logged {
     /// Its place in the log.
     pub index: u64,
     /// What consensus must know to take it back.
-    pub head: Head,
+    pub head: LogHead,
     /// What was proposed.
     pub data: Bytes,
 }
@@ -118,7 +118,7 @@ pub struct Output {
     /// To apply, in order.
     pub committed: Vec<Committed>,
     /// Reads that hold this ticket or an earlier one may be answered.
-    pub confirmed: Option<Ticket>,
+    pub confirmed: Option<Confirmation>,
     /// Who leads now, when that changed. Tickets of before are void.
     pub changed: Option<Change>,
     /// The configuration, when it changed.

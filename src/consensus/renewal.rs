@@ -24,7 +24,7 @@
 //!
 //! A learner counts for nothing. One whose disk is lost as well leaves when the next one learns.
 
-use super::rules::{Rule, kept};
+use super::rules::{GroupRule, kept};
 use super::{Group, MemberChange, ReplicaId};
 
 /// A learner that is so many entries behind at most has caught up.
@@ -57,7 +57,7 @@ impl Group {
             return None;
         }
         match old {
-            Some(old) if kept(Rule::ReplacedInOneChange) => {
+            Some(old) if kept(GroupRule::ReplacedInOneChange) => {
                 Some(MemberChange::Replace { old, new })
             }
             _ => Some(MemberChange::Promote(new)),

@@ -9,7 +9,7 @@ pub use crate::rules::kept;
 
 /// A rule that can be broken on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rule {
+pub enum GroupRule {
     /// What depends on the disk is sent after the sync.
     AcknowledgeAfterSync,
     /// A voter that heard its leader votes for nobody for a while.

@@ -13,7 +13,7 @@
 //!
 //! and once faults end, the group serves again and everybody catches up.
 
-use super::rules::{Rule, broken};
+use super::rules::{GroupRule, broken};
 use super::tests::payload;
 use super::*;
 use crate::ids::{Millis, NodeId, Now};
@@ -152,7 +152,7 @@ struct Node {
     to_sync: VecDeque<(u64, usize, Option<State>)>,
     proposed: BTreeSet<Position>,
     /// Reads: the ticket, and what clients had been told when they came.
-    reads: Vec<(Ticket, u64)>,
+    reads: Vec<(Confirmation, u64)>,
     clock_offset: u64,
     /// Parts in a thousand that its clock runs fast.
     clock_rate: u64,
@@ -997,8 +997,11 @@ fn disks_that_are_lost_again_and_again_leave_a_group_that_serves() {
         "{counts:?}"
     );
     // With one voter more for each disk, two healthy copies are a majority of nothing.
-    let one_voter_more =
-        || std::panic::catch_unwind(|| broken(Rule::ReplacedInOneChange, || simulate_disks(0..40)));
+    let one_voter_more = || {
+        std::panic::catch_unwind(|| {
+            broken(GroupRule::ReplacedInOneChange, || simulate_disks(0..40))
+        })
+    };
     assert!(one_voter_more().is_err(), "nothing noticed");
 }
 
@@ -1028,20 +1031,20 @@ fn groups_keep_their_promises_under_faults() {
 #[test]
 fn a_broken_rule_is_noticed() {
     let rules = [
-        Rule::AcknowledgeAfterSync,
-        Rule::LeaseRunsFromAsking,
-        Rule::LeaseWatchesBothClocks,
-        Rule::HandingOverEndsLease,
-        Rule::LeadersServeTheirTerm,
-        Rule::MembersAreRecovered,
+        GroupRule::AcknowledgeAfterSync,
+        GroupRule::LeaseRunsFromAsking,
+        GroupRule::LeaseWatchesBothClocks,
+        GroupRule::HandingOverEndsLease,
+        GroupRule::LeadersServeTheirTerm,
+        GroupRule::MembersAreRecovered,
     ];
-    let noticed = |rule: &Rule| {
+    let noticed = |rule: &GroupRule| {
         // Members change in every third seed.
-        let step = if *rule == Rule::MembersAreRecovered { 3 } else { 1 };
+        let step = if *rule == GroupRule::MembersAreRecovered { 3 } else { 1 };
         let seeds = (0..2_000).step_by(step);
         std::panic::catch_unwind(|| broken(*rule, || simulate_all(seeds))).is_err()
     };
-    let unnoticed: Vec<Rule> = rules.into_iter().filter(|rule| !noticed(rule)).collect();
+    let unnoticed: Vec<GroupRule> = rules.into_iter().filter(|rule| !noticed(rule)).collect();
     assert!(unnoticed.is_empty(), "nothing noticed the absence of {unnoticed:?}");
 }
 

@@ -14,7 +14,7 @@ struct Replica {
     state: Option<Bytes>,
     snapshot: Option<SnapshotMeta>,
     applied: Vec<Committed>,
-    confirmed: Option<Ticket>,
+    confirmed: Option<Confirmation>,
     /// What waits for `sync`, while the disk is held.
     unsynced: Vec<Persist>,
     holds_disk: bool,
@@ -428,7 +428,7 @@ fn a_lease_ends_with_either_clock() {
     };
     let bound = Cluster::new(3).replicas[&1].setup.lease_drift_ms() as i64;
     assert!(paused(bound) && !paused(bound + 1) && !paused(3_000) && !paused(-900));
-    assert!(broken(Rule::LeaseWatchesBothClocks, || paused(3_000)));
+    assert!(broken(GroupRule::LeaseWatchesBothClocks, || paused(3_000)));
 }
 
 #[test]
@@ -446,7 +446,7 @@ fn a_read_is_confirmed_by_what_was_asked_after_it() {
         second > first && again == Some(second)
     };
     assert!(later());
-    assert!(!broken(Rule::ConfirmationsAreLaterThanReads, later));
+    assert!(!broken(GroupRule::ConfirmationsAreLaterThanReads, later));
 }
 
 #[test]
@@ -535,7 +535,7 @@ fn a_voter_keeps_its_promise_over_terms() {
         types(&cluster).is_empty()
     };
     assert!(keeps());
-    assert!(!broken(Rule::VotersKeepPromises, keeps));
+    assert!(!broken(GroupRule::VotersKeepPromises, keeps));
 }
 
 #[test]
@@ -555,7 +555,7 @@ fn a_voter_keeps_a_promise_that_it_forgot() {
         types(&cluster).is_empty()
     };
     assert!(keeps());
-    assert!(!broken(Rule::RestartedVotersKeepPromises, keeps));
+    assert!(!broken(GroupRule::RestartedVotersKeepPromises, keeps));
 }
 
 #[test]
@@ -799,7 +799,7 @@ fn disks_lost_again_at_any_step_leave_a_group_that_serves() {
         }
     }
     // As one voter more first: three of four are asked for, and two are there.
-    assert!(!broken(Rule::ReplacedInOneChange, || outlives_disks_lost_again(3, 2)));
+    assert!(!broken(GroupRule::ReplacedInOneChange, || outlives_disks_lost_again(3, 2)));
 }
 
 #[test]
@@ -849,7 +849,7 @@ fn voters_that_left_are_not_asked_after_a_restart() {
         renew(&mut cluster, &[other]) && cluster.data(3) == [b"a"]
     };
     assert!(serves());
-    assert!(!broken(Rule::ChangesAreConcluded, serves));
+    assert!(!broken(GroupRule::ChangesAreConcluded, serves));
 }
 
 /// Two of three disks are lost for good, and the operator lets the third replica go on alone.
@@ -1085,7 +1085,7 @@ fn a_log_is_a_chain() {
 fn remains_of_a_replaced_log_are_left_out() {
     let remains = || recover(Some((2, 5)), &[on_disk(1, 1, 0), on_disk(2, 6, 1), on_disk(3, 6, 6)]);
     assert_eq!(remains(), (vec![], 2));
-    assert_ne!(broken(Rule::EntriesAreChained, remains), (vec![], 2));
+    assert_ne!(broken(GroupRule::EntriesAreChained, remains), (vec![], 2));
 }
 
 #[test]

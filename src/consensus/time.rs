@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 /// Whether a new leader may give out stamps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Told {
+pub enum TimeTold {
     /// Some voter has counted on: it is at least this late.
     Time(Millis),
     /// No voter knows, or those who may do not answer.
@@ -96,13 +96,13 @@ impl Hearsay {
         mut others: impl Iterator<Item = ReplicaId>,
         ticks: usize,
         patience: usize,
-    ) -> Told {
+    ) -> TimeTold {
         let latest = self.told.values().flatten().max();
         match latest {
-            Some(time) => Told::Time(*time),
-            None if ticks.wrapping_sub(self.since) >= patience => Told::Nothing,
-            None if others.all(|voter| self.told.contains_key(&voter)) => Told::Nothing,
-            None => Told::Waiting,
+            Some(time) => TimeTold::Time(*time),
+            None if ticks.wrapping_sub(self.since) >= patience => TimeTold::Nothing,
+            None if others.all(|voter| self.told.contains_key(&voter)) => TimeTold::Nothing,
+            None => TimeTold::Waiting,
         }
     }
 }
@@ -116,7 +116,7 @@ mod tests {
         ReplicaId::new(NodeId(node), 1)
     }
 
-    fn comes_to(leader: &Hearsay, ticks: usize) -> Told {
+    fn comes_to(leader: &Hearsay, ticks: usize) -> TimeTold {
         leader.comes_to([2, 3].map(replica).into_iter(), ticks, 10)
     }
 
@@ -136,12 +136,12 @@ mod tests {
         let mut leader = Hearsay::default();
         leader.reset(5);
         answered(&mut leader, 2, None, 0);
-        assert_eq!(comes_to(&leader, 6), Told::Waiting);
+        assert_eq!(comes_to(&leader, 6), TimeTold::Waiting);
         answered(&mut leader, 3, Some((Millis(1_000), 70)), 100);
-        assert_eq!(comes_to(&leader, 6), Told::Time(Millis(1_030)));
+        assert_eq!(comes_to(&leader, 6), TimeTold::Time(Millis(1_030)));
         // Which is none of its next office's.
         leader.reset(7);
-        assert_eq!(comes_to(&leader, 8), Told::Waiting);
+        assert_eq!(comes_to(&leader, 8), TimeTold::Waiting);
     }
 
     #[test]
@@ -149,11 +149,11 @@ mod tests {
         let mut leader = Hearsay::default();
         leader.reset(5);
         answered(&mut leader, 2, None, 0);
-        assert_eq!(comes_to(&leader, 14), Told::Waiting);
-        assert_eq!(comes_to(&leader, 15), Told::Nothing);
+        assert_eq!(comes_to(&leader, 14), TimeTold::Waiting);
+        assert_eq!(comes_to(&leader, 15), TimeTold::Nothing);
         answered(&mut leader, 3, None, 0);
-        assert_eq!(comes_to(&leader, 6), Told::Nothing);
-        assert_eq!(leader.comes_to(std::iter::empty(), 5, 10), Told::Nothing);
+        assert_eq!(comes_to(&leader, 6), TimeTold::Nothing);
+        assert_eq!(leader.comes_to(std::iter::empty(), 5, 10), TimeTold::Nothing);
     }
 
     #[test]
@@ -162,11 +162,11 @@ mod tests {
         for nonsense in [&[][..], &[QUESTION], &[9, 9], &[0; 9]] {
             leader.told(replica(2), nonsense);
             leader.told(replica(3), nonsense);
-            assert_eq!(comes_to(&leader, 0), Told::Waiting);
+            assert_eq!(comes_to(&leader, 0), TimeTold::Waiting);
         }
         leader.told(replica(2), &[&[ANSWER][..], &[0xff; 8]].concat());
         leader.told(replica(3), &[ANSWER, 1, 2]);
-        assert_eq!(comes_to(&leader, 0), Told::Nothing);
+        assert_eq!(comes_to(&leader, 0), TimeTold::Nothing);
         leader.note(Some((Millis(1), 1)));
         assert!(leader.question().is_empty());
     }

@@ -18,10 +18,10 @@ use crate::batch::refusal::Refusal;
 use crate::batch::{Batch, Op, OpHead, Replies};
 use crate::consensus::{Persist, ReplicaId, Setup};
 use crate::ids::{Incarnation, NodeId, Now, PartitionId};
-use crate::partition::journal::{Fate, Journal, Turn, Waiter};
+use crate::partition::journal::{Fate, Journal, OpWaiter, Turn};
 use crate::partition::replica::ANSWERS_BYTES_KEPT;
 use crate::partition::snapshots::{FromArchive, ToArchive};
-use crate::partition::{Effect, Foresight, Neighbours, Partition, Took};
+use crate::partition::{Foresight, Neighbours, Partition, PartitionEffect, Took};
 use crate::rules::{Rule, kept};
 use crate::store::tables::Access;
 use crate::store::tables::{KeyHasher, Tables};
@@ -75,7 +75,7 @@ pub enum Executed {
 #[derive(Debug, Default)]
 pub struct Outbox {
     /// Messages of the commit protocol.
-    pub effects: Vec<Effect>,
+    pub effects: Vec<PartitionEffect>,
     /// Messages between the replicas of a partition.
     pub raft: Vec<(NodeId, PartitionId, Bytes)>,
     /// What the node's log has to keep; [`Bucket::persisted`] says that it does.
@@ -97,7 +97,7 @@ pub struct Outbox {
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct ParkedBatch {
     batch: Batch,
     /// Replies written so far; a hole is empty here.
     replies: Replies,
@@ -107,13 +107,13 @@ struct Waiting {
     holes: usize,
 }
 
-/// In [`Waiting::places`]: the operation has no late reply.
+/// In [`ParkedBatch::places`]: the operation has no late reply.
 const PROMPT: (u32, u32) = (u32::MAX, u32::MAX);
 
 /// The batches that wait, in places that are used again.
 #[derive(Debug, Default)]
 struct Parking {
-    places: Vec<(u32, Option<Waiting>)>,
+    places: Vec<(u32, Option<ParkedBatch>)>,
     free: Vec<u32>,
 }
 
@@ -126,19 +126,19 @@ impl Parking {
         }
     }
 
-    fn put(&mut self, parked: Parked, waiting: Waiting) {
+    fn put(&mut self, parked: Parked, waiting: ParkedBatch) {
         match self.free.pop() {
             Some(place) => self.places[place as usize].1 = Some(waiting),
             None => self.places.push((parked.generation, Some(waiting))),
         }
     }
 
-    fn get_mut(&mut self, parked: Parked) -> Option<&mut Waiting> {
+    fn get_mut(&mut self, parked: Parked) -> Option<&mut ParkedBatch> {
         let (generation, waiting) = self.places.get_mut(parked.place as usize)?;
         waiting.as_mut().filter(|_| *generation == parked.generation)
     }
 
-    fn take(&mut self, parked: Parked) -> Option<Waiting> {
+    fn take(&mut self, parked: Parked) -> Option<ParkedBatch> {
         let (generation, waiting) = self.places.get_mut(parked.place as usize)?;
         let taken = waiting.take_if(|_| *generation == parked.generation)?;
         *generation = generation.wrapping_add(1);
@@ -153,7 +153,7 @@ impl Parking {
 
 /// What a Bucket counted since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct BucketCounts {
     /// Operations executed.
     pub operations: u64,
     /// Batches executed.
@@ -178,7 +178,7 @@ pub struct Bucket<M> {
     parking: Parking,
     /// Operations that wait for a contended key: which, where, and until when, in ms of the
     /// monotonic clock.
-    tickets: BTreeMap<Ticket, (Waiter, PartitionId, u64)>,
+    tickets: BTreeMap<Ticket, (OpWaiter, PartitionId, u64)>,
     next: u64,
     lock_wait_ms: u64,
     reply_bytes_max: usize,
@@ -187,7 +187,7 @@ pub struct Bucket<M> {
     room: usize,
     /// Expired items are removed by themselves, not only when they are met.
     expires_actively: bool,
-    counts: Counts,
+    counts: BucketCounts,
     /// Partitions that want a turn, each once.
     dirty: Vec<PartitionId>,
     is_dirty: Vec<bool>,
@@ -237,7 +237,7 @@ impl<M: Machine> Bucket<M> {
             reply_bytes_max: REPLY_BYTES_MAX,
             room: usize::MAX,
             expires_actively: true,
-            counts: Counts::default(),
+            counts: BucketCounts::default(),
             dirty: Vec::new(),
             turn: None,
             snapshot_after: u64::MAX,
@@ -308,7 +308,7 @@ impl<M: Machine> Bucket<M> {
     }
 
     /// What it counted.
-    pub fn counts(&self) -> Counts {
+    pub fn counts(&self) -> BucketCounts {
         let mut counts = self.counts;
         for tables in self.partitions().map(|partition| partition.replica().tables()) {
             counts.expired += tables.expirations();
@@ -398,7 +398,7 @@ impl<M: Machine> Bucket<M> {
         let mut effort = 0_usize;
         for (index, op) in batch.iter().enumerate() {
             let id = op.head.partition;
-            let waiter = Waiter { parked, index: index as u32 };
+            let waiter = OpWaiter { parked, index: index as u32 };
             match self.partitions.get_mut(id.index()) {
                 Some(Some(partition))
                     if self.room < usize::MAX
@@ -450,7 +450,7 @@ impl<M: Machine> Bucket<M> {
             return Executed::Done(batch, replies);
         }
         let places = vec![PROMPT; replies.len()];
-        let waiting = Waiting { batch, replies, late: Vec::new(), places, holes };
+        let waiting = ParkedBatch { batch, replies, late: Vec::new(), places, holes };
         self.parking.put(parked, waiting);
         Executed::Parked(parked)
     }
@@ -459,7 +459,7 @@ impl<M: Machine> Bucket<M> {
     /// next must find it waiting.
     fn wait(
         &mut self,
-        waiter: Waiter,
+        waiter: OpWaiter,
         id: PartitionId,
         claims: Vec<Claim>,
         now: Now,
@@ -500,7 +500,8 @@ impl<M: Machine> Bucket<M> {
             if partition.is_led_here()
                 && let Some(txn) = partition.asks_too_much(&message)
             {
-                out.effects.push(Effect::Coordinator(txn.node, ToCoordinator::TooMuch { txn }));
+                out.effects
+                    .push(PartitionEffect::Coordinator(txn.node, ToCoordinator::TooMuch { txn }));
                 return;
             }
             if self.room < usize::MAX && partition.is_led_here() {
@@ -511,7 +512,7 @@ impl<M: Machine> Bucket<M> {
                     Ok(bytes) => self.room = (self.room - bytes).max(1),
                     Err(txn) => {
                         let full = ToCoordinator::Full { txn };
-                        out.effects.push(Effect::Coordinator(txn.node, full));
+                        out.effects.push(PartitionEffect::Coordinator(txn.node, full));
                         return;
                     }
                 }
@@ -595,7 +596,7 @@ impl<M: Machine> Bucket<M> {
     }
 
     /// Gives a waiting operation its reply.
-    fn fill(&mut self, waiter: Waiter, reply: &[u8], out: &mut Outbox) {
+    fn fill(&mut self, waiter: OpWaiter, reply: &[u8], out: &mut Outbox) {
         let Some(waiting) = self.parking.get_mut(waiter.parked) else { return };
         let Some(place) = waiting.places.get_mut(waiter.index as usize) else { return };
         if *place != PROMPT {
@@ -616,21 +617,21 @@ impl<M: Machine> Bucket<M> {
     /// Has a waiting operation asked of somebody else, and with it those of its batch that come after
     /// it and wait for contended keys of the same partition: executed before it is asked again, they
     /// would overtake it.
-    fn turn_away(&mut self, waiter: Waiter, out: &mut Outbox) {
+    fn turn_away(&mut self, waiter: OpWaiter, out: &mut Outbox) {
         let Some(waiting) = self.parking.get_mut(waiter.parked) else { return };
         let partition = waiting.batch.head(waiter.index as usize).partition;
         // Most wait alone, and all that wait are many when a leader goes.
         if waiting.holes == 1 {
             return self.give_back(waiter, out);
         }
-        let follows = |later: &Waiter, at: PartitionId| {
+        let follows = |later: &OpWaiter, at: PartitionId| {
             later.parked == waiter.parked
                 && later.index > waiter.index
                 && at == partition
                 && kept(Rule::TurnedAwayInOrder)
         };
         let late = self.tickets.iter().filter(|(_, (later, at, _))| follows(later, *at));
-        let late: Vec<(Ticket, Waiter)> =
+        let late: Vec<(Ticket, OpWaiter)> =
             late.map(|(ticket, (later, ..))| (*ticket, *later)).collect();
         self.give_back(waiter, out);
         for (ticket, later) in late {
@@ -643,14 +644,14 @@ impl<M: Machine> Bucket<M> {
     }
 
     /// Has one waiting operation asked of somebody else.
-    fn give_back(&mut self, waiter: Waiter, out: &mut Outbox) {
+    fn give_back(&mut self, waiter: OpWaiter, out: &mut Outbox) {
         let Some(waiting) = self.parking.get_mut(waiter.parked) else { return };
         waiting.replies.misplaced.push(waiter.index);
         self.close(waiter.parked, out);
     }
 
     /// Leaves a waiting operation that reads, to be asked for again.
-    fn leave(&mut self, waiter: Waiter, out: &mut Outbox) {
+    fn leave(&mut self, waiter: OpWaiter, out: &mut Outbox) {
         let Some(waiting) = self.parking.get_mut(waiter.parked) else { return };
         let index = waiter.index as usize;
         let head = waiting.batch.head(index);
@@ -674,7 +675,7 @@ impl<M: Machine> Bucket<M> {
             return;
         }
         let Some(waiting) = self.parking.take(parked) else { return };
-        let Waiting { batch, mut replies, late, places, .. } = waiting;
+        let ParkedBatch { batch, mut replies, late, places, .. } = waiting;
         let mut whole = Replies::default();
         whole.bytes.reserve(replies.bytes.len() + late.len());
         for (index, place) in places.into_iter().enumerate() {
@@ -754,7 +755,7 @@ impl<M: Machine> Bucket<M> {
             }
             Some(false) => {
                 let here = self.tickets.extract_if(.., |_, (_, at, _)| *at == id);
-                let waiters: Vec<Waiter> = here.map(|(_, (waiter, ..))| waiter).collect();
+                let waiters: Vec<OpWaiter> = here.map(|(_, (waiter, ..))| waiter).collect();
                 waiters.into_iter().for_each(|waiter| self.turn_away(waiter, out));
             }
             None => {}
@@ -768,7 +769,7 @@ impl<M: Machine> Bucket<M> {
         }
     }
 
-    fn refuse(&mut self, waiter: Waiter, refusal: &Refusal, out: &mut Outbox) {
+    fn refuse(&mut self, waiter: OpWaiter, refusal: &Refusal, out: &mut Outbox) {
         let mut reply = Vec::new();
         M::refuse(refusal, &mut reply);
         self.fill(waiter, &reply, out);
@@ -819,7 +820,7 @@ impl<M: Machine> Bucket<M> {
                 self.touch(PartitionId(index as u16));
             }
         }
-        let late = |(ticket, (_, _, until)): (&Ticket, &(Waiter, PartitionId, u64))| {
+        let late = |(ticket, (_, _, until)): (&Ticket, &(OpWaiter, PartitionId, u64))| {
             (*until <= now.mono).then_some(*ticket)
         };
         let late: Vec<Ticket> = self.tickets.iter().filter_map(late).collect();

@@ -1,12 +1,12 @@
 //! The participant's and the primary's side of the commit protocol.
 
 use super::{
-    Aged, Effect, Neighbours, Partition, REPEAT_AFTER_MS, RESOLVE_AFTER_MS,
-    RESOLVE_INHERITED_AFTER_MS, Waiting,
+    Aged, Neighbours, Partition, PartitionEffect, REPEAT_AFTER_MS, RESOLVE_AFTER_MS,
+    RESOLVE_INHERITED_AFTER_MS, WaitingRequest,
 };
 use crate::batch::Replies;
 use crate::batch::machine::{Effort, Machine};
-use crate::consensus::Ticket as Confirmation;
+use crate::consensus::Confirmation;
 use crate::ids::{Incarnation, Millis, NodeId, Now, PartitionId, TxnId};
 use crate::partition::journal::After;
 use crate::partition::replica::{Applied, Mutation};
@@ -51,7 +51,7 @@ impl<M: Machine> Partition<M> {
         ticket: Ticket,
         now: Now,
         neighbours: &Neighbours,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<PartitionEffect>,
     ) {
         if !self.is_led_here() {
             return self.turn_away(&message, effects);
@@ -96,7 +96,7 @@ impl<M: Machine> Partition<M> {
     }
 
     /// Answers what was meant for the leader. Participants and primaries ask again by themselves.
-    fn turn_away(&self, message: &ToPartition, effects: &mut Vec<Effect>) {
+    fn turn_away(&self, message: &ToPartition, effects: &mut Vec<PartitionEffect>) {
         match message {
             ToPartition::Lock(lock) => self.refuse(lock.txn, effects),
             ToPartition::Prepare(prepare) => self.refuse(prepare.txn, effects),
@@ -126,7 +126,7 @@ impl<M: Machine> Partition<M> {
     /// A node cannot be reached any more, does not answer, or began another life: unlogged locks of
     /// its transactions are given up, their confirmations will fail. Those that wait are refused, for
     /// it may come back.
-    pub fn coordinator_lost(&mut self, node: NodeId, effects: &mut Vec<Effect>) {
+    pub fn coordinator_lost(&mut self, node: NodeId, effects: &mut Vec<PartitionEffect>) {
         if !kept(Rule::UnloggedLocksGoWithCoordinator) {
             return;
         }
@@ -144,7 +144,7 @@ impl<M: Machine> Partition<M> {
     }
 
     /// Repeats what is not answered: questions of old intents, decisions not confirmed.
-    pub fn tick(&mut self, now: Now, neighbours: &Neighbours, effects: &mut Vec<Effect>) {
+    pub fn tick(&mut self, now: Now, neighbours: &Neighbours, effects: &mut Vec<PartitionEffect>) {
         self.confirm_commits(effects);
         let (intents, outcomes) = (self.replica.intents(), self.replica.outcomes());
         self.aged.retain(|txn, _| intents.contains_key(txn) || outcomes.contains_key(txn));
@@ -204,7 +204,7 @@ impl<M: Machine> Partition<M> {
                 self.conclude(txn, now, neighbours, effects);
             } else {
                 let ask = ToPartition::Resolve { txn, asker: self.id, primary_life };
-                effects.push(Effect::Partition(primary, ask));
+                effects.push(PartitionEffect::Partition(primary, ask));
             }
         }
     }
@@ -218,18 +218,24 @@ impl<M: Machine> Partition<M> {
     /// Asks after locks that nobody has made an intent of for long. A lock that was late may be
     /// taken by a leader who will never hear that its attempt is over: that was told to the one
     /// before.
-    fn ask_for_forgotten(&mut self, now: Now, effects: &mut Vec<Effect>) {
+    fn ask_for_forgotten(&mut self, now: Now, effects: &mut Vec<PartitionEffect>) {
         for (txn, held) in &mut self.held {
             let old = now.mono >= held.since.saturating_add(RESOLVE_AFTER_MS);
             if held.unlogged.is_some() && old && kept(Rule::OldLocksAsk) {
                 held.since = now.mono;
                 let ask = ToCoordinator::Inquire { txn: *txn, asker: self.id };
-                effects.push(Effect::Coordinator(txn.node, ask));
+                effects.push(PartitionEffect::Coordinator(txn.node, ask));
             }
         }
     }
 
-    fn on_lock(&mut self, lock: Box<Lock>, ticket: Ticket, now: Now, effects: &mut Vec<Effect>) {
+    fn on_lock(
+        &mut self,
+        lock: Box<Lock>,
+        ticket: Ticket,
+        now: Now,
+        effects: &mut Vec<PartitionEffect>,
+    ) {
         let txn = lock.txn;
         self.clock = self.clock.max(lock.age.time);
         self.replica.done_below(txn.node, txn.incarnation, lock.done_below);
@@ -239,7 +245,7 @@ impl<M: Machine> Partition<M> {
         }
         let claims = share_claims::<M>(&lock.share);
         if self.conflict(txn, &claims) {
-            self.queue(ticket, lock.age, Some(txn), claims, Waiting::Lock(lock), effects);
+            self.queue(ticket, lock.age, Some(txn), claims, WaitingRequest::Lock(lock), effects);
             return;
         }
         self.hold(txn, lock.age, claims, Some(self.term), now.mono);
@@ -248,7 +254,7 @@ impl<M: Machine> Partition<M> {
 
     /// Goes on with a lock whose marks are set. Nobody else changes the keys from here on, so what they
     /// hold is known as soon as what was filed before is applied.
-    pub(super) fn lock(&mut self, lock: Box<Lock>, now: Now, effects: &mut Vec<Effect>) {
+    pub(super) fn lock(&mut self, lock: Box<Lock>, now: Now, effects: &mut Vec<PartitionEffect>) {
         self.when_applied(Deferred::Grant, lock, now, effects);
     }
 
@@ -258,7 +264,7 @@ impl<M: Machine> Partition<M> {
         defer: fn(T, u64) -> Deferred,
         what: T,
         now: Now,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<PartitionEffect>,
     ) {
         let fence = self.journal.as_ref().map_or(0, |journal| journal.filed());
         let deferred = defer(what, fence);
@@ -268,7 +274,7 @@ impl<M: Machine> Partition<M> {
         }
     }
 
-    fn proceed(&mut self, deferred: Deferred, now: Now, effects: &mut Vec<Effect>) {
+    fn proceed(&mut self, deferred: Deferred, now: Now, effects: &mut Vec<PartitionEffect>) {
         // The transaction may have been given up while it waited.
         match deferred {
             Deferred::Grant(lock, _) => {
@@ -287,7 +293,7 @@ impl<M: Machine> Partition<M> {
     }
 
     /// Goes on with what waited, as far as it may.
-    pub(super) fn run_deferred(&mut self, now: Now, effects: &mut Vec<Effect>) {
+    pub(super) fn run_deferred(&mut self, now: Now, effects: &mut Vec<PartitionEffect>) {
         if self.deferred.is_empty() {
             return;
         }
@@ -318,7 +324,7 @@ impl<M: Machine> Partition<M> {
         })
     }
 
-    fn grant(&mut self, lock: Box<Lock>, now: Now, effects: &mut Vec<Effect>) {
+    fn grant(&mut self, lock: Box<Lock>, now: Now, effects: &mut Vec<PartitionEffect>) {
         let stamp = self.stamp(now);
         if !self.replica.is_unchanged(&lock.share.watched, stamp) {
             self.changed(lock.txn, effects);
@@ -356,18 +362,18 @@ impl<M: Machine> Partition<M> {
             replies,
             images,
         };
-        effects.push(Effect::Coordinator(lock.txn.node, granted));
+        effects.push(PartitionEffect::Coordinator(lock.txn.node, granted));
     }
 
     /// Says that a transaction asks for more here than one may. Its Coordinator aborts it.
-    fn too_much(&self, txn: TxnId, effects: &mut Vec<Effect>) {
-        effects.push(Effect::Coordinator(txn.node, ToCoordinator::TooMuch { txn }));
+    fn too_much(&self, txn: TxnId, effects: &mut Vec<PartitionEffect>) {
+        effects.push(PartitionEffect::Coordinator(txn.node, ToCoordinator::TooMuch { txn }));
     }
 
     /// Says that a watched key has changed.
-    fn changed(&mut self, txn: TxnId, effects: &mut Vec<Effect>) {
+    fn changed(&mut self, txn: TxnId, effects: &mut Vec<PartitionEffect>) {
         self.release(txn, effects);
-        effects.push(Effect::Coordinator(txn.node, ToCoordinator::Changed { txn }));
+        effects.push(PartitionEffect::Coordinator(txn.node, ToCoordinator::Changed { txn }));
     }
 
     fn on_prepare(
@@ -375,7 +381,7 @@ impl<M: Machine> Partition<M> {
         prepare: Box<Prepare>,
         ticket: Ticket,
         now: Now,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<PartitionEffect>,
     ) {
         let txn = prepare.txn;
         self.clock = self.clock.max(prepare.age.time);
@@ -410,7 +416,14 @@ impl<M: Machine> Partition<M> {
             }
         };
         if self.conflict(txn, &claims) {
-            self.queue(ticket, prepare.age, Some(txn), claims, Waiting::Prepare(prepare), effects);
+            self.queue(
+                ticket,
+                prepare.age,
+                Some(txn),
+                claims,
+                WaitingRequest::Prepare(prepare),
+                effects,
+            );
             return;
         }
         self.hold(txn, prepare.age, claims, None, now.mono);
@@ -418,7 +431,12 @@ impl<M: Machine> Partition<M> {
     }
 
     /// Logs the intent of a transaction that holds its marks.
-    pub(super) fn prepare(&mut self, prepare: Box<Prepare>, now: Now, effects: &mut Vec<Effect>) {
+    pub(super) fn prepare(
+        &mut self,
+        prepare: Box<Prepare>,
+        now: Now,
+        effects: &mut Vec<PartitionEffect>,
+    ) {
         let watches = matches!(&prepare.work, Prepared::Share(share) if !share.watched.is_empty());
         match watches {
             true => self.when_applied(Deferred::Prepare, prepare, now, effects),
@@ -426,7 +444,7 @@ impl<M: Machine> Partition<M> {
         }
     }
 
-    fn log_intent(&mut self, prepare: Box<Prepare>, now: Now, effects: &mut Vec<Effect>) {
+    fn log_intent(&mut self, prepare: Box<Prepare>, now: Now, effects: &mut Vec<PartitionEffect>) {
         let txn = prepare.txn;
         // It may have ended while it waited.
         if kept(Rule::LatePreparesAreRefused) && self.replica.is_over(txn) {
@@ -466,12 +484,12 @@ impl<M: Machine> Partition<M> {
         self.unmark(released, txn, effects);
     }
 
-    fn vote(&self, txn: TxnId, vote: Option<Replies>, effects: &mut Vec<Effect>) {
+    fn vote(&self, txn: TxnId, vote: Option<Replies>, effects: &mut Vec<PartitionEffect>) {
         let voted = ToCoordinator::Voted { txn, partition: self.id, time: self.clock, vote };
-        effects.push(Effect::Coordinator(txn.node, voted));
+        effects.push(PartitionEffect::Coordinator(txn.node, voted));
     }
 
-    fn on_decide(&mut self, decide: Decide, now: Now, effects: &mut Vec<Effect>) {
+    fn on_decide(&mut self, decide: Decide, now: Now, effects: &mut Vec<PartitionEffect>) {
         let txn = decide.txn;
         let logged = self.replica.intents().contains_key(&txn)
             || self.held.get(&txn).is_some_and(|held| held.unlogged.is_none());
@@ -490,14 +508,14 @@ impl<M: Machine> Partition<M> {
         txn: TxnId,
         verdict: Verdict,
         now: Now,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<PartitionEffect>,
     ) {
         let (primary, deciding) = (self.id, false);
         let after = After::Decide(Decide { txn, verdict, primary, deciding });
         self.file(Mutation::Decide(txn, verdict), after, now, effects);
     }
 
-    fn on_confirm(&mut self, txn: TxnId, term: Term, now: Now, effects: &mut Vec<Effect>) {
+    fn on_confirm(&mut self, txn: TxnId, term: Term, now: Now, effects: &mut Vec<PartitionEffect>) {
         let Some(journal) = &mut self.journal else { return self.confirm(txn, term, effects) };
         if journal.has_lease(now) {
             return self.confirm(txn, term, effects);
@@ -508,14 +526,14 @@ impl<M: Machine> Partition<M> {
         }
     }
 
-    fn confirm(&mut self, txn: TxnId, term: Term, effects: &mut Vec<Effect>) {
+    fn confirm(&mut self, txn: TxnId, term: Term, effects: &mut Vec<PartitionEffect>) {
         let unlogged = self.held.get(&txn).and_then(|held| held.unlogged);
         let held = unlogged == Some(term) && term == self.term;
         if unlogged.is_some() {
             self.release(txn, effects);
         }
         let confirmed = ToCoordinator::Confirmed { txn, partition: self.id, held };
-        effects.push(Effect::Coordinator(txn.node, confirmed));
+        effects.push(PartitionEffect::Coordinator(txn.node, confirmed));
     }
 
     fn on_resolve(
@@ -524,13 +542,13 @@ impl<M: Machine> Partition<M> {
         asker: PartitionId,
         primary_life: Incarnation,
         now: Now,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<PartitionEffect>,
     ) {
         let known = self.replica.outcomes().contains_key(&txn)
             || self.replica.intents().contains_key(&txn)
             || self.replica.ended(txn).is_some();
         if !known && self.journal.is_none() && primary_life != self.life {
-            effects.push(Effect::Partition(asker, ToPartition::Lost { txn }));
+            effects.push(PartitionEffect::Partition(asker, ToPartition::Lost { txn }));
             return;
         }
         let after = After::Tell { txn, asker };
@@ -542,10 +560,10 @@ impl<M: Machine> Partition<M> {
         txn: TxnId,
         verdict: Verdict,
         participant: PartitionId,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<PartitionEffect>,
     ) {
         let decide = Decide { txn, verdict, primary: self.id, deciding: false };
-        effects.push(Effect::Partition(participant, ToPartition::Decide(decide)));
+        effects.push(PartitionEffect::Partition(participant, ToPartition::Decide(decide)));
     }
 
     /// Tells what this participant knows of an outcome. Whoever asks counts on the answer, so a
@@ -557,7 +575,7 @@ impl<M: Machine> Partition<M> {
         asker: PartitionId,
         now: Now,
         neighbours: &Neighbours,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<PartitionEffect>,
     ) {
         let knowledge = if self.replica.outcomes().contains_key(&txn) {
             Knowledge::Committed
@@ -584,10 +602,10 @@ impl<M: Machine> Partition<M> {
         txn: TxnId,
         asker: PartitionId,
         knowledge: Knowledge,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<PartitionEffect>,
     ) {
         let answer = ToPartition::Knows { txn, from: self.id, knowledge };
-        effects.push(Effect::Partition(asker, answer));
+        effects.push(PartitionEffect::Partition(asker, answer));
     }
 
     /// Participants have applied commits that were decided here.
@@ -596,7 +614,7 @@ impl<M: Machine> Partition<M> {
         mut txns: Vec<TxnId>,
         from: PartitionId,
         now: Now,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<PartitionEffect>,
     ) {
         let outcomes = self.replica.outcomes();
         let is_open =
@@ -610,7 +628,7 @@ impl<M: Machine> Partition<M> {
     /// Has the primary told that its commit is applied here. Nobody waits for that, so many
     /// commits are confirmed by one message and one mutation of the primary's, some time before it
     /// would repeat its decisions.
-    fn confirm_commit(&mut self, decide: &Decide, effects: &mut Vec<Effect>) {
+    fn confirm_commit(&mut self, decide: &Decide, effects: &mut Vec<PartitionEffect>) {
         if decide.verdict == Verdict::Abort || decide.primary == self.id {
             return;
         }
@@ -618,16 +636,16 @@ impl<M: Machine> Partition<M> {
         txns.push(decide.txn);
         if txns.len() >= CONFIRMATIONS_MAX || self.journal.is_none() {
             let applied = ToPartition::Applied { txns: std::mem::take(txns), from: self.id };
-            effects.push(Effect::Partition(decide.primary, applied));
+            effects.push(PartitionEffect::Partition(decide.primary, applied));
         }
     }
 
     /// Sends the confirmations that were held back.
-    fn confirm_commits(&mut self, effects: &mut Vec<Effect>) {
+    fn confirm_commits(&mut self, effects: &mut Vec<PartitionEffect>) {
         while let Some((primary, txns)) = self.confirmations.pop_first() {
             if !txns.is_empty() {
                 let applied = ToPartition::Applied { txns, from: self.id };
-                effects.push(Effect::Partition(primary, applied));
+                effects.push(PartitionEffect::Partition(primary, applied));
             }
         }
     }
@@ -638,7 +656,7 @@ impl<M: Machine> Partition<M> {
         mutation: Mutation<'_>,
         after: After,
         now: Now,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<PartitionEffect>,
     ) {
         let synced = self.must_sync(&mutation);
         match &mut self.journal {
@@ -677,13 +695,21 @@ impl<M: Machine> Partition<M> {
     }
 
     /// Does what follows an applied mutation.
-    pub(super) fn settle(&mut self, after: After, applied: Applied, effects: &mut Vec<Effect>) {
+    pub(super) fn settle(
+        &mut self,
+        after: After,
+        applied: Applied,
+        effects: &mut Vec<PartitionEffect>,
+    ) {
         match after {
             After::Nothing | After::Reply(_) => {}
             After::Vote(txn) => match applied {
                 // Its operations ran at the entry's stamp, which is later than that of the check.
                 Applied::Voted(_) if self.has_lost_watched(txn) => {
-                    effects.push(Effect::Coordinator(txn.node, ToCoordinator::Changed { txn }));
+                    effects.push(PartitionEffect::Coordinator(
+                        txn.node,
+                        ToCoordinator::Changed { txn },
+                    ));
                 }
                 Applied::Voted(replies) => self.vote(txn, Some(replies), effects),
                 Applied::TooMuch => self.too_much(txn, effects),
@@ -696,7 +722,7 @@ impl<M: Machine> Partition<M> {
                 let verdict = self.ended(decide.txn, applied, effects);
                 if decide.deciding {
                     let decided = ToCoordinator::Decided { txn: decide.txn, verdict };
-                    effects.push(Effect::Coordinator(decide.txn.node, decided));
+                    effects.push(PartitionEffect::Coordinator(decide.txn.node, decided));
                 } else {
                     self.confirm_commit(&decide, effects);
                 }
@@ -713,7 +739,12 @@ impl<M: Machine> Partition<M> {
     }
 
     /// A transaction has ended here: tells how, and gives up what it held.
-    fn ended(&mut self, txn: TxnId, applied: Applied, effects: &mut Vec<Effect>) -> Verdict {
+    fn ended(
+        &mut self,
+        txn: TxnId,
+        applied: Applied,
+        effects: &mut Vec<PartitionEffect>,
+    ) -> Verdict {
         self.inquiries.remove(&txn);
         self.release(txn, effects);
         match applied {

@@ -7,7 +7,7 @@
 //! the primary is gone, and that the Coordinator is too or has nothing to tell: what they had sent
 //! before may be on its way for as long as that.
 
-use super::{Effect, Neighbours, Partition};
+use super::{Neighbours, Partition, PartitionEffect};
 use crate::batch::machine::Machine;
 use crate::ids::{Incarnation, Now, PartitionId, TxnId};
 use crate::partition::replica::Intent;
@@ -53,7 +53,7 @@ impl<M: Machine> Partition<M> {
         &mut self,
         txn: TxnId,
         neighbours: &Neighbours,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<PartitionEffect>,
     ) -> bool {
         if !kept(Rule::UndecidedIsLast) {
             return true;
@@ -80,7 +80,7 @@ impl<M: Machine> Partition<M> {
         knowledge: Knowledge,
         now: Now,
         neighbours: &Neighbours,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<PartitionEffect>,
     ) {
         let Some(inquiry) = self.inquiries.get_mut(&txn) else { return };
         match from {
@@ -95,7 +95,7 @@ impl<M: Machine> Partition<M> {
         &mut self,
         txn: TxnId,
         neighbours: &Neighbours,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<PartitionEffect>,
     ) {
         let Some(intent) = self.replica.intents().get(&txn) else { return };
         let inquiry = self.inquiries.entry(txn).or_default();
@@ -104,12 +104,12 @@ impl<M: Machine> Partition<M> {
             let asked = participant != self.id && participant != intent.primary;
             if asked && !inquiry.answers.contains_key(&participant) {
                 let ask = ToPartition::Inquire { txn, asker: self.id };
-                effects.push(Effect::Partition(participant, ask));
+                effects.push(PartitionEffect::Partition(participant, ask));
             }
         }
         if !inquiry.is_dismissed() && !neighbours.is_over(txn.node, txn.incarnation) {
             let ask = ToCoordinator::Inquire { txn, asker: self.id };
-            effects.push(Effect::Coordinator(txn.node, ask));
+            effects.push(PartitionEffect::Coordinator(txn.node, ask));
         }
     }
 
@@ -120,7 +120,7 @@ impl<M: Machine> Partition<M> {
         txn: TxnId,
         now: Now,
         neighbours: &Neighbours,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<PartitionEffect>,
     ) {
         let Some(inquiry) = self.inquiries.get_mut(&txn) else { return };
         let Some(intent) = self.replica.intents().get(&txn) else { return };

@@ -8,16 +8,16 @@
 //! can tell.
 
 use super::snapshots::ToArchive;
-use super::{Effect, Partition};
+use super::{Partition, PartitionEffect};
 use crate::batch::Part;
 use crate::batch::machine::Machine;
+use crate::consensus::Confirmation;
 use crate::consensus::ReplicaId;
-use crate::consensus::Ticket as Confirmation;
-use crate::consensus::{Envelope, Group, Output, Persist, Position, Role, Told};
+use crate::consensus::{Envelope, Group, Output, Persist, Position, Role, TimeTold};
 use crate::ids::{Millis, NodeId, Now, PartitionId, TxnId};
 use crate::partition::bucket::Parked;
 use crate::partition::record::EntryWriter;
-use crate::partition::replica::{Answers, Applied, Mutation};
+use crate::partition::replica::{Applied, AppliedAnswers, Mutation};
 use crate::rules::{Rule, kept};
 use crate::txn::protocol::{Decide, Term};
 use std::collections::VecDeque;
@@ -34,7 +34,7 @@ const RENEW_BELOW_MS: u64 = 150;
 
 /// One operation of a parked batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Waiter {
+pub struct OpWaiter {
     /// The batch.
     pub parked: Parked,
     /// The operation's place in it.
@@ -47,7 +47,7 @@ pub enum After {
     /// Nothing: whoever cares asks again.
     Nothing,
     /// The reply of a single operation.
-    Reply(Waiter),
+    Reply(OpWaiter),
     /// The vote on a prepared share.
     Vote(TxnId),
     /// The answer to a decision.
@@ -99,9 +99,9 @@ pub struct Turn {
     /// What the log has to keep, in order.
     pub persists: Vec<Persist>,
     /// Operations that are answered.
-    pub fates: Vec<(Waiter, Fate)>,
+    pub fates: Vec<(OpWaiter, Fate)>,
     /// What was applied last, with its replies.
-    answers: Answers,
+    answers: AppliedAnswers,
     /// Replies of operations, one after the other.
     pub replies: crate::batch::Replies,
     /// Who leads now, in which term, if that has changed.
@@ -220,7 +220,7 @@ impl Journal {
     /// Whether an operation may read what is applied: under a lease, and not behind what its own
     /// batch has filed.
     #[inline]
-    pub fn may_read(&mut self, now: Now, waiter: Waiter) -> bool {
+    pub fn may_read(&mut self, now: Now, waiter: OpWaiter) -> bool {
         self.batch != Some(waiter.parked) && self.has_lease(now)
     }
 
@@ -266,7 +266,7 @@ impl<M: Machine> Partition<M> {
     pub fn turn(
         &mut self,
         now: Now,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<PartitionEffect>,
         turn: &mut Turn,
     ) -> Result<(), String> {
         let stamp = match self.is_led_here() {
@@ -317,7 +317,7 @@ impl<M: Machine> Partition<M> {
         &mut self,
         now: Now,
         output: &mut Output,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<PartitionEffect>,
         turn: &mut Turn,
     ) -> Result<(), String> {
         let Some(journal) = &mut self.journal else { return Ok(()) };
@@ -372,7 +372,7 @@ impl<M: Machine> Partition<M> {
         index: u64,
         term: u64,
         entry: &[u8],
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<PartitionEffect>,
         turn: &mut Turn,
     ) -> Result<(), String> {
         let Some(journal) = &mut self.journal else { return Ok(()) };
@@ -430,7 +430,7 @@ impl<M: Machine> Partition<M> {
     }
 
     /// Takes or leaves office as the group says.
-    fn see_leadership(&mut self, now: Now, effects: &mut Vec<Effect>, turn: &mut Turn) {
+    fn see_leadership(&mut self, now: Now, effects: &mut Vec<PartitionEffect>, turn: &mut Turn) {
         let Some(journal) = &mut self.journal else { return };
         let term = Term(journal.group.term());
         let may_serve = journal.group.is_serving()
@@ -479,17 +479,22 @@ impl<M: Machine> Partition<M> {
             return true;
         }
         match journal.group.time_told() {
-            Told::Time(stamp) => {
+            TimeTold::Time(stamp) => {
                 self.stamps.follow(stamp.max(self.replica.stamped()), now.mono);
                 true
             }
-            Told::Nothing => true,
-            Told::Waiting => false,
+            TimeTold::Nothing => true,
+            TimeTold::Waiting => false,
         }
     }
 
     /// Turns back what was not proposed.
-    fn give_back(&mut self, afters: Vec<After>, effects: &mut Vec<Effect>, turn: &mut Turn) {
+    fn give_back(
+        &mut self,
+        afters: Vec<After>,
+        effects: &mut Vec<PartitionEffect>,
+        turn: &mut Turn,
+    ) {
         if let Some(journal) = &mut self.journal {
             journal.settled += afters.len() as u64;
         }

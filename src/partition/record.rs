@@ -40,7 +40,7 @@ const SECTION_BYTES: usize = 5;
 
 /// What a section holds.
 #[derive(Clone, Copy)]
-enum Kind {
+enum SectionKind {
     Runs = 1,
     Expire = 2,
     Prepare = 3,
@@ -113,7 +113,7 @@ impl EntryWriter {
 
     /// An item whose time has come is to be removed.
     pub fn expire(&mut self, table: TableIndex, key: &[u8]) {
-        self.section(Kind::Expire, |out| {
+        self.section(SectionKind::Expire, |out| {
             out.push(table.into());
             out.extend_from_slice(key);
         });
@@ -123,10 +123,10 @@ impl EntryWriter {
     pub fn prepare(&mut self, prepare: &Prepare, claims: &[Claim]) {
         if let Prepared::Share(share) = &prepare.work {
             // Watched keys are among the claims; whether they have changed was asked before.
-            self.section(Kind::Share, |out| share::put(out, prepare, &share.batch, claims));
+            self.section(SectionKind::Share, |out| share::put(out, prepare, &share.batch, claims));
             return;
         }
-        self.section(Kind::Prepare, |out| {
+        self.section(SectionKind::Prepare, |out| {
             let written = rmp_serde::encode::write(out, &(prepare, claims));
             assert!(written.is_ok(), "a prepare is of types that can be written, to memory");
         });
@@ -134,7 +134,7 @@ impl EntryWriter {
 
     /// A transaction ends.
     pub fn decide(&mut self, txn: TxnId, verdict: Verdict) {
-        self.section(Kind::Decide, |out| {
+        self.section(SectionKind::Decide, |out| {
             put_txn(out, txn);
             out.push(u8::from(verdict == Verdict::Commit));
         });
@@ -142,7 +142,7 @@ impl EntryWriter {
 
     /// A participant has applied commits that were decided here.
     pub fn applied(&mut self, txns: &[TxnId], from: PartitionId) {
-        self.section(Kind::Applied, |out| {
+        self.section(SectionKind::Applied, |out| {
             txns.iter().for_each(|txn| put_txn(out, *txn));
             out.extend_from_slice(&from.0.to_le_bytes());
         });
@@ -150,7 +150,7 @@ impl EntryWriter {
 
     /// A node began a life: nothing of its earlier ones may prepare any more.
     pub fn began(&mut self, node: NodeId, life: Incarnation) {
-        self.section(Kind::Began, |out| {
+        self.section(SectionKind::Began, |out| {
             out.extend_from_slice(&node.0.to_le_bytes());
             out.extend_from_slice(&life.0.to_le_bytes());
         });
@@ -175,7 +175,7 @@ impl EntryWriter {
         Bytes::from(entry)
     }
 
-    fn section(&mut self, kind: Kind, content: impl FnOnce(&mut Vec<u8>)) {
+    fn section(&mut self, kind: SectionKind, content: impl FnOnce(&mut Vec<u8>)) {
         let mut sections = std::mem::take(&mut self.sections);
         self.close_runs_into(&mut sections);
         sections.push(kind as u8);
@@ -194,7 +194,7 @@ impl EntryWriter {
             return;
         }
         let bytes = RUNS_BYTES + self.data.len() + self.ends.len() + self.heads.len();
-        out.push(Kind::Runs as u8);
+        out.push(SectionKind::Runs as u8);
         out.extend_from_slice(&(bytes as u32).to_le_bytes());
         out.extend_from_slice(&((self.ends.len() / END_BYTES) as u32).to_le_bytes());
         out.extend_from_slice(&((self.heads.len() / HEAD_BYTES) as u32).to_le_bytes());
@@ -273,13 +273,13 @@ impl<'a> Entry<'a> {
         let content = rest.get(..bytes).ok_or_else(|| damaged("a section past the end"))?;
         self.at = at + SECTION_BYTES + bytes;
         let section = match kind {
-            kind if kind == Kind::Runs as u8 => Runs::read(content, at).map(Section::Runs),
-            kind if kind == Kind::Expire as u8 => read_expire(content),
-            kind if kind == Kind::Prepare as u8 => read_prepare(content),
-            kind if kind == Kind::Decide as u8 => read_decide(content),
-            kind if kind == Kind::Applied as u8 => read_applied(content),
-            kind if kind == Kind::Began as u8 => read_began(content),
-            kind if kind == Kind::Share as u8 => {
+            kind if kind == SectionKind::Runs as u8 => Runs::read(content, at).map(Section::Runs),
+            kind if kind == SectionKind::Expire as u8 => read_expire(content),
+            kind if kind == SectionKind::Prepare as u8 => read_prepare(content),
+            kind if kind == SectionKind::Decide as u8 => read_decide(content),
+            kind if kind == SectionKind::Applied as u8 => read_applied(content),
+            kind if kind == SectionKind::Began as u8 => read_began(content),
+            kind if kind == SectionKind::Share as u8 => {
                 PreparedShare::read(content, at).map(Section::Share)
             }
             kind => return Err(damaged(&format!("a section of unknown kind {kind}"))),

@@ -14,16 +14,14 @@ mod ends;
 mod locked;
 mod state;
 
-use crate::batch::machine::{
-    Answers as Answered, Machine, Scope, TooMuch, may_answer_too_much, too_long,
-};
+use crate::batch::machine::{AnswerBytes, Machine, Scope, TooMuch, may_answer_too_much, too_long};
 use crate::batch::refusal::Refusal;
 use crate::batch::runs::Runs;
 use crate::batch::{Batch, Laid, Layout, Op, Replies};
 use crate::ids::{Age, Incarnation, Millis, NodeId, PartitionId, TableIndex, TxnId};
 use crate::partition::record::{Entry, Section};
 use crate::rules::{Rule, kept};
-use crate::store::key_state::Image;
+use crate::store::key_state::KeyState;
 use crate::store::pages::Damaged;
 use crate::store::tables::Access;
 use crate::store::tables::{KeyHasher, Tables};
@@ -71,7 +69,7 @@ pub enum Applied {
 
 /// What an applied entry answers, in recycled buffers.
 #[derive(Debug, Default)]
-pub struct Answers {
+pub struct AppliedAnswers {
     /// One reply for each operation of the entry, in order; none at all where nobody waits. Some
     /// that only read may be left.
     pub replies: Replies,
@@ -82,7 +80,7 @@ pub struct Answers {
     layout: Layout,
 }
 
-impl Answers {
+impl AppliedAnswers {
     /// Forgets the answers and keeps the buffers.
     pub fn clear(&mut self) {
         self.replies.clear();
@@ -138,7 +136,7 @@ enum Writes {
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Write {
-    Image(Image),
+    State(KeyState),
     /// An operation on the whole partition, run at the commit: its outcome is not a few keys.
     Run(Box<Batch>),
 }
@@ -253,14 +251,14 @@ impl<M: Machine> Replica<M> {
         let tables = &self.tables;
         let value = |table, key: &[u8]| tables.value_bytes(table, tables.hasher().hash(key), key);
         if may_answer_too_much::<M>(batch.iter(), value) {
-            let mut answered = Answered::default();
+            let mut answered = AnswerBytes::default();
             for op in batch.iter() {
                 self.read(&op, stamp, &mut replies.bytes);
                 answered.add(replies.bytes.len())?;
                 replies.clear();
             }
         }
-        let mut answered = Answered::default();
+        let mut answered = AnswerBytes::default();
         for op in batch.iter() {
             self.read(&op, stamp, &mut replies.bytes);
             answered.end(&mut replies)?;
@@ -269,7 +267,7 @@ impl<M: Machine> Replica<M> {
     }
 
     /// The images of keys as of `stamp`.
-    pub fn images(&mut self, claims: &[Claim], stamp: Millis) -> Vec<Image> {
+    pub fn images(&mut self, claims: &[Claim], stamp: Millis) -> Vec<KeyState> {
         self.tables.begin(stamp, Access::Read);
         let keys = claims.iter().filter_map(|claim| match &claim.granule {
             Granule::Key(table, key) => Some((*table, key)),
@@ -342,7 +340,7 @@ impl<M: Machine> Replica<M> {
         &mut self,
         entry: &[u8],
         leads: bool,
-        answers: &mut Answers,
+        answers: &mut AppliedAnswers,
     ) -> Result<(), Damaged> {
         answers.clear();
         let mut entry = Entry::read(entry)?;
@@ -352,7 +350,7 @@ impl<M: Machine> Replica<M> {
             let Some(section) = entry.next_section()? else { return Ok(()) };
             let mutation = match section {
                 Section::Runs(runs) => {
-                    let Answers { replies, layout, waiting, .. } = answers;
+                    let AppliedAnswers { replies, layout, waiting, .. } = answers;
                     let ops = runs.lay_out(layout)?;
                     if !M::knows_all(ops.heads(0, ops.len())) {
                         return Err(Damaged::new(at, "an operation that is not known"));
@@ -542,10 +540,10 @@ impl<M: Machine> Replica<M> {
                 let ops = (share.batch.laid(), &bytes[..]);
                 return self.prepare_share(head, participants, claims.borrow(), ops, true);
             }
-            Prepared::Images(images) => images.into_iter().map(Write::Image).collect(),
+            Prepared::Images(images) => images.into_iter().map(Write::State).collect(),
             Prepared::Whole(batch, images) => {
                 let whole = Write::Run(Box::new(batch));
-                let images = images.into_iter().map(Write::Image);
+                let images = images.into_iter().map(Write::State);
                 std::iter::once(whole).chain(images).collect()
             }
         };
@@ -642,7 +640,7 @@ impl<M: Machine> Replica<M> {
             // Keys that are copied later would not have met an operation on everything.
             ops.iter().for_each(|op| self.copy_keys(&op, stamp, whole, &mut copied));
         }
-        let mut answered = Answered::default();
+        let mut answered = AnswerBytes::default();
         let mut fits = Ok(());
         for op in ops.iter() {
             self.copy_keys(&op, stamp, whole, &mut copied);
@@ -752,7 +750,7 @@ impl<M: Machine> Replica<M> {
             Writes::Outcome(writes) => {
                 for write in writes {
                     match write {
-                        Write::Image(image) => {
+                        Write::State(image) => {
                             self.tables.begin(stamp, Access::Write);
                             self.tables.install(image);
                         }

@@ -23,7 +23,7 @@ use crate::batch::machine::Machine;
 use crate::ids::{Millis, PartitionId, TABLES, TableIndex};
 use crate::partition::replica::Replica;
 use crate::store::pages::{
-    self, BLOCK_BYTES, BLOCK_BYTES_MAX, Damaged, Kind, Stored, put_value, read_value,
+    self, BLOCK_BYTES, BLOCK_BYTES_MAX, BlockKind, Damaged, Stored, put_value, read_value,
 };
 use crate::store::tables::{KeyHasher, Tables};
 use serde::{Deserialize, Serialize};
@@ -34,7 +34,7 @@ const VERSION: u8 = 1;
 const PREFIX_BYTES: usize = 5;
 /// What a snapshot begins with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Head {
+pub struct SnapshotHead {
     /// The partition it is of.
     pub partition: PartitionId,
     /// The stamp of the latest mutation in it.
@@ -44,25 +44,25 @@ pub struct Head {
 }
 
 /// Begins a stream.
-pub(super) fn put_head(out: &mut Vec<u8>, head: &Head) {
+pub(super) fn put_head(out: &mut Vec<u8>, head: &SnapshotHead) {
     out.extend_from_slice(&MAGIC);
     out.push(VERSION);
-    put_value(out, Kind::Head, head);
+    put_value(out, BlockKind::Head, head);
 }
 
 /// Writes an intent, with its transaction.
 pub(super) fn put_intent(out: &mut Vec<u8>, intent: &impl Serialize) {
-    put_value(out, Kind::Intent, intent);
+    put_value(out, BlockKind::Intent, intent);
 }
 
 /// Writes an outcome, with its transaction.
 pub(super) fn put_outcome(out: &mut Vec<u8>, outcome: &impl Serialize) {
-    put_value(out, Kind::Outcome, outcome);
+    put_value(out, BlockKind::Outcome, outcome);
 }
 
 /// Writes what is over of a node's transactions.
 pub(super) fn put_ends(out: &mut Vec<u8>, ends: &impl Serialize) {
-    put_value(out, Kind::Ends, ends);
+    put_value(out, BlockKind::Ends, ends);
 }
 
 /// Makes a replica of a stream that comes in pieces of any size.
@@ -75,7 +75,7 @@ pub struct Restorer<M> {
     /// How many bytes of the stream come before `rest`.
     at: u64,
     replica: Option<Replica<M>>,
-    head: Option<Head>,
+    head: Option<SnapshotHead>,
     restored: [u64; TABLES],
     ended: bool,
     /// What was found wrong: nothing after it is believed.
@@ -202,25 +202,25 @@ impl<M: Machine> Restorer<M> {
         if self.ended {
             return self.wrong("a block after the end");
         }
-        let Some(kind) = Kind::read(kind) else {
+        let Some(kind) = BlockKind::read(kind) else {
             return self.wrong(format!("a block of unknown kind {kind}"));
         };
-        if (kind == Kind::Head) != self.head.is_none() {
+        if (kind == BlockKind::Head) != self.head.is_none() {
             return self.wrong("a head in the wrong place");
         }
         let understood = match kind {
-            Kind::Head => self.on_head(content),
-            Kind::End => self.on_end(content),
-            Kind::Items => self.on_items(content),
-            Kind::Intent => self.on_state(|replica| replica.restore_intent(content)),
-            Kind::Outcome => self.on_state(|replica| replica.restore_outcome(content)),
-            Kind::Ends => self.on_state(|replica| replica.restore_ends(content)),
+            BlockKind::Head => self.on_head(content),
+            BlockKind::End => self.on_end(content),
+            BlockKind::Items => self.on_items(content),
+            BlockKind::Intent => self.on_state(|replica| replica.restore_intent(content)),
+            BlockKind::Outcome => self.on_state(|replica| replica.restore_outcome(content)),
+            BlockKind::Ends => self.on_state(|replica| replica.restore_ends(content)),
         };
         understood.map_or_else(|what| self.wrong(what), Ok)
     }
 
     fn on_head(&mut self, content: &[u8]) -> Result<(), String> {
-        let head: Head = read_value(content)?;
+        let head: SnapshotHead = read_value(content)?;
         if head.partition != self.id {
             return Err(format!("a snapshot of partition {}, not {}", head.partition, self.id));
         }

@@ -3,7 +3,7 @@
 use super::dice::hunt;
 use super::world::Kind;
 use super::{staged, steps};
-use crate::consensus::rules::Rule as GroupRule;
+use crate::consensus::rules::GroupRule;
 use crate::rules::{Rule, broken};
 
 /// What notices that a rule is broken. The cores' own assertions find violations too.

@@ -14,7 +14,7 @@ use crate::consensus::{Group, Recovered, ReplicaId, Setup};
 use crate::ids::{Incarnation, NodeId, Now, PartitionId, TxnId};
 use crate::partition::bucket::{Bucket, Executed, Outbox, Parked};
 use crate::partition::replica::Replica;
-use crate::partition::{Effect, Partition};
+use crate::partition::{Partition, PartitionEffect};
 use crate::rules::{Rule, kept};
 use crate::txn::coordinator::{self, ClientId, Strength, Survives, Transactions};
 use crate::txn::locks::{self, LockTable};
@@ -310,33 +310,33 @@ impl World {
         }
         for effect in out.effects {
             match effect {
-                Effect::Coordinator(to, message) => {
+                PartitionEffect::Coordinator(to, message) => {
                     let to = Actor::Coordinator(usize::from(to.0) - 1);
                     self.send(from, to, Message::Coordinator(message));
                 }
-                Effect::Partition(id, message) => {
+                PartitionEffect::Partition(id, message) => {
                     let to = self.home(self.leader(node, id), id);
                     self.send(from, to, Message::Partition(id, message));
                 }
-                Effect::Locks(message) => {
+                PartitionEffect::Locks(message) => {
                     self.send(from, Actor::Locks(node), Message::Locks(message));
                 }
             }
         }
     }
 
-    fn lock_effects(&mut self, node: usize, effects: Vec<locks::Effect>) {
+    fn lock_effects(&mut self, node: usize, effects: Vec<locks::LockEffect>) {
         let from = Actor::Locks(node);
         for effect in effects {
             match effect {
-                locks::Effect::Grant { partition, ticket } => {
+                locks::LockEffect::Grant { partition, ticket } => {
                     self.send(from, self.home(node, partition), Message::Grant(partition, ticket));
                 }
-                locks::Effect::Wound { txn } if kept(Rule::WoundThroughCoordinator) => {
+                locks::LockEffect::Wound { txn } if kept(Rule::WoundThroughCoordinator) => {
                     let to = Actor::Coordinator(usize::from(txn.node.0) - 1);
                     self.send(from, to, Message::Coordinator(ToCoordinator::Wound { txn }));
                 }
-                locks::Effect::Wound { txn } => self.snatch(node, txn),
+                locks::LockEffect::Wound { txn } => self.snatch(node, txn),
             }
         }
     }
@@ -352,15 +352,15 @@ impl World {
         }
     }
 
-    pub(super) fn txn_effects(&mut self, node: usize, effects: Vec<coordinator::Effect>) {
+    pub(super) fn txn_effects(&mut self, node: usize, effects: Vec<coordinator::TxnEffect>) {
         let from = Actor::Coordinator(node);
         for effect in effects {
             match effect {
-                coordinator::Effect::Partition(id, message) => {
+                coordinator::TxnEffect::Partition(id, message) => {
                     let to = self.home(self.leader(node, id), id);
                     self.send(from, to, Message::Partition(id, message));
                 }
-                coordinator::Effect::Reply(ClientId(request), ended) => {
+                coordinator::TxnEffect::Reply(ClientId(request), ended) => {
                     let request = request as usize;
                     self.send(from, Actor::Client(request), Message::Ended(request, ended));
                 }

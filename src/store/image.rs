@@ -7,7 +7,7 @@
 //! It has no head and no transactions: whoever takes it in puts the items back by ordinary writes,
 //! wherever they belong there.
 
-use super::pages::{BLOCK_BYTES, BLOCK_BYTES_MAX, Kind, Stored, checksum, read_value};
+use super::pages::{BLOCK_BYTES, BLOCK_BYTES_MAX, BlockKind, Stored, checksum, read_value};
 use crate::ids::{Millis, TableIndex};
 
 const MAGIC: [u8; 4] = *b"QRIM";
@@ -26,7 +26,7 @@ pub(super) fn put_image_prefix(out: &mut Vec<u8>) {
 
 /// What is known of an image while it is read, block by block. Errors say what is wrong with it.
 #[derive(Debug, Default)]
-pub struct Image {
+pub struct ImageReader {
     items: u64,
     ended: bool,
 }
@@ -44,14 +44,14 @@ pub struct ImageItem<'a> {
     pub expires: Option<Millis>,
 }
 
-impl Image {
+impl ImageReader {
     /// Begins to read an image, by its prefix.
     ///
     /// # Errors
     /// When it is of something else, or of a version that is not known.
-    pub fn read(prefix: [u8; IMAGE_PREFIX_BYTES]) -> Result<Image, String> {
+    pub fn read(prefix: [u8; IMAGE_PREFIX_BYTES]) -> Result<ImageReader, String> {
         match prefix.split_first_chunk() {
-            Some((&MAGIC, [VERSION])) => Ok(Image::default()),
+            Some((&MAGIC, [VERSION])) => Ok(ImageReader::default()),
             Some((&MAGIC, [version])) => Err(format!("image version {version}, not {VERSION}")),
             _ => Err("no image".into()),
         }
@@ -84,10 +84,10 @@ impl Image {
         if checksum(kind, content) != u32::from_le_bytes(sum) {
             return Err("a block whose checksum is wrong".into());
         }
-        match Kind::read(kind) {
+        match BlockKind::read(kind) {
             _ if self.ended => Err("a block after the end".into()),
-            Some(Kind::Items) => self.take_items(content, put),
-            Some(Kind::End) => {
+            Some(BlockKind::Items) => self.take_items(content, put),
+            Some(BlockKind::End) => {
                 let items: u64 = read_value(content)?;
                 if items != self.items {
                     return Err(format!("{} items of {items}", self.items));

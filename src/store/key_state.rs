@@ -6,19 +6,19 @@ use serde::{Deserialize, Serialize};
 
 /// A key's state as it moves between partitions and Coordinators, and as an intent holds it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Image {
+pub struct KeyState {
     /// The table.
     pub table: TableIndex,
     /// The key.
     #[serde(with = "serde_bytes")]
     pub key: Vec<u8>,
     /// What the key holds, or `None` when it is absent.
-    pub held: Option<Held>,
+    pub held: Option<HeldValue>,
 }
 
 /// What a key holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Held {
+pub struct HeldValue {
     /// The value.
     #[serde(with = "serde_bytes")]
     pub value: Vec<u8>,

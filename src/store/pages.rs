@@ -53,7 +53,7 @@ const EXPIRES: u8 = 1;
 
 /// What a block holds.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum BlockKind {
     /// What the stream is of.
     Head = 1,
     /// A prepared transaction.
@@ -68,23 +68,30 @@ pub enum Kind {
     End = 6,
 }
 
-impl Kind {
+impl BlockKind {
     /// The kind of a block, by its first byte.
-    pub fn read(byte: u8) -> Option<Kind> {
-        let kinds = [Kind::Head, Kind::Intent, Kind::Outcome, Kind::Ends, Kind::Items, Kind::End];
+    pub fn read(byte: u8) -> Option<BlockKind> {
+        let kinds = [
+            BlockKind::Head,
+            BlockKind::Intent,
+            BlockKind::Outcome,
+            BlockKind::Ends,
+            BlockKind::Items,
+            BlockKind::End,
+        ];
         kinds.into_iter().find(|kind| *kind as u8 == byte)
     }
 }
 
 /// Writes a block of state.
-pub fn put_value(out: &mut Vec<u8>, kind: Kind, value: &impl Serialize) {
+pub fn put_value(out: &mut Vec<u8>, kind: BlockKind, value: &impl Serialize) {
     let start = begin_block(out, kind);
     let written = rmp_serde::encode::write(out, value);
     assert!(written.is_ok(), "a replica is of types that can be written, to memory");
     end_block(out, start);
 }
 
-fn begin_block(out: &mut Vec<u8>, kind: Kind) -> usize {
+fn begin_block(out: &mut Vec<u8>, kind: BlockKind) -> usize {
     let start = out.len();
     out.push(kind as u8);
     out.extend_from_slice(&[0; BLOCK_BYTES - 1]);
@@ -119,7 +126,7 @@ pub struct ItemsWriter<'a> {
 impl<'a> ItemsWriter<'a> {
     /// Begins a block with items of a table.
     pub fn begin(out: &'a mut Vec<u8>, table: TableIndex) -> ItemsWriter<'a> {
-        let start = begin_block(out, Kind::Items);
+        let start = begin_block(out, BlockKind::Items);
         out.push(table.into());
         ItemsWriter { out, table, start }
     }
@@ -131,7 +138,7 @@ impl<'a> ItemsWriter<'a> {
         let held = self.out.len() - self.start;
         if held > ITEMS_BYTES || held > BLOCK_BYTES + 1 && value.len() > ITEMS_BYTES {
             end_block(self.out, self.start);
-            self.start = begin_block(self.out, Kind::Items);
+            self.start = begin_block(self.out, BlockKind::Items);
             self.out.push(self.table.into());
         }
         let flags = u8::from(expires.is_some()) | item.origin().bits() << 1;
@@ -200,7 +207,7 @@ const _: () = assert!(KEY_BYTES_MAX < 1 << 24, "a key's length takes three bytes
 
 /// Ends a stream of so many items.
 pub fn put_end(out: &mut Vec<u8>, items: u64) {
-    put_value(out, Kind::End, &items);
+    put_value(out, BlockKind::End, &items);
 }
 
 /// Reads what a block of state holds.

@@ -85,7 +85,7 @@ const SPLIT_AHEAD: usize = 8;
 
 /// Where an item lies; valid until the table is changed.
 #[derive(Clone, Copy, Debug)]
-pub struct Place {
+pub struct CellPlace {
     segment: u32,
     cell: u32,
 }
@@ -187,10 +187,10 @@ impl Table {
 
     /// Where the key lies, if it is there.
     #[inline]
-    pub fn find(&self, hash: u64, key: &[u8]) -> Option<Place> {
+    pub fn find(&self, hash: u64, key: &[u8]) -> Option<CellPlace> {
         let segment = self.route(hash);
         let cell = self.segments[segment].find(hash, key)?;
-        Some(Place { segment: segment as u32, cell: cell as u32 })
+        Some(CellPlace { segment: segment as u32, cell: cell as u32 })
     }
 
     /// Whether there is an item of this hash whose key `is_it`.
@@ -200,7 +200,7 @@ impl Table {
 
     /// The item at a place just found.
     #[inline]
-    pub fn at(&self, place: Place) -> ItemRef<'_> {
+    pub fn at(&self, place: CellPlace) -> ItemRef<'_> {
         match self.segments[place.segment as usize].at(place.cell as usize).item() {
             Some(item) => item,
             None => stale(place),
@@ -209,7 +209,7 @@ impl Table {
 
     /// Changes the item at a place just found. The place stays valid.
     #[inline]
-    pub fn edit<R>(&mut self, place: Place, change: impl FnOnce(&mut Item) -> R) -> R {
+    pub fn edit<R>(&mut self, place: CellPlace, change: impl FnOnce(&mut Item) -> R) -> R {
         self.about_to_change(place);
         let cell = self.segments[place.segment as usize].at_mut(place.cell as usize);
         let edited = cell.edit(|item| {
@@ -225,20 +225,20 @@ impl Table {
 
     /// Sets the second in which the item at a place just found was last used.
     #[inline]
-    pub fn use_at(&mut self, place: Place, second: u32) {
+    pub fn use_at(&mut self, place: CellPlace, second: u32) {
         self.segments[place.segment as usize].at_mut(place.cell as usize).use_at(second);
     }
 
     /// The value at a place just found, to be written to.
     #[inline]
-    pub fn value_mut(&mut self, place: Place) -> &mut [u8] {
+    pub fn value_mut(&mut self, place: CellPlace) -> &mut [u8] {
         self.about_to_change(place);
         self.segments[place.segment as usize].at_mut(place.cell as usize).value_mut()
     }
 
     /// Puts an item whose key is not there. `rehash` gives the hash of any key, this one's too.
     #[inline]
-    pub fn insert(&mut self, hash: u64, item: Item, rehash: impl Fn(&[u8]) -> u64) -> Place {
+    pub fn insert(&mut self, hash: u64, item: Item, rehash: impl Fn(&[u8]) -> u64) -> CellPlace {
         debug_assert!(self.find(hash, item.as_ref().key()).is_none());
         let mut segment = self.route(hash);
         if !self.copies.is_empty() {
@@ -254,11 +254,11 @@ impl Table {
         self.item_bytes += item.bytes();
         self.volatile += usize::from(item.as_ref().expires().is_some());
         let cell = self.segments[segment].insert(Cell::new(hash as u16, item));
-        Place { segment: segment as u32, cell: cell as u32 }
+        CellPlace { segment: segment as u32, cell: cell as u32 }
     }
 
     /// Takes the item at a place just found out. No place stays valid.
-    pub fn remove(&mut self, place: Place) -> Item {
+    pub fn remove(&mut self, place: CellPlace) -> Item {
         self.about_to_change(place);
         let segment = &mut self.segments[place.segment as usize];
         let Some(item) = segment.remove(place.cell as usize) else { stale(place) };
@@ -274,7 +274,7 @@ impl Table {
 
     /// To be called before an item changes.
     #[inline]
-    fn about_to_change(&mut self, place: Place) {
+    fn about_to_change(&mut self, place: CellPlace) {
         if !self.copies.is_empty() {
             self.copy_first(place.segment as usize, Some(place.cell as usize));
         }
@@ -446,7 +446,7 @@ impl Cursor {
 /// A place is used up by the next change of the table; one used later is a broken invariant of
 /// ours, which stops the node.
 #[cold]
-fn stale(place: Place) -> ! {
+fn stale(place: CellPlace) -> ! {
     unreachable!("no item at {place:?}");
 }
 

@@ -16,8 +16,8 @@ mod backup;
 use crate::ids::{Millis, TABLES, TableIndex};
 use crate::store::item::Item;
 pub use crate::store::item::{ItemRef, Origin};
-use crate::store::key_state::{Held, Image};
-use crate::store::table::{Place, Purpose, Table};
+use crate::store::key_state::{HeldValue, KeyState};
+use crate::store::table::{CellPlace, Purpose, Table};
 use crate::store::watches::Watches;
 use backup::Backups;
 pub use backup::{Begun, PIECE_BYTES};
@@ -205,7 +205,12 @@ impl Tables {
 
     /// The key's table and place, if it is there and not expired; removes or notes it if it is.
     #[inline]
-    fn live(&mut self, table: TableIndex, hash: u64, key: &[u8]) -> Option<(&mut Table, Place)> {
+    fn live(
+        &mut self,
+        table: TableIndex,
+        hash: u64,
+        key: &[u8],
+    ) -> Option<(&mut Table, CellPlace)> {
         let reads = u64::from(self.access == Access::Read);
         let found = self.tables[table.index()].as_deref_mut().and_then(|items| {
             let place = items.find(hash, key)?;
@@ -240,14 +245,14 @@ impl Tables {
         table: TableIndex,
         hash: u64,
         key: &[u8],
-    ) -> Option<(&mut Table, Place)> {
+    ) -> Option<(&mut Table, CellPlace)> {
         assert!(self.access == Access::Write, "an operation that reads does not write");
         self.live(table, hash, key)
     }
 
     /// Puts an item whose key is not there.
     #[inline]
-    fn insert(&mut self, table: TableIndex, hash: u64, item: Item) -> (&mut Table, Place) {
+    fn insert(&mut self, table: TableIndex, hash: u64, item: Item) -> (&mut Table, CellPlace) {
         let items = self.tables[table.index()].get_or_insert_default();
         let hasher = self.hasher;
         let place = items.insert(hash, item, |key| hasher.hash(key));
@@ -569,20 +574,20 @@ impl Tables {
     }
 
     /// The key's state as of [`Tables::begin`].
-    pub fn image(&mut self, table: TableIndex, key: &[u8]) -> Image {
+    pub fn image(&mut self, table: TableIndex, key: &[u8]) -> KeyState {
         let hash = self.hasher.hash(key);
-        let held = self.peek(table, hash, key).map(|item| Held {
+        let held = self.peek(table, hash, key).map(|item| HeldValue {
             value: item.value().to_vec(),
             expires: item.expires(),
             origin: item.origin(),
         });
-        Image { table, key: key.to_vec(), held }
+        KeyState { table, key: key.to_vec(), held }
     }
 
     /// Gives the key the state of the image, whatever it was. It counts as changed, even by its own
     /// image.
-    pub fn install(&mut self, image: Image) {
-        let Image { table, key, held } = image;
+    pub fn install(&mut self, image: KeyState) {
+        let KeyState { table, key, held } = image;
         let hash = self.hasher.hash(&key);
         self.touch(table, hash);
         let found = self.table(table).and_then(|items| items.find(hash, &key));

@@ -28,12 +28,12 @@ const WATCHED_BYTES: usize = 80;
 /// The watched keys of one partition.
 #[derive(Debug, Default)]
 pub struct Watches {
-    keys: BTreeMap<(TableIndex, u64), Watched>,
+    keys: BTreeMap<(TableIndex, u64), WatchEntry>,
     next: u64,
 }
 
 #[derive(Debug)]
-struct Watched {
+struct WatchEntry {
     version: u64,
     /// The first version of this registration. A watcher with an earlier one is not counted here.
     first: u64,
@@ -76,7 +76,7 @@ impl Watches {
         let next = self.next + 1;
         let watched = self.keys.entry((table, hash)).or_insert_with(|| {
             self.next = next;
-            Watched { version: next, first: next, asked: now, watchers: 0, expired }
+            WatchEntry { version: next, first: next, asked: now, watchers: 0, expired }
         });
         if expired && !watched.expired {
             // Those who watch it since before have lost it.

@@ -16,12 +16,12 @@
 //! sent to the primary the attempt can no longer be taken back, and if the primary is lost then,
 //! the client is told that the outcome is unknown.
 
-use crate::batch::machine::{Answers, Effort, Machine, Scope, effort_of};
+use crate::batch::machine::{AnswerBytes, Effort, Machine, Scope, effort_of};
 use crate::batch::refusal::Refusal;
 use crate::batch::{Op, Replies};
 use crate::ids::{Age, Incarnation, Millis, NodeId, Now, PartitionId, TableIndex, TxnId};
 use crate::rules::{Rule, kept};
-use crate::store::key_state::Image;
+use crate::store::key_state::KeyState;
 use crate::store::tables::Access;
 use crate::store::tables::{KeyHasher, Tables};
 use crate::txn::claims::share_claims;
@@ -56,7 +56,7 @@ pub struct ClientId(pub u64);
 
 /// What a Coordinator wants done.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Effect {
+pub enum TxnEffect {
     /// Tell a partition.
     Partition(PartitionId, ToPartition),
     /// Tell the client how its request ended.
@@ -65,7 +65,7 @@ pub enum Effect {
 
 /// What the Coordinator counted since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct TxnCounts {
     /// Transactions committed, read-only ones among them.
     pub commits: u64,
     /// Attempts aborted.
@@ -92,7 +92,7 @@ pub struct Transactions<M> {
     /// The latest commits, oldest first, for [`ToCoordinator::Inquire`].
     committed: VecDeque<TxnId>,
     wait_ms: u64,
-    counts: Counts,
+    counts: TxnCounts,
     machine: PhantomData<M>,
 }
 
@@ -148,7 +148,7 @@ struct Txn {
     primary: PartitionId,
     failures: u32,
     /// What this attempt's participants have answered, and what is gathered of their keys.
-    answers: Answers,
+    answers: AnswerBytes,
     gathered: Effort,
     /// When patience ends.
     until: u64,
@@ -163,16 +163,16 @@ enum Phase {
         lacking: PartitionId,
     },
     Locking {
-        waiting: Waiting,
+        waiting: Awaiting,
         grants: BTreeMap<PartitionId, Grant>,
     },
     Confirming {
-        waiting: Waiting,
+        waiting: Awaiting,
         held: bool,
         replies: Vec<Replies>,
     },
     Preparing {
-        waiting: Waiting,
+        waiting: Awaiting,
         /// In the order in which they came.
         replies: SmallVec<[(PartitionId, Replies); 2]>,
     },
@@ -185,10 +185,10 @@ enum Phase {
 }
 
 /// Partitions whose answers are still to come.
-type Waiting = SmallVec<[PartitionId; 4]>;
+type Awaiting = SmallVec<[PartitionId; 4]>;
 
 /// Takes a partition's answer; false if it was not waited for.
-fn heard(waiting: &mut Waiting, partition: PartitionId) -> bool {
+fn heard(waiting: &mut Awaiting, partition: PartitionId) -> bool {
     let place = waiting.iter().position(|id| *id == partition);
     place.map(|place| waiting.swap_remove(place)).is_some()
 }
@@ -199,7 +199,7 @@ struct Grant {
     /// The moment of the images, by the partition's leader.
     stamp: Millis,
     replies: Replies,
-    images: Vec<Image>,
+    images: Vec<KeyState>,
 }
 
 impl<M: Machine> Transactions<M> {
@@ -224,7 +224,7 @@ impl<M: Machine> Transactions<M> {
             active: BTreeMap::new(),
             committed: VecDeque::new(),
             wait_ms,
-            counts: Counts::default(),
+            counts: TxnCounts::default(),
             machine: PhantomData,
         }
     }
@@ -236,7 +236,7 @@ impl<M: Machine> Transactions<M> {
     }
 
     /// What it counted.
-    pub fn counts(&self) -> Counts {
+    pub fn counts(&self) -> TxnCounts {
         self.counts
     }
 
@@ -252,14 +252,14 @@ impl<M: Machine> Transactions<M> {
         }
     }
 
-    /// Begins a transaction; its end is a [`Effect::Reply`] to `client`.
-    pub fn begin(&mut self, client: ClientId, work: Work, now: Now, effects: &mut Vec<Effect>) {
+    /// Begins a transaction; its end is a [`TxnEffect::Reply`] to `client`.
+    pub fn begin(&mut self, client: ClientId, work: Work, now: Now, effects: &mut Vec<TxnEffect>) {
         if let Some(refusal) = self.hopeless(&work) {
-            effects.push(Effect::Reply(client, Ended::Refused(refusal)));
+            effects.push(TxnEffect::Reply(client, Ended::Refused(refusal)));
             return;
         }
         let Some(primary) = self.primary(&work) else {
-            effects.push(Effect::Reply(client, Ended::Done(Vec::new())));
+            effects.push(TxnEffect::Reply(client, Ended::Done(Vec::new())));
             return;
         };
         self.clock += 1;
@@ -269,7 +269,7 @@ impl<M: Machine> Transactions<M> {
         let age = Age { time: self.clock, node: self.node, tie: sequence };
         let until = now.mono.saturating_add(self.wait_ms);
         let phase = Phase::Pausing { until: now.mono, lacking: primary };
-        let (answers, gathered) = (Answers::default(), Effort::default());
+        let (answers, gathered) = (AnswerBytes::default(), Effort::default());
         let txn =
             Txn { id, age, client, work, primary, failures: 0, answers, gathered, until, phase };
         self.active.insert(sequence, Box::new(txn));
@@ -283,7 +283,7 @@ impl<M: Machine> Transactions<M> {
         node: NodeId,
         term: Term,
         now: Now,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<TxnEffect>,
     ) {
         let Some(leader) = self.partitions.get_mut(id.index()) else { return };
         if leader.term >= term {
@@ -305,7 +305,7 @@ impl<M: Machine> Transactions<M> {
         sequence: u64,
         partition: PartitionId,
         now: Now,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<TxnEffect>,
     ) {
         let Some(txn) = self.active.get_mut(&sequence) else { return };
         match &mut txn.phase {
@@ -328,7 +328,7 @@ impl<M: Machine> Transactions<M> {
     }
 
     /// Takes one message.
-    pub fn handle(&mut self, message: ToCoordinator, now: Now, effects: &mut Vec<Effect>) {
+    pub fn handle(&mut self, message: ToCoordinator, now: Now, effects: &mut Vec<TxnEffect>) {
         match message {
             ToCoordinator::Granted { txn, partition, term, time, stamp, replies, images } => {
                 self.clock = self.clock.max(time);
@@ -359,7 +359,7 @@ impl<M: Machine> Transactions<M> {
             ToCoordinator::Inquire { txn, asker } => {
                 let knowledge = self.knowledge(txn);
                 let answer = ToPartition::CoordinatorKnows { txn, knowledge };
-                effects.push(Effect::Partition(asker, answer));
+                effects.push(TxnEffect::Partition(asker, answer));
             }
         }
     }
@@ -370,7 +370,7 @@ impl<M: Machine> Transactions<M> {
         node: NodeId,
         life: Incarnation,
         now: Now,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<TxnEffect>,
     ) {
         if self.reachable.get(&node).is_some_and(|known| *known != life) {
             self.node_down(node, now, effects);
@@ -382,7 +382,7 @@ impl<M: Machine> Transactions<M> {
     /// A node can be reached and does not answer. Attempts that need it are aborted, so that they
     /// lock nothing elsewhere meanwhile, and begin again once it answers or others lead what it led.
     /// Decisions under way are waited for.
-    pub fn node_suspected(&mut self, node: NodeId, now: Now, effects: &mut Vec<Effect>) {
+    pub fn node_suspected(&mut self, node: NodeId, now: Now, effects: &mut Vec<TxnEffect>) {
         if node == self.node {
             return;
         }
@@ -405,7 +405,7 @@ impl<M: Machine> Transactions<M> {
 
     /// A node cannot be reached any more: transactions that need it end, or wait for another leader
     /// of what it led.
-    pub fn node_down(&mut self, node: NodeId, now: Now, effects: &mut Vec<Effect>) {
+    pub fn node_down(&mut self, node: NodeId, now: Now, effects: &mut Vec<TxnEffect>) {
         if node == self.node {
             return;
         }
@@ -441,7 +441,7 @@ impl<M: Machine> Transactions<M> {
 
     /// Regular upkeep: goes on with what paused, asks again for decisions, gives up what waited too
     /// long.
-    pub fn tick(&mut self, now: Now, effects: &mut Vec<Effect>) {
+    pub fn tick(&mut self, now: Now, effects: &mut Vec<TxnEffect>) {
         let sequences: Vec<u64> = self.active.keys().copied().collect();
         for sequence in sequences {
             let Some(txn) = self.active.get_mut(&sequence) else { continue };
@@ -470,15 +470,15 @@ impl<M: Machine> Transactions<M> {
         }
     }
 
-    fn give_up(&mut self, sequence: u64, ended: Ended, effects: &mut Vec<Effect>) {
+    fn give_up(&mut self, sequence: u64, ended: Ended, effects: &mut Vec<TxnEffect>) {
         if let Some(txn) = self.active.remove(&sequence) {
-            effects.push(Effect::Reply(txn.client, ended));
+            effects.push(TxnEffect::Reply(txn.client, ended));
         }
     }
 
-    fn ask_decision(&self, txn: TxnId, primary: PartitionId, effects: &mut Vec<Effect>) {
+    fn ask_decision(&self, txn: TxnId, primary: PartitionId, effects: &mut Vec<TxnEffect>) {
         let decide = Decide { txn, verdict: Verdict::Commit, primary, deciding: true };
-        effects.push(Effect::Partition(primary, ToPartition::Decide(decide)));
+        effects.push(TxnEffect::Partition(primary, ToPartition::Decide(decide)));
     }
 
     fn leader(&self, id: PartitionId) -> Option<NodeId> {
@@ -541,7 +541,7 @@ impl<M: Machine> Transactions<M> {
         self.active.first_key_value().map_or(self.next, |(sequence, _)| *sequence)
     }
 
-    fn attempt(&mut self, sequence: u64, now: Now, effects: &mut Vec<Effect>) {
+    fn attempt(&mut self, sequence: u64, now: Now, effects: &mut Vec<TxnEffect>) {
         let done_below = self.done_below();
         let Some(txn) = self.active.get(&sequence) else { return };
         if let Some(lacking) = self.lacking(&txn.work, true).or_else(|| self.silent(&txn.work)) {
@@ -550,8 +550,8 @@ impl<M: Machine> Transactions<M> {
         }
         let Some(txn) = self.active.get_mut(&sequence) else { return };
         txn.id.attempt += 1;
-        (txn.answers, txn.gathered) = (Answers::default(), Effort::default());
-        let waiting: Waiting = txn.work.shares.iter().map(|(id, _)| *id).collect();
+        (txn.answers, txn.gathered) = (AnswerBytes::default(), Effort::default());
+        let waiting: Awaiting = txn.work.shares.iter().map(|(id, _)| *id).collect();
         if txn.work.mode == Mode::Write {
             txn.phase = Phase::Preparing { waiting, replies: SmallVec::new() };
             let shares = txn.work.shares.clone();
@@ -570,7 +570,7 @@ impl<M: Machine> Transactions<M> {
                 share: share.clone(),
                 done_below,
             };
-            effects.push(Effect::Partition(*id, ToPartition::Lock(Box::new(lock))));
+            effects.push(TxnEffect::Partition(*id, ToPartition::Lock(Box::new(lock))));
         }
         txn.phase = Phase::Locking { waiting, grants: BTreeMap::new() };
     }
@@ -579,7 +579,7 @@ impl<M: Machine> Transactions<M> {
         &self,
         sequence: u64,
         work: impl Iterator<Item = (PartitionId, Option<Term>, Prepared)>,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<TxnEffect>,
     ) {
         let Some(txn) = self.active.get(&sequence) else { return };
         let primary_life = match self.is_replicated(txn.primary) {
@@ -603,7 +603,7 @@ impl<M: Machine> Transactions<M> {
                 work,
                 done_below: self.done_below(),
             };
-            effects.push(Effect::Partition(id, ToPartition::Prepare(Box::new(prepare))));
+            effects.push(TxnEffect::Partition(id, ToPartition::Prepare(Box::new(prepare))));
         }
     }
 
@@ -618,7 +618,7 @@ impl<M: Machine> Transactions<M> {
         partition: PartitionId,
         grant: Grant,
         now: Now,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<TxnEffect>,
     ) {
         let Some(txn) = self.current(id) else { return };
         let Phase::Locking { waiting, grants } = &mut txn.phase else { return };
@@ -649,14 +649,14 @@ impl<M: Machine> Transactions<M> {
         id: TxnId,
         grants: BTreeMap<PartitionId, Grant>,
         result: Option<Replies>,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<TxnEffect>,
     ) {
-        let waiting: Waiting = grants.keys().copied().collect();
+        let waiting: Awaiting = grants.keys().copied().collect();
         let terms: Vec<(PartitionId, Term)> =
             grants.iter().map(|(partition, grant)| (*partition, grant.term)).collect();
         for (partition, term) in terms {
             let confirm = ToPartition::Confirm { txn: id, term };
-            effects.push(Effect::Partition(partition, confirm));
+            effects.push(TxnEffect::Partition(partition, confirm));
         }
         let replies = match result {
             Some(result) => vec![result],
@@ -676,7 +676,7 @@ impl<M: Machine> Transactions<M> {
         id: TxnId,
         grants: BTreeMap<PartitionId, Grant>,
         now: Now,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<TxnEffect>,
     ) {
         let mut scratch = Tables::new(self.hasher);
         let mut versions = BTreeMap::new();
@@ -695,7 +695,7 @@ impl<M: Machine> Transactions<M> {
         }
         let Some(txn) = self.current(id) else { return };
         let mut replies = Replies::default();
-        let (mut effort, mut answers) = (Effort::default(), Answers::default());
+        let (mut effort, mut answers) = (Effort::default(), AnswerBytes::default());
         let too_much = txn.work.script.iter().any(|op| {
             let bytes = effort_of::<M>(&op, |table, key| {
                 scratch.value_bytes(table, scratch.hasher().hash(key), key)
@@ -711,7 +711,7 @@ impl<M: Machine> Transactions<M> {
             return;
         }
         let mut bare = bare::<M>(scratch.hasher(), &txn.work, &grants, moments.latest);
-        let mut outcome: BTreeMap<PartitionId, Vec<Image>> = BTreeMap::new();
+        let mut outcome: BTreeMap<PartitionId, Vec<KeyState>> = BTreeMap::new();
         let mut changed = false;
         for (partition, share) in &txn.work.shares {
             let images = outcome.entry(*partition).or_default();
@@ -758,7 +758,7 @@ impl<M: Machine> Transactions<M> {
         partition: PartitionId,
         vote: Option<Replies>,
         now: Now,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<TxnEffect>,
     ) {
         let Some(txn) = self.current(id) else { return };
         let Phase::Preparing { waiting, replies } = &mut txn.phase else { return };
@@ -785,7 +785,7 @@ impl<M: Machine> Transactions<M> {
         self.ask_decision(id, primary, effects);
     }
 
-    fn on_decided(&mut self, id: TxnId, verdict: Verdict, now: Now, effects: &mut Vec<Effect>) {
+    fn on_decided(&mut self, id: TxnId, verdict: Verdict, now: Now, effects: &mut Vec<TxnEffect>) {
         let Some(txn) = self.current(id) else { return };
         let Phase::Deciding { replies, .. } = &mut txn.phase else { return };
         if verdict == Verdict::Abort {
@@ -798,7 +798,7 @@ impl<M: Machine> Transactions<M> {
         let others = txn.work.shares.iter().map(|(id, _)| *id).filter(|id| *id != primary);
         for partition in others {
             let decide = Decide { txn: id, verdict, primary, deciding: false };
-            effects.push(Effect::Partition(partition, ToPartition::Decide(decide)));
+            effects.push(TxnEffect::Partition(partition, ToPartition::Decide(decide)));
         }
         if self.committed.len() >= COMMITS_REMEMBERED {
             self.committed.pop_front();
@@ -813,7 +813,7 @@ impl<M: Machine> Transactions<M> {
         partition: PartitionId,
         held_there: bool,
         now: Now,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<TxnEffect>,
     ) {
         let Some(txn) = self.current(id) else { return };
         let Phase::Confirming { waiting, held, replies } = &mut txn.phase else { return };
@@ -833,14 +833,14 @@ impl<M: Machine> Transactions<M> {
     }
 
     /// A participant says why the transaction must not be executed.
-    fn on_obstacle(&mut self, id: TxnId, ended: Ended, effects: &mut Vec<Effect>) {
+    fn on_obstacle(&mut self, id: TxnId, ended: Ended, effects: &mut Vec<TxnEffect>) {
         let Some(txn) = self.current(id) else { return };
         if matches!(txn.phase, Phase::Locking { .. } | Phase::Preparing { .. }) {
             self.end(id.sequence, ended, effects);
         }
     }
 
-    fn on_wound(&mut self, id: TxnId, now: Now, effects: &mut Vec<Effect>) {
+    fn on_wound(&mut self, id: TxnId, now: Now, effects: &mut Vec<TxnEffect>) {
         let Some(txn) = self.current(id) else { return };
         let wounded = match txn.phase {
             Phase::Locking { .. } | Phase::Preparing { .. } => true,
@@ -868,7 +868,7 @@ impl<M: Machine> Transactions<M> {
 
     /// Ends an attempt that failed through no wound, and begins another, a bounded number of
     /// times.
-    fn fail(&mut self, id: TxnId, now: Now, effects: &mut Vec<Effect>) {
+    fn fail(&mut self, id: TxnId, now: Now, effects: &mut Vec<TxnEffect>) {
         let Some(txn) = self.current(id) else { return };
         txn.failures += 1;
         if txn.failures > FAILURES_MAX {
@@ -885,19 +885,19 @@ impl<M: Machine> Transactions<M> {
         self.attempt(id.sequence, now, effects);
     }
 
-    fn refuse(&mut self, sequence: u64, refusal: Refusal, effects: &mut Vec<Effect>) {
+    fn refuse(&mut self, sequence: u64, refusal: Refusal, effects: &mut Vec<TxnEffect>) {
         self.end(sequence, Ended::Refused(refusal), effects);
     }
 
     /// Aborts a transaction for good.
-    fn end(&mut self, sequence: u64, ended: Ended, effects: &mut Vec<Effect>) {
+    fn end(&mut self, sequence: u64, ended: Ended, effects: &mut Vec<TxnEffect>) {
         self.abort(sequence, effects);
         if let Some(txn) = self.active.remove(&sequence) {
-            effects.push(Effect::Reply(txn.client, ended));
+            effects.push(TxnEffect::Reply(txn.client, ended));
         }
     }
 
-    fn abort(&mut self, sequence: u64, effects: &mut Vec<Effect>) {
+    fn abort(&mut self, sequence: u64, effects: &mut Vec<TxnEffect>) {
         let Some(txn) = self.active.get(&sequence) else { return };
         self.counts.aborts += 1;
         for (partition, _) in &txn.work.shares {
@@ -907,14 +907,14 @@ impl<M: Machine> Transactions<M> {
                 primary: txn.primary,
                 deciding: false,
             };
-            effects.push(Effect::Partition(*partition, ToPartition::Decide(decide)));
+            effects.push(TxnEffect::Partition(*partition, ToPartition::Decide(decide)));
         }
     }
 
-    fn done(&mut self, id: TxnId, replies: Vec<Replies>, effects: &mut Vec<Effect>) {
+    fn done(&mut self, id: TxnId, replies: Vec<Replies>, effects: &mut Vec<TxnEffect>) {
         if let Some(txn) = self.active.remove(&id.sequence) {
             self.counts.commits += 1;
-            effects.push(Effect::Reply(txn.client, Ended::Done(replies)));
+            effects.push(TxnEffect::Reply(txn.client, Ended::Done(replies)));
         }
     }
 }
@@ -995,7 +995,7 @@ mod tests {
     use crate::script::Args;
     use crate::simulation::Lists;
     use crate::store::item::Origin;
-    use crate::store::key_state::Held;
+    use crate::store::key_state::HeldValue;
     use crate::txn::protocol::Claim;
     use std::error::Error;
     use std::fmt::Write;
@@ -1032,12 +1032,12 @@ mod tests {
         Work { mode, shares: partitions.iter().map(share).collect(), script }
     }
 
-    fn tell(effect: &Effect) -> String {
+    fn tell(effect: &TxnEffect) -> String {
         match effect {
-            Effect::Partition(to, ToPartition::Lock(lock)) => {
+            TxnEffect::Partition(to, ToPartition::Lock(lock)) => {
                 format!("p{to} lock attempt={} age={}", lock.txn.attempt, lock.age.time)
             }
-            Effect::Partition(to, ToPartition::Prepare(prepare)) => {
+            TxnEffect::Partition(to, ToPartition::Prepare(prepare)) => {
                 let work = match &prepare.work {
                     Prepared::Share(_) => "its share".to_owned(),
                     Prepared::Images(images) => format!("{} images", images.len()),
@@ -1053,18 +1053,18 @@ mod tests {
                     txn.attempt
                 )
             }
-            Effect::Partition(to, ToPartition::Decide(decide)) => {
+            TxnEffect::Partition(to, ToPartition::Decide(decide)) => {
                 let what = if decide.deciding { "decide" } else { "told" };
                 format!("p{to} {what} {:?} attempt={}", decide.verdict, decide.txn.attempt)
             }
-            Effect::Partition(to, ToPartition::Confirm { txn, .. }) => {
+            TxnEffect::Partition(to, ToPartition::Confirm { txn, .. }) => {
                 format!("p{to} confirm attempt={}", txn.attempt)
             }
-            Effect::Partition(to, message) => format!("p{to} {message:?}"),
-            Effect::Reply(client, Ended::Done(replies)) => {
+            TxnEffect::Partition(to, message) => format!("p{to} {message:?}"),
+            TxnEffect::Reply(client, Ended::Done(replies)) => {
                 format!("client {} done, {} replies", client.0, replies.len())
             }
-            Effect::Reply(client, ended) => format!("client {} {ended:?}", client.0),
+            TxnEffect::Reply(client, ended) => format!("client {} {ended:?}", client.0),
         }
     }
 
@@ -1104,8 +1104,8 @@ mod tests {
                     for word in args.words() {
                         let partition = PartitionId(word.parse()?);
                         let value = b"tag0".repeat(length);
-                        let held = Held { value, expires: None, origin: Origin::Given };
-                        let image = Image {
+                        let held = HeldValue { value, expires: None, origin: Origin::Given };
+                        let image = KeyState {
                             table: TableIndex::default(),
                             key: key(partition),
                             held: (length > 0).then_some(held),
@@ -1193,9 +1193,9 @@ mod tests {
                     let mut images = Vec::new();
                     if mode == Mode::Gather {
                         let value = mebibytes(each);
-                        let held = Held { value, expires: None, origin: Origin::Given };
+                        let held = HeldValue { value, expires: None, origin: Origin::Given };
                         let table = TableIndex::default();
-                        images.push(Image { table, key: key(partition), held: Some(held) });
+                        images.push(KeyState { table, key: key(partition), held: Some(held) });
                     } else {
                         replies.bytes = mebibytes(each);
                         replies.end();
@@ -1219,7 +1219,7 @@ mod tests {
                         transactions.handle(message, now, &mut effects);
                     }
                 }
-                let refused = Effect::Reply(ClientId(1), Ended::Refused(Refusal::TooMuch));
+                let refused = TxnEffect::Reply(ClientId(1), Ended::Refused(Refusal::TooMuch));
                 assert_eq!(effects.contains(&refused), too_much, "{mode:?}");
                 assert_eq!(transactions.active(), usize::from(!too_much), "{mode:?}");
             }

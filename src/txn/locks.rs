@@ -41,7 +41,7 @@ const INBOX_KEPT: usize = 64;
 
 /// What the lock table wants done.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Effect {
+pub enum LockEffect {
     /// The request has its turn: the Bucket marks its keys and runs it.
     Grant {
         /// Where.
@@ -76,11 +76,11 @@ struct Queues {
     granules: Vec<Contended>,
     /// Numbers that are not in use.
     free: Vec<Number>,
-    waiting: BTreeMap<Ticket, Waiter>,
+    waiting: BTreeMap<Ticket, LockWaiter>,
     /// Those who wait, oldest first.
-    order: BTreeSet<Place>,
+    order: BTreeSet<QueuePlace>,
     /// Those who watch the whole partition, which not all of them claim.
-    watch_whole: BTreeSet<Place>,
+    watch_whole: BTreeSet<QueuePlace>,
     /// Transactions that hold something, as far as is known here.
     holding: BTreeMap<TxnId, Holding>,
     /// What was granted to transactions whose Bucket may not know yet.
@@ -95,7 +95,7 @@ struct Number(u32);
 
 /// A waiter's place in a queue: the older comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Place {
+struct QueuePlace {
     age: Age,
     ticket: Ticket,
 }
@@ -108,8 +108,8 @@ struct Want {
 }
 
 #[derive(Debug)]
-struct Waiter {
-    place: Place,
+struct LockWaiter {
+    place: QueuePlace,
     owner: Option<TxnId>,
     wants: Vec<Want>,
     /// A claim that is not free, and the granule that keeps it from being so: the request need not
@@ -139,12 +139,12 @@ struct Granted {
 struct Contended {
     holders: SmallVec<[Holder; 1]>,
     /// In order of their places.
-    queue: VecDeque<Queued>,
+    queue: VecDeque<QueueEntry>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Queued {
-    place: Place,
+struct QueueEntry {
+    place: QueuePlace,
     access: Access,
     /// Whether the request watches this granule.
     watching: bool,
@@ -163,7 +163,7 @@ impl LockTable {
 
     /// Deals with what the Buckets said, in about so many steps, and counts them down; a step is
     /// a claim looked at. Tells whether that was all.
-    pub fn work(&mut self, steps: &mut usize, effects: &mut Vec<Effect>) -> bool {
+    pub fn work(&mut self, steps: &mut usize, effects: &mut Vec<LockEffect>) -> bool {
         loop {
             if let Some(partition) = self.changed {
                 if let Some(queues) = self.partitions.get_mut(&partition) {
@@ -191,7 +191,7 @@ impl LockTable {
 
     /// Sends every wound that is still due again, for what each request watches: a wound may have
     /// been lost on its way.
-    pub fn tick(&self, effects: &mut Vec<Effect>) {
+    pub fn tick(&self, effects: &mut Vec<LockEffect>) {
         for queues in self.partitions.values() {
             let mut wounded = BTreeSet::new();
             for waiter in queues.waiting.values() {
@@ -199,7 +199,7 @@ impl LockTable {
                     queues.wound(waiter, *watched, &mut wounded);
                 }
             }
-            effects.extend(wounded.into_iter().map(|txn| Effect::Wound { txn }));
+            effects.extend(wounded.into_iter().map(|txn| LockEffect::Wound { txn }));
         }
     }
 
@@ -236,7 +236,7 @@ impl Queues {
         &mut self,
         message: &mut ToLocks,
         steps: &mut usize,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<LockEffect>,
     ) -> bool {
         match message {
             ToLocks::Acquire(acquire) => self.acquire(acquire, steps, effects),
@@ -263,10 +263,10 @@ impl Queues {
         &mut self,
         acquire: &mut Acquire,
         steps: &mut usize,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<LockEffect>,
     ) -> bool {
         let Acquire { ticket, age, owner, claims, holders, .. } = acquire;
-        let place = Place { age: *age, ticket: *ticket };
+        let place = QueuePlace { age: *age, ticket: *ticket };
         let told = each(holders, steps, |(granule, holder)| {
             let number = self.number(granule);
             self.hold(number, holder);
@@ -274,7 +274,7 @@ impl Queues {
         if !told {
             return false;
         }
-        let mut entering = self.waiting.remove(ticket).unwrap_or_else(|| Waiter {
+        let mut entering = self.waiting.remove(ticket).unwrap_or_else(|| LockWaiter {
             place,
             owner: *owner,
             wants: Vec::with_capacity(claims.len()),
@@ -289,7 +289,7 @@ impl Queues {
             self.wound(&entering, want, &mut wounded);
             entering.wants.push(want);
         });
-        effects.extend(wounded.into_iter().map(|txn| Effect::Wound { txn }));
+        effects.extend(wounded.into_iter().map(|txn| LockEffect::Wound { txn }));
         self.waiting.insert(*ticket, entering);
         if entered {
             let new = self.order.insert(place);
@@ -394,7 +394,7 @@ impl Queues {
     }
 
     /// Takes a request out of all queues.
-    fn leave(&mut self, ticket: Ticket) -> Option<Waiter> {
+    fn leave(&mut self, ticket: Ticket) -> Option<LockWaiter> {
         let waiter = self.waiting.remove(&ticket)?;
         for want in &waiter.wants {
             self.granules[want.number.index()].leave(waiter.place);
@@ -415,7 +415,7 @@ impl Queues {
         &mut self,
         partition: PartitionId,
         steps: &mut usize,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<LockEffect>,
     ) -> bool {
         while let Some(number) = self.changed.pop_front() {
             let mut after = None;
@@ -442,7 +442,7 @@ impl Queues {
 
     /// The oldest request that watches the granule, or the next one after that: none behind one
     /// that waits for it to write and watches something else.
-    fn watcher(&self, number: Number, after: Option<Place>) -> Option<Place> {
+    fn watcher(&self, number: Number, after: Option<QueuePlace>) -> Option<QueuePlace> {
         if number == WHOLE {
             let from = after.map_or(Bound::Unbounded, Bound::Excluded);
             return self.watch_whole.range((from, Bound::Unbounded)).next().copied();
@@ -458,9 +458,9 @@ impl Queues {
     /// steps that took.
     fn consider(
         &mut self,
-        place: Place,
+        place: QueuePlace,
         partition: PartitionId,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<LockEffect>,
     ) -> usize {
         let Some(waiter) = self.waiting.get(&place.ticket) else { return 1 };
         let count = waiter.wants.len();
@@ -478,10 +478,10 @@ impl Queues {
 
     /// What keeps a claim from being free: a lock on the granule or on the whole partition, or an
     /// older request for either.
-    fn obstacle(&self, waiter: &Waiter, want: Want) -> Option<Number> {
+    fn obstacle(&self, waiter: &LockWaiter, want: Want) -> Option<Number> {
         let foreign = |txn: TxnId| Some(txn) != waiter.owner;
         let holds = |holder: &Holder| foreign(holder.txn) && conflict(want.access, holder.access);
-        let older = |place: Place| place < waiter.place;
+        let older = |place: QueuePlace| place < waiter.place;
         if want.number == WHOLE {
             let held = self
                 .holding
@@ -502,7 +502,7 @@ impl Queues {
     }
 
     /// From now on the request waits for this granule to change.
-    fn watch(&mut self, place: Place, at: usize, number: Number) {
+    fn watch(&mut self, place: QueuePlace, at: usize, number: Number) {
         let Some(waiter) = self.waiting.get_mut(&place.ticket) else { return };
         waiter.watched = at;
         let before = waiter.watching.replace(number);
@@ -520,9 +520,9 @@ impl Queues {
         }
     }
 
-    fn grant(&mut self, ticket: Ticket, partition: PartitionId, effects: &mut Vec<Effect>) {
+    fn grant(&mut self, ticket: Ticket, partition: PartitionId, effects: &mut Vec<LockEffect>) {
         let Some(waiter) = self.leave(ticket) else { return };
-        effects.push(Effect::Grant { partition, ticket });
+        effects.push(LockEffect::Grant { partition, ticket });
         let Some(txn) = waiter.owner else {
             // It holds nothing beyond its own execution: those behind it may go on.
             self.changed.extend(waiter.wants.iter().map(|want| want.number));
@@ -539,7 +539,7 @@ impl Queues {
     }
 
     /// Adds the younger transactions that hold what the request wants.
-    fn wound(&self, waiter: &Waiter, want: Want, wounded: &mut BTreeSet<TxnId>) {
+    fn wound(&self, waiter: &LockWaiter, want: Want, wounded: &mut BTreeSet<TxnId>) {
         if !kept(Rule::OlderWounds) {
             return;
         }
@@ -563,30 +563,30 @@ impl Queues {
 }
 
 impl Contended {
-    fn find(&self, place: Place) -> Result<usize, usize> {
+    fn find(&self, place: QueuePlace) -> Result<usize, usize> {
         self.queue.binary_search_by_key(&place, |queued| queued.place)
     }
 
-    fn enter(&mut self, place: Place, access: Access) {
+    fn enter(&mut self, place: QueuePlace, access: Access) {
         if let Err(at) = self.find(place) {
-            self.queue.insert(at, Queued { place, access, watching: false });
+            self.queue.insert(at, QueueEntry { place, access, watching: false });
         }
     }
 
-    fn leave(&mut self, place: Place) {
+    fn leave(&mut self, place: QueuePlace) {
         if let Ok(at) = self.find(place) {
             self.queue.remove(at);
         }
     }
 
-    fn watch(&mut self, place: Place, watching: bool) {
+    fn watch(&mut self, place: QueuePlace, watching: bool) {
         if let Ok(at) = self.find(place) {
             self.queue[at].watching = watching;
         }
     }
 
     /// How a request wants the granule, while it waits.
-    fn access(&self, place: Place) -> Option<Access> {
+    fn access(&self, place: QueuePlace) -> Option<Access> {
         self.find(place).ok().map(|at| self.queue[at].access)
     }
 }
@@ -713,8 +713,8 @@ mod tests {
             let mut told = String::new();
             for effect in effects {
                 match effect {
-                    Effect::Grant { ticket, .. } => writeln!(told, "grant {}", ticket.0)?,
-                    Effect::Wound { txn } => writeln!(told, "wound {}", txn.sequence)?,
+                    LockEffect::Grant { ticket, .. } => writeln!(told, "grant {}", ticket.0)?,
+                    LockEffect::Wound { txn } => writeln!(told, "wound {}", txn.sequence)?,
                 }
             }
             let empty = if self.0.is_empty() { ", nothing contended" } else { "" };
@@ -759,10 +759,12 @@ mod tests {
             assert!(table.work(&mut steps, &mut effects));
             holder += 1;
         }
-        let granted: Vec<Effect> =
-            effects.into_iter().filter(|effect| matches!(effect, Effect::Grant { .. })).collect();
-        let expected =
-            (2..=whole).map(|time| Effect::Grant { partition: PARTITION, ticket: Ticket(time) });
+        let granted: Vec<LockEffect> = effects
+            .into_iter()
+            .filter(|effect| matches!(effect, LockEffect::Grant { .. }))
+            .collect();
+        let expected = (2..=whole)
+            .map(|time| LockEffect::Grant { partition: PARTITION, ticket: Ticket(time) });
         assert_eq!(granted, expected.collect::<Vec<_>>());
         let (used, claims) = (usize::MAX - steps, CLAIMS as usize * REQUESTS as usize);
         assert!(used <= STEPS_A_CLAIM * claims, "{used} steps for {claims} claims");

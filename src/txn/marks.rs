@@ -34,7 +34,7 @@ pub enum Released {
 /// All marks of a partition. Looked up by key only: no order of it is ever seen.
 #[derive(Debug, Default)]
 pub struct Marks {
-    marks: HashMap<Place, Mark, foldhash::fast::FixedState>,
+    marks: HashMap<GranuleKey, Mark, foldhash::fast::FixedState>,
     /// Requests that wait for the whole partition, and holders of it.
     whole_waiting: u32,
     whole_held: u32,
@@ -44,29 +44,29 @@ pub struct Marks {
 
 /// A granule as a hash key that a borrowed key can be compared with.
 #[derive(Debug, PartialEq, Eq)]
-struct Place(Granule);
+struct GranuleKey(Granule);
 
 #[derive(PartialEq, Eq)]
-struct KeyPlace<'a>(TableIndex, &'a [u8]);
+struct GranuleRef<'a>(TableIndex, &'a [u8]);
 
-impl Hash for Place {
+impl Hash for GranuleKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
         match &self.0 {
             Granule::Whole => state.write_u8(u8::MAX),
-            Granule::Key(table, key) => KeyPlace(*table, key).hash(state),
+            Granule::Key(table, key) => GranuleRef(*table, key).hash(state),
         }
     }
 }
 
-impl Hash for KeyPlace<'_> {
+impl Hash for GranuleRef<'_> {
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write_u8(u8::from(self.0));
         state.write(self.1);
     }
 }
 
-impl Equivalent<Place> for KeyPlace<'_> {
-    fn equivalent(&self, place: &Place) -> bool {
+impl Equivalent<GranuleKey> for GranuleRef<'_> {
+    fn equivalent(&self, place: &GranuleKey) -> bool {
         matches!(&place.0, Granule::Key(table, key) if *table == self.0 && **key == *self.1)
     }
 }
@@ -82,7 +82,7 @@ impl Marks {
     pub fn blocks(&self, table: TableIndex, key: &[u8], access: Access) -> bool {
         self.whole_waiting > 0
             || self.whole_held > 0
-            || self.marks.get(&KeyPlace(table, key)).is_some_and(|mark| mark.blocks(None, access))
+            || self.marks.get(&GranuleRef(table, key)).is_some_and(|mark| mark.blocks(None, access))
     }
 
     /// Whether the claim has to wait, for whoever `owner` is.
@@ -100,7 +100,7 @@ impl Marks {
         if claim.granule == Granule::Whole {
             self.whole_held += 1;
         }
-        let mark = self.marks.entry(Place(claim.granule.clone())).or_insert_with(|| {
+        let mark = self.marks.entry(GranuleKey(claim.granule.clone())).or_insert_with(|| {
             self.untold += 1;
             Mark::default()
         });
@@ -138,7 +138,7 @@ impl Marks {
     pub fn wait(&mut self, claims: &[Claim]) -> Vec<(Granule, Holder)> {
         let mut news = Vec::new();
         for claim in claims {
-            let mark = self.marks.entry(Place(claim.granule.clone())).or_insert_with(|| {
+            let mark = self.marks.entry(GranuleKey(claim.granule.clone())).or_insert_with(|| {
                 self.untold += 1;
                 Mark::default()
             });
@@ -150,12 +150,12 @@ impl Marks {
         }
         if self.untold > 0 && (self.whole_waiting > 0 || self.whole_held > 0) {
             // A whole partition waits for the holders of all keys, so all are told of.
-            let mut untold: Vec<&Place> =
+            let mut untold: Vec<&GranuleKey> =
                 self.marks.iter().filter(|(_, mark)| !mark.told).map(|(place, _)| place).collect();
             untold.sort_unstable_by(|one, other| one.0.cmp(&other.0));
             let untold: Vec<Granule> = untold.into_iter().map(|place| place.0.clone()).collect();
             for granule in untold {
-                if let Some(mark) = self.marks.get_mut(&Place(granule.clone())) {
+                if let Some(mark) = self.marks.get_mut(&GranuleKey(granule.clone())) {
                     self.untold -= mark.tell(&granule, &mut news);
                 }
             }
@@ -214,22 +214,22 @@ impl Marks {
 
     fn mark(&self, granule: &Granule) -> Option<&Mark> {
         match granule {
-            Granule::Whole => self.marks.get(&Place(Granule::Whole)),
-            Granule::Key(table, key) => self.marks.get(&KeyPlace(*table, key)),
+            Granule::Whole => self.marks.get(&GranuleKey(Granule::Whole)),
+            Granule::Key(table, key) => self.marks.get(&GranuleRef(*table, key)),
         }
     }
 
     fn mark_mut(&mut self, granule: &Granule) -> Option<&mut Mark> {
         match granule {
-            Granule::Whole => self.marks.get_mut(&Place(Granule::Whole)),
-            Granule::Key(table, key) => self.marks.get_mut(&KeyPlace(*table, key)),
+            Granule::Whole => self.marks.get_mut(&GranuleKey(Granule::Whole)),
+            Granule::Key(table, key) => self.marks.get_mut(&GranuleRef(*table, key)),
         }
     }
 
     fn unmark(&mut self, granule: &Granule) {
         let gone = match granule {
-            Granule::Whole => self.marks.remove(&Place(Granule::Whole)),
-            Granule::Key(table, key) => self.marks.remove(&KeyPlace(*table, key)),
+            Granule::Whole => self.marks.remove(&GranuleKey(Granule::Whole)),
+            Granule::Key(table, key) => self.marks.remove(&GranuleRef(*table, key)),
         };
         self.untold -= usize::from(gone.is_some_and(|mark| !mark.told));
     }

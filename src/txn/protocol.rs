@@ -10,7 +10,7 @@ use crate::batch::refusal::Refusal;
 use crate::batch::{Batch, Replies};
 use crate::ids::{Age, Incarnation, Millis, PartitionId, TableIndex, TxnId};
 use crate::rules::{Rule, kept};
-use crate::store::key_state::Image;
+use crate::store::key_state::KeyState;
 use crate::store::tables::Access;
 use serde::{Deserialize, Serialize};
 
@@ -265,10 +265,10 @@ pub enum Prepared {
     /// Operations, evaluated where they are prepared.
     Share(Share),
     /// The outcome of a script that the Coordinator evaluated: the keys it changed.
-    Images(Vec<Image>),
+    Images(Vec<KeyState>),
     /// The same of a script that also changed whole partitions: first these operations, which do
     /// what it did to the keys that it does not name, then the keys that it names and changed.
-    Whole(Batch, Vec<Image>),
+    Whole(Batch, Vec<KeyState>),
 }
 
 impl Prepared {
@@ -324,7 +324,7 @@ pub enum ToCoordinator {
         /// What the operations replied.
         replies: Replies,
         /// What the claimed keys hold.
-        images: Vec<Image>,
+        images: Vec<KeyState>,
     },
     /// A participant's vote on a [`Prepare`].
     Voted {

@@ -100,7 +100,7 @@ mod tests {
     use super::*;
     use crate::batch::{Batch, OpCode, OpHead};
     use crate::ids::{Age, Incarnation, NodeId, PartitionId, TxnId};
-    use crate::store::key_state::Image;
+    use crate::store::key_state::KeyState;
     use crate::store::tables::Access;
     use crate::txn::protocol::{Granule, ToPartition};
 
@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_prepare_arrives_as_it_was_sent() {
-        let image = Image { table: TableIndex::default(), key: b"key".to_vec(), held: None };
+        let image = KeyState { table: TableIndex::default(), key: b"key".to_vec(), held: None };
         for sent in [
             prepare(Prepared::Share(share()), None),
             prepare(Prepared::Share(Share::default()), Some(Term(8))),

@@ -10,7 +10,7 @@ use crate::actors::book::Book;
 use crate::actors::bucket;
 use crate::actors::peer::{Convey, Restate};
 use crate::cluster::barrier::Hello;
-use crate::cluster::suspects::{Doubt, Verdict};
+use crate::cluster::suspects::{Doubt, SuspectVerdict};
 use crate::command::Redis;
 use crate::consensus::Setup;
 use crate::ids::{NodeId, PartitionId};
@@ -94,8 +94,8 @@ impl Replicas {
         let mut decided = Decided::default();
         for (id, verdict) in self.doubt.decide() {
             match verdict {
-                Verdict::Renew => decided.renewed.push(id),
-                Verdict::Trust => decided.trusted.push(id),
+                SuspectVerdict::Renew => decided.renewed.push(id),
+                SuspectVerdict::Trust => decided.trusted.push(id),
             }
         }
         let any = !decided.renewed.is_empty() || !decided.trusted.is_empty();

@@ -16,7 +16,7 @@ use crate::actors::tray::{Laid, Served};
 use crate::batch::machine::{Machine, Scope};
 use crate::batch::{Batch, Op, Part, Replies};
 use crate::command::Redis;
-use crate::command::plan::Layout;
+use crate::command::plan::PieceLayout;
 use crate::command::reply::Reply;
 use crate::command::spec::Spec;
 use crate::command::transaction::{Counts, Script, Step};
@@ -59,7 +59,7 @@ pub(super) struct Spread {
 /// How its replies become one.
 pub(super) enum Finish {
     /// Those to one command.
-    One(Layout),
+    One(PieceLayout),
     /// Those of an `EXEC`.
     Exec(Script),
 }

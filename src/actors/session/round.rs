@@ -9,7 +9,7 @@ use crate::batch::machine::Machine;
 use crate::batch::round::{self, Among};
 use crate::batch::{Batch, Part, Replies};
 use crate::command::Redis;
-use crate::command::plan::Layout;
+use crate::command::plan::PieceLayout;
 use crate::command::reply::Reply;
 use crate::command::scan::Walk;
 use crate::ids::{NodeId, PartitionId};
@@ -185,7 +185,7 @@ impl Session {
     pub(super) async fn each(
         &mut self,
         batches: Vec<(PartitionId, Batch)>,
-        layout: Layout,
+        layout: PieceLayout,
     ) -> io::Result<()> {
         let mut out = std::mem::take(&mut self.out);
         self.ask_each(batches, layout, &mut out).await?;
@@ -196,7 +196,7 @@ impl Session {
     pub(super) async fn ask_each(
         &mut self,
         batches: Vec<(PartitionId, Batch)>,
-        layout: Layout,
+        layout: PieceLayout,
         out: &mut Vec<u8>,
     ) -> io::Result<()> {
         let destinations: Vec<usize> =

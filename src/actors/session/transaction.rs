@@ -8,7 +8,7 @@ use crate::actors::local::Local;
 use crate::batch::Replies;
 use crate::batch::machine::Machine;
 use crate::batch::refusal::Refusal;
-use crate::command::plan::{self, Layout, Plan};
+use crate::command::plan::{self, PieceLayout, Plan};
 use crate::command::reply::Reply;
 use crate::command::spec::{Control, NO_MULTI, Run, Spec};
 use crate::command::transaction::{Counts, Exec, Queue, Script, Step, read_versions};
@@ -29,7 +29,7 @@ impl Session {
     }
 
     /// Runs a command over several partitions.
-    pub(super) async fn spread(&mut self, work: Work, layout: Layout) -> io::Result<()> {
+    pub(super) async fn spread(&mut self, work: Work, layout: PieceLayout) -> io::Result<()> {
         let ended = self.coordinate(work).await?;
         let resp3 = self.state.client.resp3;
         conclude(ended, &mut Reply::new(&mut self.out, resp3), |replies, reply| {

@@ -244,7 +244,7 @@ fn pull(asker: &mut Asker<'_>, pulls: &mut [&mut Pull]) -> Result<(), Failure> {
 mod tests {
     use super::*;
     use crate::cli::admin::fake;
-    use crate::cli::admin::image::ImageReader;
+    use crate::cli::admin::image::ImageFile;
     use crate::cli::admin::restore::verify;
     use crate::ids::{Incarnation, Millis, TableIndex};
     use crate::store::tables::Access;
@@ -340,7 +340,7 @@ mod tests {
         assert!(verify(dir).is_ok());
         let mut rounds = Vec::new();
         for number in 0..2 {
-            let mut reader = ImageReader::open(&dir.join(image_name(number))).unwrap();
+            let mut reader = ImageFile::open(&dir.join(image_name(number))).unwrap();
             while reader.next(&mut |item| rounds.extend_from_slice(item.value)).unwrap() {}
         }
         assert_eq!(rounds.len() as u64, 2 * 300 * KEYS);

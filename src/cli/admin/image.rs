@@ -1,6 +1,6 @@
 //! Reading an image, a block at a time: what is in memory is one block.
 
-use crate::store::image::{IMAGE_BLOCK_BYTES, IMAGE_PREFIX_BYTES, Image, ImageItem};
+use crate::store::image::{IMAGE_BLOCK_BYTES, IMAGE_PREFIX_BYTES, ImageItem, ImageReader};
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -17,10 +17,10 @@ pub(super) struct Found {
 }
 
 /// An image that is read.
-pub(super) struct ImageReader {
+pub(super) struct ImageFile {
     path: PathBuf,
     file: BufReader<File>,
-    image: Image,
+    image: ImageReader,
     /// Bytes that are not read yet.
     left: u64,
     bytes: u64,
@@ -28,23 +28,23 @@ pub(super) struct ImageReader {
     content: Vec<u8>,
 }
 
-impl ImageReader {
+impl ImageFile {
     /// Opens an image.
-    pub(super) fn open(path: &Path) -> Result<ImageReader, String> {
+    pub(super) fn open(path: &Path) -> Result<ImageFile, String> {
         let problem = |error: std::io::Error| format!("{}: {error}", path.display());
         let file = File::open(path).map_err(problem)?;
         let bytes = file.metadata().map_err(problem)?.len();
-        let mut reader = ImageReader {
+        let mut reader = ImageFile {
             path: path.to_owned(),
             file: BufReader::with_capacity(READ_BYTES, file),
-            image: Image::default(),
+            image: ImageReader::default(),
             left: bytes,
             bytes,
             checksum: crc32fast::Hasher::new(),
             content: Vec::new(),
         };
         let prefix = reader.read::<IMAGE_PREFIX_BYTES>()?;
-        reader.image = Image::read(prefix).map_err(|why| reader.damaged(&why))?;
+        reader.image = ImageReader::read(prefix).map_err(|why| reader.damaged(&why))?;
         Ok(reader)
     }
 
@@ -76,7 +76,7 @@ impl ImageReader {
             return Ok(false);
         }
         let head = self.read::<IMAGE_BLOCK_BYTES>()?;
-        let length = Image::content_bytes(head).map_err(|why| self.damaged(&why))?;
+        let length = ImageReader::content_bytes(head).map_err(|why| self.damaged(&why))?;
         // A length that is damaged takes no memory.
         if length as u64 > self.left {
             return Err(self.damaged("it breaks off"));
@@ -92,7 +92,7 @@ impl ImageReader {
 
     /// What the image holds, once all of it was read.
     pub(super) fn finish(self) -> Result<Found, String> {
-        let ImageReader { path, image, bytes, checksum, .. } = self;
+        let ImageFile { path, image, bytes, checksum, .. } = self;
         let keys = image.finish().map_err(|why| format!("{} is damaged: {why}", path.display()))?;
         Ok(Found { bytes, keys, crc32: checksum.finalize() })
     }
@@ -100,7 +100,7 @@ impl ImageReader {
 
 /// Reads a whole image, for what it holds.
 pub(super) fn inspect(path: &Path) -> Result<Found, String> {
-    let mut reader = ImageReader::open(path)?;
+    let mut reader = ImageFile::open(path)?;
     while reader.next(&mut |_| ())? {}
     reader.finish()
 }

@@ -6,7 +6,7 @@
 //! far it got, and goes on from there when it is told to.
 
 use super::asker::{Asker, Request, passes};
-use super::image::{Found, ImageReader, inspect};
+use super::image::{Found, ImageFile, inspect};
 use super::manifest::{Image, Manifest};
 use super::{Cluster, said, show};
 use crate::cli::output;
@@ -79,7 +79,7 @@ impl Verified<'_> {
         make_room(&mut asker, held)?;
         let mut writer = Writer::new(asker, done, *keys);
         let put = images.iter().try_for_each(|image| {
-            let mut reader = ImageReader::open(&self.dir.join(&image.file))?;
+            let mut reader = ImageFile::open(&self.dir.join(&image.file))?;
             while reader.next(&mut |item| writer.put(&item))? {
                 writer.check()?;
             }

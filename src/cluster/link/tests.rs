@@ -62,7 +62,7 @@ struct Wire {
     jitter: u64,
     /// By receiver: streams are first in, first out.
     last: [BTreeMap<StreamId, u64>; 2],
-    told: [Vec<Effect>; 2],
+    told: [Vec<LinkEffect>; 2],
     next: u64,
     stopped: [bool; 2],
     /// By receiver: what its readers leave unread until the link stands, behind a packet.
@@ -206,30 +206,30 @@ impl Wire {
         self.carry(side, effects);
     }
 
-    fn carry(&mut self, side: usize, effects: Vec<Effect>) {
+    fn carry(&mut self, side: usize, effects: Vec<LinkEffect>) {
         for effect in effects {
             match &effect {
-                Effect::Dial(after) => {
+                LinkEffect::Dial(after) => {
                     self.sent += 1;
                     self.queue.insert((self.now + after, self.sent), (side, Event::Dial));
                     continue;
                 }
-                Effect::Say(stream, word) => {
+                LinkEffect::Say(stream, word) => {
                     if self.streams.contains(stream) {
                         self.send(1 - side, Event::Hear(*stream, *word));
                     }
                     continue;
                 }
-                Effect::Close(stream) => {
+                LinkEffect::Close(stream) => {
                     self.streams.remove(stream);
                     self.send(1 - side, Event::Closed(*stream));
                     continue;
                 }
                 // What has been given up is not executed later: neither what was asked over the
                 // link that stands nor over those that were lost.
-                Effect::Suspect | Effect::Final => {
+                LinkEffect::Suspect | LinkEffect::Final => {
                     let mut asked = std::mem::take(&mut self.lost[side]);
-                    if effect == Effect::Suspect {
+                    if effect == LinkEffect::Suspect {
                         asked.extend(self.of_link[side]);
                     }
                     let there = &self.links[1 - side];
@@ -237,7 +237,7 @@ impl Wire {
                     let late = there.serves_until() > self.now && asked.iter().any(reads);
                     assert!(!late, "{effect:?} at {}", self.now);
                 }
-                Effect::Up(_) => {
+                LinkEffect::Up(_) => {
                     let link = &self.links[side];
                     let streams = [link.dialled_stream(), link.accepted_stream()];
                     self.of_link[side] = streams.map(|stream| stream.expect("a link has both"));
@@ -247,15 +247,15 @@ impl Wire {
                         self.send(1 - side, Event::Packet(stream));
                     }
                 }
-                Effect::Down(_) => self.lost[side].extend(self.of_link[side]),
-                Effect::Seen(_) => continue,
+                LinkEffect::Down(_) => self.lost[side].extend(self.of_link[side]),
+                LinkEffect::Seen(_) => continue,
                 _ => {}
             }
             self.told[side].push(effect);
         }
     }
 
-    fn counted(&self, side: usize, effect: &Effect) -> usize {
+    fn counted(&self, side: usize, effect: &LinkEffect) -> usize {
         self.told[side].iter().filter(|told| *told == effect).count()
     }
 }
@@ -276,7 +276,7 @@ fn streams_that_overtake_each_other_make_a_link() {
         wire.at(1, Event::Dial);
         wire.run(500);
         assert!(wire.links.iter().all(Link::is_up), "seed {seed}: {:?}", wire.told);
-        let linked = |told: &Effect| matches!(told, Effect::Up(_));
+        let linked = |told: &LinkEffect| matches!(told, LinkEffect::Up(_));
         assert!(wire.told.iter().all(|told| told.iter().all(linked) && told.len() == 1));
     }
 }
@@ -307,7 +307,7 @@ fn a_forged_introduction_drops_no_link() {
         wire.run(HELD_MS);
         assert!(wire.links.iter().all(Link::is_up));
         assert!((1..20).all(|stream| !wire.links[0].has(stream)));
-        let quiet = |told: &Effect| matches!(told, Effect::Complain(_));
+        let quiet = |told: &LinkEffect| matches!(told, LinkEffect::Complain(_));
         assert!(wire.told.iter().flatten().all(quiet), "{:?}", wire.told);
     }
 }
@@ -325,7 +325,7 @@ fn an_introduction_that_nobody_confirms_is_cut_off() {
     wire.run(HELD_MS + 100);
     assert!(!wire.links[0].has(1) && !wire.links[0].is_up());
     let complaint = "cut off a, for node 2: nobody confirms its introduction";
-    assert_eq!(wire.counted(0, &Effect::Complain(complaint.into())), 1, "{:?}", wire.told[0]);
+    assert_eq!(wire.counted(0, &LinkEffect::Complain(complaint.into())), 1, "{:?}", wire.told[0]);
 }
 
 #[test]
@@ -340,7 +340,7 @@ fn a_new_life_is_linked_once_the_streams_of_the_old_one_have_ended() {
     assert!(wire.links.iter().all(Link::is_up), "{:?}", wire.told);
     assert_eq!(wire.links[0].life(), Some(Incarnation(2)));
     // Its old life has ended, so what that was asked is final.
-    assert_eq!(wire.counted(0, &Effect::Final), 1);
+    assert_eq!(wire.counted(0, &LinkEffect::Final), 1);
 }
 
 /// A data directory that is lost takes the lives along that it knew, and a clock may be behind.
@@ -353,7 +353,7 @@ fn a_life_that_was_outlived_is_told_so_and_linked_in_a_later_one() {
     wire.at(0, Event::Dial);
     wire.run(500);
     assert!(!wire.links.iter().any(Link::is_up));
-    assert!(wire.counted(1, &Effect::Outlived(seen)) > 0, "{:?}", wire.told);
+    assert!(wire.counted(1, &LinkEffect::Outlived(seen)) > 0, "{:?}", wire.told);
     let mut effects = Vec::new();
     wire.links[1].relive(Incarnation(8), &mut effects);
     wire.carry(1, effects);
@@ -372,7 +372,7 @@ fn a_directory_that_lacks_a_life_is_outlived_too() {
         let mut effects = Vec::new();
         link.dial(5);
         link.answered(1, Hello { seen, ..hello(1, 1) }, 0, &mut effects);
-        assert_eq!(effects.contains(&Effect::Outlived(seen)), outlived, "{effects:?}");
+        assert_eq!(effects.contains(&LinkEffect::Outlived(seen)), outlived, "{effects:?}");
     }
 }
 
@@ -385,13 +385,13 @@ fn either_direction_without_a_word_is_suspected_after_an_election_timeout() {
         assert!(wire.told.iter().all(Vec::is_empty), "too early: {:?}", wire.told);
         wire.run(SUSPECT_MS / 4 + 4 * TICK_MS);
         for side in 0..2 {
-            assert_eq!(wire.told[side], [Effect::Suspect], "side {side}, {deaf} is deaf");
+            assert_eq!(wire.told[side], [LinkEffect::Suspect], "side {side}, {deaf} is deaf");
             assert!(wire.links[side].is_up(), "the link is kept");
         }
         wire.cut[deaf] = false;
         wire.run(SUSPECT_MS);
         for side in 0..2 {
-            assert_eq!(wire.told[side], [Effect::Suspect, Effect::Trust]);
+            assert_eq!(wire.told[side], [LinkEffect::Suspect, LinkEffect::Trust]);
         }
     }
 }
@@ -401,9 +401,9 @@ fn a_silent_node_is_lost_and_linked_again() {
     let mut wire = Wire::linked();
     wire.cut = [true, true];
     wire.run(SILENCE_MS + SUSPECT_MS);
-    let down = Effect::Down("silent for 3 s".into());
+    let down = LinkEffect::Down("silent for 3 s".into());
     for side in 0..2 {
-        assert_eq!(wire.told[side], [Effect::Suspect, down.clone(), Effect::Final]);
+        assert_eq!(wire.told[side], [LinkEffect::Suspect, down.clone(), LinkEffect::Final]);
     }
     wire.cut = [false, false];
     wire.run(5_000);
@@ -416,12 +416,12 @@ fn a_stopped_process_suspects_nobody_and_executes_nothing_late() {
     let mut wire = Wire::linked();
     wire.stopped[1] = true;
     wire.run(SUSPECT_MS + 200);
-    assert_eq!(wire.told[0], [Effect::Suspect]);
+    assert_eq!(wire.told[0], [LinkEffect::Suspect]);
     // What waits in its sockets was given up by now.
     assert!(wire.links[1].serves_until() <= wire.now);
     wire.stopped[1] = false;
     wire.run(200);
-    assert_eq!(wire.told[0], [Effect::Suspect, Effect::Trust]);
+    assert_eq!(wire.told[0], [LinkEffect::Suspect, LinkEffect::Trust]);
     assert_eq!(wire.told[1], []);
     assert!(wire.links[1].serves_until() > wire.now);
 }

@@ -190,17 +190,17 @@ impl Alone {
         let mut told = Vec::new();
         for effect in out.effects {
             match effect {
-                Effect::Locks(message) => {
+                PartitionEffect::Locks(message) => {
                     self.locks.push(message);
                     self.locks.work(&mut { usize::MAX }, &mut told);
                 }
-                Effect::Coordinator(_, message) => self.coordinators.push(message),
-                Effect::Partition(..) => {}
+                PartitionEffect::Coordinator(_, message) => self.coordinators.push(message),
+                PartitionEffect::Partition(..) => {}
             }
         }
         self.grants.extend(told.into_iter().filter_map(|effect| match effect {
-            locks::Effect::Grant { ticket, .. } => Some(ticket),
-            locks::Effect::Wound { .. } => None,
+            locks::LockEffect::Grant { ticket, .. } => Some(ticket),
+            locks::LockEffect::Wound { .. } => None,
         }));
     }
 

@@ -2,7 +2,7 @@ use super::*;
 use crate::batch::Layout;
 use crate::batch::{Batch, OpCode, OpHead};
 use crate::ids::Age;
-use crate::store::key_state::Image;
+use crate::store::key_state::KeyState;
 use crate::store::tables::Access;
 use crate::txn::protocol::{Granule, Prepared, Share};
 use crate::txn::share::PrepareHead;
@@ -47,7 +47,7 @@ fn share() -> Prepared {
 }
 
 fn images() -> Prepared {
-    let image = Image { table: TableIndex::default(), key: b"key".to_vec(), held: None };
+    let image = KeyState { table: TableIndex::default(), key: b"key".to_vec(), held: None };
     Prepared::Images(vec![image])
 }
 

@@ -5,7 +5,7 @@ use super::{Intent, Outcome, Replica, Write, Writes};
 use crate::batch::machine::Machine;
 use crate::batch::runs::Runs;
 use crate::ids::{NodeId, TABLES, TableIndex, TxnId};
-use crate::partition::snapshot::{self, Head};
+use crate::partition::snapshot::{self, SnapshotHead};
 use crate::store::pages;
 use crate::store::tables::Tables;
 
@@ -17,7 +17,7 @@ impl<M: Machine> Replica<M> {
         for table in TableIndex::all() {
             items[table.index()] = self.tables.len(table) as u64;
         }
-        snapshot::put_head(out, &Head { partition: self.id, stamp: self.stamp, items });
+        snapshot::put_head(out, &SnapshotHead { partition: self.id, stamp: self.stamp, items });
         self.intents.iter().for_each(|intent| snapshot::put_intent(out, &intent));
         self.outcomes.iter().for_each(|outcome| snapshot::put_outcome(out, &outcome));
         self.finished.of.iter().for_each(|ends| snapshot::put_ends(out, &ends));
@@ -58,7 +58,7 @@ impl<M: Machine> Replica<M> {
         self.tables.abandon_backup();
     }
 
-    pub(in crate::partition) fn restore_head(&mut self, head: &Head) {
+    pub(in crate::partition) fn restore_head(&mut self, head: &SnapshotHead) {
         self.stamp = head.stamp;
         for table in TableIndex::all() {
             self.tables.reserve(table, head.items[table.index()] as usize);
@@ -73,7 +73,7 @@ impl<M: Machine> Replica<M> {
                 ops.is_some_and(|ops| M::knows_all(ops.heads(0, ops.len())))
             }
             Writes::Outcome(writes) => writes.iter().all(|write| match write {
-                Write::Image(_) => true,
+                Write::State(_) => true,
                 Write::Run(batch) => M::knows_all(batch.heads()),
             }),
         };

@@ -208,7 +208,7 @@ fn replicas_of_one_log_are_alike_whatever_they_are_asked() {
     for seed in 0..30 {
         let mut story = Story::new(seed, 300);
         let (mut leader, mut follower) = (replica(), replica());
-        let (mut led, mut followed) = (Answers::default(), Answers::default());
+        let (mut led, mut followed) = (AppliedAnswers::default(), AppliedAnswers::default());
         for _ in 0..300 {
             let entry = story.entry();
             story.local(&mut leader);
@@ -228,7 +228,7 @@ fn replicas_of_one_log_are_alike_whatever_they_are_asked() {
 fn a_digest_tells_replicas_apart() {
     let mut story = Story::new(1, 300);
     let mut replica = replica();
-    let mut answers = Answers::default();
+    let mut answers = AppliedAnswers::default();
     let mut digests = BTreeSet::new();
     for _ in 0..100 {
         replica.apply_entry(&story.bulk(1), false, &mut answers).unwrap();
@@ -282,7 +282,7 @@ fn a_write_whose_reply_is_too_long_is_not_taken_for_refused() {
     for (name, args) in [("set", &["a", "1"][..]), ("get", &["a"]), ("getset", &["a", "2"])] {
         writer.run(&single(name, args).op(0));
     }
-    let mut answers = Answers { waiting: REPLIES_BYTES_MAX, ..Answers::default() };
+    let mut answers = AppliedAnswers { waiting: REPLIES_BYTES_MAX, ..AppliedAnswers::default() };
     replica.apply_entry(&writer.take(Millis(5)), true, &mut answers).unwrap();
     let untold = "-UNKNOWN the write was applied, and its reply is too long to be given\r\n";
     assert_eq!(answers.replies.get(0), untold.as_bytes());
@@ -307,7 +307,7 @@ fn replies_of_a_share_are_bounded() {
     batch.push_op(&single("incr", &["b"]).op(0));
     let (prepare, claims) = share(batch, 7, 0);
     writer.prepare(&prepare, &claims);
-    let mut answers = Answers::default();
+    let mut answers = AppliedAnswers::default();
     replica.apply_entry(&writer.take(Millis(5)), true, &mut answers).unwrap();
     assert_eq!(answers.applied, [Applied::TooMuch]);
     writer.decide(prepare.txn, Verdict::Abort);
@@ -322,7 +322,7 @@ fn replies_of_a_share_are_bounded() {
 #[test]
 fn every_operation_has_its_reply_be_it_a_refusal() {
     let mut replica = replica();
-    let mut answers = Answers::default();
+    let mut answers = AppliedAnswers::default();
     let mut writer = EntryWriter::new();
     let (prepare, claims) = share(single("set", &["a", "2"]), 7, 0);
     let run = |writer: &mut EntryWriter, name, args: &[&str]| {
@@ -402,7 +402,7 @@ fn what_is_over_follows_from_the_log_alone() {
 fn stamps_never_decrease_and_only_the_log_counts() {
     let (mut one, mut other) = (replica(), replica());
     let mut writer = EntryWriter::new();
-    let mut answers = Answers::default();
+    let mut answers = AppliedAnswers::default();
     for (stamp, name, args) in [
         (500, "set", vec!["a", "1", "PX", "100"]),
         // An earlier stamp stands for the one before it: the key is as it was at 500.
@@ -433,11 +433,11 @@ fn damaged_entries_never_panic() {
             damaged[at] = entry[at] ^ flip;
             let mut replica = replica();
             // It is told, or is an entry of something else.
-            let _ = replica.apply_entry(&damaged, true, &mut Answers::default());
+            let _ = replica.apply_entry(&damaged, true, &mut AppliedAnswers::default());
         }
         assert!(
             replica()
-                .apply_entry(&entry[..entry.len() - 1], true, &mut Answers::default())
+                .apply_entry(&entry[..entry.len() - 1], true, &mut AppliedAnswers::default())
                 .is_err()
         );
     }
@@ -451,7 +451,8 @@ fn an_unknown_operation_is_not_passed_over() {
     let mut writer = EntryWriter::new();
     batch.iter().for_each(|op| writer.run(&op));
     let mut replica = replica();
-    let applied = replica.apply_entry(&writer.take(Millis(1)), true, &mut Answers::default());
+    let applied =
+        replica.apply_entry(&writer.take(Millis(1)), true, &mut AppliedAnswers::default());
     assert_eq!(applied.unwrap_err().what, "an operation that is not known");
     assert_eq!(replica.tables().len(TableIndex::default()), 0, "nothing of the section was run");
 }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::command::Redis;
-use crate::partition::replica::Answers;
+use crate::partition::replica::AppliedAnswers;
 use crate::partition::replica::tests::{ID, Story, hasher, replica};
 use bytes::Bytes;
 
@@ -18,7 +18,7 @@ fn restore(stream: &[u8], story: &mut Story) -> Result<Replica<Redis>, Damaged> 
 }
 
 fn apply(replica: &mut Replica<Redis>, entry: &Bytes) {
-    replica.apply_entry(entry, false, &mut Answers::default()).unwrap();
+    replica.apply_entry(entry, false, &mut AppliedAnswers::default()).unwrap();
 }
 
 /// A whole snapshot with nothing in between.

@@ -147,7 +147,7 @@ impl Tables {
 mod tests {
     use super::*;
     use crate::ids::Millis;
-    use crate::store::image::{IMAGE_BLOCK_BYTES, IMAGE_PREFIX_BYTES, Image};
+    use crate::store::image::{IMAGE_BLOCK_BYTES, IMAGE_PREFIX_BYTES, ImageReader};
     use crate::store::tables::Access;
     use crate::store::tables::{Expires, KeyHasher};
     use std::collections::BTreeMap;
@@ -189,9 +189,9 @@ mod tests {
     fn read(stream: &[u8]) -> Keys {
         let mut keys = Keys::new();
         let (prefix, mut rest) = stream.split_first_chunk::<IMAGE_PREFIX_BYTES>().unwrap();
-        let mut image = Image::read(*prefix).unwrap();
+        let mut image = ImageReader::read(*prefix).unwrap();
         while let Some((head, after)) = rest.split_first_chunk::<IMAGE_BLOCK_BYTES>() {
-            let (content, after) = after.split_at(Image::content_bytes(*head).unwrap());
+            let (content, after) = after.split_at(ImageReader::content_bytes(*head).unwrap());
             rest = after;
             let taken = image.take(*head, content, &mut |item| {
                 let twice = keys.insert((item.table, item.key.to_vec()), item.value.to_vec());

@@ -23,7 +23,7 @@ enum Step {
     Clear,
     Expire { key: u16, ago: u64 },
     TakeExpired,
-    Image { key: u16 },
+    KeyState { key: u16 },
     Install { key: u16, held: Option<(usize, Option<u64>)> },
     Sweep { budget: usize },
     Scan { budget: usize },
@@ -38,7 +38,7 @@ enum Expiry {
 /// What the tables should hold, told by the contract alone.
 #[derive(Default)]
 struct Model {
-    items: BTreeMap<(TableIndex, Vec<u8>), Held>,
+    items: BTreeMap<(TableIndex, Vec<u8>), HeldValue>,
     noted: BTreeSet<(TableIndex, Vec<u8>)>,
     now: Millis,
     writes: bool,
@@ -46,7 +46,7 @@ struct Model {
 
 impl Model {
     /// What the key holds; an expired item is removed or noted.
-    fn live(&mut self, at: &(TableIndex, Vec<u8>)) -> Option<&mut Held> {
+    fn live(&mut self, at: &(TableIndex, Vec<u8>)) -> Option<&mut HeldValue> {
         let expired = self.items.get(at).is_some_and(|held| expired(held, self.now));
         if expired && self.writes {
             self.items.remove(at);
@@ -58,9 +58,9 @@ impl Model {
     }
 }
 
-const EMPTY: Held = Held { value: Vec::new(), expires: None, origin: Origin::Given };
+const EMPTY: HeldValue = HeldValue { value: Vec::new(), expires: None, origin: Origin::Given };
 
-fn expired(held: &Held, now: Millis) -> bool {
+fn expired(held: &HeldValue, now: Millis) -> bool {
     held.expires.is_some_and(|moment| moment <= now)
 }
 
@@ -88,7 +88,7 @@ fn run(steps: &[(u8, Step)], seed: u64) {
                 let found = tables.get(table, hash(&at), &at.1);
                 let held = found.map(|item| {
                     assert_eq!(item.key(), at.1);
-                    Held {
+                    HeldValue {
                         value: item.value().to_vec(),
                         expires: item.expires(),
                         origin: item.origin(),
@@ -109,7 +109,7 @@ fn run(steps: &[(u8, Step)], seed: u64) {
                     }
                 };
                 tables.put(table, hash(&at), &at.1, &value, how);
-                model.items.insert(at, Held { value, expires, origin: Origin::Given });
+                model.items.insert(at, HeldValue { value, expires, origin: Origin::Given });
             }
             Step::Append { key, len } if model.writes => {
                 let at = at(key);
@@ -169,19 +169,19 @@ fn run(steps: &[(u8, Step)], seed: u64) {
                 let noted = std::mem::take(&mut model.noted);
                 assert_eq!(tables.take_expired(), noted.into_iter().collect::<Vec<_>>());
             }
-            Step::Image { key } => {
+            Step::KeyState { key } => {
                 let at = at(key);
                 let held = model.live(&at).map(|held| held.clone());
-                assert_eq!(tables.image(table, &at.1), Image { table, key: at.1, held });
+                assert_eq!(tables.image(table, &at.1), KeyState { table, key: at.1, held });
             }
             Step::Install { key, held } => {
                 let at = at(key);
-                let held = held.map(|(len, ms)| Held {
+                let held = held.map(|(len, ms)| HeldValue {
                     value: bytes(number, len),
                     expires: ms.map(|ms| Millis(model.now.0 + ms)),
                     origin: [Origin::Given, Origin::Float, Origin::Edited][len % 3],
                 });
-                tables.install(Image { table, key: at.1.clone(), held: held.clone() });
+                tables.install(KeyState { table, key: at.1.clone(), held: held.clone() });
                 match held {
                     Some(held) => drop(model.items.insert(at, held)),
                     None => drop(model.items.remove(&at)),
@@ -241,7 +241,7 @@ fn run(steps: &[(u8, Step)], seed: u64) {
     let before = tables.bytes();
     for at in model.items.keys() {
         tables.expire(at.0, &at.1, Millis(u64::MAX));
-        tables.install(Image { table: at.0, key: at.1.clone(), held: None });
+        tables.install(KeyState { table: at.0, key: at.1.clone(), held: None });
     }
     assert!(before - tables.bytes() >= items, "{before} - {} < {items}", tables.bytes());
     TableIndex::all().for_each(|table| tables.clear(table));
@@ -271,7 +271,7 @@ fn step(keys: u16) -> impl Strategy<Value = Step> {
         3 => key.clone().prop_map(|key| Step::Remove { key }),
         2 => (key.clone(), 0..30u64).prop_map(|(key, ago)| Step::Expire { key, ago }),
         1 => Just(Step::TakeExpired),
-        1 => key.clone().prop_map(|key| Step::Image { key }),
+        1 => key.clone().prop_map(|key| Step::KeyState { key }),
         1 => (key, held).prop_map(|(key, held)| Step::Install { key, held }),
     ]
 }
@@ -492,12 +492,12 @@ impl goldenscript::Runner for Runner {
                 let key = pos(&mut args)?.as_bytes().to_vec();
                 let expires = expires.map(moment).transpose()?;
                 let value = args.next_pos();
-                let held = value.map(|value| Held {
+                let held = value.map(|value| HeldValue {
                     value: value.as_bytes().to_vec(),
                     expires,
                     origin: Origin::Given,
                 });
-                tables.install(Image { table, key, held });
+                tables.install(KeyState { table, key, held });
             }
             "sweep" => {
                 let cursor = tables.sweep(table, 0, usize::MAX);
