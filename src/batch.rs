@@ -398,7 +398,7 @@ pub struct Replies {
     pub ends: Vec<u32>,
     /// Operations, by place and in order, that were not executed because another node leads their
     /// partition: they may be asked of that one. Their replies are empty.
-    pub misplaced: Vec<u32>,
+    pub not_leader: Vec<u32>,
     /// Operations, by place and in order, that were left before others of the batch were executed.
     /// Their replies are empty.
     pub left: Vec<u32>,
@@ -413,7 +413,7 @@ pub enum Part<'a> {
     /// It was executed, or refused for good: this is its reply.
     Answered(&'a [u8]),
     /// It was not executed: another node leads its partition.
-    Misplaced,
+    NotLeader,
     /// It was not begun, for the replies before it are long: it may be asked for again.
     Left,
 }
@@ -433,7 +433,7 @@ impl Replies {
                     refuse(place as usize, &mut replies.bytes);
                 }
                 Part::Answered(reply) => replies.bytes.extend_from_slice(reply),
-                Part::Misplaced => replies.misplaced.push(place),
+                Part::NotLeader => replies.not_leader.push(place),
                 Part::Left => replies.left.push(place),
             }
             replies.end();
@@ -454,8 +454,8 @@ impl Replies {
             |places: &[u32]| !places.is_empty() && places.binary_search(&(index as u32)).is_ok();
         if index >= self.len() || is_in(&self.left) {
             Part::Left
-        } else if is_in(&self.misplaced) {
-            Part::Misplaced
+        } else if is_in(&self.not_leader) {
+            Part::NotLeader
         } else {
             Part::Answered(self.get(index))
         }
@@ -509,7 +509,7 @@ impl Replies {
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.ends.clear();
-        self.misplaced.clear();
+        self.not_leader.clear();
         self.left.clear();
     }
 }
@@ -521,7 +521,7 @@ impl Serialize for Replies {
         let mut tuple = serializer.serialize_tuple(4)?;
         tuple.serialize_element(serde_bytes::Bytes::new(&self.bytes))?;
         tuple.serialize_element(serde_bytes::Bytes::new(&ends))?;
-        tuple.serialize_element(&self.misplaced)?;
+        tuple.serialize_element(&self.not_leader)?;
         tuple.serialize_element(&self.left)?;
         tuple.end()
     }
@@ -530,7 +530,7 @@ impl Serialize for Replies {
 impl<'de> Deserialize<'de> for Replies {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         type Parts<'de> = (serde_bytes::ByteBuf, &'de serde_bytes::Bytes, Vec<u32>, Vec<u32>);
-        let (bytes, ends, misplaced, left): Parts<'de> = Deserialize::deserialize(deserializer)?;
+        let (bytes, ends, not_leader, left): Parts<'de> = Deserialize::deserialize(deserializer)?;
         let bytes = bytes.into_vec();
         let (ends, rest) = ends.as_chunks::<4>();
         let ends: Vec<u32> = ends.iter().map(|end| u32::from_le_bytes(*end)).collect();
@@ -538,14 +538,14 @@ impl<'de> Deserialize<'de> for Replies {
             places.last().is_none_or(|last| (*last as usize) < ends.len())
                 && places.is_sorted_by(|one, next| one < next)
         };
-        if !fits(&misplaced) || !fits(&left) {
+        if !fits(&not_leader) || !fits(&left) {
             return Err(de::Error::custom("replies: places of operations that there are not"));
         }
         let whole = ends.last().map_or(0, |end| *end as usize) == bytes.len();
         if !rest.is_empty() || !ends.is_sorted() || !whole {
             return Err(de::Error::custom("replies: ends do not fit the bytes"));
         }
-        Ok(Replies { bytes, ends, misplaced, left })
+        Ok(Replies { bytes, ends, not_leader, left })
     }
 }
 
@@ -586,7 +586,7 @@ mod tests {
         replies.push(b"+OK\r\n");
         replies.push(b"");
         replies.push(b"");
-        (replies.misplaced, replies.left) = (vec![1], vec![2]);
+        (replies.not_leader, replies.left) = (vec![1], vec![2]);
         let bytes = rmp_serde::to_vec(&replies).unwrap();
         assert_eq!(rmp_serde::from_slice::<Replies>(&bytes).unwrap(), replies);
     }
@@ -607,8 +607,8 @@ mod tests {
 
     #[test]
     fn replies_are_gathered_by_what_became_of_each_operation() {
-        use Part::{Answered, Left, Misplaced};
-        let parts = [Left, Answered(b"one"), Misplaced, Left, Answered(b""), Left, Left];
+        use Part::{Answered, Left, NotLeader};
+        let parts = [Left, Answered(b"one"), NotLeader, Left, Answered(b""), Left, Left];
         let replies = Replies::gather(parts, |_, _| {});
         assert_eq!((replies.len(), &replies.left[..]), (5, &[0, 3][..]));
         let told: Vec<Part<'_>> = (0..parts.len()).map(|index| replies.part(index)).collect();

@@ -197,7 +197,7 @@ fn bytes_stretched(spec: &Spec, args: Args<'_>) -> usize {
 pub fn refusal_text(refusal: &Refusal) -> String {
     match refusal {
         Refusal::Unreachable(node) => format!("CLUSTERDOWN node {node} cannot be reached"),
-        Refusal::Misplaced => "TRYAGAIN the partition is served by another node".into(),
+        Refusal::NotLeader => "TRYAGAIN the partition is served by another node".into(),
         Refusal::NoLeader(partition) => {
             format!("CLUSTERDOWN partition {partition} has no leader: was not executed")
         }

@@ -166,7 +166,7 @@ pub enum Took {
     /// Nothing happened: one of these is marked or waited for.
     Blocked(Vec<Claim>),
     /// Nothing happened: another node leads the partition, or nobody does.
-    Elsewhere,
+    NotLeader,
 }
 
 /// Values that a batch is about to write are noted from this size on; smaller ones, at most as many
@@ -384,7 +384,7 @@ impl<M: Machine> Partition<M> {
         reply: &mut Vec<u8>,
     ) -> Took {
         if !self.is_led_here() {
-            return Took::Elsewhere;
+            return Took::NotLeader;
         }
         if !self.marks.is_empty() && self.blocks(op) {
             return Took::Blocked(claims_of::<M>(std::iter::once(*op)));

@@ -517,7 +517,7 @@ impl Handler<Execute> for Bucket {
     fn handle(&mut self, execute: Execute, _: &mut Context<Self>) {
         let Execute { batch, mut replies, answer } = execute;
         if answer.is_late((self.clock)()) {
-            replies.misplaced = (0..batch.len() as u32).collect();
+            replies.not_leader = (0..batch.len() as u32).collect();
             (0..batch.len()).for_each(|_| replies.end());
             return answer.give(batch, replies);
         }

@@ -635,7 +635,7 @@ impl Peer {
         let mut replies = Replies::default();
         for (index, head) in batch.heads().enumerate() {
             match self.book.as_ref().is_some_and(|book| book.is_replicated(head.partition)) {
-                true => replies.misplaced.push(index as u32),
+                true => replies.not_leader.push(index as u32),
                 false => {
                     let refusal = Refusal::Unreachable(self.other);
                     Redis::refuse(&refusal, &mut replies.bytes);
@@ -664,7 +664,7 @@ impl Peer {
 
     /// Answers a request that it was not executed.
     fn turn_away(&mut self, id: u64, count: usize, ctx: &mut Context<Self>) {
-        let mut replies = Replies { misplaced: (0..count as u32).collect(), ..Replies::default() };
+        let mut replies = Replies { not_leader: (0..count as u32).collect(), ..Replies::default() };
         (0..count).for_each(|_| replies.end());
         self.queue(&Packet::Executed { id, replies }, ctx);
     }

@@ -9,7 +9,7 @@ pub enum Refusal {
     /// The node that serves the partition cannot be reached.
     Unreachable(NodeId),
     /// The partition is not served by the node that was asked.
-    Misplaced,
+    NotLeader,
     /// Nobody leads the partition: a majority of its replicas cannot be reached.
     NoLeader(PartitionId),
     /// The leader lost its office with the request under way, and nobody can tell what became of it.

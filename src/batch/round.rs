@@ -4,7 +4,7 @@
 //!
 //! - A node whose Buckets share a batch of another node gathers their replies: [`spread`], [`gather`].
 //! - A Session asks for what was left once it has taken what was answered: [`Among`].
-//! - A Session asks other leaders for what was misplaced: [`Redirect`].
+//! - A Session asks other leaders for what met a node that does not lead: [`Redirect`].
 
 use crate::batch::machine::{Machine, too_long};
 use crate::batch::{Batch, Op, OpHead, Part, Replies};
@@ -99,7 +99,7 @@ impl Among {
     }
 }
 
-/// What a leader made of an operation that was misplaced.
+/// What a leader made of an operation that met a node that does not lead.
 #[derive(Debug)]
 enum Late {
     Answered(Vec<u8>),
@@ -116,9 +116,9 @@ pub struct Redirect {
 }
 
 impl Redirect {
-    /// Takes what is misplaced among these replies.
+    /// Takes what met a node that does not lead, among these replies.
     pub fn of(replies: &mut Replies) -> Redirect {
-        Redirect { late: BTreeMap::new(), open: std::mem::take(&mut replies.misplaced) }
+        Redirect { late: BTreeMap::new(), open: std::mem::take(&mut replies.not_leader) }
     }
 
     /// Whether nothing is to be asked.
@@ -151,7 +151,7 @@ impl Redirect {
                 }
                 // It has a leader: the Session asks that one once it has taken what is answered.
                 Part::Left => drop(self.late.insert(*index, Late::Left)),
-                Part::Misplaced => self.open.push(*index),
+                Part::NotLeader => self.open.push(*index),
             }
         }
         self.open.sort_unstable();
@@ -166,7 +166,7 @@ impl Redirect {
         }
     }
 
-    /// The batch's replies without any that are misplaced; what its leaders left is left.
+    /// The batch's replies without any from a node that does not lead; what its leaders left is left.
     pub fn finish<M: Machine>(self, batch: &Batch, replies: &Replies) -> Replies {
         let parts = (0..replies.len()).map(|index| match self.late.get(&(index as u32)) {
             Some(Late::Answered(reply)) => Part::Answered(reply),
@@ -186,7 +186,7 @@ pub fn lost<M: Machine>(batch: &Batch, unknown: impl Fn(Access, &mut Vec<u8>)) -
     let after_writes = after_writes.map_or(0, |last| last + 1);
     for (index, head) in batch.heads().enumerate() {
         match index >= after_writes {
-            true => replies.misplaced.push(index as u32),
+            true => replies.not_leader.push(index as u32),
             false => unknown(M::access(head.code), &mut replies.bytes),
         }
         replies.end();

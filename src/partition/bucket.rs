@@ -423,13 +423,13 @@ impl<M: Machine> Bucket<M> {
                             late = late.saturating_add(partition.foresee(&op, &mut waits));
                             self.wait(waiter, id, claims, now, out);
                         }
-                        Took::Elsewhere => replies.misplaced.push(waiter.index),
+                        Took::NotLeader => replies.not_leader.push(waiter.index),
                     }
                     if touched {
                         self.touch(id);
                     }
                 }
-                _ => replies.misplaced.push(waiter.index),
+                _ => replies.not_leader.push(waiter.index),
             }
             if replies.bytes.len().saturating_add(late) > self.reply_bytes_max {
                 let start = replies.ends.last().map_or(0, |end| *end as usize);
@@ -646,7 +646,7 @@ impl<M: Machine> Bucket<M> {
     /// Has one waiting operation asked of somebody else.
     fn give_back(&mut self, waiter: OpWaiter, out: &mut Outbox) {
         let Some(waiting) = self.parking.get_mut(waiter.parked) else { return };
-        waiting.replies.misplaced.push(waiter.index);
+        waiting.replies.not_leader.push(waiter.index);
         self.close(waiter.parked, out);
     }
 
@@ -684,9 +684,9 @@ impl<M: Machine> Bucket<M> {
                 (start, end) => whole.push(&late[start as usize..end as usize]),
             }
         }
-        replies.misplaced.sort_unstable();
+        replies.not_leader.sort_unstable();
         replies.left.sort_unstable();
-        (whole.misplaced, whole.left) = (replies.misplaced, replies.left);
+        (whole.not_leader, whole.left) = (replies.not_leader, replies.left);
         out.completed.push((parked, batch, whole));
     }
 
@@ -727,7 +727,7 @@ impl<M: Machine> Bucket<M> {
             match fate {
                 Fate::Replied(reply) => self.fill(waiter, turn.replies.get(reply as usize), out),
                 Fate::Left => self.leave(waiter, out),
-                Fate::Elsewhere => self.turn_away(waiter, out),
+                Fate::NotLeader => self.turn_away(waiter, out),
                 Fate::Deposed => self.refuse(waiter, &Refusal::Deposed(id), out),
                 Fate::Unknown => {
                     let waiting = self.parking.get_mut(waiter.parked);

@@ -84,7 +84,7 @@ pub enum Fate {
     /// It only reads, and was not executed, for there are many replies already.
     Left,
     /// It was not even proposed: it may be asked of the leader.
-    Elsewhere,
+    NotLeader,
     /// It was proposed, and another leader's entry took its place: it was not executed.
     Deposed,
     /// It was proposed, and what became of it cannot be told.
@@ -409,7 +409,7 @@ impl<M: Machine> Partition<M> {
                             turn.replies.push(reply);
                             Fate::Replied(turn.replies.len() as u32 - 1)
                         }
-                        Part::Left | Part::Misplaced => Fate::Left,
+                        Part::Left | Part::NotLeader => Fate::Left,
                     };
                     turn.fates.push((waiter, fate));
                     run += 1;
@@ -500,7 +500,7 @@ impl<M: Machine> Partition<M> {
         }
         for after in afters {
             match after {
-                After::Reply(waiter) => turn.fates.push((waiter, Fate::Elsewhere)),
+                After::Reply(waiter) => turn.fates.push((waiter, Fate::NotLeader)),
                 After::Vote(txn) => {
                     self.release(txn, effects);
                     self.refuse(txn, effects);

@@ -147,7 +147,7 @@ impl World {
 
     /// A node answers a request on one partition.
     pub(super) fn on_replied(&mut self, request: usize, replies: Replies) {
-        if !replies.misplaced.is_empty() {
+        if !replies.not_leader.is_empty() {
             self.ask_again(request);
             return;
         }

@@ -64,8 +64,8 @@ struct Asked {
     /// The node that is asked.
     at: usize,
     batch: Batch,
-    /// The operations that were misplaced and are asked of this one.
-    misplaced: Option<Vec<u32>>,
+    /// The operations that met a node that does not lead and are asked of this one.
+    redirected: Option<Vec<u32>>,
 }
 
 /// What a client has sent at once, and the Session that serves it.
@@ -167,13 +167,13 @@ impl World {
         destination: usize,
         to: usize,
         batch: Batch,
-        misplaced: Option<Vec<u32>>,
+        redirected: Option<Vec<u32>>,
     ) {
         let node = self.pipelines[number].node;
         self.names += 1;
         let exchange = Exchange { node, name: self.names };
         let at = if to < DATA { to } else { node };
-        let asked = Asked { destination, at, batch: batch.clone(), misplaced };
+        let asked = Asked { destination, at, batch: batch.clone(), redirected };
         self.pipelines[number].waiting.insert(exchange, asked);
         let from = Actor::Session(node);
         if to >= DATA {
@@ -192,7 +192,7 @@ impl World {
         let mut replies = Replies::default();
         for (index, head) in batch.heads().enumerate() {
             match self.kind.is_replicated(head.partition) {
-                true => replies.misplaced.push(index as u32),
+                true => replies.not_leader.push(index as u32),
                 false => Lists::refuse(&Refusal::NoLeader(head.partition), &mut replies.bytes),
             }
             replies.end();
@@ -254,12 +254,12 @@ impl World {
         let pipeline = &mut self.pipelines[number];
         let Some(asked) = pipeline.waiting.remove(&exchange) else { return };
         let share = &mut pipeline.shares[asked.destination];
-        match (asked.misplaced, &mut share.redirect) {
+        match (asked.redirected, &mut share.redirect) {
             (Some(indices), Some(redirect)) => redirect.take(&indices, &replies),
             _ => share.replies = replies,
         }
         if pipeline.waiting.is_empty() {
-            self.settle_misplaced(number);
+            self.settle_redirect(number);
             if self.pipelines[number].waiting.is_empty() {
                 self.go_through(number);
             }
@@ -267,11 +267,11 @@ impl World {
     }
 
     /// Asks again for what was asked of a node that does not lead it.
-    fn settle_misplaced(&mut self, number: usize) {
+    fn settle_redirect(&mut self, number: usize) {
         let node = self.pipelines[number].node;
         for destination in 0..self.pipelines[number].shares.len() {
             let share = &mut self.pipelines[number].shares[destination];
-            if share.redirect.is_none() && !share.replies.misplaced.is_empty() {
+            if share.redirect.is_none() && !share.replies.not_leader.is_empty() {
                 share.redirect = Some(Redirect::of(&mut share.replies));
                 share.turns = 0;
             }

@@ -347,7 +347,7 @@ impl Flight {
         for (index, request) in sent.iter().enumerate() {
             match replies.part(index) {
                 Part::Answered(reply) => self.answer(*request, reply),
-                Part::Misplaced | Part::Left => {
+                Part::NotLeader | Part::Left => {
                     self.lanes[number].queue.insert(*request);
                 }
             }
@@ -403,7 +403,7 @@ async fn away(
         let (batch, replies) = landed(outcome.await)?;
         (batch, replies, begun.elapsed())
     };
-    let replies = match replies.misplaced.is_empty() {
+    let replies = match replies.not_leader.is_empty() {
         true => replies,
         false => super::redirect::settle(&batch, replies, &local).await?,
     };

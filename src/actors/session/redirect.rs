@@ -20,8 +20,8 @@ use tokio::time::{Instant, sleep};
 /// How long nobody is asked after somebody was who does not lead.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Has misplaced operations executed by whoever leads. Returns the batch's replies without any that
-/// are misplaced; what its leaders left is left.
+/// Has operations that met a node that does not lead executed by whoever leads. Returns the batch's replies without any from a
+/// node that does not lead; what its leaders left is left.
 ///
 /// # Errors
 /// When the node is stopping.

@@ -113,7 +113,7 @@ impl Session {
     /// Asks again for what was asked of a node that does not lead it.
     async fn settle(&mut self) -> io::Result<()> {
         for share in &mut self.gathered.shares {
-            if !share.replies.misplaced.is_empty() {
+            if !share.replies.not_leader.is_empty() {
                 let replies = std::mem::take(&mut share.replies);
                 share.replies = redirect::settle(&share.batch, replies, &self.local).await?;
             }
@@ -278,7 +278,7 @@ impl Share {
     fn next_reply(&self) -> Option<&[u8]> {
         match self.replies.part(self.taken) {
             Part::Answered(reply) => Some(reply),
-            Part::Misplaced | Part::Left => None,
+            Part::NotLeader | Part::Left => None,
         }
     }
 
