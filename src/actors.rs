@@ -18,4 +18,4 @@ pub mod peer;
 pub mod post;
 pub mod recovery;
 pub mod session;
-pub mod tray;
+pub mod submission;

@@ -18,7 +18,7 @@ use crate::actors::log::{Link, Persisted};
 use crate::actors::metrics::Metrics;
 use crate::actors::peer::{self, Convey, Peer};
 use crate::actors::session;
-use crate::actors::tray::{Laid, Served, Slot};
+use crate::actors::submission::{Served, Slot, Submitted};
 use crate::batch::refusal::Refusal;
 use crate::batch::{Batch, Replies};
 use crate::cluster::barrier::{Hello, Standing};
@@ -61,8 +61,8 @@ pub struct Bucket {
     /// Who waits for a batch that waits, by its place among those.
     parked: Vec<Option<Asker>>,
     out: Outbox,
-    /// An empty tray, for its buffer.
-    tray: Vec<Laid>,
+    /// An empty queue, for its buffer.
+    submissions: Vec<Submitted>,
     clock: fn() -> Now,
     /// Where its monotonic clock begins.
     epoch: u64,
@@ -154,7 +154,7 @@ impl Asker {
     }
 }
 
-/// Batches of this arbiter's Sessions lie on the tray.
+/// Batches of this arbiter's Sessions lie in the submission queue.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Serve;
@@ -340,7 +340,7 @@ impl Bucket {
         Bucket {
             core,
             parked: Vec::new(),
-            tray: Vec::new(),
+            submissions: Vec::new(),
             out: Outbox::default(),
             clock,
             epoch: clock().mono,
@@ -538,13 +538,14 @@ impl Handler<Serve> for Bucket {
         let Some(local) = self.local.clone() else { return };
         let now = self.look();
         local.look_at(self.setup.steady_at(self.epoch + now.mono));
-        let mut tray = local.tray.swap(std::mem::take(&mut self.tray));
+        let mut submissions = local.submissions.swap(std::mem::take(&mut self.submissions));
         // Longer batches overlap their own misses.
-        let lone = tray.iter().map(|laid| &laid.batch).filter(|batch| batch.len() == 1);
+        let lone =
+            submissions.iter().map(|submitted| &submitted.batch).filter(|batch| batch.len() == 1);
         self.core.prefetch(lone);
         // Where one batch ends the next one begins: a look at the clock each.
         let mut begun = Instant::now();
-        for Laid { batch, replies, slot } in tray.drain(..) {
+        for Submitted { batch, replies, slot } in submissions.drain(..) {
             match self.core.execute(batch, replies, now, &mut self.out) {
                 Executed::Done(batch, replies) => {
                     let ended = Instant::now();
@@ -556,7 +557,7 @@ impl Handler<Serve> for Bucket {
                 }
             }
         }
-        self.tray = tray;
+        self.submissions = submissions;
     }
 }
 

@@ -6,7 +6,7 @@
 use crate::actors::book::Book;
 use crate::actors::bucket::{self, Ask, Bucket};
 use crate::actors::metrics::Metrics;
-use crate::actors::tray::{Slot, Tray};
+use crate::actors::submission::{Slot, SubmissionQueue};
 use crate::batch::{Batch, OpCode, Replies};
 use crate::cluster::barrier::Standing;
 use crate::cluster::slots::Atlas;
@@ -90,7 +90,7 @@ pub struct Local {
     /// What its Sessions counted.
     pub counters: RefCell<Counters>,
     /// Batches of its Sessions for its Bucket.
-    pub tray: Tray,
+    pub submissions: SubmissionQueue,
     /// Its Bucket.
     pub bucket: Addr<Bucket>,
     /// Its Bucket among the destinations of the book.
@@ -257,7 +257,7 @@ impl Local {
         Rc::new(Local {
             book,
             setup,
-            tray: Tray::default(),
+            submissions: SubmissionQueue::default(),
             bucket,
             own,
             now,

@@ -12,7 +12,7 @@ use super::{Gathered, MUTE, OWN, SPREAD, Session};
 use crate::actors::bucket::{Answer, Execute, Serve};
 use crate::actors::coordinator::{Begin, Start};
 use crate::actors::local::{Entry as Register, Local};
-use crate::actors::tray::{Laid, Served};
+use crate::actors::submission::{Served, Submitted};
 use crate::batch::machine::{Machine, Scope};
 use crate::batch::{Batch, Op, Part, Replies};
 use crate::command::Redis;
@@ -391,7 +391,7 @@ async fn away(
     let begun = Instant::now();
     let (batch, replies, took) = if local.is_own(destination) {
         let slot = register.slot.clone();
-        if local.tray.lay(Laid { batch, replies, slot }) {
+        if local.submissions.submit(Submitted { batch, replies, slot }) {
             local.bucket.do_send(Serve);
         }
         let served: Served = poll_fn(|context| register.slot.poll(context)).await;

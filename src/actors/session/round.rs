@@ -4,7 +4,7 @@
 use super::flight::HELD_BYTES_MAX;
 use super::{KEEP_BYTES_MAX, MUTE, OWN, READ_BYTES, Session, Share, redirect};
 use crate::actors::bucket::{Answer, Execute, Failure, Outcome, Serve};
-use crate::actors::tray::{Laid, Served};
+use crate::actors::submission::{Served, Submitted};
 use crate::batch::machine::Machine;
 use crate::batch::round::{self, Among};
 use crate::batch::{Batch, Part, Replies};
@@ -87,7 +87,7 @@ impl Session {
             if self.local.is_own(destination) {
                 laid = Some(destination);
                 let slot = self.entry.slot.clone();
-                if self.local.tray.lay(Laid { batch, replies, slot }) {
+                if self.local.submissions.submit(Submitted { batch, replies, slot }) {
                     self.local.bucket.do_send(Serve);
                 }
                 continue;

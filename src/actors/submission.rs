@@ -1,8 +1,8 @@
-//! The tray between an arbiter's Sessions and its Bucket.
+//! The submission queue between an arbiter's Sessions and its Bucket.
 //!
 //! A client that does not pipeline has one command under way, so its Session has a batch of one.
 //! But in one turn of the arbiter many Sessions read, and what they read can be served together:
-//! each lays its batch on the tray, the first one rings, and the Bucket takes the whole tray with
+//! each submits its batch, the first one rings, and the Bucket takes the whole queue with
 //! one message. That saves a message and a channel a command, and the cache misses of fifty
 //! lone commands overlap as those of one long batch do.
 //!
@@ -17,13 +17,13 @@ use std::time::Duration;
 
 /// Batches that wait for the Bucket of their arbiter.
 #[derive(Debug, Default)]
-pub struct Tray {
-    laid: RefCell<Vec<Laid>>,
+pub struct SubmissionQueue {
+    submitted: RefCell<Vec<Submitted>>,
 }
 
-/// A batch on the tray.
+/// A batch in the queue.
 #[derive(Debug)]
-pub struct Laid {
+pub struct Submitted {
     /// The operations.
     pub batch: Batch,
     /// An empty buffer for their replies.
@@ -43,26 +43,26 @@ pub struct Served {
     pub took: Duration,
 }
 
-/// A Session's place at the tray: it has at most one batch there.
+/// A Session's place in the queue: it has at most one batch there.
 #[derive(Debug, Default)]
 pub struct Slot {
     served: RefCell<Option<Served>>,
     waker: RefCell<Option<Waker>>,
 }
 
-impl Tray {
+impl SubmissionQueue {
     /// Lays a batch down. True for the first one: its Session rings for the Bucket.
     #[inline]
-    pub fn lay(&self, laid: Laid) -> bool {
-        let mut all = self.laid.borrow_mut();
-        all.push(laid);
+    pub fn submit(&self, submitted: Submitted) -> bool {
+        let mut all = self.submitted.borrow_mut();
+        all.push(submitted);
         all.len() == 1
     }
 
-    /// Takes all that was laid down, and leaves `empty` in its place.
-    pub fn swap(&self, empty: Vec<Laid>) -> Vec<Laid> {
+    /// Takes all that was submitted down, and leaves `empty` in its place.
+    pub fn swap(&self, empty: Vec<Submitted>) -> Vec<Submitted> {
         debug_assert!(empty.is_empty());
-        self.laid.replace(empty)
+        self.submitted.replace(empty)
     }
 }
 
@@ -71,7 +71,7 @@ impl Slot {
     #[inline]
     pub fn give(&self, served: Served) {
         let before = self.served.replace(Some(served));
-        debug_assert!(before.is_none(), "a Session has one batch on the tray");
+        debug_assert!(before.is_none(), "a Session has one batch in the submission queue");
         if let Some(waker) = &*self.waker.borrow() {
             waker.wake_by_ref();
         }
@@ -97,15 +97,15 @@ mod tests {
 
     #[test]
     fn only_the_first_one_rings() {
-        let tray = Tray::default();
+        let submissions = SubmissionQueue::default();
         let slot = Rc::new(Slot::default());
-        let lay = || {
+        let submit = || {
             let (batch, replies) = (Batch::new(), Replies::default());
-            tray.lay(Laid { batch, replies, slot: slot.clone() })
+            submissions.submit(Submitted { batch, replies, slot: slot.clone() })
         };
-        assert_eq!([lay(), lay(), lay()], [true, false, false]);
-        assert_eq!(tray.swap(Vec::new()).len(), 3);
-        assert!(lay(), "an empty tray is rung for again");
+        assert_eq!([submit(), submit(), submit()], [true, false, false]);
+        assert_eq!(submissions.swap(Vec::new()).len(), 3);
+        assert!(submit(), "an empty queue is rung for again");
     }
 
     #[test]
