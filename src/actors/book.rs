@@ -8,9 +8,9 @@
 use crate::actors::archive::{self, Archive};
 use crate::actors::bucket::{Bucket, Execute};
 use crate::actors::coordinator::{self, Coordinator};
+use crate::actors::dispatch::Dispatch;
 use crate::actors::lock_manager::{self, LockManager};
 use crate::actors::peer::Peer;
-use crate::actors::post::Post;
 use crate::ids::{NodeId, PartitionId};
 use crate::partition::PartitionEffect;
 use crate::partition::snapshots::ToArchive;
@@ -183,14 +183,16 @@ impl Book {
         if effects.is_empty() {
             return;
         }
-        let mut post = Post::default();
+        let mut dispatch = Dispatch::default();
         for effect in effects.drain(..) {
             match effect {
-                PartitionEffect::Coordinator(to, message) => post.to_coordinator(self, to, message),
-                PartitionEffect::Partition(to, message) => post.to_partition(self, to, message),
+                PartitionEffect::Coordinator(to, message) => {
+                    dispatch.to_coordinator(self, to, message)
+                }
+                PartitionEffect::Partition(to, message) => dispatch.to_partition(self, to, message),
                 PartitionEffect::Locks(message) => self.tell_locks(message),
             }
         }
-        post.send(self);
+        dispatch.send(self);
     }
 }

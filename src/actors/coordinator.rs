@@ -7,10 +7,10 @@ pub use self::replicas::{Kept, Makers, Replicas};
 use self::replicas::Decided;
 use crate::actors::book::Book;
 use crate::actors::bucket;
+use crate::actors::dispatch::Dispatch;
 use crate::actors::failpoint::{Failpoint, Point};
 use crate::actors::log::{self as disk, Log, Stop};
 use crate::actors::peer::{self, Convey};
-use crate::actors::post::Post;
 use crate::cluster::barrier::{self, Barrier, Hello, Standing};
 use crate::command::facts;
 use crate::ids::{Incarnation, LastSeen, NodeId, Now, PartitionId};
@@ -49,7 +49,7 @@ pub struct Coordinator {
     clients: BTreeMap<ClientId, oneshot::Sender<Ended>>,
     next_client: u64,
     effects: Vec<coordinator::TxnEffect>,
-    post: Post,
+    dispatch: Dispatch,
     clock: fn() -> Now,
     /// What the clocks said at the last tick.
     looked: Now,
@@ -174,7 +174,7 @@ impl Coordinator {
             clients: BTreeMap::new(),
             next_client: 0,
             effects: Vec::new(),
-            post: Post::default(),
+            dispatch: Dispatch::default(),
             clock,
             looked: clock(),
             book: None,
@@ -202,7 +202,7 @@ impl Coordinator {
         for effect in self.effects.drain(..) {
             match effect {
                 coordinator::TxnEffect::Partition(to, message) => {
-                    self.post.to_partition(book, to, message)
+                    self.dispatch.to_partition(book, to, message)
                 }
                 coordinator::TxnEffect::Reply(client, ended) => {
                     if let Some(waiting) = self.clients.remove(&client) {
@@ -212,7 +212,7 @@ impl Coordinator {
                 }
             }
         }
-        self.post.send(book);
+        self.dispatch.send(book);
     }
 
     fn carry_barrier(&mut self, effects: Vec<barrier::BarrierEffect>, ctx: &mut Context<Self>) {

@@ -2,7 +2,7 @@
 
 use crate::actors::book::Book;
 use crate::actors::bucket;
-use crate::actors::post::Post;
+use crate::actors::dispatch::Dispatch;
 use crate::txn::locks::{LockEffect, LockTable};
 use crate::txn::protocol::{ToCoordinator, ToLocks};
 use actix::{
@@ -95,7 +95,7 @@ impl LockManager {
 
     fn carry(&mut self) {
         let Some(book) = &self.book else { return };
-        let mut post = Post::default();
+        let mut dispatch = Dispatch::default();
         for effect in self.effects.drain(..) {
             match effect {
                 LockEffect::Grant { partition, ticket } => {
@@ -104,10 +104,10 @@ impl LockManager {
                     }
                 }
                 LockEffect::Wound { txn } => {
-                    post.to_coordinator(book, txn.node, ToCoordinator::Wound { txn });
+                    dispatch.to_coordinator(book, txn.node, ToCoordinator::Wound { txn });
                 }
             }
         }
-        post.send(book);
+        dispatch.send(book);
     }
 }

@@ -15,9 +15,9 @@ use crate::actors::archive;
 use crate::actors::book::Book;
 use crate::actors::bucket::{self, Answer, Execute, Failure};
 use crate::actors::coordinator;
+use crate::actors::dispatch::Dispatch;
 use crate::actors::failpoint::{Failpoint, Point};
 use crate::actors::log::{self as disk, Log};
-use crate::actors::post::Post;
 use crate::batch::machine::Machine;
 use crate::batch::refusal::Refusal;
 use crate::batch::round;
@@ -113,7 +113,7 @@ pub struct Peer {
     /// Asked over links that are lost: the node may still execute it.
     adrift: Vec<(Batch, Answer)>,
     /// Received, and not passed on yet.
-    post: Post,
+    dispatch: Dispatch,
     flushing: bool,
     /// What was logged since the link last stood: a node refused every second is told of once.
     complaints: BTreeSet<String>,
@@ -250,7 +250,7 @@ impl Peer {
             next_request: 0,
             pending: BTreeMap::new(),
             adrift: Vec::new(),
-            post: Post::default(),
+            dispatch: Dispatch::default(),
             flushing: false,
             complaints: BTreeSet::new(),
             failpoint,
@@ -576,7 +576,7 @@ impl Peer {
             Packet::Partition(_, message) if !message.is_known::<Redis>() => {
                 self.cut_off(stream, UNKNOWN_OPERATIONS, ctx);
             }
-            Packet::Partition(to, message) => self.post.to_partition_here(&book, to, message),
+            Packet::Partition(to, message) => self.dispatch.to_partition_here(&book, to, message),
             Packet::Raft(messages) => self.on_raft(messages, &book),
             Packet::Leads(partition, node, term) => book.hear_of_leader(partition, node, term),
             Packet::Replicas(generations) => {
@@ -594,7 +594,7 @@ impl Peer {
                     archive.do_send(archive::Carried(self.other, transfer));
                 }
             }
-            Packet::Coordinator(message) => self.post.to_coordinator(&book, book.node, message),
+            Packet::Coordinator(message) => self.dispatch.to_coordinator(&book, book.node, message),
             Packet::Relay(to, relayed) => match book.peers.get(&to) {
                 // Not asked to be relayed again, so it goes no further than one node.
                 Some(peer) => peer.do_send(Convey(relayed.into())),
@@ -625,7 +625,7 @@ impl Peer {
     /// Passes on the messages of the commit protocol that were received.
     fn deliver(&mut self) {
         if let Some(book) = &self.book {
-            self.post.send(book);
+            self.dispatch.send(book);
         }
     }
 

@@ -15,13 +15,13 @@ use std::collections::BTreeMap;
 
 /// Messages by who is told. What one of them is told keeps its order.
 #[derive(Debug, Default)]
-pub struct Post {
+pub struct Dispatch {
     buckets: BTreeMap<usize, Vec<(PartitionId, ToPartition)>>,
     coordinator: Vec<ToCoordinator>,
     peers: BTreeMap<NodeId, Vec<Packet>>,
 }
 
-impl Post {
+impl Dispatch {
     /// For a partition, wherever it is led.
     pub fn to_partition(&mut self, book: &Book, to: PartitionId, message: ToPartition) {
         if to.index() >= book.replicas.len() {
