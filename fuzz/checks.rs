@@ -6,8 +6,7 @@ use quorate::net::packet::Packet;
 use quorate::net::resp::{Limits, ReplyReader, Requests, Value};
 
 /// Limits that a fuzzer's inputs can reach.
-const LIMITS: Limits =
-    Limits { word_bytes: 4096, words: 64, line_bytes: 256, request_bytes: 16384 };
+const LIMITS: Limits = Limits { word_bytes: 4096, argv: 64, line_bytes: 256, request_bytes: 16384 };
 
 /// Lengths of reads, in turn.
 const READS: [usize; 6] = [1, 2, 3, 7, 1, 61];

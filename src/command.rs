@@ -9,6 +9,7 @@
 //! Everything here is pure: no sockets, mailboxes or clocks.
 
 mod admin;
+pub mod argv;
 mod bits;
 pub mod client;
 mod cluster;
@@ -37,7 +38,6 @@ mod strings;
 #[cfg(test)]
 mod tests;
 pub mod transaction;
-pub mod words;
 
 use crate::batch::machine::{EFFORT_TOGETHER_MAX, Machine, Scope};
 use crate::batch::refusal::Refusal;
@@ -46,9 +46,9 @@ use crate::ids::{Millis, PartitionId, TableIndex};
 use crate::store::tables::Access;
 use crate::store::tables::{Expires, ItemRef, Tables};
 use crate::txn::coordinator::GATHERED_KEYS_MAX;
+use argv::Argv;
 use reply::Reply;
 use spec::{Run, Spec};
-use words::Words;
 
 /// The longest value, as Redis's `proto-max-bulk-len` has it.
 pub const VALUE_BYTES_MAX: usize = 512 << 20;
@@ -279,13 +279,13 @@ impl Call<'_> {
 }
 
 /// The row of a request's command; what is none, or has too few or too many words, is answered.
-pub fn resolve(words: Words<'_>, reply: &mut Reply<'_>) -> Option<&'static Spec> {
-    let Some(spec) = spec::lookup(words.name()) else {
-        unknown_command(words, reply);
+pub fn resolve(argv: Argv<'_>, reply: &mut Reply<'_>) -> Option<&'static Spec> {
+    let Some(spec) = spec::lookup(argv.name()) else {
+        unknown_command(argv, reply);
         return None;
     };
-    if !spec.admits(words.len()) {
-        match is_exec(words) {
+    if !spec.admits(argv.len()) {
+        match is_exec(argv) {
             // Whatever was queued is forgotten.
             true => reply.error(&format!(
                 "EXECABORT Transaction discarded because of: {}",
@@ -296,16 +296,16 @@ pub fn resolve(words: Words<'_>, reply: &mut Reply<'_>) -> Option<&'static Spec>
         return None;
     }
     let Run::Container { subcommands, .. } = spec.run else { return Some(spec) };
-    if words.len() == 1 {
+    if argv.len() == 1 {
         return Some(spec);
     }
-    let name = words.get(1);
+    let name = argv.get(1);
     let named = |sub: &&Spec| sub.name.as_bytes().eq_ignore_ascii_case(name);
     let Some(sub) = subcommands.iter().find(named) else {
         unknown_subcommand(spec.name, name, reply);
         return None;
     };
-    if !sub.admits(words.len()) {
+    if !sub.admits(argv.len()) {
         wrong_arity(&format!("{}|{}", spec.name, sub.name), reply);
         return None;
     }
@@ -313,14 +313,14 @@ pub fn resolve(words: Words<'_>, reply: &mut Reply<'_>) -> Option<&'static Spec>
 }
 
 /// Whether it is `EXEC`: one that [`resolve`] refuses ends the transaction all the same.
-pub fn is_exec(words: Words<'_>) -> bool {
-    words.name().eq_ignore_ascii_case(b"exec")
+pub fn is_exec(argv: Argv<'_>) -> bool {
+    argv.name().eq_ignore_ascii_case(b"exec")
 }
 
 /// Whether it is a line of an HTTP request: a web page may have a browser send one whose body is
 /// commands, so the connection ends before anything behind it is executed.
-pub fn is_http(words: Words<'_>) -> bool {
-    [&b"post"[..], b"host:"].iter().any(|name| words.name().eq_ignore_ascii_case(name))
+pub fn is_http(argv: Argv<'_>) -> bool {
+    [&b"post"[..], b"host:"].iter().any(|name| argv.name().eq_ignore_ascii_case(name))
 }
 
 fn wrong_arity_text(name: &str) -> String {
@@ -334,12 +334,12 @@ fn wrong_arity(name: &str, reply: &mut Reply<'_>) {
 /// How much of an unknown command and of its arguments an error repeats.
 const REPEATED_BYTES_MAX: usize = 128;
 
-fn unknown_command(words: Words<'_>, reply: &mut Reply<'_>) {
+fn unknown_command(argv: Argv<'_>, reply: &mut Reply<'_>) {
     let mut text = b"ERR unknown command '".to_vec();
-    text.extend_from_slice(clip(words.name(), REPEATED_BYTES_MAX));
+    text.extend_from_slice(clip(argv.name(), REPEATED_BYTES_MAX));
     text.extend_from_slice(b"', with args beginning with: ");
     let start = text.len();
-    for word in words.from(1) {
+    for word in argv.from(1) {
         let repeated = text.len() - start;
         if repeated >= REPEATED_BYTES_MAX {
             break;

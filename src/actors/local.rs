@@ -10,6 +10,7 @@ use crate::actors::submission::{Slot, SubmissionQueue};
 use crate::batch::{Batch, OpCode, Replies};
 use crate::cluster::barrier::Standing;
 use crate::cluster::slots::Atlas;
+use crate::command::argv::Argv;
 use crate::command::client::{Card, Client};
 use crate::command::facts::{Calls, Facts};
 use crate::command::latency::{Events, Slow, SlowLog, Spike};
@@ -17,7 +18,6 @@ use crate::command::order::{NodeAnswer, Question, Selection};
 use crate::command::settings::Settings;
 use crate::command::spec::{self, FAST, Spec, WRITE};
 use crate::command::transaction::Queue;
-use crate::command::words::Words;
 use crate::config::Limits;
 use crate::ids::{Millis, Now, PartitionId};
 use crate::metrics::Counters;
@@ -660,12 +660,12 @@ impl Local {
     }
 
     /// Tells the monitors. One that does not keep up is given up.
-    pub fn show(&self, client: &Client, words: Words<'_>) {
+    pub fn show(&self, client: &Client, argv: Argv<'_>) {
         let now = (self.setup.clock)().wall;
         let (secs, millis) = (now.0 / 1000, now.0 % 1000);
         let begin = format!("+{secs}.{millis:03}000 [{} {}]", client.table, client.address);
         let mut line = begin.into_bytes();
-        for word in words.from(0) {
+        for word in argv.from(0) {
             line.extend_from_slice(b" \"");
             for &byte in word {
                 match byte {
@@ -724,7 +724,7 @@ impl Local {
                 id: self.setup.slow.fetch_add(1, Ordering::Relaxed),
                 at: now,
                 micros,
-                words: said(),
+                argv: said(),
                 address: client.address.to_string(),
                 name: client.name.clone(),
             };

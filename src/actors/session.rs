@@ -24,6 +24,7 @@ use crate::batch::round::Among;
 use crate::batch::{Batch, Replies};
 use crate::cluster::barrier::Standing;
 use crate::command;
+use crate::command::argv::{Argv, ArgvBuf};
 use crate::command::client::{Client, Then};
 use crate::command::latency;
 use crate::command::order::Order;
@@ -32,7 +33,6 @@ use crate::command::reply::Reply;
 use crate::command::scan::Walk;
 use crate::command::spec::{self, ADMIN, LOADING, NO_AUTH, Run, Spec, WRITE};
 use crate::command::transaction::{Queue, Script, Watching};
-use crate::command::words::{Phrase, Words};
 use crate::ids::{NodeId, PartitionId};
 use crate::net::listen::{OwnedReadHalf, SocketAddr, TcpStream};
 use crate::net::resp::{Limits, Requests};
@@ -108,7 +108,7 @@ struct Session {
     /// What the node's clients ask, for one that monitors them.
     feed: Option<mpsc::Receiver<Arc<[u8]>>>,
     /// A command that waits for a pause to end.
-    held: Phrase,
+    held: ArgvBuf,
     /// The command that waits for all before it, for the slow log.
     said: Vec<Vec<u8>>,
     /// Whether its client does not want its reply.
@@ -169,7 +169,7 @@ enum Next {
     /// The same, without locks: each partition at its own moment.
     Each(Vec<(PartitionId, Batch)>, PieceLayout),
     /// `WATCH`, of keys that are not watched yet, and how their versions are asked for.
-    Watch(Phrase, Plan),
+    Watch(ArgvBuf, Plan),
     /// `EXEC`, of a queue and what it watches, or one that changes the connection.
     Exec(Work, Script),
     /// A step after the other.
@@ -200,7 +200,7 @@ impl Session {
             local,
             entry,
             feed: None,
-            held: Phrase::default(),
+            held: ArgvBuf::default(),
             said: Vec::new(),
             mute: false,
             settings: 0,
@@ -296,13 +296,13 @@ impl Session {
         // Once: operations on a key go to one and the same node.
         self.local.look_up_routes();
         let held = std::mem::take(&mut self.held);
-        let mut held = Some(held.words()).filter(|words| !words.is_empty());
+        let mut held = Some(held.argv()).filter(|argv| !argv.is_empty());
         loop {
-            let words = match held.take().map_or_else(
+            let argv = match held.take().map_or_else(
                 || self.requests.next(&self.input, &self.limits),
-                |words| Ok(Some(words)),
+                |argv| Ok(Some(argv)),
             ) {
-                Ok(Some(words)) => words,
+                Ok(Some(argv)) => argv,
                 Ok(None) => break,
                 Err(error) => {
                     let own = &mut self.gathered.own;
@@ -312,17 +312,17 @@ impl Session {
                     break;
                 }
             };
-            bytes += words.bytes();
+            bytes += argv.bytes();
             self.state.client.begin_answer();
-            let request = request(words, &mut self.state, &self.local, &mut self.gathered);
+            let request = request(argv, &mut self.state, &self.local, &mut self.gathered);
             if let Some(Next::Held) = request {
-                self.held = words.from(0).collect();
+                self.held = argv.from(0).collect();
                 next = Next::Held;
                 break;
             }
             self.mute = self.state.client.holds_answer();
             if let Some(waits) = request {
-                self.said = said(words);
+                self.said = said(argv);
                 next = waits;
                 break;
             }
@@ -401,21 +401,21 @@ impl Session {
 /// until everything before it is answered.
 #[inline]
 fn request(
-    words: Words<'_>,
+    argv: Argv<'_>,
     state: &mut State,
     local: &Local,
     gathered: &mut Gathered,
 ) -> Option<Next> {
     let mut reply = Reply::new(&mut gathered.own.bytes, state.client.resp3);
-    let Some(spec) = command::resolve(words, &mut reply) else {
-        if command::is_http(words) {
+    let Some(spec) = command::resolve(argv, &mut reply) else {
+        if command::is_http(argv) {
             local.warn_of_http(&state.client);
             gathered.own.retract();
             return Some(Next::Close);
         }
-        spec::lookup(words.name()).into_iter().for_each(|spec| local.reject(spec));
+        spec::lookup(argv.name()).into_iter().for_each(|spec| local.reject(spec));
         state.queue.as_mut().into_iter().for_each(Queue::spoil);
-        if command::is_exec(words) {
+        if command::is_exec(argv) {
             state.queue = None;
             forget_watched(state, local);
         }
@@ -434,7 +434,7 @@ fn request(
             return answered(local, None, gathered);
         }
         if spec.flags & (ADMIN | NO_AUTH) == 0 {
-            local.show(&state.client, words);
+            local.show(&state.client, argv);
         }
     }
     let loading = spec.flags & LOADING != 0 && spec.data().is_none();
@@ -446,16 +446,16 @@ fn request(
     }
     local.count_call(spec);
     if state.queue.is_some() && waits_for_exec(spec) {
-        enqueue(spec, words, state, local, &mut reply);
+        enqueue(spec, argv, state, local, &mut reply);
         return answered(local, Some(spec), gathered);
     }
     if let Run::Control(control) = spec.run {
-        let next = control_transaction(control, spec, words, state, local, &mut reply);
+        let next = control_transaction(control, spec, argv, state, local, &mut reply);
         return match next {
             Some(Next::Exec(work, script)) if flight::suits_exec(&work, &script) => {
                 state.redraw = true;
                 let resp3 = state.client.resp3;
-                let said = said(words);
+                let said = said(argv);
                 let finish = Finish::Exec(script);
                 gathered.spread(Spread { work, finish, spec, said, resp3 });
                 None
@@ -466,19 +466,19 @@ fn request(
     }
     let client = &mut state.client;
     let place = place(client, local);
-    let one = match plan::route_one(spec, words, &place) {
+    let one = match plan::route_one(spec, argv, &place) {
         Some(head) => head,
-        None => match plan::plan(spec, words, &place) {
+        None => match plan::plan(spec, argv, &place) {
             Plan::One(head) => head,
             Plan::Spread { work, layout } => {
-                if let Some(refused) = order::refuse_spread(words, local) {
+                if let Some(refused) = order::refuse_spread(argv, local) {
                     reply.error(&refused);
                     return answered(local, Some(spec), gathered);
                 }
                 if spec.scope() != Scope::Keys {
                     return Some(Next::Spread(work, layout));
                 }
-                let (finish, said) = (Finish::One(layout), said(words));
+                let (finish, said) = (Finish::One(layout), said(argv));
                 let resp3 = client.resp3;
                 gathered.spread(Spread { work, finish, spec, said, resp3 });
                 return None;
@@ -490,7 +490,7 @@ fn request(
                 state.redraw = true;
                 let begun = Instant::now();
                 client.micros = local.micros(begun);
-                let then = run(client, &local.facts(), words, &mut reply);
+                let then = run(client, &local.facts(), argv, &mut reply);
                 local.spend(spec, begun.elapsed());
                 answered(local, Some(spec), gathered);
                 if then == Then::Reset {
@@ -504,7 +504,7 @@ fn request(
                 state.redraw = true;
                 // Rare and about the node's clock: a pause ends when it says.
                 client.active_at = local.setup.steady();
-                return match run(client, &local.facts(), words, &mut reply) {
+                return match run(client, &local.facts(), argv, &mut reply) {
                     Some(order) => Some(Next::Order(order)),
                     None => answered(local, Some(spec), gathered),
                 };
@@ -516,7 +516,7 @@ fn request(
         },
     };
     let destination = local.route(one.partition);
-    gathered.shares[usize::from(destination)].batch.push(one, words.from(1));
+    gathered.shares[usize::from(destination)].batch.push(one, argv.from(1));
     gathered.order.push(destination);
     let mut counters = local.counters.borrow_mut();
     match spec.flags & WRITE != 0 {
@@ -527,8 +527,8 @@ fn request(
 }
 
 /// A request's words for the slow log.
-fn said(words: Words<'_>) -> Vec<Vec<u8>> {
-    latency::clip(words.from(0).collect::<Vec<_>>().into_iter())
+fn said(argv: Argv<'_>) -> Vec<Vec<u8>> {
+    latency::clip(argv.from(0).collect::<Vec<_>>().into_iter())
 }
 
 impl Gathered {

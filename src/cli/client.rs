@@ -9,7 +9,7 @@ mod print;
 mod shell;
 
 use super::output;
-use crate::command::words::Phrase;
+use crate::command::argv::ArgvBuf;
 use crate::net::resp::request::split_line;
 use clap::{ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser};
 use link::Link;
@@ -55,7 +55,7 @@ struct Ask {
     help: Option<bool>,
     /// Command and arguments; without them, commands are read line by line
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
-    words: Vec<OsString>,
+    argv: Vec<OsString>,
 }
 
 /// The role's options.
@@ -73,9 +73,9 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
     let style = if bare { Style::Raw } else { Style::Terminal };
     let link = Link::new(ask.host, ask.port);
     let mut shell = Shell::new(link, ask.table, ask.resp3, style);
-    let outcome = if !ask.words.is_empty() {
-        let words: Vec<Vec<u8>> = ask.words.into_iter().map(OsString::into_encoded_bytes).collect();
-        shell.command(&words).map(drop)
+    let outcome = if !ask.argv.is_empty() {
+        let argv: Vec<Vec<u8>> = ask.argv.into_iter().map(OsString::into_encoded_bytes).collect();
+        shell.command(&argv).map(drop)
     } else if io::stdin().is_terminal() {
         converse(&mut shell).map(|()| shell.forgive())
     } else {
@@ -145,11 +145,11 @@ fn converse(shell: &mut Shell) -> io::Result<()> {
 
 /// A line with a password stays out of the history.
 fn is_worth_keeping(line: &str) -> bool {
-    let mut words = line.split_whitespace();
+    let mut argv = line.split_whitespace();
     let is_auth = |word: &str| word.eq_ignore_ascii_case("auth");
-    match words.next() {
+    match argv.next() {
         None => false,
-        Some(word) if word.eq_ignore_ascii_case("hello") => !words.any(is_auth),
+        Some(word) if word.eq_ignore_ascii_case("hello") => !argv.any(is_auth),
         Some(word) => !is_auth(word),
     }
 }
@@ -161,24 +161,24 @@ fn history_file() -> Option<PathBuf> {
 
 /// Runs a line as it was typed.
 fn run_line(shell: &mut Shell, line: &[u8]) -> io::Result<Next> {
-    let mut phrase = Phrase::default();
-    let whole = split_line(line, &mut phrase).is_some();
-    let words: Vec<Vec<u8>> = phrase.words().from(0).map(<[u8]>::to_vec).collect();
+    let mut argv_buf = ArgvBuf::default();
+    let whole = split_line(line, &mut argv_buf).is_some();
+    let argv: Vec<Vec<u8>> = argv_buf.argv().from(0).map(<[u8]>::to_vec).collect();
     if !whole {
         writeln!(io::stdout(), "Invalid argument(s)")?;
         shell.fail();
         return Ok(Next::More);
     }
-    let Some(first) = words.first() else { return Ok(Next::More) };
+    let Some(first) = argv.first() else { return Ok(Next::More) };
     match first.to_ascii_lowercase().as_slice() {
         b"quit" | b"exit" => Ok(Next::Quit),
-        b"clear" if words.len() == 1 => {
+        b"clear" if argv.len() == 1 => {
             let mut out = io::stdout();
             out.write_all(b"\x1b[H\x1b[2J")?;
             out.flush()?;
             Ok(Next::More)
         }
-        b"help" | b"?" if words.len() == 1 => {
+        b"help" | b"?" if argv.len() == 1 => {
             writeln!(
                 io::stdout(),
                 "command docs NAME   what a command does\n\
@@ -189,16 +189,16 @@ fn run_line(shell: &mut Shell, line: &[u8]) -> io::Result<Next> {
             Ok(Next::More)
         }
         _ => match repetitions(first) {
-            Some(times) if words.len() > 1 => {
+            Some(times) if argv.len() > 1 => {
                 for _ in 0..times {
-                    match shell.command(&words[1..])? {
+                    match shell.command(&argv[1..])? {
                         Next::More => {}
                         other => return Ok(other),
                     }
                 }
                 Ok(Next::More)
             }
-            _ => shell.command(&words),
+            _ => shell.command(&argv),
         },
     }
 }
@@ -213,8 +213,8 @@ mod tests {
     use super::*;
 
     fn parse(line: &str) -> Ask {
-        let words = std::iter::once("client").chain(line.split_whitespace());
-        Ask::from_arg_matches(&command().get_matches_from(words)).unwrap()
+        let argv = std::iter::once("client").chain(line.split_whitespace());
+        Ask::from_arg_matches(&command().get_matches_from(argv)).unwrap()
     }
 
     #[test]
@@ -222,8 +222,8 @@ mod tests {
         let ask = parse("-h ::1 -p 6379 -n 3 -3 SET a -1 -n -p --raw");
         assert_eq!((ask.host.as_str(), ask.port, ask.table), ("::1", 6379, 3));
         assert!(ask.resp3 && !ask.raw);
-        assert_eq!(ask.words, ["SET", "a", "-1", "-n", "-p", "--raw"]);
-        assert_eq!(parse("--raw").words, [""; 0]);
+        assert_eq!(ask.argv, ["SET", "a", "-1", "-n", "-p", "--raw"]);
+        assert_eq!(parse("--raw").argv, [""; 0]);
     }
 
     #[test]

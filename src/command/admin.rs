@@ -1,5 +1,6 @@
 //! Commands for whoever runs a node: its clock, its memory, its scripts, what its clients do.
 
+use super::argv::{Argv, ArgvBuf};
 use super::client::{Client, Then};
 use super::facts::Facts;
 use super::number::parse_int;
@@ -9,7 +10,6 @@ use super::spec::{
     ADMIN, ADMINISTRATION, CONNECTION, CommandGroup, Doc, FAST, Keys, LOADING, NO_KEYS, NOSCRIPT,
     READONLY, Run, SCRIPTING, STALE, Spec, Split, WRITE, data,
 };
-use super::words::{Phrase, Words};
 use super::{Call, NOT_AN_INTEGER, SYNTAX};
 
 const fn doc(since: &'static str, summary: &'static str, syntax: &'static str) -> Doc {
@@ -73,12 +73,12 @@ const MEMORY: &[Spec] = &[
         doc: doc("4.0.0", "Tells what memory a key and its value take.", "key [SAMPLES count]") },
 ];
 
-fn lastsave(_: &mut Client, facts: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+fn lastsave(_: &mut Client, facts: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     reply.int((facts.started_at.0 / 1000) as i64);
     Then::Continue
 }
 
-fn time(client: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+fn time(client: &mut Client, _: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     reply.array(2);
     reply.bulk_int((client.micros / 1_000_000) as i64);
     reply.bulk_int((client.micros % 1_000_000) as i64);
@@ -87,8 +87,8 @@ fn time(client: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> 
 
 /// An acknowledged write is on a majority already, its leader among them: waiting adds nothing that
 /// anybody could be told of, so the answer comes at once.
-fn wait(_: &mut Client, facts: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
-    match (parse_int(words.get(1)), timeout(words.get(2))) {
+fn wait(_: &mut Client, facts: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Then {
+    match (parse_int(argv.get(1)), timeout(argv.get(2))) {
         (None, _) => reply.error(NOT_AN_INTEGER),
         (_, Err(error)) => reply.error(error),
         (Some(_), Ok(())) => {
@@ -109,10 +109,10 @@ fn timeout(word: &[u8]) -> Result<(), &'static str> {
 
 /// What is synced before it is acknowledged is on the disks of a majority: on one, and on half of
 /// the others. Of anything else nobody can be sure at any one moment.
-fn wait_aof(_: &mut Client, facts: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
+fn wait_aof(_: &mut Client, facts: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     let logged = facts.classes.first().is_some_and(|class| class.durability != "none");
-    let asked = [parse_int(words.get(1)), parse_int(words.get(2))];
-    match (asked, timeout(words.get(3))) {
+    let asked = [parse_int(argv.get(1)), parse_int(argv.get(2))];
+    match (asked, timeout(argv.get(3))) {
         ([None, _], _) => reply.error(NOT_AN_INTEGER),
         ([Some(local), _], _) if !(0..=1).contains(&local) => {
             reply.error("ERR value is out of range, value must between 0 and 1");
@@ -136,19 +136,19 @@ fn wait_aof(_: &mut Client, facts: &Facts, words: Words<'_>, reply: &mut Reply<'
     Then::Continue
 }
 
-fn monitor(_: &Client, _: &Facts, _: Words<'_>, _: &mut Reply<'_>) -> Option<Order> {
+fn monitor(_: &Client, _: &Facts, _: Argv<'_>, _: &mut Reply<'_>) -> Option<Order> {
     Some(Order::Monitor)
 }
 
-fn flush(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
-    let word = words.get(2);
+fn flush(_: &mut Client, _: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Then {
+    let word = argv.get(2);
     let known = word.eq_ignore_ascii_case(b"async") || word.eq_ignore_ascii_case(b"sync");
-    match words.len() == 2 || words.len() == 3 && known {
+    match argv.len() == 2 || argv.len() == 3 && known {
         true => reply.ok(),
-        false if words.name().eq_ignore_ascii_case(b"function") && words.len() > 3 => {
-            super::wrong_subcommand("function", words.get(1), reply);
+        false if argv.name().eq_ignore_ascii_case(b"function") && argv.len() > 3 => {
+            super::wrong_subcommand("function", argv.get(1), reply);
         }
-        false if words.name().eq_ignore_ascii_case(b"function") => {
+        false if argv.name().eq_ignore_ascii_case(b"function") => {
             reply.error("ERR FUNCTION FLUSH only supports SYNC|ASYNC option");
         }
         false => reply.error("ERR SCRIPT FLUSH only support SYNC|ASYNC option"),
@@ -156,12 +156,12 @@ fn flush(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> 
     Then::Continue
 }
 
-fn function_help(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+fn function_help(_: &mut Client, _: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     super::help("FUNCTION", FUNCTION, reply);
     Then::Continue
 }
 
-fn script_help(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+fn script_help(_: &mut Client, _: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     super::help("SCRIPT", SCRIPT, reply);
     Then::Continue
 }
@@ -170,9 +170,9 @@ fn script_help(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -
 const SLEEP_SECONDS_MAX: f64 = 3600.0;
 
 /// Redis's `DEBUG` looks at its own words, and so at what was queued only inside `EXEC`.
-fn debug(_: &Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Option<Order> {
-    let (name, value) = (words.get(1), words.get(2));
-    let is = |word: &str, len| name.eq_ignore_ascii_case(word.as_bytes()) && words.len() == len;
+fn debug(_: &Client, _: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Option<Order> {
+    let (name, value) = (argv.get(1), argv.get(2));
+    let is = |word: &str, len| name.eq_ignore_ascii_case(word.as_bytes()) && argv.len() == len;
     match () {
         () if is("help", 2) => debug_help(reply),
         () if is("sleep", 3) => match seconds(value) {
@@ -229,11 +229,11 @@ fn memory_usage(call: &mut Call<'_>) {
 /// What a key takes in its table, beside its item.
 const SLOT_BYTES: usize = 8;
 
-fn memory_stats(_: &Client, _: &Facts, words: Words<'_>, _: &mut Reply<'_>) -> Option<Order> {
-    Some(Order::Look(show_memory_stats, words.from(0).collect::<Phrase>()))
+fn memory_stats(_: &Client, _: &Facts, argv: Argv<'_>, _: &mut Reply<'_>) -> Option<Order> {
+    Some(Order::Look(show_memory_stats, argv.from(0).collect::<ArgvBuf>()))
 }
 
-fn show_memory_stats(facts: &Facts, _: Words<'_>, reply: &mut Reply<'_>) {
+fn show_memory_stats(facts: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) {
     let keys: u64 = facts.tables.iter().map(|table| table.keys).sum();
     let figures = [
         ("peak.allocated", facts.memory_peak),
@@ -249,11 +249,11 @@ fn show_memory_stats(facts: &Facts, _: Words<'_>, reply: &mut Reply<'_>) {
     }
 }
 
-fn memory_doctor(_: &Client, _: &Facts, words: Words<'_>, _: &mut Reply<'_>) -> Option<Order> {
-    Some(Order::Look(show_memory_doctor, words.from(0).collect::<Phrase>()))
+fn memory_doctor(_: &Client, _: &Facts, argv: Argv<'_>, _: &mut Reply<'_>) -> Option<Order> {
+    Some(Order::Look(show_memory_doctor, argv.from(0).collect::<ArgvBuf>()))
 }
 
-fn show_memory_doctor(facts: &Facts, _: Words<'_>, reply: &mut Reply<'_>) {
+fn show_memory_doctor(facts: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) {
     let keys: u64 = facts.tables.iter().map(|table| table.keys).sum();
     let (now, peak, max) =
         (facts.memory_tables, facts.memory_peak, facts.settings.number("maxmemory"));
@@ -267,17 +267,17 @@ fn show_memory_doctor(facts: &Facts, _: Words<'_>, reply: &mut Reply<'_>) {
     reply.verbatim("txt", text.as_bytes());
 }
 
-fn malloc_stats(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+fn malloc_stats(_: &mut Client, _: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     reply.verbatim("txt", b"Stats not supported for the current allocator");
     Then::Continue
 }
 
-fn purge(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+fn purge(_: &mut Client, _: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     reply.ok();
     Then::Continue
 }
 
-fn memory_help(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+fn memory_help(_: &mut Client, _: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     super::help("MEMORY", MEMORY, reply);
     Then::Continue
 }

@@ -156,9 +156,9 @@ fn bitcount(call: &mut Call<'_>) {
     let set: i64 = match range.start.is_multiple_of(8) && range.end.is_multiple_of(8) {
         true => {
             let whole = value.get(range.start as usize / 8..range.end as usize / 8);
-            let (words, rest) = whole.unwrap_or_default().as_chunks::<8>();
-            let words = words.iter().map(|word| i64::from(u64::from_ne_bytes(*word).count_ones()));
-            words.sum::<i64>() + rest.iter().map(|byte| i64::from(byte.count_ones())).sum::<i64>()
+            let (argv, rest) = whole.unwrap_or_default().as_chunks::<8>();
+            let argv = argv.iter().map(|word| i64::from(u64::from_ne_bytes(*word).count_ones()));
+            argv.sum::<i64>() + rest.iter().map(|byte| i64::from(byte.count_ones())).sum::<i64>()
         }
         false => masked(value, range, 0).map(|(_, byte)| i64::from(byte.count_ones())).sum(),
     };

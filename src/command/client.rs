@@ -1,7 +1,7 @@
 //! What a connection is, apart from its socket.
 
+use super::argv::Argv;
 use super::spec::{self, Spec};
-use super::words::Words;
 use crate::ids::{Millis, TableIndex};
 use std::sync::Arc;
 
@@ -226,6 +226,6 @@ pub(super) fn is_plain(name: &[u8]) -> bool {
 }
 
 /// A word as text; bytes that are none become question marks.
-pub(super) fn text(words: Words<'_>, index: usize) -> String {
-    String::from_utf8_lossy(words.get(index)).into_owned()
+pub(super) fn text(argv: Argv<'_>, index: usize) -> String {
+    String::from_utf8_lossy(argv.get(index)).into_owned()
 }

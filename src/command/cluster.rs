@@ -3,6 +3,7 @@
 //! To clients the cluster is one server and no request is ever sent elsewhere, so `INFO` and
 //! `HELLO` do not speak of a cluster; but who asks is told the truth.
 
+use super::argv::Argv;
 use super::client::{Client, Then};
 use super::facts::{Facts, NodeFacts, PartitionFacts};
 use super::number::parse_int;
@@ -12,7 +13,6 @@ use super::spec::{
     ADMIN, CommandGroup, DANGEROUS, Doc, LOADING, Merge, NO_KEYS, NO_MULTI, Over, READONLY, Run,
     STALE, Spec, Split, data,
 };
-use super::words::Words;
 use super::{Call, NOT_AN_INTEGER};
 use crate::cluster::slots::slot_of;
 use crate::ids::{NodeId, PartitionId, Slot};
@@ -149,8 +149,8 @@ fn release_backup(call: &mut Call<'_>) {
     call.reply.ok();
 }
 
-fn transfer(_: &Client, facts: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Option<Order> {
-    let number = |at| parse_int(words.get(at)).and_then(|number| u16::try_from(number).ok());
+fn transfer(_: &Client, facts: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Option<Order> {
+    let number = |at| parse_int(argv.get(at)).and_then(|number| u16::try_from(number).ok());
     let (Some(partition), Some(node)) = (number(2), number(3)) else {
         reply.error(NOT_AN_INTEGER);
         return None;
@@ -174,27 +174,27 @@ fn transfer(_: &Client, facts: &Facts, words: Words<'_>, reply: &mut Reply<'_>) 
     Some(Order::Ask(Question::Lead(PartitionId(partition), NodeId(node)), Show::Sum))
 }
 
-fn snapshot(_: &Client, _: &Facts, _: Words<'_>, _: &mut Reply<'_>) -> Option<Order> {
+fn snapshot(_: &Client, _: &Facts, _: Argv<'_>, _: &mut Reply<'_>) -> Option<Order> {
     Some(Order::Ask(Question::Snapshot, Show::Sum))
 }
 
-fn help(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+fn help(_: &mut Client, _: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     super::help("CLUSTER", CLUSTER, reply);
     Then::Continue
 }
 
-fn keyslot(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
-    reply.int(slot_of(words.get(2)).0.into());
+fn keyslot(_: &mut Client, _: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Then {
+    reply.int(slot_of(argv.get(2)).0.into());
     Then::Continue
 }
 
-fn myid(_: &mut Client, facts: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+fn myid(_: &mut Client, facts: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     let own = facts.cluster.iter().find(|node| node.node == facts.node);
     reply.bulk(own.map_or("", |node| &node.name).as_bytes());
     Then::Continue
 }
 
-fn info(_: &mut Client, facts: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+fn info(_: &mut Client, facts: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     let slots = |node: &NodeFacts| -> usize {
         node.slots.iter().map(|(first, last)| usize::from(last - first) + 1).sum()
     };
@@ -212,7 +212,7 @@ fn info(_: &mut Client, facts: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> T
     Then::Continue
 }
 
-fn nodes(_: &mut Client, facts: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+fn nodes(_: &mut Client, facts: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     let mut text = String::new();
     for node in &facts.cluster {
         let flags = match (node.node == facts.node, node.linked) {
@@ -256,7 +256,7 @@ fn holders<'a>(facts: &'a Facts, run: &PartitionFacts) -> Vec<&'a NodeFacts> {
     ids.filter_map(|id| facts.cluster.iter().find(|node| node.node == *id)).collect()
 }
 
-fn slots(_: &mut Client, facts: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+fn slots(_: &mut Client, facts: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     let runs = runs(facts);
     reply.array(runs.len());
     for run in &runs {
@@ -276,7 +276,7 @@ fn slots(_: &mut Client, facts: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> 
 }
 
 /// A shard is what the same nodes hold and the same of them leads: a node is in several.
-fn shards(_: &mut Client, facts: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+fn shards(_: &mut Client, facts: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     let mut shards: Vec<(PartitionFacts, Vec<(u16, u16)>)> = Vec::new();
     for run in runs(facts) {
         let same = |shard: &&mut (PartitionFacts, Vec<_>)| {

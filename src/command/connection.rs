@@ -1,5 +1,6 @@
 //! Commands on the connection itself.
 
+use super::argv::Argv;
 use super::client::{Client, ReplyMode, Then, is_plain, text};
 use super::facts::{Facts, REDIS_VERSION};
 use super::number::parse_int;
@@ -9,7 +10,6 @@ use super::spec::{
     ADMIN, ALLOW_BUSY, CommandGroup, Doc, FAST, LOADING, NO_AUTH, NO_KEYS, NOSCRIPT, Run, STALE,
     Spec,
 };
-use super::words::Words;
 use super::{NOT_AN_INTEGER, SYNTAX, clip};
 use crate::ids::{Millis, TableIndex};
 
@@ -75,48 +75,48 @@ const CLIENT: &[Spec] = &[
         doc: doc("6.2.0", "Ends CLIENT PAUSE.", "") },
 ];
 
-fn auth(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
-    match words.len() {
+fn auth(_: &mut Client, _: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Then {
+    match argv.len() {
         2 => reply.error(
             "ERR AUTH <password> called without any password configured for the default user. Are \
              you sure your configuration is correct?",
         ),
         // There is the one user without a password: every password is right for it.
-        3 if words.get(1) == b"default" => reply.ok(),
+        3 if argv.get(1) == b"default" => reply.ok(),
         3 => reply.error("WRONGPASS invalid username-password pair or user is disabled."),
         _ => reply.error(SYNTAX),
     }
     Then::Continue
 }
 
-fn ping(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
-    match words.len() {
+fn ping(_: &mut Client, _: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Then {
+    match argv.len() {
         1 => reply.simple("PONG"),
-        2 => reply.bulk(words.get(1)),
+        2 => reply.bulk(argv.get(1)),
         _ => super::wrong_arity("ping", reply),
     }
     Then::Continue
 }
 
-fn echo(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
-    reply.bulk(words.get(1));
+fn echo(_: &mut Client, _: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Then {
+    reply.bulk(argv.get(1));
     Then::Continue
 }
 
-fn quit(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+fn quit(_: &mut Client, _: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     reply.ok();
     Then::Close
 }
 
-fn reset(client: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+fn reset(client: &mut Client, _: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     client.reset();
     reply.set_resp3(false);
     reply.simple("RESET");
     Then::Reset
 }
 
-fn select(client: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
-    let Some(index) = parse_int(words.get(1)) else { return answer(reply, NOT_AN_INTEGER) };
+fn select(client: &mut Client, _: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Then {
+    let Some(index) = parse_int(argv.get(1)) else { return answer(reply, NOT_AN_INTEGER) };
     if i32::try_from(index).is_err() {
         // Redis reads the index as a C int.
         let (min, max) = (i32::MIN, i32::MAX);
@@ -136,11 +136,11 @@ fn select(client: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_
 const NAME_NOT_PLAIN: &str =
     "ERR Client names cannot contain spaces, newlines or special characters.";
 
-fn hello(client: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
+fn hello(client: &mut Client, _: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     let mut resp3 = client.resp3;
     let mut name = None;
-    if words.len() > 1 {
-        match parse_int(words.get(1)) {
+    if argv.len() > 1 {
+        match parse_int(argv.get(1)) {
             Some(2) => resp3 = false,
             Some(3) => resp3 = true,
             Some(_) => return answer(reply, "NOPROTO unsupported protocol version"),
@@ -150,21 +150,21 @@ fn hello(client: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>
         }
     }
     let mut at = 2;
-    while at < words.len() {
-        let more = words.len() - 1 - at;
-        let option = words.get(at);
+    while at < argv.len() {
+        let more = argv.len() - 1 - at;
+        let option = argv.get(at);
         if option.eq_ignore_ascii_case(b"auth") && more >= 2 {
             // There is the one user without a password: every password is right for it.
-            if words.get(at + 1) != b"default" {
+            if argv.get(at + 1) != b"default" {
                 let text = "WRONGPASS invalid username-password pair or user is disabled.";
                 return answer(reply, text);
             }
             at += 3;
         } else if option.eq_ignore_ascii_case(b"setname") && more >= 1 {
-            if !is_plain(words.get(at + 1)) {
+            if !is_plain(argv.get(at + 1)) {
                 return answer(reply, NAME_NOT_PLAIN);
             }
-            name = Some(text(words, at + 1));
+            name = Some(text(argv, at + 1));
             at += 2;
         } else {
             let shown = clip(option, usize::MAX);
@@ -201,28 +201,28 @@ fn answer(reply: &mut Reply<'_>, error: &str) -> Then {
     Then::Continue
 }
 
-fn client_id(client: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+fn client_id(client: &mut Client, _: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     reply.int(client.id as i64);
     Then::Continue
 }
 
-fn client_getname(client: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+fn client_getname(client: &mut Client, _: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     let name = client.name.as_bytes();
     reply.bulk_or_nil((!name.is_empty()).then_some(name));
     Then::Continue
 }
 
-fn client_setname(client: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
-    if !is_plain(words.get(2)) {
+fn client_setname(client: &mut Client, _: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Then {
+    if !is_plain(argv.get(2)) {
         return answer(reply, NAME_NOT_PLAIN);
     }
-    client.name = text(words, 2);
+    client.name = text(argv, 2);
     reply.ok();
     Then::Continue
 }
 
-fn client_setinfo(client: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
-    let option = words.get(2);
+fn client_setinfo(client: &mut Client, _: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Then {
+    let option = argv.get(2);
     let (field, label) = match () {
         () if option.eq_ignore_ascii_case(b"lib-name") => (&mut client.lib_name, "lib-name"),
         () if option.eq_ignore_ascii_case(b"lib-ver") => (&mut client.lib_ver, "lib-ver"),
@@ -232,30 +232,30 @@ fn client_setinfo(client: &mut Client, _: &Facts, words: Words<'_>, reply: &mut 
             return Then::Continue;
         }
     };
-    if !is_plain(words.get(3)) {
+    if !is_plain(argv.get(3)) {
         let text = format!("ERR {label} cannot contain spaces, newlines or special characters.");
         return answer(reply, &text);
     }
-    *field = text(words, 3);
+    *field = text(argv, 3);
     reply.ok();
     Then::Continue
 }
 
-fn client_info(client: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+fn client_info(client: &mut Client, _: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     let now = client.active_at;
     reply.verbatim("txt", client.card().describe(now).as_bytes());
     Then::Continue
 }
 
-fn client_list(_: &Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Option<Order> {
-    let option = |name: &str| words.get(2).eq_ignore_ascii_case(name.as_bytes());
+fn client_list(_: &Client, _: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Option<Order> {
+    let option = |name: &str| argv.get(2).eq_ignore_ascii_case(name.as_bytes());
     let mut selection = Selection::default();
-    match words.len() {
+    match argv.len() {
         2 => {}
-        4 if option("type") => selection.others_only = !is_normal(words.get(3), reply)?,
+        4 if option("type") => selection.others_only = !is_normal(argv.get(3), reply)?,
         4.. if option("id") => {
             let id = |word| parse_int(word).map(|id| id as u64);
-            let Some(ids) = words.from(3).map(id).collect::<Option<Vec<u64>>>() else {
+            let Some(ids) = argv.from(3).map(id).collect::<Option<Vec<u64>>>() else {
                 return refuse(reply, "ERR Invalid client ID");
             };
             selection.ids = Some(ids);
@@ -281,23 +281,18 @@ fn is_normal(word: &[u8], reply: &mut Reply<'_>) -> Option<bool> {
     kind.map(|kind| *kind == "normal")
 }
 
-fn client_kill(
-    client: &Client,
-    _: &Facts,
-    words: Words<'_>,
-    reply: &mut Reply<'_>,
-) -> Option<Order> {
+fn client_kill(client: &Client, _: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Option<Order> {
     let mut selection = Selection::default();
-    if words.len() == 3 {
-        selection.address = Some(words.get(2).to_vec());
+    if argv.len() == 3 {
+        selection.address = Some(argv.get(2).to_vec());
         return Some(Order::Ask(Question::Kill(selection), Show::Killed));
     }
-    if !words.len().is_multiple_of(2) {
+    if !argv.len().is_multiple_of(2) {
         return refuse(reply, SYNTAX);
     }
     selection.but = Some(client.id);
-    for at in (2..words.len()).step_by(2) {
-        let (option, value) = (words.get(at), words.get(at + 1));
+    for at in (2..argv.len()).step_by(2) {
+        let (option, value) = (argv.get(at), argv.get(at + 1));
         let is = |name: &str| option.eq_ignore_ascii_case(name.as_bytes());
         match () {
             () if is("id") => match parse_int(value) {
@@ -326,21 +321,21 @@ fn client_kill(
 fn client_pause(
     client: &Client,
     _: &Facts,
-    words: Words<'_>,
+    argv: Argv<'_>,
     reply: &mut Reply<'_>,
 ) -> Option<Order> {
-    let mode = words.get(3);
-    let writes_only = match words.len() {
+    let mode = argv.get(3);
+    let writes_only = match argv.len() {
         3 => false,
         4 if mode.eq_ignore_ascii_case(b"write") => true,
         4 if mode.eq_ignore_ascii_case(b"all") => false,
         4 => return refuse(reply, "ERR CLIENT PAUSE mode must be WRITE or ALL"),
         _ => {
-            super::wrong_subcommand("client", words.get(1), reply);
+            super::wrong_subcommand("client", argv.get(1), reply);
             return None;
         }
     };
-    match parse_int(words.get(2)) {
+    match parse_int(argv.get(2)) {
         None => refuse(reply, "ERR timeout is not an integer or out of range"),
         Some(..0) => refuse(reply, "ERR timeout is negative"),
         Some(ms) => {
@@ -350,13 +345,13 @@ fn client_pause(
     }
 }
 
-fn client_unpause(_: &Client, _: &Facts, _: Words<'_>, _: &mut Reply<'_>) -> Option<Order> {
+fn client_unpause(_: &Client, _: &Facts, _: Argv<'_>, _: &mut Reply<'_>) -> Option<Order> {
     Some(Order::Ask(Question::Unpause, Show::Ok))
 }
 
 /// `NO-EVICT` and `NO-TOUCH`: connections and keys are not evicted, so either way is right.
-fn client_switch(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
-    let word = words.get(2);
+fn client_switch(_: &mut Client, _: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Then {
+    let word = argv.get(2);
     match word.eq_ignore_ascii_case(b"on") || word.eq_ignore_ascii_case(b"off") {
         true => reply.ok(),
         false => reply.error(SYNTAX),
@@ -364,8 +359,8 @@ fn client_switch(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<
     Then::Continue
 }
 
-fn client_reply(client: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
-    let word = words.get(2);
+fn client_reply(client: &mut Client, _: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Then {
+    let word = argv.get(2);
     match () {
         () if word.eq_ignore_ascii_case(b"on") => {
             client.answers = ReplyMode::On;
@@ -383,11 +378,11 @@ fn client_reply(client: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Re
 }
 
 /// No command here makes a client wait, so there is never anybody to wake.
-fn client_unblock(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
-    let reason = words.get(3);
+fn client_unblock(_: &mut Client, _: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Then {
+    let reason = argv.get(3);
     let known = reason.eq_ignore_ascii_case(b"timeout") || reason.eq_ignore_ascii_case(b"error");
-    match parse_int(words.get(2)) {
-        _ if words.len() > 3 && (words.len() > 4 || !known) => {
+    match parse_int(argv.get(2)) {
+        _ if argv.len() > 3 && (argv.len() > 4 || !known) => {
             reply.error("ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR");
         }
         None => reply.error(NOT_AN_INTEGER),
@@ -396,12 +391,12 @@ fn client_unblock(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply
     Then::Continue
 }
 
-fn client_getredir(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+fn client_getredir(_: &mut Client, _: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     reply.int(-1);
     Then::Continue
 }
 
-fn client_trackinginfo(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+fn client_trackinginfo(_: &mut Client, _: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     reply.map(3);
     reply.bulk(b"flags");
     reply.set(1);
@@ -413,7 +408,7 @@ fn client_trackinginfo(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Repl
     Then::Continue
 }
 
-fn client_help(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+fn client_help(_: &mut Client, _: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     super::help("CLIENT", CLIENT, reply);
     Then::Continue
 }

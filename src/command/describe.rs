@@ -5,11 +5,11 @@
 //! too, but for those that would have a proxy ask every node and add up the answers: any node answers
 //! for all here.
 
+use super::argv::Argv;
 use super::client::{Client, Then};
 use super::facts::Facts;
 use super::reply::Reply;
 use super::spec::{self, Keys, NO_KEYS, READONLY, Spec};
-use super::words::Words;
 
 /// What is done with a run of keys.
 #[derive(Clone, Copy)]
@@ -190,11 +190,11 @@ fn describe_keys(spec: &KeySpec, reply: &mut Reply<'_>) {
 }
 
 /// Whether a `BITFIELD` has operations that only read and no others; what is none counts as other.
-fn only_gets(words: Words<'_>) -> bool {
+fn only_gets(argv: Argv<'_>) -> bool {
     let mut at = 2;
-    while at < words.len() {
+    while at < argv.len() {
         let (is, left) =
-            (|name: &[u8]| words.get(at).eq_ignore_ascii_case(name), words.len() - at - 1);
+            (|name: &[u8]| argv.get(at).eq_ignore_ascii_case(name), argv.len() - at - 1);
         at += match () {
             () if is(b"get") && left >= 2 => 3,
             () if is(b"overflow") && left >= 1 => 2,
@@ -205,11 +205,11 @@ fn only_gets(words: Words<'_>) -> bool {
 }
 
 /// The keys of a request and what is done with each.
-fn keys_of<'a>(spec: &Spec, words: Words<'a>) -> Vec<(&'a [u8], &'static [&'static str])> {
+fn keys_of<'a>(spec: &Spec, argv: Argv<'a>) -> Vec<(&'a [u8], &'static [&'static str])> {
     let flags = |flags| match spec.name {
-        "set" if words.from(3).any(|word| word.eq_ignore_ascii_case(b"get")) => CHANGE,
+        "set" if argv.from(3).any(|word| word.eq_ignore_ascii_case(b"get")) => CHANGE,
         "set" => REPLACE,
-        "bitfield" if only_gets(words) => READ,
+        "bitfield" if only_gets(argv) => READ,
         "bitfield" => CHANGE,
         _ => flags,
     };
@@ -217,14 +217,14 @@ fn keys_of<'a>(spec: &Spec, words: Words<'a>) -> Vec<(&'a [u8], &'static [&'stat
     for run in key_specs(spec) {
         match run.place {
             Some(place) => {
-                let words = place.positions(words.len()).map(|at| words.get(at));
-                keys.extend(words.map(|key| (key, flags(run.flags))));
+                let argv = place.positions(argv.len()).map(|at| argv.get(at));
+                keys.extend(argv.map(|key| (key, flags(run.flags))));
             }
             // The last of several STOREs counts.
             None if run.note == STORE => {
-                let mut stores = (2..words.len().saturating_sub(1))
-                    .filter(|at| words.get(*at).eq_ignore_ascii_case(b"store"));
-                keys.extend(stores.next_back().map(|at| (words.get(at + 1), run.flags)));
+                let mut stores = (2..argv.len().saturating_sub(1))
+                    .filter(|at| argv.get(*at).eq_ignore_ascii_case(b"store"));
+                keys.extend(stores.next_back().map(|at| (argv.get(at + 1), run.flags)));
             }
             None => {}
         }
@@ -232,10 +232,10 @@ fn keys_of<'a>(spec: &Spec, words: Words<'a>) -> Vec<(&'a [u8], &'static [&'stat
     keys
 }
 
-pub(super) fn getkeys(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
-    let words = words.tail(2);
-    if let Some(spec) = with_keys(words, reply) {
-        let keys = keys_of(spec, words);
+pub(super) fn getkeys(_: &mut Client, _: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Then {
+    let argv = argv.tail(2);
+    if let Some(spec) = with_keys(argv, reply) {
+        let keys = keys_of(spec, argv);
         reply.array(keys.len());
         keys.iter().for_each(|(key, _)| reply.bulk(key));
     }
@@ -245,12 +245,12 @@ pub(super) fn getkeys(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut R
 pub(super) fn getkeysandflags(
     _: &mut Client,
     _: &Facts,
-    words: Words<'_>,
+    argv: Argv<'_>,
     reply: &mut Reply<'_>,
 ) -> Then {
-    let words = words.tail(2);
-    if let Some(spec) = with_keys(words, reply) {
-        let keys = keys_of(spec, words);
+    let argv = argv.tail(2);
+    if let Some(spec) = with_keys(argv, reply) {
+        let keys = keys_of(spec, argv);
         reply.array(keys.len());
         for (key, flags) in keys {
             reply.array(2);
@@ -262,12 +262,12 @@ pub(super) fn getkeysandflags(
 }
 
 /// The row of a request that has keys; what is none is answered.
-fn with_keys(words: Words<'_>, reply: &mut Reply<'_>) -> Option<&'static Spec> {
-    let resolved = spec::lookup(words.name()).and_then(|spec| {
+fn with_keys(argv: Argv<'_>, reply: &mut Reply<'_>) -> Option<&'static Spec> {
+    let resolved = spec::lookup(argv.name()).and_then(|spec| {
         let mut subcommands = spec.subcommands().iter();
         match spec.subcommands().is_empty() {
             true => Some(spec),
-            false => subcommands.find(|s| s.name.as_bytes().eq_ignore_ascii_case(words.get(1))),
+            false => subcommands.find(|s| s.name.as_bytes().eq_ignore_ascii_case(argv.get(1))),
         }
     });
     match resolved {
@@ -275,7 +275,7 @@ fn with_keys(words: Words<'_>, reply: &mut Reply<'_>) -> Option<&'static Spec> {
         Some(spec) if spec.keys == NO_KEYS => {
             reply.error("ERR The command has no key arguments");
         }
-        Some(spec) if !spec.admits(words.len()) => {
+        Some(spec) if !spec.admits(argv.len()) => {
             reply.error("ERR Invalid number of arguments specified for command");
         }
         Some(spec) => return Some(spec),

@@ -1,11 +1,11 @@
 //! `INFO`: a node's figures under Redis's section and field names.
 
+use super::argv::Argv;
 use super::facts::{Calls, Facts, REDIS_VERSION, runs};
-use super::words::Words;
 use std::fmt::{Display, Write as _};
 
 /// The report of the sections asked for: all of them when none is named.
-pub(super) fn report(facts: &Facts, asked: Words<'_>) -> String {
+pub(super) fn report(facts: &Facts, asked: Argv<'_>) -> String {
     let asked_for = |section: &str| {
         let names = |word: &[u8]| {
             let is = |name: &str| word.eq_ignore_ascii_case(name.as_bytes());
@@ -220,8 +220,8 @@ fn keyspace(facts: &Facts, section: &mut InfoSection) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::command::argv::ArgvBuf;
     use crate::command::facts::TableFacts;
-    use crate::command::words::Phrase;
     use crate::ids::Millis;
 
     fn ask(sections: &[&str]) -> String {
@@ -235,7 +235,7 @@ mod tests {
             ],
             ..Facts::default()
         };
-        report(&facts, sections.iter().collect::<Phrase>().words())
+        report(&facts, sections.iter().collect::<ArgvBuf>().argv())
     }
 
     #[test]

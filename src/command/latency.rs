@@ -7,17 +7,17 @@
 //! told under its first command, with the number of those that travelled with it. Each arbiter
 //! keeps its own log; their entries are numbered by the node.
 
+use super::argv::Argv;
 use super::client::{Client, Then};
 use super::facts::Facts;
 use super::number::parse_int;
 use super::order::{Order, Question, Show};
 use super::reply::Reply;
 use super::spec::{ADMIN, CommandGroup, Doc, LOADING, NO_KEYS, NOSCRIPT, Run, STALE, Spec};
-use super::words::Words;
 use crate::ids::Millis;
 use std::collections::{BTreeMap, VecDeque};
 
-/// Words of a command that the slow log keeps, and bytes of each.
+/// Argv of a command that the slow log keeps, and bytes of each.
 const WORDS_MAX: usize = 32;
 const WORD_BYTES_MAX: usize = 128;
 
@@ -77,7 +77,7 @@ pub struct Slow {
     /// How long it took.
     pub micros: u64,
     /// The command, clipped.
-    pub words: Vec<Vec<u8>>,
+    pub argv: Vec<Vec<u8>>,
     /// The client's end of its connection.
     pub address: String,
     /// What the client called itself.
@@ -85,8 +85,8 @@ pub struct Slow {
 }
 
 /// A command's words as the slow log keeps them, with Redis's marks where some are left out.
-pub fn clip<'w>(words: impl ExactSizeIterator<Item = &'w [u8]>) -> Vec<Vec<u8>> {
-    let count = words.len();
+pub fn clip<'w>(argv: impl ExactSizeIterator<Item = &'w [u8]>) -> Vec<Vec<u8>> {
+    let count = argv.len();
     let kept = if count > WORDS_MAX { WORDS_MAX - 1 } else { count };
     let clip = |word: &[u8]| match word.split_at_checked(WORD_BYTES_MAX) {
         Some((begin, rest)) if !rest.is_empty() => {
@@ -94,7 +94,7 @@ pub fn clip<'w>(words: impl ExactSizeIterator<Item = &'w [u8]>) -> Vec<Vec<u8>> 
         }
         _ => word.to_vec(),
     };
-    let mut clipped: Vec<Vec<u8>> = words.take(kept).map(clip).collect();
+    let mut clipped: Vec<Vec<u8>> = argv.take(kept).map(clip).collect();
     if count > kept {
         clipped.push(format!("... ({} more arguments)", count - kept).into_bytes());
     }
@@ -128,13 +128,13 @@ impl SlowLog {
 /// Shows entries as `SLOWLOG GET` does.
 pub(super) fn show_slow(entries: &[Slow], reply: &mut Reply<'_>) {
     reply.array(entries.len());
-    for Slow { id, at, micros, words, address, name } in entries {
+    for Slow { id, at, micros, argv, address, name } in entries {
         reply.array(6);
         reply.int(*id as i64);
         reply.int((at.0 / 1000) as i64);
         reply.int(*micros as i64);
-        reply.array(words.len());
-        words.iter().for_each(|word| reply.bulk(word));
+        reply.array(argv.len());
+        argv.iter().for_each(|word| reply.bulk(word));
         reply.bulk(address.as_bytes());
         reply.bulk(name.as_bytes());
     }
@@ -265,12 +265,12 @@ impl Events {
     }
 }
 
-fn slowlog_get(_: &Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Option<Order> {
-    let count = match words.len() {
+fn slowlog_get(_: &Client, _: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Option<Order> {
+    let count = match argv.len() {
         2 => Some(10),
-        3 => parse_int(words.get(2)),
+        3 => parse_int(argv.get(2)),
         _ => {
-            super::wrong_subcommand("slowlog", words.get(1), reply);
+            super::wrong_subcommand("slowlog", argv.get(1), reply);
             return None;
         }
     };
@@ -284,41 +284,41 @@ fn slowlog_get(_: &Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -
     }
 }
 
-fn slowlog_len(_: &Client, _: &Facts, _: Words<'_>, _: &mut Reply<'_>) -> Option<Order> {
+fn slowlog_len(_: &Client, _: &Facts, _: Argv<'_>, _: &mut Reply<'_>) -> Option<Order> {
     Some(Order::Ask(Question::Slow, Show::SlowLen))
 }
 
-fn slowlog_reset(_: &Client, _: &Facts, _: Words<'_>, _: &mut Reply<'_>) -> Option<Order> {
+fn slowlog_reset(_: &Client, _: &Facts, _: Argv<'_>, _: &mut Reply<'_>) -> Option<Order> {
     Some(Order::Ask(Question::ForgetSlow, Show::Ok))
 }
 
-fn slowlog_help(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+fn slowlog_help(_: &mut Client, _: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     super::help("SLOWLOG", SLOWLOG, reply);
     Then::Continue
 }
 
-fn latency_latest(_: &Client, _: &Facts, _: Words<'_>, _: &mut Reply<'_>) -> Option<Order> {
+fn latency_latest(_: &Client, _: &Facts, _: Argv<'_>, _: &mut Reply<'_>) -> Option<Order> {
     Some(Order::Ask(Question::Spikes, Show::Latest))
 }
 
-fn latency_history(_: &Client, _: &Facts, words: Words<'_>, _: &mut Reply<'_>) -> Option<Order> {
-    Some(Order::Ask(Question::Spikes, Show::History(words.get(2).to_vec())))
+fn latency_history(_: &Client, _: &Facts, argv: Argv<'_>, _: &mut Reply<'_>) -> Option<Order> {
+    Some(Order::Ask(Question::Spikes, Show::History(argv.get(2).to_vec())))
 }
 
-fn latency_graph(_: &Client, _: &Facts, words: Words<'_>, _: &mut Reply<'_>) -> Option<Order> {
-    Some(Order::Ask(Question::Spikes, Show::Graph(words.get(2).to_vec())))
+fn latency_graph(_: &Client, _: &Facts, argv: Argv<'_>, _: &mut Reply<'_>) -> Option<Order> {
+    Some(Order::Ask(Question::Spikes, Show::Graph(argv.get(2).to_vec())))
 }
 
-fn latency_doctor(_: &Client, _: &Facts, _: Words<'_>, _: &mut Reply<'_>) -> Option<Order> {
+fn latency_doctor(_: &Client, _: &Facts, _: Argv<'_>, _: &mut Reply<'_>) -> Option<Order> {
     Some(Order::Ask(Question::Spikes, Show::Doctor))
 }
 
-fn latency_reset(_: &Client, _: &Facts, words: Words<'_>, _: &mut Reply<'_>) -> Option<Order> {
-    let events = words.from(2).map(<[u8]>::to_vec).collect();
+fn latency_reset(_: &Client, _: &Facts, argv: Argv<'_>, _: &mut Reply<'_>) -> Option<Order> {
+    let events = argv.from(2).map(<[u8]>::to_vec).collect();
     Some(Order::Ask(Question::ForgetSpikes(events), Show::Sum))
 }
 
-fn latency_help(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+fn latency_help(_: &mut Client, _: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     super::help("LATENCY", LATENCY, reply);
     Then::Continue
 }
@@ -329,10 +329,10 @@ mod tests {
 
     #[test]
     fn long_commands_are_clipped_as_redis_clips_them() {
-        let words: Vec<Vec<u8>> = (0..40).map(|n| vec![b'x'; 100 + n]).collect();
-        let clipped = clip(words.iter().map(Vec::as_slice));
+        let argv: Vec<Vec<u8>> = (0..40).map(|n| vec![b'x'; 100 + n]).collect();
+        let clipped = clip(argv.iter().map(Vec::as_slice));
         assert_eq!(clipped.len(), 32);
-        assert_eq!(clipped[28], words[28]);
+        assert_eq!(clipped[28], argv[28]);
         assert!(clipped[29].ends_with(b"x... (1 more bytes)"));
         assert_eq!(clipped[31], b"... (9 more arguments)");
     }
@@ -341,8 +341,8 @@ mod tests {
     fn the_log_forgets_the_oldest() {
         let mut log = SlowLog::default();
         for id in 0..5 {
-            let (words, address, name) = (Vec::new(), String::new(), String::new());
-            log.push(Slow { id, at: Millis(0), micros: 1, words, address, name }, 3);
+            let (argv, address, name) = (Vec::new(), String::new(), String::new());
+            log.push(Slow { id, at: Millis(0), micros: 1, argv, address, name }, 3);
         }
         let ids: Vec<u64> = log.entries().iter().map(|entry| entry.id).collect();
         assert_eq!(ids, [2, 3, 4]);

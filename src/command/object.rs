@@ -1,6 +1,7 @@
 //! `OBJECT`: how a value is held.
 
 use super::Call;
+use super::argv::Argv;
 use super::client::{Client, Then};
 use super::facts::Facts;
 use super::number::parse_int;
@@ -8,7 +9,6 @@ use super::reply::Reply;
 use super::spec::{
     CommandGroup, Doc, Keys, LOADING, NO_KEYS, READONLY, Run, STALE, Spec, Split, data,
 };
-use super::words::Words;
 use crate::store::tables::Origin;
 
 const fn doc(since: &'static str, summary: &'static str, syntax: &'static str) -> Doc {
@@ -104,7 +104,7 @@ const HELP: [&str; 13] = [
     "    <key>.",
 ];
 
-fn help(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+fn help(_: &mut Client, _: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     reply.array(HELP.len() + 2);
     HELP.iter().for_each(|line| reply.simple(line));
     reply.simple("HELP");

@@ -5,11 +5,11 @@
 //! [`Question`] to every arbiter, and [`Show`] makes one reply of what they tell. No arbiter waits
 //! for another, and nothing is shared between them.
 
+use super::argv::{Argv, ArgvBuf};
 use super::client::Card;
 use super::facts::Facts;
 use super::latency::{self, Slow, Spike};
 use super::reply::Reply;
-use super::words::{Phrase, Words};
 use crate::ids::{Millis, NodeId, PartitionId};
 
 /// What a command asks of its node.
@@ -18,7 +18,7 @@ pub enum Order {
     /// Ask every arbiter, and show what they tell.
     Ask(Question, Show),
     /// Have the node's figures taken now, and show them.
-    Look(LookFn, Phrase),
+    Look(LookFn, ArgvBuf),
     /// Every command of the node's clients, from now on.
     Monitor,
     /// Nothing, for so many milliseconds: to try out what slowness does.
@@ -26,7 +26,7 @@ pub enum Order {
 }
 
 /// Shows figures that have just been taken; the request comes with them.
-pub type LookFn = fn(&Facts, Words<'_>, &mut Reply<'_>);
+pub type LookFn = fn(&Facts, Argv<'_>, &mut Reply<'_>);
 
 /// What an arbiter is asked.
 #[derive(Clone, Debug)]

@@ -7,12 +7,12 @@
 //! belongs.
 
 use super::Redis;
+use super::argv::Argv;
 use super::number::parse_int;
 use super::rename;
 use super::reply::Reply;
 use super::scan::{self, Walk};
 use super::spec::{Data, Merge, NodeFn, Over, Run, SessionFn, Spec, Split};
-use super::words::Words;
 use crate::batch::machine::Machine;
 use crate::batch::{Batch, OpHead, Replies};
 use crate::cluster::slots::{Atlas, Partitions};
@@ -69,12 +69,12 @@ pub enum Plan {
 /// The operation of a command with one key; nothing if it has none, several, or one that is too
 /// long: then [`plan`] knows. The usual case, so it costs two hashes and no allocation.
 #[inline]
-pub fn route_one(spec: &Spec, words: Words<'_>, place: &Placing<'_>) -> Option<OpHead> {
+pub fn route_one(spec: &Spec, argv: Argv<'_>, place: &Placing<'_>) -> Option<OpHead> {
     let Run::Data(data) = &spec.run else { return None };
     if data.split != Split::Single {
         return None;
     }
-    let key = words.get(spec.keys.first as usize);
+    let key = argv.get(spec.keys.first as usize);
     (key.len() <= place.key_bytes_max).then(|| place.head(data, key))
 }
 
@@ -107,8 +107,8 @@ impl Placing<'_> {
 }
 
 /// How a command is served whose number of words its arity admits.
-pub fn plan(spec: &Spec, words: Words<'_>, place: &Placing<'_>) -> Plan {
-    if !spec.pairs_up(words.len()) {
+pub fn plan(spec: &Spec, argv: Argv<'_>, place: &Placing<'_>) -> Plan {
+    if !spec.pairs_up(argv.len()) {
         return Plan::Refused(super::wrong_arity_text(spec.name));
     }
     let Some(data) = &spec.data() else {
@@ -118,7 +118,7 @@ pub fn plan(spec: &Spec, words: Words<'_>, place: &Placing<'_>) -> Plan {
             (_, None) => Plan::Refused("ERR syntax error".into()),
         };
     };
-    let mut keys = spec.keys.positions(words.len()).map(|at| words.get(at));
+    let mut keys = spec.keys.positions(argv.len()).map(|at| argv.get(at));
     if keys.any(|key| key.len() > place.key_bytes_max) {
         return key_too_long(place);
     }
@@ -127,7 +127,7 @@ pub fn plan(spec: &Spec, words: Words<'_>, place: &Placing<'_>) -> Plan {
             let partitions = match over {
                 Over::Table => place.partitions(),
                 Over::AllTables => place.atlas.all(),
-                Over::Two => match rename::swapped(words) {
+                Over::Two => match rename::swapped(argv) {
                     Some((one, other)) if !place.atlas.lie_together(one, other) => {
                         return Plan::Refused(format!(
                             "ERR tables {one} and {other} are of different storage classes and \
@@ -139,19 +139,19 @@ pub fn plan(spec: &Spec, words: Words<'_>, place: &Placing<'_>) -> Plan {
                     None => place.partitions(),
                 },
             };
-            return everywhere(spec, data, merge, locked, partitions, words, place);
+            return everywhere(spec, data, merge, locked, partitions, argv, place);
         }
         Split::Scan => {
-            let partition = scan::route(words, place.partitions());
+            let partition = scan::route(argv, place.partitions());
             return Plan::One(place.head_without_keys(data, partition));
         }
         Split::Walk => {
             let partitions = place.partitions();
-            let walk = Walk::new(data.code, words, place.table, partitions, place.hasher);
+            let walk = Walk::new(data.code, argv, place.table, partitions, place.hasher);
             return Plan::Walk(walk);
         }
         Split::Slot => {
-            return match parse_int(words.get(2)) {
+            return match parse_int(argv.get(2)) {
                 Some(slot @ 0..16384) => {
                     let partition = place.atlas.partition_of(place.table, Slot(slot as u16));
                     Plan::One(place.head_without_keys(data, partition))
@@ -162,7 +162,7 @@ pub fn plan(spec: &Spec, words: Words<'_>, place: &Placing<'_>) -> Plan {
         }
         Split::Partition => {
             let all = place.atlas.all();
-            let number = parse_int(words.get(2)).and_then(|number| u16::try_from(number).ok());
+            let number = parse_int(argv.get(2)).and_then(|number| u16::try_from(number).ok());
             return match number.map(PartitionId).filter(|partition| all.contains(*partition)) {
                 Some(partition) => Plan::One(place.head_without_keys(data, partition)),
                 None => Plan::Refused(format!(
@@ -174,17 +174,16 @@ pub fn plan(spec: &Spec, words: Words<'_>, place: &Placing<'_>) -> Plan {
         Split::Single | Split::PerKey(_) | Split::Gather => {}
     }
     if data.reach.is_some() {
-        return gather(spec, data, words, place);
+        return gather(spec, data, argv, place);
     }
-    let mut partitions =
-        spec.keys.positions(words.len()).map(|at| place.partition_of(words.get(at)));
+    let mut partitions = spec.keys.positions(argv.len()).map(|at| place.partition_of(argv.get(at)));
     let first = partitions.next();
     if partitions.all(|partition| Some(partition) == first) {
-        return Plan::One(place.head(data, words.get(spec.keys.first as usize)));
+        return Plan::One(place.head(data, argv.get(spec.keys.first as usize)));
     }
     match data.split {
-        Split::PerKey(merge) => per_key(spec, data, merge, words, place),
-        _ => gather(spec, data, words, place),
+        Split::PerKey(merge) => per_key(spec, data, merge, argv, place),
+        _ => gather(spec, data, argv, place),
     }
 }
 
@@ -205,14 +204,14 @@ fn everywhere(
     merge: Merge,
     locked: bool,
     partitions: Partitions,
-    words: Words<'_>,
+    argv: Argv<'_>,
     place: &Placing<'_>,
 ) -> Plan {
     let batches: Vec<(PartitionId, Batch)> = partitions
         .iter()
         .map(|partition| {
             let mut batch = Batch::new();
-            batch.push(place.head_without_keys(data, partition), words.from(1));
+            batch.push(place.head_without_keys(data, partition), argv.from(1));
             (partition, batch)
         })
         .collect();
@@ -229,15 +228,15 @@ fn everywhere(
     Plan::Spread { work: Work { mode: mode(spec), shares, script: Batch::new() }, layout }
 }
 
-fn per_key(spec: &Spec, data: &Data, merge: Merge, words: Words<'_>, place: &Placing<'_>) -> Plan {
+fn per_key(spec: &Spec, data: &Data, merge: Merge, argv: Argv<'_>, place: &Placing<'_>) -> Plan {
     let step = spec.keys.step as usize;
     let mut shares: BTreeMap<PartitionId, Share> = BTreeMap::new();
     let mut placed: Vec<(PartitionId, u32)> = Vec::new();
-    for at in spec.keys.positions(words.len()) {
-        let head = place.head(data, words.get(at));
+    for at in spec.keys.positions(argv.len()) {
+        let head = place.head(data, argv.get(at));
         let batch = &mut shares.entry(head.partition).or_default().batch;
         placed.push((head.partition, batch.len() as u32));
-        batch.push(head, words.from(at).take(step));
+        batch.push(head, argv.from(at).take(step));
     }
     let order: BTreeMap<PartitionId, u32> = shares.keys().copied().zip(0..).collect();
     let piece = |(partition, op)| Piece { share: order[&partition], op };
@@ -246,10 +245,10 @@ fn per_key(spec: &Spec, data: &Data, merge: Merge, words: Words<'_>, place: &Pla
     Plan::Spread { work: Work { mode: mode(spec), shares, script: Batch::new() }, layout }
 }
 
-fn gather(spec: &Spec, data: &Data, words: Words<'_>, place: &Placing<'_>) -> Plan {
-    let head = place.head(data, words.get(spec.keys.first as usize));
+fn gather(spec: &Spec, data: &Data, argv: Argv<'_>, place: &Placing<'_>) -> Plan {
+    let head = place.head(data, argv.get(spec.keys.first as usize));
     let mut script = Batch::new();
-    script.push(head, words.from(1));
+    script.push(head, argv.from(1));
     let mut shares: BTreeMap<PartitionId, Share> = BTreeMap::new();
     let mut too_long = false;
     Redis::keys(&script.op(0), &mut |table, key| {

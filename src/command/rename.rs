@@ -1,11 +1,11 @@
 //! Commands that give a value another name or another table.
 
+use super::argv::Argv;
 use super::number::parse_int;
 use super::spec::{
     CommandGroup, DANGEROUS, DENYOOM, Doc, FAST, GOES_THROUGH, KEY, KEYSPACE, Keys, Merge, NO_KEYS,
     Over, STRETCHES, Spec, Split, WRITE, data, reaching,
 };
-use super::words::Words;
 use super::{Call, NOT_AN_INTEGER, SYNTAX};
 use crate::batch::Args;
 use crate::ids::TableIndex;
@@ -158,8 +158,8 @@ fn move_to(call: &mut Call<'_>) {
 }
 
 /// The tables that a `SWAPDB` names, if both are tables.
-pub(super) fn swapped(words: Words<'_>) -> Option<(TableIndex, TableIndex)> {
-    Some((table_index(words.get(1)).ok()?, table_index(words.get(2)).ok()?))
+pub(super) fn swapped(argv: Argv<'_>) -> Option<(TableIndex, TableIndex)> {
+    Some((table_index(argv.get(1)).ok()?, table_index(argv.get(2)).ok()?))
 }
 
 fn swapdb(call: &mut Call<'_>) {

@@ -10,11 +10,11 @@
 //! drives to its end ([`Walk`]), `RANDOMKEY` a question to one partition after the other until one
 //! has a key.
 
+use super::argv::Argv;
 use super::glob;
 use super::number::parse_int;
 use super::reply::Reply;
 use super::spec::{CommandGroup, DANGEROUS, Doc, NO_KEYS, READONLY, Spec, Split, data};
-use super::words::Words;
 use super::{Call, NOT_AN_INTEGER, SYNTAX};
 use crate::batch::{Batch, OpCode, OpHead};
 use crate::cluster::slots::Partitions;
@@ -114,8 +114,8 @@ impl ScanCursor {
 
 /// The partition of these that a `SCAN` goes on in. A cursor that leads to none of them, or none at
 /// all, is sent somewhere, to be answered there.
-pub(super) fn route(words: Words<'_>, partitions: Partitions) -> PartitionId {
-    let cursor = ScanCursor::parse(words.get(1)).unwrap_or(ScanCursor { turn: 0, place: 0 });
+pub(super) fn route(argv: Argv<'_>, partitions: Partitions) -> PartitionId {
+    let cursor = ScanCursor::parse(argv.get(1)).unwrap_or(ScanCursor { turn: 0, place: 0 });
     match cursor.partition() {
         None => partitions.last(),
         Some(partition) if partitions.contains(partition) => partition,
@@ -258,7 +258,7 @@ impl Walk {
     /// A walk for a request whose row says [`Split::Walk`].
     pub(super) fn new(
         code: OpCode,
-        words: Words<'_>,
+        argv: Argv<'_>,
         table: TableIndex,
         partitions: Partitions,
         hasher: KeyHasher,
@@ -266,7 +266,7 @@ impl Walk {
         let errand = match code.0 {
             RANDOMKEY => Errand::Random { dice: 0, asked: 0, answer: None },
             _ => Errand::Keys {
-                pattern: words.get(1).to_vec(),
+                pattern: argv.get(1).to_vec(),
                 next: Some(ScanCursor::of(partitions.last(), 0)),
                 pages: Vec::new(),
                 count: 0,
@@ -448,7 +448,7 @@ const _: () = assert!(CURSOR_BITS == 48, "a partition's number fits above a tabl
 mod tests {
     use super::*;
     use crate::cluster::slots::{Atlas, Ring};
-    use crate::command::words::Phrase;
+    use crate::command::argv::ArgvBuf;
 
     #[test]
     fn cursors_are_read_as_redis_reads_them() {
@@ -481,9 +481,9 @@ mod tests {
         let atlas = Atlas::new(Ring::new(2), |_| 0);
         let table = TableIndex::default();
         let partitions = atlas.partitions_of(table);
-        let phrase: Phrase = ["keys", "*"].iter().collect();
+        let argv_buf: ArgvBuf = ["keys", "*"].iter().collect();
         let hasher = KeyHasher::new(3);
-        let mut walk = Walk::new(OpCode(KEYS), phrase.words(), table, partitions, hasher);
+        let mut walk = Walk::new(OpCode(KEYS), argv_buf.argv(), table, partitions, hasher);
         let steps = [
             (1, 5, &["a", "b", "$1"][..]),
             (1, 9, &["b", "c"]),

@@ -1,5 +1,6 @@
 //! Commands on the server: what it can do, what it knows of itself, its tables as a whole.
 
+use super::argv::{Argv, ArgvBuf};
 use super::client::{Client, Then};
 use super::describe::{describe, getkeys, getkeysandflags};
 use super::facts::Facts;
@@ -9,7 +10,6 @@ use super::spec::{
     self, ADMIN, CONNECTION, CommandGroup, DANGEROUS, Doc, FAST, KEYSPACE, LOADING, Merge, NO_KEYS,
     NOSCRIPT, Over, READONLY, Run, STALE, Spec, Split, WRITE, data,
 };
-use super::words::{Phrase, Words};
 use super::{Call, SYNTAX, glob, info};
 use crate::ids::TableIndex;
 
@@ -111,20 +111,20 @@ fn is_flush(options: usize, option: &[u8]) -> bool {
 }
 
 /// Whether a request of `FLUSHDB` or `FLUSHALL` is one that empties tables.
-pub(super) fn flushes(words: Words<'_>) -> bool {
-    is_flush(words.len() - 1, words.get(1))
+pub(super) fn flushes(argv: Argv<'_>) -> bool {
+    is_flush(argv.len() - 1, argv.get(1))
 }
 
-fn info(_: &Client, _: &Facts, words: Words<'_>, _: &mut Reply<'_>) -> Option<Order> {
-    Some(Order::Look(show_info, words.from(1).collect::<Phrase>()))
+fn info(_: &Client, _: &Facts, argv: Argv<'_>, _: &mut Reply<'_>) -> Option<Order> {
+    Some(Order::Look(show_info, argv.from(1).collect::<ArgvBuf>()))
 }
 
-fn show_info(facts: &Facts, sections: Words<'_>, reply: &mut Reply<'_>) {
+fn show_info(facts: &Facts, sections: Argv<'_>, reply: &mut Reply<'_>) {
     reply.verbatim("txt", info::report(facts, sections).as_bytes());
 }
 
-fn config_get(_: &mut Client, facts: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
-    let patterns: Vec<&[u8]> = words.from(2).collect();
+fn config_get(_: &mut Client, facts: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Then {
+    let patterns: Vec<&[u8]> = argv.from(2).collect();
     let settings = facts.settings.matching(patterns.into_iter());
     reply.map(settings.len());
     for (name, value) in settings {
@@ -134,13 +134,13 @@ fn config_get(_: &mut Client, facts: &Facts, words: Words<'_>, reply: &mut Reply
     Then::Continue
 }
 
-fn config_set(_: &Client, facts: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Option<Order> {
-    if !words.len().is_multiple_of(2) {
+fn config_set(_: &Client, facts: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Option<Order> {
+    if !argv.len().is_multiple_of(2) {
         reply.error(SYNTAX);
         return None;
     }
     let pairs: Vec<(&[u8], &[u8])> =
-        (2..words.len()).step_by(2).map(|at| (words.get(at), words.get(at + 1))).collect();
+        (2..argv.len()).step_by(2).map(|at| (argv.get(at), argv.get(at + 1))).collect();
     match facts.settings.judge(&pairs) {
         Ok(approved) => Some(Order::Ask(Question::Configure(approved), Show::Ok)),
         Err(error) => {
@@ -150,21 +150,21 @@ fn config_set(_: &Client, facts: &Facts, words: Words<'_>, reply: &mut Reply<'_>
     }
 }
 
-fn config_resetstat(_: &Client, _: &Facts, _: Words<'_>, _: &mut Reply<'_>) -> Option<Order> {
+fn config_resetstat(_: &Client, _: &Facts, _: Argv<'_>, _: &mut Reply<'_>) -> Option<Order> {
     Some(Order::Ask(Question::ForgetCounts, Show::Ok))
 }
 
-fn config_rewrite(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+fn config_rewrite(_: &mut Client, _: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     reply.error("ERR Rewriting config file: cluster.yaml is the same on all nodes; edit it there");
     Then::Continue
 }
 
-fn config_help(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+fn config_help(_: &mut Client, _: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     super::help("CONFIG", CONFIG, reply);
     Then::Continue
 }
 
-fn command(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+fn command(_: &mut Client, _: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     reply.array(spec::all().count());
     for spec in spec::all() {
         describe(spec, spec.name, reply);
@@ -172,26 +172,26 @@ fn command(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Th
     Then::Continue
 }
 
-fn command_count(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+fn command_count(_: &mut Client, _: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     reply.count(spec::all().count());
     Then::Continue
 }
 
-fn command_help(_: &mut Client, _: &Facts, _: Words<'_>, reply: &mut Reply<'_>) -> Then {
+fn command_help(_: &mut Client, _: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     super::help("COMMAND", COMMAND, reply);
     Then::Continue
 }
 
-fn command_info(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
-    if words.len() == 2 {
+fn command_info(_: &mut Client, _: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Then {
+    if argv.len() == 2 {
         reply.array(spec::all().count());
         for spec in spec::all() {
             describe(spec, spec.name, reply);
         }
         return Then::Continue;
     }
-    reply.array(words.len() - 2);
-    for name in words.from(2) {
+    reply.array(argv.len() - 2);
+    for name in argv.from(2) {
         match named(name) {
             Some((spec, full)) => describe(spec, &full, reply),
             None => reply.nil(),
@@ -210,10 +210,10 @@ fn named(name: &[u8]) -> Option<(&'static Spec, String)> {
     Some((sub, format!("{}|{}", spec.name, sub.name)))
 }
 
-fn command_docs(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
-    let specs: Vec<(&Spec, String)> = match words.len() {
+fn command_docs(_: &mut Client, _: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Then {
+    let specs: Vec<(&Spec, String)> = match argv.len() {
         2 => spec::all().map(|spec| (spec, spec.name.to_string())).collect(),
-        _ => words.from(2).filter_map(named).collect(),
+        _ => argv.from(2).filter_map(named).collect(),
     };
     reply.map(specs.len());
     for (spec, name) in specs {
@@ -278,16 +278,16 @@ impl Filter<'_> {
     }
 }
 
-fn command_list(_: &mut Client, _: &Facts, words: Words<'_>, reply: &mut Reply<'_>) -> Then {
+fn command_list(_: &mut Client, _: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     let by = |kind: &str| {
-        words.get(2).eq_ignore_ascii_case(b"filterby")
-            && words.get(3).eq_ignore_ascii_case(kind.as_bytes())
+        argv.get(2).eq_ignore_ascii_case(b"filterby")
+            && argv.get(3).eq_ignore_ascii_case(kind.as_bytes())
     };
-    let filter = match words.len() {
+    let filter = match argv.len() {
         2 => Filter::All,
         5 if by("module") => Filter::Module,
-        5 if by("aclcat") => Filter::Category(words.get(4)),
-        5 if by("pattern") => Filter::Pattern(words.get(4)),
+        5 if by("aclcat") => Filter::Category(argv.get(4)),
+        5 if by("pattern") => Filter::Pattern(argv.get(4)),
         _ => {
             reply.error(SYNTAX);
             return Then::Continue;

@@ -261,10 +261,10 @@ fn judge(kind: SettingKind, value: &[u8], now: &str) -> Result<String, String> {
             b"no" => Ok("no".into()),
             _ => Err("argument must be 'yes' or 'no'".into()),
         },
-        Word(words) => {
+        Word(argv) => {
             let is = |word: &&&str| word.as_bytes().eq_ignore_ascii_case(value);
-            let found = words.iter().find(is).map(|word| (*word).to_owned());
-            let text = || format!("argument(s) must be one of the following: {}", words.join(", "));
+            let found = argv.iter().find(is).map(|word| (*word).to_owned());
+            let text = || format!("argument(s) must be one of the following: {}", argv.join(", "));
             found.ok_or_else(text)
         }
         Saves => {

@@ -7,11 +7,11 @@
 //! by the compiler, so a name or a code that is given twice does not compile.
 
 use super::Call;
+use super::argv::Argv;
 use super::client::{Client, Then};
 use super::facts::Facts;
 use super::order::Order;
 use super::reply::Reply;
-use super::words::Words;
 use super::{
     admin, bits, cluster, connection, dump, keys, latency, lcs, object, rename, scan, server, sort,
     strings, transaction,
@@ -223,11 +223,11 @@ impl Keys {
 pub type DataFn = fn(&mut Call<'_>);
 
 /// A function that runs in the session.
-pub type SessionFn = fn(&mut Client, &Facts, Words<'_>, &mut Reply<'_>) -> Then;
+pub type SessionFn = fn(&mut Client, &Facts, Argv<'_>, &mut Reply<'_>) -> Then;
 
 /// A function that runs in the session and says what it asks of the whole node; nothing if it has
 /// answered by itself.
-pub type NodeFn = fn(&Client, &Facts, Words<'_>, &mut Reply<'_>) -> Option<Order>;
+pub type NodeFn = fn(&Client, &Facts, Argv<'_>, &mut Reply<'_>) -> Option<Order>;
 
 /// How a command runs.
 #[derive(Debug)]

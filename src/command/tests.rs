@@ -3,13 +3,13 @@
 //!
 //! The replies in the scripts are those of redis-server 7.0.15.
 
+use super::argv::ArgvBuf;
 use super::client::{Client, Then};
 use super::facts::Facts;
 use super::order::{NodeAnswer, Order, Question};
 use super::plan::{PieceLayout, Placing, Plan, plan, route_one};
 use super::reply::Reply;
 use super::transaction::{Exec, Queue, Watching};
-use super::words::Phrase;
 use super::{Redis, resolve, spec};
 use crate::batch::machine::Machine;
 use crate::batch::{Batch, OpHead, Replies};
@@ -50,12 +50,12 @@ impl Cluster {
     }
 
     /// The reply to a request, and how it was served.
-    pub(super) fn ask<W: AsRef<[u8]>>(&mut self, words: &[W]) -> (Vec<u8>, String) {
-        let phrase: Phrase = words.iter().collect();
-        let words = phrase.words();
+    pub(super) fn ask<W: AsRef<[u8]>>(&mut self, argv: &[W]) -> (Vec<u8>, String) {
+        let argv_buf: ArgvBuf = argv.iter().collect();
+        let argv = argv_buf.argv();
         let mut out = Vec::new();
         let mut reply = Reply::new(&mut out, self.client.resp3);
-        let Some(spec) = resolve(words, &mut reply) else { return (out, "refused".into()) };
+        let Some(spec) = resolve(argv, &mut reply) else { return (out, "refused".into()) };
         let place = Placing {
             key_bytes_max: super::KEY_BYTES_MAX,
             atlas: &self.atlas,
@@ -63,8 +63,8 @@ impl Cluster {
             table: self.client.table,
             resp3: self.client.resp3,
         };
-        let planned = plan(spec, words, &place);
-        if let Some(head) = route_one(spec, words, &place) {
+        let planned = plan(spec, argv, &place);
+        if let Some(head) = route_one(spec, argv, &place) {
             let Plan::One(planned) = planned else { panic!("a single key is planned as one") };
             assert_eq!(planned, head);
         }
@@ -75,7 +75,7 @@ impl Cluster {
                 way.push_str("refused");
             }
             Plan::Session(run) => {
-                let then = run(&mut self.client, &self.facts, words, &mut reply);
+                let then = run(&mut self.client, &self.facts, argv, &mut reply);
                 way.push_str("session");
                 if then != Then::Continue {
                     write!(way, ", then {then:?}").unwrap();
@@ -83,7 +83,7 @@ impl Cluster {
             }
             Plan::Node(run) => {
                 way.push_str("node");
-                match run(&self.client, &self.facts, words, &mut reply) {
+                match run(&self.client, &self.facts, argv, &mut reply) {
                     Some(Order::Ask(question, show)) => {
                         let told = match question {
                             Question::Clients => NodeAnswer::Clients(vec![self.client.card()]),
@@ -95,14 +95,14 @@ impl Cluster {
                         };
                         show.reply(vec![told], self.now, 128, &mut reply);
                     }
-                    Some(Order::Look(show, words)) => show(&self.facts, words.words(), &mut reply),
+                    Some(Order::Look(show, argv)) => show(&self.facts, argv.argv(), &mut reply),
                     Some(order) => write!(way, ", {order:?}").unwrap(),
                     None => {}
                 }
             }
             Plan::One(head) => {
                 let mut batch = Batch::new();
-                batch.push(head, words.from(1));
+                batch.push(head, argv.from(1));
                 let replies = self.run(head.partition, &batch);
                 reply.raw(replies.get(0));
                 write!(way, "one {}", head.partition).unwrap();
@@ -215,18 +215,18 @@ impl goldenscript::Runner for Cluster {
         command: &goldenscript::Command,
         _: &goldenscript::Context,
     ) -> Result<String, Box<dyn Error>> {
-        let mut words = vec![command.name.as_str()];
+        let mut argv = vec![command.name.as_str()];
         for argument in &command.args {
             let goldenscript::Argument::Positional(word) = argument else {
                 return Err("commands have no named arguments".into());
             };
-            words.push(word);
+            argv.push(word);
         }
-        if let ["clock", ms] = words[..] {
+        if let ["clock", ms] = argv[..] {
             self.now = Millis(1_700_000_000_000 + ms.parse::<u64>()?);
             return Ok(format!("{command}\n"));
         }
-        let (reply, way) = self.ask(&words);
+        let (reply, way) = self.ask(&argv);
         let reply = reply.escape_ascii().to_string().replace("\\'", "'");
         Ok(format!("{command} ({way})\n    {reply}\n"))
     }
@@ -387,8 +387,8 @@ fn idle_time_passes_until_a_key_is_used() {
     let payload = cluster.ask(&["dump", "b"]).0;
     let payload = &payload[payload.iter().position(|byte| *byte == b'\n').unwrap() + 1..];
     let payload = &payload[..payload.len() - 2];
-    let words: [&[u8]; 6] = [b"restore", b"c", b"0", payload, b"idletime", b"40"];
-    assert_eq!(cluster.ask(&words).0, b"+OK\r\n");
+    let argv: [&[u8]; 6] = [b"restore", b"c", b"0", payload, b"idletime", b"40"];
+    assert_eq!(cluster.ask(&argv).0, b"+OK\r\n");
     assert_eq!(reply_of(&mut cluster, "object idletime c"), ":40\r\n");
     assert_eq!(reply_of(&mut cluster, "get c"), "$2\r\n12\r\n");
 }
@@ -451,8 +451,8 @@ fn session() {
 }
 
 fn reply_of(cluster: &mut Cluster, line: &str) -> String {
-    let words: Vec<&str> = line.split(' ').collect();
-    String::from_utf8(cluster.ask(&words).0).unwrap()
+    let argv: Vec<&str> = line.split(' ').collect();
+    String::from_utf8(cluster.ask(&argv).0).unwrap()
 }
 
 #[test]
@@ -489,9 +489,9 @@ fn merging_survives_peers_that_answer_nonsense() {
         resp3: false,
     };
     for line in ["mget a b c d", "del a b c d"] {
-        let phrase: Phrase = line.split(' ').collect();
-        let spec = spec::lookup(phrase.words().name()).unwrap();
-        let Plan::Spread { work, layout } = plan(spec, phrase.words(), &place) else {
+        let argv_buf: ArgvBuf = line.split(' ').collect();
+        let spec = spec::lookup(argv_buf.argv().name()).unwrap();
+        let Plan::Spread { work, layout } = plan(spec, argv_buf.argv(), &place) else {
             panic!("{line} is spread")
         };
         let answer = |bytes: &[u8]| {
@@ -631,9 +631,9 @@ fn a_transaction_plans_in_proportion_to_its_commands() {
         for number in 0..times {
             for command in commands {
                 let line = command.replace('#', &number.to_string());
-                let phrase: Phrase = line.split(' ').collect();
-                let spec = resolve(phrase.words(), &mut Reply::new(&mut Vec::new(), false));
-                queue.push(spec.unwrap(), phrase.words(), usize::MAX).unwrap();
+                let argv_buf: ArgvBuf = line.split(' ').collect();
+                let spec = resolve(argv_buf.argv(), &mut Reply::new(&mut Vec::new(), false));
+                queue.push(spec.unwrap(), argv_buf.argv(), usize::MAX).unwrap();
             }
         }
         let place = Placing {

@@ -19,6 +19,7 @@
 //!
 //! Watched keys are part of the work: their partitions compare versions once all is locked.
 
+use super::argv::{Argv, ArgvBuf};
 use super::client::Client;
 use super::facts::Facts;
 use super::keys::EXISTS;
@@ -29,7 +30,6 @@ use super::spec::{
     ALLOW_BUSY, CommandGroup, Control, Data, Doc, FAST, KEYS, LOADING, Merge, NO_KEYS, NOSCRIPT,
     Over, Run, SKIP_SLOWLOG, STALE, Spec, Split,
 };
-use super::words::{Phrase, Words};
 use super::{Call, KEY_BYTES_MAX, Redis};
 use crate::batch::machine::{Machine, Scope};
 use crate::batch::{Batch, OpCode, OpHead, Replies};
@@ -121,8 +121,8 @@ impl Watching {
     ///
     /// # Errors
     /// When it would watch too many.
-    pub fn lacks(&self, words: Words<'_>, table: TableIndex) -> Result<Phrase, String> {
-        let keys: BTreeSet<&[u8]> = words.from(1).collect();
+    pub fn lacks(&self, argv: Argv<'_>, table: TableIndex) -> Result<ArgvBuf, String> {
+        let keys: BTreeSet<&[u8]> = argv.from(1).collect();
         let is_new = |key: &&[u8]| !self.keys.contains_key(&(table, key.to_vec()));
         let new: Vec<&[u8]> = keys.into_iter().filter(is_new).collect();
         let bytes = self.bytes + new.iter().map(|key| key.len()).sum::<usize>();
@@ -132,7 +132,7 @@ impl Watching {
                  bytes together"
             ));
         }
-        Ok(std::iter::once(words.name()).chain(new).collect())
+        Ok(std::iter::once(argv.name()).chain(new).collect())
     }
 
     /// A key is watched from now on.
@@ -182,7 +182,7 @@ pub fn read_versions(reply: &[u8]) -> Option<Vec<u64>> {
 /// The commands queued since `MULTI`.
 #[derive(Debug, Default)]
 pub struct Queue {
-    commands: Vec<(&'static Spec, Phrase)>,
+    commands: Vec<(&'static Spec, ArgvBuf)>,
     bytes: usize,
     broken: bool,
 }
@@ -213,7 +213,7 @@ pub enum Step {
     /// The same, counted.
     Census(Census),
     /// From the session, once the work is committed.
-    Later(&'static Spec, Phrase),
+    Later(&'static Spec, ArgvBuf),
 }
 
 /// How many keys a table has in the midst of a transaction: the count before it, corrected.
@@ -240,14 +240,14 @@ impl Queue {
     pub fn push(
         &mut self,
         spec: &'static Spec,
-        words: Words<'_>,
+        argv: Argv<'_>,
         bytes_max: usize,
     ) -> Result<(), String> {
-        self.bytes += words.bytes();
+        self.bytes += argv.bytes();
         if self.bytes > bytes_max {
             return Err(format!("ERR the transaction is longer than {bytes_max} bytes"));
         }
-        self.commands.push((spec, words.from(0).collect()));
+        self.commands.push((spec, argv.from(0).collect()));
         Ok(())
     }
 
@@ -277,12 +277,12 @@ impl Queue {
         // of the connection is foreseen here, for the commands behind them: SELECT chooses a table.
         let mut client = client.clone();
         let mut draft = Draft::default();
-        for (spec, phrase) in self.commands {
+        for (spec, argv_buf) in self.commands {
             let place = Placing { table: client.table, resp3: client.resp3, ..*place };
             if let Some(run) = spec.session() {
-                run(&mut client, facts, phrase.words(), &mut Reply::new(&mut Vec::new(), false));
+                run(&mut client, facts, argv_buf.argv(), &mut Reply::new(&mut Vec::new(), false));
             }
-            draft.add(spec, phrase, &place);
+            draft.add(spec, argv_buf, &place);
         }
         draft.finish(watching, place.atlas)
     }
@@ -333,7 +333,7 @@ struct Asked {
 
 enum Drafted {
     Answered(Vec<u8>),
-    Later(&'static Spec, Phrase),
+    Later(&'static Spec, ArgvBuf),
     /// Where its replies are: by partition and place in its share.
     Data(Merge, Vec<(PartitionId, u32)>),
     /// The same for a count; and the command itself, for the case that it cannot be counted where
@@ -343,7 +343,7 @@ enum Drafted {
         anew: Option<Vec<(PartitionId, u32)>>,
         plus: Vec<(PartitionId, u32)>,
         minus: Vec<Asked>,
-        late: (&'static Spec, Phrase),
+        late: (&'static Spec, ArgvBuf),
     },
 }
 
@@ -351,37 +351,37 @@ enum Drafted {
 const COUNTS: Split = Split::Everywhere { over: Over::Table, merge: Merge::Sum, locked: false };
 
 impl Draft {
-    fn add(&mut self, spec: &'static Spec, phrase: Phrase, place: &Placing<'_>) {
-        let step = self.draft(spec, phrase, place);
+    fn add(&mut self, spec: &'static Spec, argv_buf: ArgvBuf, place: &Placing<'_>) {
+        let step = self.draft(spec, argv_buf, place);
         self.steps.push(step);
     }
 
-    fn draft(&mut self, spec: &'static Spec, phrase: Phrase, place: &Placing<'_>) -> Drafted {
+    fn draft(&mut self, spec: &'static Spec, argv_buf: ArgvBuf, place: &Placing<'_>) -> Drafted {
         if spec.run_is_unwatch() {
             // EXEC forgets the watched keys; by then it is too late to say so.
             return Drafted::Answered(b"+OK\r\n".to_vec());
         }
-        let words = phrase.words();
-        let planned = plan(spec, words, place);
+        let argv = argv_buf.argv();
+        let planned = plan(spec, argv, place);
         if let Plan::Refused(error) = &planned {
             let mut refused = Vec::new();
             Reply::new(&mut refused, place.resp3).error(error);
             return Drafted::Answered(refused);
         }
-        let Some(data) = spec.data() else { return Drafted::Later(spec, phrase) };
+        let Some(data) = spec.data() else { return Drafted::Later(spec, argv_buf) };
         if spec.scope() == Scope::Glance {
             return match data.split == COUNTS && !self.touched.swapped {
-                true => self.count(spec, data, phrase, place),
-                false => Drafted::Later(spec, phrase),
+                true => self.count(spec, data, argv_buf, place),
+                false => Drafted::Later(spec, argv_buf),
             };
         }
         self.writes |= spec.access() == Access::Write;
         if spec.scope() == Scope::Partition {
-            self.take_whole(&planned, words);
-            self.touched.touch_tables(spec, words, place.table);
+            self.take_whole(&planned, argv);
+            self.touched.touch_tables(spec, argv, place.table);
         }
-        let first = words.get(spec.keys.first as usize);
-        self.script.push(place.head(&data, first), words.from(1));
+        let first = argv.get(spec.keys.first as usize);
+        self.script.push(place.head(&data, first), argv.from(1));
         let op = self.script.op(self.script.len() - 1);
         let (claims, touched) = (&mut self.claims, &mut self.touched);
         Redis::keys(&op, &mut |table, key| {
@@ -395,7 +395,7 @@ impl Draft {
         match planned {
             Plan::One(head) => {
                 let batch = &mut self.shares.entry(head.partition).or_default().batch;
-                batch.push(head, words.from(1));
+                batch.push(head, argv.from(1));
                 Drafted::Data(Merge::Status, vec![(head.partition, batch.len() as u32 - 1)])
             }
             Plan::Spread { work, .. } if work.mode == Mode::Gather => {
@@ -408,7 +408,7 @@ impl Draft {
             }
             Plan::Each { batches, layout } => self.take(batches, layout),
             Plan::Session(_) | Plan::Node(_) | Plan::Walk(_) | Plan::Refused(_) => {
-                Drafted::Later(spec, phrase)
+                Drafted::Later(spec, argv_buf)
             }
         }
     }
@@ -418,7 +418,7 @@ impl Draft {
         &mut self,
         spec: &'static Spec,
         data: Data,
-        phrase: Phrase,
+        argv_buf: ArgvBuf,
         place: &Placing<'_>,
     ) -> Drafted {
         let (table, touched) = (place.table, &mut self.touched);
@@ -442,14 +442,14 @@ impl Draft {
             let last = touched.keys.insert((table, key), asked);
             minus.extend(last.filter(|last| last.emptied == emptied));
         }
-        Drafted::Census { table, anew, plus, minus, late: (spec, phrase) }
+        Drafted::Census { table, anew, plus, minus, late: (spec, argv_buf) }
     }
 
     /// Notes an operation on whole partitions.
-    fn take_whole(&mut self, planned: &Plan, words: Words<'_>) {
+    fn take_whole(&mut self, planned: &Plan, argv: Argv<'_>) {
         match planned {
             Plan::One(head) => {
-                self.whole.entry(head.partition).or_default().push(*head, words.from(1));
+                self.whole.entry(head.partition).or_default().push(*head, argv.from(1));
             }
             Plan::Spread { work, .. } => {
                 for (id, share) in &work.shares {
@@ -518,7 +518,7 @@ impl Draft {
         let mut next = 0..;
         let step = |step: Drafted| match step {
             Drafted::Answered(answer) => Step::Answered(answer),
-            Drafted::Later(spec, phrase) => Step::Later(spec, phrase),
+            Drafted::Later(spec, argv_buf) => Step::Later(spec, argv_buf),
             Drafted::Data(..) if self.gathers => {
                 let op = next.next().unwrap_or_default();
                 Step::Data(PieceLayout {
@@ -529,8 +529,8 @@ impl Draft {
             Drafted::Data(merge, pieces) => {
                 Step::Data(PieceLayout { merge, pieces: pieces.into_iter().map(piece).collect() })
             }
-            Drafted::Census { late: (spec, phrase), .. } if self.gathers => {
-                Step::Later(spec, phrase)
+            Drafted::Census { late: (spec, argv_buf), .. } if self.gathers => {
+                Step::Later(spec, argv_buf)
             }
             Drafted::Census { table, anew, plus, minus, .. } => {
                 let asked = |asked: Asked| match asked.before {
@@ -600,10 +600,10 @@ impl Touched {
     }
 
     /// Tables may be emptied or change places from here on.
-    fn touch_tables(&mut self, spec: &Spec, words: Words<'_>, table: TableIndex) {
+    fn touch_tables(&mut self, spec: &Spec, argv: Argv<'_>, table: TableIndex) {
         match spec.name {
-            "flushdb" if flushes(words) => self.empty(table),
-            "flushall" if flushes(words) => TableIndex::all().for_each(|table| self.empty(table)),
+            "flushdb" if flushes(argv) => self.empty(table),
+            "flushall" if flushes(argv) => TableIndex::all().for_each(|table| self.empty(table)),
             "flushdb" | "flushall" => {}
             _ => self.swapped = true,
         }

@@ -3,7 +3,7 @@
 //! The receiver pulls: it says from which byte on it wants more, and one piece at a time is on its
 //! way to each node, no faster than [`RATE`]. So other packets of the link wait for one piece at
 //! most, neither side holds more than that in memory, and after a broken link the receiver says
-//! where to go on. Words may be lost, so the sender offers again what it hears nothing of.
+//! where to go on. Argv may be lost, so the sender offers again what it hears nothing of.
 //!
 //! ```text
 //!  sender    ── Offer ──▶          ── Piece ──▶          ── Piece ──▶

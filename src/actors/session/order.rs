@@ -5,11 +5,11 @@ use super::{READ_SOME, STALL, Session, UNSENT_BYTES};
 use crate::actors::bucket::{Ask, Watch};
 use crate::actors::local::{Local, MONITOR_QUEUE};
 use crate::actors::metrics::{Forget, Refresh};
+use crate::command::argv::{Argv, ArgvBuf};
 use crate::command::latency;
 use crate::command::order::{LookFn, Order, Question, Show};
 use crate::command::reply::Reply;
 use crate::command::spec::{self, DENYOOM, Spec};
-use crate::command::words::{Phrase, Words};
 use crate::ids::TableIndex;
 use crate::net::resp::Limits;
 use std::future::poll_fn;
@@ -25,7 +25,7 @@ pub(super) fn limits(local: &Local) -> Limits {
     let (limits, facts) = (&local.setup.limits, local.facts());
     Limits {
         word_bytes: facts.settings.size("proto-max-bulk-len"),
-        words: limits.arguments,
+        argv: limits.arguments,
         line_bytes: limits.inline,
         request_bytes: facts.settings.size("client-query-buffer-limit"),
     }
@@ -35,20 +35,20 @@ pub(super) fn limits(local: &Local) -> Limits {
 /// is judged there.
 pub(super) fn grows_when_full(
     spec: &Spec,
-    words: Words<'_>,
+    argv: Argv<'_>,
     table: TableIndex,
     local: &Local,
 ) -> bool {
     let here = |at: usize| {
-        let partition = local.setup.atlas.partition_of_key(table, words.get(at));
+        let partition = local.setup.atlas.partition_of_key(table, argv.get(at));
         local.book.placed.get(partition.index()).is_some_and(Option::is_some)
     };
-    spec.flags & DENYOOM != 0 && local.is_full() && spec.keys.positions(words.len()).any(here)
+    spec.flags & DENYOOM != 0 && local.is_full() && spec.keys.positions(argv.len()).any(here)
 }
 
 /// Why a command over several partitions is not begun, if it is not.
-pub(super) fn refuse_spread(words: Words<'_>, local: &Local) -> Option<String> {
-    let (bytes, max) = (words.bytes(), local.setup.limits.transaction);
+pub(super) fn refuse_spread(argv: Argv<'_>, local: &Local) -> Option<String> {
+    let (bytes, max) = (argv.bytes(), local.setup.limits.transaction);
     let text = || format!("ERR the transaction has {bytes} bytes, where {max} are allowed");
     (bytes > max).then(text)
 }
@@ -84,14 +84,14 @@ impl Session {
                 let op = batch.op(0);
                 let name = spec::full_name(first.0);
                 let name = name.split('|').next().unwrap_or_default();
-                let words: Vec<&[u8]> =
+                let argv: Vec<&[u8]> =
                     std::iter::once(name.as_bytes()).chain(op.args.iter()).collect();
-                let mut words = latency::clip(words.into_iter());
+                let mut argv = latency::clip(argv.into_iter());
                 if batch.len() > 1 {
                     let more = batch.len() - 1;
-                    words.push(format!("... (and {more} more commands with it)").into_bytes());
+                    argv.push(format!("... (and {more} more commands with it)").into_bytes());
                 }
-                words
+                argv
             });
         }
     }
@@ -126,7 +126,7 @@ impl Session {
         self.show();
         match order {
             Order::Ask(question, show) => self.ask_node(question, &show, out).await?,
-            Order::Look(show, words) => self.look(show, &words, out).await?,
+            Order::Look(show, argv) => self.look(show, &argv, out).await?,
             // It answers more than once, so it has no place among a transaction's replies.
             Order::Monitor => {
                 Reply::new(out, false).error("ERR MONITOR isn't allowed for DENY BLOCKING client")
@@ -173,7 +173,7 @@ impl Session {
         Ok(())
     }
 
-    async fn look(&mut self, show: LookFn, words: &Phrase, out: &mut Vec<u8>) -> io::Result<()> {
+    async fn look(&mut self, show: LookFn, argv: &ArgvBuf, out: &mut Vec<u8>) -> io::Result<()> {
         let metrics = self.local.metrics.borrow().clone();
         let fresh = match metrics {
             Some(metrics) => metrics.send(Refresh).await.map_err(stopping)?,
@@ -183,7 +183,7 @@ impl Session {
             Some(facts) => self.local.with_settings(&facts),
             None => self.local.facts().as_ref().clone(),
         };
-        show(&facts, words.words(), &mut Reply::new(out, self.state.client.resp3));
+        show(&facts, argv.argv(), &mut Reply::new(out, self.state.client.resp3));
         Ok(())
     }
 

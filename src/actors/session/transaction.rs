@@ -8,11 +8,11 @@ use crate::actors::local::Local;
 use crate::batch::Replies;
 use crate::batch::machine::Machine;
 use crate::batch::refusal::Refusal;
+use crate::command::argv::{Argv, ArgvBuf};
 use crate::command::plan::{self, PieceLayout, Plan};
 use crate::command::reply::Reply;
 use crate::command::spec::{Control, NO_MULTI, Run, Spec};
 use crate::command::transaction::{Counts, Exec, Queue, Script, Step, read_versions};
-use crate::command::words::{Phrase, Words};
 use crate::command::{Redis, refusal_text};
 use crate::txn::protocol::{Ended, Work};
 use std::io;
@@ -53,8 +53,8 @@ impl Session {
             for step in &script.steps {
                 let resp3 = self.state.client.resp3;
                 step.merge(&replies, &mut counts, &mut Reply::new(&mut out, resp3));
-                if let Step::Later(spec, phrase) = step {
-                    self.serve_later(spec, phrase.words(), &mut out).await?;
+                if let Step::Later(spec, argv_buf) = step {
+                    self.serve_later(spec, argv_buf.argv(), &mut out).await?;
                     // Each may tell of every key there is.
                     self.admit(out.len())?;
                 }
@@ -70,26 +70,26 @@ impl Session {
     pub(super) async fn serve_later(
         &mut self,
         spec: &'static Spec,
-        words: Words<'_>,
+        argv: Argv<'_>,
         out: &mut Vec<u8>,
     ) -> io::Result<()> {
         let local = self.local.clone();
         let client = &mut self.state.client;
         let place = place(client, &local);
         let mut reply = Reply::new(out, client.resp3);
-        match plan::plan(spec, words, &place) {
+        match plan::plan(spec, argv, &place) {
             Plan::Session(run) => {
-                run(client, &local.facts(), words, &mut reply);
+                run(client, &local.facts(), argv, &mut reply);
             }
             Plan::Node(run) => {
-                let order = run(client, &local.facts(), words, &mut reply);
+                let order = run(client, &local.facts(), argv, &mut reply);
                 if let Some(order) = order {
                     return self.carry_out(order, out).await;
                 }
             }
             Plan::One(head) => {
                 let destination = local.book.route(head.partition);
-                self.gathered.shares[destination].batch.push(head, words.from(1));
+                self.gathered.shares[destination].batch.push(head, argv.from(1));
                 out.extend_from_slice(self.ask_one(destination).await?);
                 self.recycle();
             }
@@ -103,8 +103,8 @@ impl Session {
     }
 
     /// Asks for the versions of keys and remembers them for the next `EXEC`.
-    pub(super) async fn watch(&mut self, phrase: Phrase, plan: Plan) -> io::Result<()> {
-        let keys = || phrase.words().from(1);
+    pub(super) async fn watch(&mut self, argv_buf: ArgvBuf, plan: Plan) -> io::Result<()> {
+        let keys = || argv_buf.argv().from(1);
         let mut told = Vec::new();
         match plan {
             Plan::One(head) => {
@@ -159,22 +159,22 @@ pub(super) fn waits_for_exec(spec: &Spec) -> bool {
 /// Queues a command, or says why not.
 pub(super) fn enqueue(
     spec: &'static Spec,
-    words: Words<'_>,
+    argv: Argv<'_>,
     state: &mut State,
     local: &Local,
     reply: &mut Reply<'_>,
 ) {
     let Some(queue) = &mut state.queue else { return };
     let key_max = local.setup.limits.key;
-    let mut keys = spec.keys.positions(words.len()).map(|at| words.get(at).len());
+    let mut keys = spec.keys.positions(argv.len()).map(|at| argv.get(at).len());
     let queued = if spec.flags & NO_MULTI != 0 {
         Err("ERR Command not allowed inside a transaction".to_owned())
-    } else if order::grows_when_full(spec, words, state.client.table, local) {
+    } else if order::grows_when_full(spec, argv, state.client.table, local) {
         Err(refusal_text(&Refusal::Full))
     } else if keys.any(|length| length > key_max) {
         Err(format!("ERR key is longer than {key_max} bytes"))
     } else {
-        queue.push(spec, words, local.setup.limits.transaction)
+        queue.push(spec, argv, local.setup.limits.transaction)
     };
     match queued {
         Ok(()) => reply.simple("QUEUED"),
@@ -190,7 +190,7 @@ pub(super) fn enqueue(
 pub(super) fn control_transaction(
     control: Control,
     spec: &Spec,
-    words: Words<'_>,
+    argv: Argv<'_>,
     state: &mut State,
     local: &Local,
     reply: &mut Reply<'_>,
@@ -215,12 +215,12 @@ pub(super) fn control_transaction(
         Control::Watch(_) if state.queue.is_some() => {
             reply.error("ERR WATCH inside MULTI is not allowed");
         }
-        Control::Watch(_) => match state.watching.lacks(words, place.table) {
+        Control::Watch(_) => match state.watching.lacks(argv, place.table) {
             Err(error) => reply.error(&error),
-            Ok(phrase) if phrase.words().len() == 1 => reply.ok(),
-            Ok(phrase) => match plan::plan(spec, phrase.words(), &place) {
+            Ok(argv_buf) if argv_buf.argv().len() == 1 => reply.ok(),
+            Ok(argv_buf) => match plan::plan(spec, argv_buf.argv(), &place) {
                 Plan::Refused(error) => reply.error(&error),
-                plan => return Some(Next::Watch(phrase, plan)),
+                plan => return Some(Next::Watch(argv_buf, plan)),
             },
         },
         Control::Exec => {

@@ -5,8 +5,8 @@
 //! A request that has not arrived as a whole is taken up again where its bytes ended, so neither a
 //! deep pipeline nor a huge MSET in small pieces is looked at twice.
 
+use crate::command::argv::{Argv, ArgvBuf, Span};
 use crate::command::number::parse_int;
-use crate::command::words::{Phrase, Span, Words};
 use std::fmt;
 
 /// What a client may send.
@@ -15,7 +15,7 @@ pub struct Limits {
     /// The longest word.
     pub word_bytes: usize,
     /// The most words a request.
-    pub words: usize,
+    pub argv: usize,
     /// The longest line: a request typed as words, or a length.
     pub line_bytes: usize,
     /// The longest request. Positions in a request and in a batch are 32 bits wide, so it must be
@@ -29,7 +29,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             word_bytes: 512 << 20,
-            words: 1 << 20,
+            argv: 1 << 20,
             line_bytes: 64 << 10,
             request_bytes: 1 << 30,
         }
@@ -103,14 +103,14 @@ pub struct Requests {
     at: usize,
     /// Up to where the line at `at` has been searched for its end.
     searched: usize,
-    /// Words that the request still lacks; 0 between requests.
+    /// Argv that the request still lacks; 0 between requests.
     missing: usize,
     /// The length of the word that is being read, once it is known.
     word: Option<usize>,
     /// The words read so far.
     spans: Vec<Span>,
     /// The words of a line, free of quotes.
-    line: Phrase,
+    line: ArgvBuf,
 }
 
 /// Spans kept for the next request; those of a huge one are given back.
@@ -153,7 +153,7 @@ impl Requests {
         &'a mut self,
         buf: &'a [u8],
         limits: &Limits,
-    ) -> Result<Option<Words<'a>>, ProtocolError> {
+    ) -> Result<Option<Argv<'a>>, ProtocolError> {
         loop {
             if self.missing == 0 {
                 let Some(&first) = buf.get(self.at) else { return Ok(None) };
@@ -161,10 +161,10 @@ impl Requests {
                     if !self.read_line(buf, limits)? {
                         return Ok(None);
                     }
-                    if self.line.words().is_empty() {
+                    if self.line.argv().is_empty() {
                         continue;
                     }
-                    return Ok(Some(self.line.words()));
+                    return Ok(Some(self.line.argv()));
                 }
                 if !self.begin(buf, limits)? {
                     return Ok(None);
@@ -177,7 +177,7 @@ impl Requests {
                 return Ok(None);
             }
             let start = std::mem::replace(&mut self.start, self.at);
-            return Ok(Some(Words::new(&buf[start..self.at], &self.spans)));
+            return Ok(Some(Argv::new(&buf[start..self.at], &self.spans)));
         }
     }
 
@@ -195,7 +195,7 @@ impl Requests {
                 None => return Ok(false),
             },
         };
-        if count > limits.words as i64 {
+        if count > limits.argv as i64 {
             return Err(ProtocolError::MultibulkLength);
         }
         self.missing = count.max(0) as usize;
@@ -319,7 +319,7 @@ impl Requests {
 /// Splits a line into words as Redis's `sdssplitargs` does: `"…"` with `\n`, `\xff` and the like,
 /// `'…'` with only `\'`. A closing quote must be followed by a space. Nothing if a quotation does
 /// not end.
-pub fn split_line(line: &[u8], words: &mut Phrase) -> Option<()> {
+pub fn split_line(line: &[u8], argv: &mut ArgvBuf) -> Option<()> {
     let is_space = |byte: u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c);
     let mut rest = line;
     let mut word = Vec::new();
@@ -347,7 +347,7 @@ pub fn split_line(line: &[u8], words: &mut Phrase) -> Option<()> {
                 _ => return None,
             }
         }
-        words.push(&word);
+        argv.push(&word);
     }
 }
 
@@ -416,7 +416,7 @@ mod tests {
             buf.extend_from_slice(chunk);
             loop {
                 match requests.next(&buf, limits) {
-                    Ok(Some(words)) => got.push(words.from(0).map(<[u8]>::to_vec).collect()),
+                    Ok(Some(argv)) => got.push(argv.from(0).map(<[u8]>::to_vec).collect()),
                     Ok(None) => break,
                     Err(error) => return (got, Some(error)),
                 }
@@ -435,8 +435,8 @@ mod tests {
     }
 
     fn requests(lines: &[&[&str]]) -> Vec<Request> {
-        let words = |line: &&[&str]| line.iter().map(|word| word.as_bytes().to_vec()).collect();
-        lines.iter().map(words).collect()
+        let argv = |line: &&[&str]| line.iter().map(|word| word.as_bytes().to_vec()).collect();
+        lines.iter().map(argv).collect()
     }
 
     const PIPELINE: &[u8] = b"*2\r\n$3\r\nGET\r\n$1\r\na\r\n\r\nPING\r\n*0\r\n*-1\r\n\n  \r\n\
@@ -578,9 +578,9 @@ mod tests {
     #[test]
     fn an_unfinished_request_is_not_read_again() {
         // Ten thousand words in pieces of one byte would be a thousand million bytes to look at.
-        let words = vec!["0123456789"; 10_000];
+        let argv = vec!["0123456789"; 10_000];
         let mut bytes = Vec::new();
-        encode_request(&words, &mut bytes);
+        encode_request(&argv, &mut bytes);
         let (mut requests, limits) = (Requests::new(), Limits::default());
         let mut moves = 0;
         for end in 0..bytes.len() {

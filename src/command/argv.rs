@@ -14,16 +14,16 @@ pub struct Span {
 /// Copying it copies two slices; the words themselves stay where the socket put them until an
 /// operation is pushed onto a batch.
 #[derive(Clone, Copy, Debug)]
-pub struct Words<'a> {
+pub struct Argv<'a> {
     bytes: &'a [u8],
     spans: &'a [Span],
 }
 
-impl<'a> Words<'a> {
-    /// Words that lie at `spans` of `bytes`.
+impl<'a> Argv<'a> {
+    /// Argv that lie at `spans` of `bytes`.
     #[inline]
-    pub fn new(bytes: &'a [u8], spans: &'a [Span]) -> Words<'a> {
-        Words { bytes, spans }
+    pub fn new(bytes: &'a [u8], spans: &'a [Span]) -> Argv<'a> {
+        Argv { bytes, spans }
     }
 
     /// How many words there are, the command's name included: Redis's `argc`.
@@ -62,8 +62,8 @@ impl<'a> Words<'a> {
     }
 
     /// The words from `first` on as a request of their own, with the same positions in the buffer.
-    pub fn tail(&self, first: usize) -> Words<'a> {
-        Words { bytes: self.bytes, spans: self.spans.get(first..).unwrap_or_default() }
+    pub fn tail(&self, first: usize) -> Argv<'a> {
+        Argv { bytes: self.bytes, spans: self.spans.get(first..).unwrap_or_default() }
     }
 
     /// Bytes of all words together.
@@ -74,12 +74,12 @@ impl<'a> Words<'a> {
 
 /// Owned words, for those who build a request instead of reading one.
 #[derive(Clone, Debug, Default)]
-pub struct Phrase {
+pub struct ArgvBuf {
     bytes: Vec<u8>,
     spans: Vec<Span>,
 }
 
-impl Phrase {
+impl ArgvBuf {
     /// Forgets the words and keeps the buffers.
     pub fn clear(&mut self) {
         self.bytes.clear();
@@ -94,17 +94,17 @@ impl Phrase {
     }
 
     /// The words, borrowed.
-    pub fn words(&self) -> Words<'_> {
-        Words::new(&self.bytes, &self.spans)
+    pub fn argv(&self) -> Argv<'_> {
+        Argv::new(&self.bytes, &self.spans)
     }
 }
 
-impl<W: AsRef<[u8]>> FromIterator<W> for Phrase {
-    fn from_iter<I: IntoIterator<Item = W>>(words: I) -> Phrase {
-        let mut phrase = Phrase::default();
-        for word in words {
-            phrase.push(word.as_ref());
+impl<W: AsRef<[u8]>> FromIterator<W> for ArgvBuf {
+    fn from_iter<I: IntoIterator<Item = W>>(argv: I) -> ArgvBuf {
+        let mut argv_buf = ArgvBuf::default();
+        for word in argv {
+            argv_buf.push(word.as_ref());
         }
-        phrase
+        argv_buf
     }
 }
