@@ -11,7 +11,7 @@ use crate::batch::{Batch, OpCode, Replies};
 use crate::cluster::barrier::Standing;
 use crate::cluster::slots::Atlas;
 use crate::command::argv::Argv;
-use crate::command::client::{Card, Client};
+use crate::command::client::{Client, ClientInfo};
 use crate::command::facts::{Calls, Facts};
 use crate::command::latency::{Events, Slow, SlowLog, Spike};
 use crate::command::order::{NodeAnswer, Question, Selection};
@@ -215,7 +215,7 @@ struct Thresholds {
 #[derive(Debug)]
 pub struct Entry {
     /// What the client shows of itself.
-    pub card: RefCell<Card>,
+    pub info: RefCell<ClientInfo>,
     /// Since when it has left replies unread.
     pub unread_since: Cell<Option<Millis>>,
     /// Whether its Session waits for it, rather than it for its replies.
@@ -456,7 +456,7 @@ impl Local {
     /// Gives a new Session its place.
     pub fn enter(self: &Rc<Local>, client: &Client) -> Place {
         let entry = Rc::new(Entry {
-            card: RefCell::new(client.card()),
+            info: RefCell::new(client.info()),
             unread_since: Cell::new(None),
             is_awaited: Cell::new(false),
             signal: Signal::default(),
@@ -483,13 +483,13 @@ impl Local {
             Question::Clients => {
                 let clients = self.clients.borrow();
                 let living = clients.values().filter(|entry| !entry.signal.is_killed());
-                NodeAnswer::Clients(living.map(|entry| entry.card.borrow().clone()).collect())
+                NodeAnswer::Clients(living.map(|entry| entry.info.borrow().clone()).collect())
             }
             Question::Kill(selection) => {
                 // Whom a command before this one killed is gone, though the Session may not know yet.
                 let clients = self.clients.borrow();
                 let living = clients.values().filter(|entry| !entry.signal.is_killed());
-                let meant = living.filter(|entry| selection.takes(&entry.card.borrow()));
+                let meant = living.filter(|entry| selection.takes(&entry.info.borrow()));
                 NodeAnswer::Count(meant.map(|entry| entry.signal.kill()).count() as u64)
             }
             Question::Pause { until, writes_only } => {
@@ -628,21 +628,21 @@ impl Local {
         let unread = self.setup.limits.unread.as_millis() as u64;
         let since = |then: Millis| now.0.saturating_sub(then.0);
         for entry in self.clients.borrow().values() {
-            let card = entry.card.borrow();
+            let info = entry.info.borrow();
             if entry.unread_since.get().is_some_and(|then| since(then) > unread) {
                 log::warn!(
                     target: "session",
                     "closing client {} at {}: it has left replies unread for {unread} ms",
-                    card.id, card.address
+                    info.id, info.address
                 );
                 entry.signal.kill();
             } else if idle > 0
-                && !card.monitor
+                && !info.monitor
                 && entry.is_awaited.get()
                 && entry.unread_since.get().is_none()
-                && since(card.active_at) > idle_max
+                && since(info.active_at) > idle_max
             {
-                log::debug!(target: "session", "closing client {}: it is idle", card.id);
+                log::debug!(target: "session", "closing client {}: it is idle", info.id);
                 entry.signal.kill();
             }
         }

@@ -116,8 +116,8 @@ impl Client {
     }
 
     /// What others may know of it.
-    pub fn card(&self) -> Card {
-        Card {
+    pub fn info(&self) -> ClientInfo {
+        ClientInfo {
             id: self.id,
             name: self.name.clone(),
             lib_name: self.lib_name.clone(),
@@ -139,7 +139,7 @@ impl Client {
 
 /// What a connection shows of itself to others.
 #[derive(Clone, Debug)]
-pub struct Card {
+pub struct ClientInfo {
     /// Counted by the node, never given twice.
     pub id: u64,
     /// What `CLIENT SETNAME` called it.
@@ -172,7 +172,7 @@ pub struct Card {
     pub output_bytes: usize,
 }
 
-impl Card {
+impl ClientInfo {
     /// Takes over what changes with every request.
     #[inline]
     pub fn follow(&mut self, client: &Client) {

@@ -243,7 +243,7 @@ fn client_setinfo(client: &mut Client, _: &Facts, argv: Argv<'_>, reply: &mut Re
 
 fn client_info(client: &mut Client, _: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     let now = client.active_at;
-    reply.verbatim("txt", client.card().describe(now).as_bytes());
+    reply.verbatim("txt", client.info().describe(now).as_bytes());
     Then::Continue
 }
 

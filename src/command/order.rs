@@ -6,7 +6,7 @@
 //! for another, and nothing is shared between them.
 
 use super::argv::{Argv, ArgvBuf};
-use super::client::Card;
+use super::client::ClientInfo;
 use super::facts::Facts;
 use super::latency::{self, Slow, Spike};
 use super::reply::Reply;
@@ -68,7 +68,7 @@ pub enum Question {
 #[derive(Clone, Debug)]
 pub enum NodeAnswer {
     /// Its clients.
-    Clients(Vec<Card>),
+    Clients(Vec<ClientInfo>),
     /// How many it concerned.
     Count(u64),
     /// Its slow log.
@@ -121,15 +121,15 @@ pub struct Selection {
 
 impl Selection {
     /// Whether a client is meant.
-    pub fn takes(&self, card: &Card) -> bool {
+    pub fn takes(&self, info: &ClientInfo) -> bool {
         let is = |wanted: &Option<Vec<u8>>, have: &str| {
             wanted.as_ref().is_none_or(|wanted| wanted == have.as_bytes())
         };
         !self.others_only
-            && self.ids.as_ref().is_none_or(|ids| ids.contains(&card.id))
-            && is(&self.address, &card.address)
-            && is(&self.local_address, &card.local_address)
-            && self.but != Some(card.id)
+            && self.ids.as_ref().is_none_or(|ids| ids.contains(&info.id))
+            && is(&self.address, &info.address)
+            && is(&self.local_address, &info.local_address)
+            && self.but != Some(info.id)
     }
 }
 
@@ -153,7 +153,7 @@ impl Show {
                 NodeAnswer::Done => {}
             }
         }
-        clients.sort_unstable_by_key(|card: &Card| card.id);
+        clients.sort_unstable_by_key(|info: &ClientInfo| info.id);
         // The newest first. Each arbiter keeps as many as the node may: together they are more.
         slow.sort_unstable_by_key(|entry: &Slow| std::cmp::Reverse(entry.id));
         slow.truncate(slow_max);
@@ -163,8 +163,8 @@ impl Show {
             Show::Killed if count > 0 => reply.ok(),
             Show::Killed => reply.error("ERR No such client"),
             Show::Clients(selection) => {
-                let listed = clients.iter().filter(|card| selection.takes(card));
-                let list: String = listed.map(|card| card.describe(now)).collect();
+                let listed = clients.iter().filter(|info| selection.takes(info));
+                let list: String = listed.map(|info| info.describe(now)).collect();
                 reply.verbatim("txt", list.as_bytes());
             }
             Show::Slow(max) => latency::show_slow(&slow[..slow.len().min(*max)], reply),

@@ -86,7 +86,7 @@ impl Cluster {
                 match run(&self.client, &self.facts, argv, &mut reply) {
                     Some(Order::Ask(question, show)) => {
                         let told = match question {
-                            Question::Clients => NodeAnswer::Clients(vec![self.client.card()]),
+                            Question::Clients => NodeAnswer::Clients(vec![self.client.info()]),
                             Question::Configure(approved) => {
                                 self.facts.settings.take(&approved);
                                 NodeAnswer::Done

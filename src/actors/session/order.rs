@@ -64,10 +64,10 @@ impl Session {
         self.state.client.query_bytes = self.input.len();
         self.state.client.output_bytes = self.outlet.unsent();
         self.state.client.query_free = self.input.capacity() - self.input.len();
-        let mut card = self.entry.card.borrow_mut();
+        let mut info = self.entry.info.borrow_mut();
         match std::mem::take(&mut self.state.redraw) {
-            true => *card = self.state.client.card(),
-            false => card.follow(&self.state.client),
+            true => *info = self.state.client.info(),
+            false => info.follow(&self.state.client),
         }
     }
 
