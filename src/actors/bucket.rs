@@ -24,7 +24,7 @@ use crate::batch::{Batch, Replies};
 use crate::cluster::barrier::{Hello, Standing};
 use crate::command::Redis;
 use crate::command::facts::Facts;
-use crate::command::order::{NodeAnswer, Question};
+use crate::command::node_query::{NodeAnswer, Question};
 use crate::consensus;
 use crate::ids::{Incarnation, NodeId, Now, PartitionId};
 use crate::memory::{self, Calm};

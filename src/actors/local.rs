@@ -14,7 +14,7 @@ use crate::command::argv::Argv;
 use crate::command::client::{Client, ClientInfo};
 use crate::command::facts::{Calls, Facts};
 use crate::command::latency::{Events, Slow, SlowLog, Spike};
-use crate::command::order::{NodeAnswer, Question, Selection};
+use crate::command::node_query::{NodeAnswer, Question, Selection};
 use crate::command::settings::Settings;
 use crate::command::spec::{self, FAST, Spec, WRITE};
 use crate::command::transaction::Queue;

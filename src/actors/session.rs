@@ -8,7 +8,7 @@
 //! order it sent them.
 
 mod flight;
-mod order;
+mod node_query;
 mod outlet;
 mod pipeline;
 mod redirect;
@@ -27,7 +27,7 @@ use crate::command;
 use crate::command::argv::{Argv, ArgvBuf};
 use crate::command::client::{Client, Then};
 use crate::command::latency;
-use crate::command::order::Order;
+use crate::command::node_query::NodeQuery;
 use crate::command::plan::{self, PieceLayout, Placing, Plan};
 use crate::command::reply::Reply;
 use crate::command::scan::Walk;
@@ -175,7 +175,7 @@ enum Next {
     /// A step after the other.
     Walk(Walk),
     /// A command about the whole node.
-    Order(Order),
+    NodeQuery(NodeQuery),
     /// A command that is held until a pause is over.
     Held,
     /// The connection ends with them.
@@ -190,7 +190,7 @@ impl Session {
         local: Rc<Local>,
         entry: Rc<Entry>,
     ) -> Session {
-        let limits = order::limits(&local);
+        let limits = node_query::limits(&local);
         let shares = (0..local.book.destinations()).map(|_| Share::default()).collect();
         Session {
             stream,
@@ -237,8 +237,8 @@ impl Session {
                         self.each(batches, layout).await?;
                         self.note_last(begun);
                     }
-                    Next::Order(order) => {
-                        self.order(order).await?;
+                    Next::NodeQuery(query) => {
+                        self.answer_query(query).await?;
                         self.note_last(begun);
                     }
                     Next::Watch(keys, plan) => self.watch(keys, plan).await?,
@@ -471,7 +471,7 @@ fn request(
         None => match plan::plan(spec, argv, &place) {
             Plan::One(head) => head,
             Plan::Spread { work, layout } => {
-                if let Some(refused) = order::refuse_spread(argv, local) {
+                if let Some(refused) = node_query::refuse_spread(argv, local) {
                     reply.error(&refused);
                     return answered(local, Some(spec), gathered);
                 }
@@ -505,7 +505,7 @@ fn request(
                 // Rare and about the node's clock: a pause ends when it says.
                 client.active_at = local.setup.steady();
                 return match run(client, &local.facts(), argv, &mut reply) {
-                    Some(order) => Some(Next::Order(order)),
+                    Some(query) => Some(Next::NodeQuery(query)),
                     None => answered(local, Some(spec), gathered),
                 };
             }

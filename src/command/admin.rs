@@ -3,8 +3,8 @@
 use super::argv::{Argv, ArgvBuf};
 use super::client::{Client, Then};
 use super::facts::Facts;
+use super::node_query::{NodeQuery, Question, Show};
 use super::number::parse_int;
-use super::order::{Order, Question, Show};
 use super::reply::Reply;
 use super::spec::{
     ADMIN, ADMINISTRATION, CONNECTION, CommandGroup, Doc, FAST, Keys, LOADING, NO_KEYS, NOSCRIPT,
@@ -136,8 +136,8 @@ fn wait_aof(_: &mut Client, facts: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>
     Then::Continue
 }
 
-fn monitor(_: &Client, _: &Facts, _: Argv<'_>, _: &mut Reply<'_>) -> Option<Order> {
-    Some(Order::Monitor)
+fn monitor(_: &Client, _: &Facts, _: Argv<'_>, _: &mut Reply<'_>) -> Option<NodeQuery> {
+    Some(NodeQuery::Monitor)
 }
 
 fn flush(_: &mut Client, _: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Then {
@@ -170,17 +170,17 @@ fn script_help(_: &mut Client, _: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) ->
 const SLEEP_SECONDS_MAX: f64 = 3600.0;
 
 /// Redis's `DEBUG` looks at its own words, and so at what was queued only inside `EXEC`.
-fn debug(_: &Client, _: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Option<Order> {
+fn debug(_: &Client, _: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Option<NodeQuery> {
     let (name, value) = (argv.get(1), argv.get(2));
     let is = |word: &str, len| name.eq_ignore_ascii_case(word.as_bytes()) && argv.len() == len;
     match () {
         () if is("help", 2) => debug_help(reply),
         () if is("sleep", 3) => match seconds(value) {
-            Some(seconds) => return Some(Order::Sleep((seconds * 1000.0) as u64)),
+            Some(seconds) => return Some(NodeQuery::Sleep((seconds * 1000.0) as u64)),
             None => reply.error("ERR value is not a valid float or out of range"),
         },
         () if is("set-active-expire", 3) => match parse_int(value) {
-            Some(on) => return Some(Order::Ask(Question::Expire(on != 0), Show::Ok)),
+            Some(on) => return Some(NodeQuery::Ask(Question::Expire(on != 0), Show::Ok)),
             None => reply.error(NOT_AN_INTEGER),
         },
         () => super::wrong_subcommand("debug", name, reply),
@@ -229,8 +229,8 @@ fn memory_usage(call: &mut Call<'_>) {
 /// What a key takes in its table, beside its item.
 const SLOT_BYTES: usize = 8;
 
-fn memory_stats(_: &Client, _: &Facts, argv: Argv<'_>, _: &mut Reply<'_>) -> Option<Order> {
-    Some(Order::Look(show_memory_stats, argv.from(0).collect::<ArgvBuf>()))
+fn memory_stats(_: &Client, _: &Facts, argv: Argv<'_>, _: &mut Reply<'_>) -> Option<NodeQuery> {
+    Some(NodeQuery::Look(show_memory_stats, argv.from(0).collect::<ArgvBuf>()))
 }
 
 fn show_memory_stats(facts: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) {
@@ -249,8 +249,8 @@ fn show_memory_stats(facts: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) {
     }
 }
 
-fn memory_doctor(_: &Client, _: &Facts, argv: Argv<'_>, _: &mut Reply<'_>) -> Option<Order> {
-    Some(Order::Look(show_memory_doctor, argv.from(0).collect::<ArgvBuf>()))
+fn memory_doctor(_: &Client, _: &Facts, argv: Argv<'_>, _: &mut Reply<'_>) -> Option<NodeQuery> {
+    Some(NodeQuery::Look(show_memory_doctor, argv.from(0).collect::<ArgvBuf>()))
 }
 
 fn show_memory_doctor(facts: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) {

@@ -6,8 +6,8 @@
 use super::argv::Argv;
 use super::client::{Client, Then};
 use super::facts::{Facts, NodeFacts, PartitionFacts};
+use super::node_query::{NodeQuery, Question, Show};
 use super::number::parse_int;
-use super::order::{Order, Question, Show};
 use super::reply::Reply;
 use super::spec::{
     ADMIN, CommandGroup, DANGEROUS, Doc, LOADING, Merge, NO_KEYS, NO_MULTI, Over, READONLY, Run,
@@ -149,7 +149,7 @@ fn release_backup(call: &mut Call<'_>) {
     call.reply.ok();
 }
 
-fn transfer(_: &Client, facts: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Option<Order> {
+fn transfer(_: &Client, facts: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Option<NodeQuery> {
     let number = |at| parse_int(argv.get(at)).and_then(|number| u16::try_from(number).ok());
     let (Some(partition), Some(node)) = (number(2), number(3)) else {
         reply.error(NOT_AN_INTEGER);
@@ -171,11 +171,11 @@ fn transfer(_: &Client, facts: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) ->
         reply.error(&format!("ERR node {node} holds no copy of partition {partition}"));
         return None;
     }
-    Some(Order::Ask(Question::Lead(PartitionId(partition), NodeId(node)), Show::Sum))
+    Some(NodeQuery::Ask(Question::Lead(PartitionId(partition), NodeId(node)), Show::Sum))
 }
 
-fn snapshot(_: &Client, _: &Facts, _: Argv<'_>, _: &mut Reply<'_>) -> Option<Order> {
-    Some(Order::Ask(Question::Snapshot, Show::Sum))
+fn snapshot(_: &Client, _: &Facts, _: Argv<'_>, _: &mut Reply<'_>) -> Option<NodeQuery> {
+    Some(NodeQuery::Ask(Question::Snapshot, Show::Sum))
 }
 
 fn help(_: &mut Client, _: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {

@@ -3,8 +3,8 @@
 use super::argv::Argv;
 use super::client::{Client, ReplyMode, Then, is_plain, text};
 use super::facts::{Facts, REDIS_VERSION};
+use super::node_query::{NodeQuery, Question, Selection, Show};
 use super::number::parse_int;
-use super::order::{Order, Question, Selection, Show};
 use super::reply::Reply;
 use super::spec::{
     ADMIN, ALLOW_BUSY, CommandGroup, Doc, FAST, LOADING, NO_AUTH, NO_KEYS, NOSCRIPT, Run, STALE,
@@ -247,7 +247,7 @@ fn client_info(client: &mut Client, _: &Facts, _: Argv<'_>, reply: &mut Reply<'_
     Then::Continue
 }
 
-fn client_list(_: &Client, _: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Option<Order> {
+fn client_list(_: &Client, _: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Option<NodeQuery> {
     let option = |name: &str| argv.get(2).eq_ignore_ascii_case(name.as_bytes());
     let mut selection = Selection::default();
     match argv.len() {
@@ -262,10 +262,10 @@ fn client_list(_: &Client, _: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> 
         }
         _ => return refuse(reply, SYNTAX),
     }
-    Some(Order::Ask(Question::Clients, Show::Clients(selection)))
+    Some(NodeQuery::Ask(Question::Clients, Show::Clients(selection)))
 }
 
-fn refuse(reply: &mut Reply<'_>, error: &str) -> Option<Order> {
+fn refuse(reply: &mut Reply<'_>, error: &str) -> Option<NodeQuery> {
     reply.error(error);
     None
 }
@@ -281,11 +281,16 @@ fn is_normal(word: &[u8], reply: &mut Reply<'_>) -> Option<bool> {
     kind.map(|kind| *kind == "normal")
 }
 
-fn client_kill(client: &Client, _: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Option<Order> {
+fn client_kill(
+    client: &Client,
+    _: &Facts,
+    argv: Argv<'_>,
+    reply: &mut Reply<'_>,
+) -> Option<NodeQuery> {
     let mut selection = Selection::default();
     if argv.len() == 3 {
         selection.address = Some(argv.get(2).to_vec());
-        return Some(Order::Ask(Question::Kill(selection), Show::Killed));
+        return Some(NodeQuery::Ask(Question::Kill(selection), Show::Killed));
     }
     if !argv.len().is_multiple_of(2) {
         return refuse(reply, SYNTAX);
@@ -315,7 +320,7 @@ fn client_kill(client: &Client, _: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>
             () => return refuse(reply, SYNTAX),
         }
     }
-    Some(Order::Ask(Question::Kill(selection), Show::Sum))
+    Some(NodeQuery::Ask(Question::Kill(selection), Show::Sum))
 }
 
 fn client_pause(
@@ -323,7 +328,7 @@ fn client_pause(
     _: &Facts,
     argv: Argv<'_>,
     reply: &mut Reply<'_>,
-) -> Option<Order> {
+) -> Option<NodeQuery> {
     let mode = argv.get(3);
     let writes_only = match argv.len() {
         3 => false,
@@ -340,13 +345,13 @@ fn client_pause(
         Some(..0) => refuse(reply, "ERR timeout is negative"),
         Some(ms) => {
             let until = Millis(client.active_at.0.saturating_add(ms as u64));
-            Some(Order::Ask(Question::Pause { until, writes_only }, Show::Ok))
+            Some(NodeQuery::Ask(Question::Pause { until, writes_only }, Show::Ok))
         }
     }
 }
 
-fn client_unpause(_: &Client, _: &Facts, _: Argv<'_>, _: &mut Reply<'_>) -> Option<Order> {
-    Some(Order::Ask(Question::Unpause, Show::Ok))
+fn client_unpause(_: &Client, _: &Facts, _: Argv<'_>, _: &mut Reply<'_>) -> Option<NodeQuery> {
+    Some(NodeQuery::Ask(Question::Unpause, Show::Ok))
 }
 
 /// `NO-EVICT` and `NO-TOUCH`: connections and keys are not evicted, so either way is right.

@@ -10,8 +10,8 @@
 use super::argv::Argv;
 use super::client::{Client, Then};
 use super::facts::Facts;
+use super::node_query::{NodeQuery, Question, Show};
 use super::number::parse_int;
-use super::order::{Order, Question, Show};
 use super::reply::Reply;
 use super::spec::{ADMIN, CommandGroup, Doc, LOADING, NO_KEYS, NOSCRIPT, Run, STALE, Spec};
 use crate::ids::Millis;
@@ -265,7 +265,7 @@ impl Events {
     }
 }
 
-fn slowlog_get(_: &Client, _: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Option<Order> {
+fn slowlog_get(_: &Client, _: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Option<NodeQuery> {
     let count = match argv.len() {
         2 => Some(10),
         3 => parse_int(argv.get(2)),
@@ -275,8 +275,8 @@ fn slowlog_get(_: &Client, _: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> 
         }
     };
     match count {
-        Some(-1) => Some(Order::Ask(Question::Slow, Show::Slow(usize::MAX))),
-        Some(count @ 0..) => Some(Order::Ask(Question::Slow, Show::Slow(count as usize))),
+        Some(-1) => Some(NodeQuery::Ask(Question::Slow, Show::Slow(usize::MAX))),
+        Some(count @ 0..) => Some(NodeQuery::Ask(Question::Slow, Show::Slow(count as usize))),
         _ => {
             reply.error("ERR count should be greater than or equal to -1");
             None
@@ -284,12 +284,12 @@ fn slowlog_get(_: &Client, _: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> 
     }
 }
 
-fn slowlog_len(_: &Client, _: &Facts, _: Argv<'_>, _: &mut Reply<'_>) -> Option<Order> {
-    Some(Order::Ask(Question::Slow, Show::SlowLen))
+fn slowlog_len(_: &Client, _: &Facts, _: Argv<'_>, _: &mut Reply<'_>) -> Option<NodeQuery> {
+    Some(NodeQuery::Ask(Question::Slow, Show::SlowLen))
 }
 
-fn slowlog_reset(_: &Client, _: &Facts, _: Argv<'_>, _: &mut Reply<'_>) -> Option<Order> {
-    Some(Order::Ask(Question::ForgetSlow, Show::Ok))
+fn slowlog_reset(_: &Client, _: &Facts, _: Argv<'_>, _: &mut Reply<'_>) -> Option<NodeQuery> {
+    Some(NodeQuery::Ask(Question::ForgetSlow, Show::Ok))
 }
 
 fn slowlog_help(_: &mut Client, _: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {
@@ -297,25 +297,25 @@ fn slowlog_help(_: &mut Client, _: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -
     Then::Continue
 }
 
-fn latency_latest(_: &Client, _: &Facts, _: Argv<'_>, _: &mut Reply<'_>) -> Option<Order> {
-    Some(Order::Ask(Question::Spikes, Show::Latest))
+fn latency_latest(_: &Client, _: &Facts, _: Argv<'_>, _: &mut Reply<'_>) -> Option<NodeQuery> {
+    Some(NodeQuery::Ask(Question::Spikes, Show::Latest))
 }
 
-fn latency_history(_: &Client, _: &Facts, argv: Argv<'_>, _: &mut Reply<'_>) -> Option<Order> {
-    Some(Order::Ask(Question::Spikes, Show::History(argv.get(2).to_vec())))
+fn latency_history(_: &Client, _: &Facts, argv: Argv<'_>, _: &mut Reply<'_>) -> Option<NodeQuery> {
+    Some(NodeQuery::Ask(Question::Spikes, Show::History(argv.get(2).to_vec())))
 }
 
-fn latency_graph(_: &Client, _: &Facts, argv: Argv<'_>, _: &mut Reply<'_>) -> Option<Order> {
-    Some(Order::Ask(Question::Spikes, Show::Graph(argv.get(2).to_vec())))
+fn latency_graph(_: &Client, _: &Facts, argv: Argv<'_>, _: &mut Reply<'_>) -> Option<NodeQuery> {
+    Some(NodeQuery::Ask(Question::Spikes, Show::Graph(argv.get(2).to_vec())))
 }
 
-fn latency_doctor(_: &Client, _: &Facts, _: Argv<'_>, _: &mut Reply<'_>) -> Option<Order> {
-    Some(Order::Ask(Question::Spikes, Show::Doctor))
+fn latency_doctor(_: &Client, _: &Facts, _: Argv<'_>, _: &mut Reply<'_>) -> Option<NodeQuery> {
+    Some(NodeQuery::Ask(Question::Spikes, Show::Doctor))
 }
 
-fn latency_reset(_: &Client, _: &Facts, argv: Argv<'_>, _: &mut Reply<'_>) -> Option<Order> {
+fn latency_reset(_: &Client, _: &Facts, argv: Argv<'_>, _: &mut Reply<'_>) -> Option<NodeQuery> {
     let events = argv.from(2).map(<[u8]>::to_vec).collect();
-    Some(Order::Ask(Question::ForgetSpikes(events), Show::Sum))
+    Some(NodeQuery::Ask(Question::ForgetSpikes(events), Show::Sum))
 }
 
 fn latency_help(_: &mut Client, _: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {

@@ -4,7 +4,7 @@ use super::argv::{Argv, ArgvBuf};
 use super::client::{Client, Then};
 use super::describe::{describe, getkeys, getkeysandflags};
 use super::facts::Facts;
-use super::order::{Order, Question, Show};
+use super::node_query::{NodeQuery, Question, Show};
 use super::reply::Reply;
 use super::spec::{
     self, ADMIN, CONNECTION, CommandGroup, DANGEROUS, Doc, FAST, KEYSPACE, LOADING, Merge, NO_KEYS,
@@ -115,8 +115,8 @@ pub(super) fn flushes(argv: Argv<'_>) -> bool {
     is_flush(argv.len() - 1, argv.get(1))
 }
 
-fn info(_: &Client, _: &Facts, argv: Argv<'_>, _: &mut Reply<'_>) -> Option<Order> {
-    Some(Order::Look(show_info, argv.from(1).collect::<ArgvBuf>()))
+fn info(_: &Client, _: &Facts, argv: Argv<'_>, _: &mut Reply<'_>) -> Option<NodeQuery> {
+    Some(NodeQuery::Look(show_info, argv.from(1).collect::<ArgvBuf>()))
 }
 
 fn show_info(facts: &Facts, sections: Argv<'_>, reply: &mut Reply<'_>) {
@@ -134,7 +134,12 @@ fn config_get(_: &mut Client, facts: &Facts, argv: Argv<'_>, reply: &mut Reply<'
     Then::Continue
 }
 
-fn config_set(_: &Client, facts: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Option<Order> {
+fn config_set(
+    _: &Client,
+    facts: &Facts,
+    argv: Argv<'_>,
+    reply: &mut Reply<'_>,
+) -> Option<NodeQuery> {
     if !argv.len().is_multiple_of(2) {
         reply.error(SYNTAX);
         return None;
@@ -142,7 +147,7 @@ fn config_set(_: &Client, facts: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) 
     let pairs: Vec<(&[u8], &[u8])> =
         (2..argv.len()).step_by(2).map(|at| (argv.get(at), argv.get(at + 1))).collect();
     match facts.settings.judge(&pairs) {
-        Ok(approved) => Some(Order::Ask(Question::Configure(approved), Show::Ok)),
+        Ok(approved) => Some(NodeQuery::Ask(Question::Configure(approved), Show::Ok)),
         Err(error) => {
             reply.error_bytes(&error);
             None
@@ -150,8 +155,8 @@ fn config_set(_: &Client, facts: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) 
     }
 }
 
-fn config_resetstat(_: &Client, _: &Facts, _: Argv<'_>, _: &mut Reply<'_>) -> Option<Order> {
-    Some(Order::Ask(Question::ForgetCounts, Show::Ok))
+fn config_resetstat(_: &Client, _: &Facts, _: Argv<'_>, _: &mut Reply<'_>) -> Option<NodeQuery> {
+    Some(NodeQuery::Ask(Question::ForgetCounts, Show::Ok))
 }
 
 fn config_rewrite(_: &mut Client, _: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> Then {

@@ -10,7 +10,7 @@ use super::Call;
 use super::argv::Argv;
 use super::client::{Client, Then};
 use super::facts::Facts;
-use super::order::Order;
+use super::node_query::NodeQuery;
 use super::reply::Reply;
 use super::{
     admin, bits, cluster, connection, dump, keys, latency, lcs, object, rename, scan, server, sort,
@@ -227,7 +227,7 @@ pub type SessionFn = fn(&mut Client, &Facts, Argv<'_>, &mut Reply<'_>) -> Then;
 
 /// A function that runs in the session and says what it asks of the whole node; nothing if it has
 /// answered by itself.
-pub type NodeFn = fn(&Client, &Facts, Argv<'_>, &mut Reply<'_>) -> Option<Order>;
+pub type NodeFn = fn(&Client, &Facts, Argv<'_>, &mut Reply<'_>) -> Option<NodeQuery>;
 
 /// How a command runs.
 #[derive(Debug)]

@@ -6,7 +6,7 @@
 use super::argv::ArgvBuf;
 use super::client::{Client, Then};
 use super::facts::Facts;
-use super::order::{NodeAnswer, Order, Question};
+use super::node_query::{NodeAnswer, NodeQuery, Question};
 use super::plan::{PieceLayout, Placing, Plan, plan, route_one};
 use super::reply::Reply;
 use super::transaction::{Exec, Queue, Watching};
@@ -84,7 +84,7 @@ impl Cluster {
             Plan::Node(run) => {
                 way.push_str("node");
                 match run(&self.client, &self.facts, argv, &mut reply) {
-                    Some(Order::Ask(question, show)) => {
+                    Some(NodeQuery::Ask(question, show)) => {
                         let told = match question {
                             Question::Clients => NodeAnswer::Clients(vec![self.client.info()]),
                             Question::Configure(approved) => {
@@ -95,8 +95,8 @@ impl Cluster {
                         };
                         show.reply(vec![told], self.now, 128, &mut reply);
                     }
-                    Some(Order::Look(show, argv)) => show(&self.facts, argv.argv(), &mut reply),
-                    Some(order) => write!(way, ", {order:?}").unwrap(),
+                    Some(NodeQuery::Look(show, argv)) => show(&self.facts, argv.argv(), &mut reply),
+                    Some(query) => write!(way, ", {query:?}").unwrap(),
                     None => {}
                 }
             }

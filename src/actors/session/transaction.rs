@@ -1,7 +1,7 @@
 //! `MULTI`, `EXEC` and `WATCH`, and what a transaction's end is to its client.
 
 use super::round::unknown;
-use super::{Next, Session, State, order, place};
+use super::{Next, Session, State, node_query, place};
 use crate::actors::bucket::{Answer, Execute};
 use crate::actors::coordinator::{Begin, Start};
 use crate::actors::local::Local;
@@ -169,7 +169,7 @@ pub(super) fn enqueue(
     let mut keys = spec.keys.positions(argv.len()).map(|at| argv.get(at).len());
     let queued = if spec.flags & NO_MULTI != 0 {
         Err("ERR Command not allowed inside a transaction".to_owned())
-    } else if order::grows_when_full(spec, argv, state.client.table, local) {
+    } else if node_query::grows_when_full(spec, argv, state.client.table, local) {
         Err(refusal_text(&Refusal::Full))
     } else if keys.any(|length| length > key_max) {
         Err(format!("ERR key is longer than {key_max} bytes"))

@@ -7,7 +7,7 @@ use crate::actors::local::{Local, MONITOR_QUEUE};
 use crate::actors::metrics::{Forget, Refresh};
 use crate::command::argv::{Argv, ArgvBuf};
 use crate::command::latency;
-use crate::command::order::{LookFn, Order, Question, Show};
+use crate::command::node_query::{LookFn, NodeQuery, Question, Show};
 use crate::command::reply::Reply;
 use crate::command::spec::{self, DENYOOM, Spec};
 use crate::ids::TableIndex;
@@ -104,11 +104,11 @@ impl Session {
     }
 
     /// Serves a command about the whole node.
-    pub(super) async fn order(&mut self, order: Order) -> io::Result<()> {
+    pub(super) async fn answer_query(&mut self, query: NodeQuery) -> io::Result<()> {
         let mut out = std::mem::take(&mut self.out);
-        match order {
-            Order::Monitor => self.monitor(&mut out).await?,
-            order => self.carry_out(order, &mut out).await?,
+        match query {
+            NodeQuery::Monitor => self.monitor(&mut out).await?,
+            query => self.carry_out(query, &mut out).await?,
         }
         self.local.note_reply(self.state.client.last, &out);
         if !self.mute {
@@ -122,16 +122,20 @@ impl Session {
     }
 
     /// Carries out what a command asks of the node.
-    pub(super) async fn carry_out(&mut self, order: Order, out: &mut Vec<u8>) -> io::Result<()> {
+    pub(super) async fn carry_out(
+        &mut self,
+        query: NodeQuery,
+        out: &mut Vec<u8>,
+    ) -> io::Result<()> {
         self.show();
-        match order {
-            Order::Ask(question, show) => self.ask_node(question, &show, out).await?,
-            Order::Look(show, argv) => self.look(show, &argv, out).await?,
+        match query {
+            NodeQuery::Ask(question, show) => self.ask_node(question, &show, out).await?,
+            NodeQuery::Look(show, argv) => self.look(show, &argv, out).await?,
             // It answers more than once, so it has no place among a transaction's replies.
-            Order::Monitor => {
+            NodeQuery::Monitor => {
                 Reply::new(out, false).error("ERR MONITOR isn't allowed for DENY BLOCKING client")
             }
-            Order::Sleep(ms) => {
+            NodeQuery::Sleep(ms) => {
                 tokio::time::sleep(Duration::from_millis(ms)).await;
                 Reply::new(out, self.state.client.resp3).ok();
             }

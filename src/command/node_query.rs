@@ -1,7 +1,7 @@
 //! Orders: what a session asks of its whole node.
 //!
 //! A node's clients live on several arbiters, each of which knows its own. A command about all of
-//! them (`CLIENT LIST`, `SLOWLOG GET`, `CONFIG SET` …) makes an [`Order`]; the session puts its
+//! them (`CLIENT LIST`, `SLOWLOG GET`, `CONFIG SET` …) makes an [`NodeQuery`]; the session puts its
 //! [`Question`] to every arbiter, and [`Show`] makes one reply of what they tell. No arbiter waits
 //! for another, and nothing is shared between them.
 
@@ -14,7 +14,7 @@ use crate::ids::{Millis, NodeId, PartitionId};
 
 /// What a command asks of its node.
 #[derive(Clone, Debug)]
-pub enum Order {
+pub enum NodeQuery {
     /// Ask every arbiter, and show what they tell.
     Ask(Question, Show),
     /// Have the node's figures taken now, and show them.
