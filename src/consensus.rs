@@ -48,7 +48,7 @@ mod log;
 mod members;
 mod output;
 mod pace;
-mod renewal;
+mod replace;
 pub(super) mod rules;
 mod setup;
 mod survivor;

@@ -22,7 +22,7 @@ mod commit;
 mod inquiry;
 pub mod journal;
 pub mod record;
-mod renewal;
+mod replace;
 pub mod replica;
 pub mod snapshot;
 pub mod snapshots;

@@ -204,7 +204,7 @@ pub struct Relive(pub Incarnation);
 #[rtype(result = "()")]
 pub struct Rejoin(pub Vec<Partition<Redis>>);
 
-/// The doubt about these partitions is settled: with a setup, the replica goes on as that one.
+/// The suspicion of these partitions is settled: with a setup, the replica goes on as that one.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Settle(pub Vec<(PartitionId, Option<consensus::Setup>)>);

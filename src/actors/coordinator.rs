@@ -124,12 +124,12 @@ pub struct NodeReady(pub NodeId, pub Incarnation);
 #[rtype(result = "()")]
 pub struct Led(pub PartitionId, pub NodeId, pub Term);
 
-/// A node can vouch for its replicas of these partitions, as it could not before.
+/// A node can verify its replicas of these partitions, as it could not before.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Vouched(pub NodeId, pub Vec<PartitionId>);
+pub struct Verified(pub NodeId, pub Vec<PartitionId>);
 
-/// This node can vouch for its replicas of these partitions, as it could not before.
+/// This node can verify its replicas of these partitions, as it could not before.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Sound(pub Vec<PartitionId>);
@@ -359,23 +359,23 @@ impl Coordinator {
         }
     }
 
-    /// Decides what can be decided about replicas in doubt.
+    /// Decides what can be decided about suspect replicas.
     fn settle(&mut self, ctx: &mut Context<Self>) {
-        let Some(Decided { renewed, trusted }) = self.replicas.decide() else { return };
+        let Some(Decided { replaced, trusted }) = self.replicas.decide() else { return };
         let Some(log) = &self.log else { return };
         let second = (self.clock)().wall.0 / 1000;
-        let settle = disk::Settle { renewed, trusted: trusted.clone(), second };
+        let settle = disk::Settle { replaced, trusted: trusted.clone(), second };
         let settled = log.send(settle).into_actor(self);
-        ctx.spawn(settled.map(move |renewed, coordinator, _| {
-            let (Ok(Some(renewed)), Some(book)) = (renewed, coordinator.book.clone()) else {
+        ctx.spawn(settled.map(move |replaced, coordinator, _| {
+            let (Ok(Some(replaced)), Some(book)) = (replaced, coordinator.book.clone()) else {
                 return;
             };
-            if !renewed.is_empty() {
+            if !replaced.is_empty() {
                 log::warn!(
                     target: "barrier",
                     "rejoining {} with new replicas: other nodes have what was acknowledged and \
                      may not have been synced here",
-                    facts::counted(renewed.len())
+                    facts::counted(replaced.len())
                 );
             }
             if !trusted.is_empty() {
@@ -386,7 +386,7 @@ impl Coordinator {
                     facts::counted(trusted.len())
                 );
             }
-            coordinator.replicas.settle(&renewed, &trusted, &book);
+            coordinator.replicas.settle(&replaced, &trusted, &book);
         }));
     }
 
@@ -543,11 +543,11 @@ impl Handler<NodeSuspected> for Coordinator {
     }
 }
 
-impl Handler<Vouched> for Coordinator {
+impl Handler<Verified> for Coordinator {
     type Result = ();
 
-    fn handle(&mut self, Vouched(node, partitions): Vouched, ctx: &mut Context<Self>) {
-        self.replicas.vouches(node, &partitions);
+    fn handle(&mut self, Verified(node, partitions): Verified, ctx: &mut Context<Self>) {
+        self.replicas.verified(node, &partitions);
         self.settle(ctx);
     }
 }

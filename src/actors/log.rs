@@ -164,13 +164,13 @@ pub struct Seen(pub NodeId, pub LastSeen);
 #[rtype(result = "Option<Incarnation>")]
 pub struct Outlived(pub NodeId, pub LastSeen);
 
-/// The doubt about these partitions is settled. The answer are the generations of those that are
-/// renewed; none: the node has to stop.
+/// The suspicion of these partitions is settled. The answer are the generations of those that are
+/// replaced; none: the node has to stop.
 #[derive(Message)]
 #[rtype(result = "Option<Vec<(PartitionId, u32)>>")]
 pub struct Settle {
     /// The node comes back as another replica of these.
-    pub renewed: Vec<PartitionId>,
+    pub replaced: Vec<PartitionId>,
     /// It goes on as the replica that it was of these.
     pub trusted: Vec<PartitionId>,
     /// The wall clock's.
@@ -427,11 +427,11 @@ impl Handler<Settle> for Log {
     type Result = MessageResult<Settle>;
 
     fn handle(&mut self, settle: Settle, _: &mut Context<Self>) -> Self::Result {
-        let Settle { renewed, trusted, second } = settle;
-        let settled = self.directory.settle(&renewed, &trusted, second);
+        let Settle { replaced, trusted, second } = settle;
+        let settled = self.directory.settle(&replaced, &trusted, second);
         let settled = settled.map_err(|error| (self.stop)(&error.to_string())).ok();
         let generation = |id| (id, self.directory.replica_of(id));
-        MessageResult(settled.map(|()| renewed.into_iter().map(generation).collect()))
+        MessageResult(settled.map(|()| replaced.into_iter().map(generation).collect()))
     }
 }
 

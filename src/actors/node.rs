@@ -180,8 +180,8 @@ pub async fn start(
             let Some(found) = &mut found else { continue };
             core.place(found.partition(&config, partition, id, life, hasher)?);
             let kept = found.kept(&config, partition, arbiter, id);
-            if kept.doubted {
-                core.doubt(partition);
+            if kept.suspects {
+                core.suspect(partition);
             }
             kept_here.push(kept);
         }

@@ -162,7 +162,7 @@ pub struct Convey(pub Packet);
 #[rtype(result = "()")]
 pub struct ConveyAll(pub Vec<Packet>);
 
-/// This node is formed and cannot vouch for its replicas of these partitions: introductions say so
+/// This node is formed and cannot verify its replicas of these partitions: introductions say so
 /// from now on.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -586,8 +586,8 @@ impl Peer {
                     bucket.do_send(bucket::Reborn(self.other, generations.clone()));
                 }
             }
-            Packet::Vouch(partitions) => {
-                book.coordinator.do_send(coordinator::Vouched(self.other, partitions));
+            Packet::Verified(partitions) => {
+                book.coordinator.do_send(coordinator::Verified(self.other, partitions));
             }
             Packet::Transfer(transfer) => {
                 if let Some(archive) = &book.archive {

@@ -157,9 +157,9 @@ pub fn go_on_alone(
     if accepted && !all.is_empty() {
         found.log.write(&records)?;
         found.log.sync()?;
-        // Nobody is left who could vouch for them.
-        let doubted = found.directory.doubted();
-        let trusted = all.iter().map(|one| one.id).filter(|id| doubted.contains(id));
+        // Nobody is left who could verify them.
+        let suspects = found.directory.suspects();
+        let trusted = all.iter().map(|one| one.id).filter(|id| suspects.contains(id));
         let trusted: Vec<PartitionId> = trusted.collect();
         found.directory.settle(&[], &trusted, 0)?;
     }
@@ -313,18 +313,18 @@ impl Found {
             id,
             bucket,
             generation: self.directory.replica_of(id),
-            doubted: self.directory.doubted().contains(&id) && !others.is_empty(),
+            suspects: self.directory.suspects().contains(&id) && !others.is_empty(),
             others,
         }
     }
 
     /// Says what was found, once all partitions are made of it.
     pub fn tell(&self) {
-        let doubted = self.directory.doubted().len();
-        if doubted > 0 {
+        let suspects = self.directory.suspects().len();
+        if suspects > 0 {
             log::warn!(
                 target: "log",
-                "the machine went down while this node ran: {doubted} partitions whose writes are \
+                "the machine went down while this node ran: {suspects} partitions whose writes are \
                  not synced before they are acknowledged keep silent here until enough other nodes \
                  are there"
             );

@@ -31,7 +31,7 @@ pub struct Hello {
     pub digest: u64,
     /// Whether it is formed.
     pub formed: bool,
-    /// The partitions whose replica there cannot vouch for what it acknowledged: it is in doubt, or
+    /// The partitions whose replica there cannot verify what it acknowledged: it is suspect, or
     /// it still learns. Where the node is not formed, none of them can.
     ///
     /// Nodes of an earlier version do not say it, and are to be refused for that version.
@@ -49,7 +49,7 @@ pub struct Hello {
 
 impl Hello {
     /// What two introductions of the same life say together: either may be the older one. In a life
-    /// a node is formed once, and what cannot vouch becomes less from then on.
+    /// a node is formed once, and what cannot verify becomes less from then on.
     pub fn latest(&self, other: &Hello) -> Hello {
         let mut latest = if self.formed { self.clone() } else { other.clone() };
         if self.formed == other.formed {

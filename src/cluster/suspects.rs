@@ -1,55 +1,55 @@
-//! Replicas in doubt: what they acknowledged may have gone down with the machine.
+//! Suspect replicas: what they acknowledged may have gone down with the machine.
 //!
 //! Where writes are acknowledged before they are synced, a process may die and lose nothing, for
 //! the kernel has the writes. When the machine goes down, the end of the log is gone, and with it
 //! promises: others count on this replica to hold what it acknowledged. Until it is known how many
 //! share that fate, such a replica keeps silent. Then one of two things is right:
 //!
-//! - Enough other replicas to elect a leader can **vouch** for what they hold: this one is
-//!   *renewed*, it comes back as a new member that has promised nothing and learns from them.
-//! - A majority cannot vouch: what only they held is lost, as the durability of the table says it
+//! - Enough other replicas to elect a leader can **verify** what they hold: this one is
+//!   *replaced*, it comes back as a new member that has promised nothing and learns from them.
+//! - A majority cannot verify: what only they held is lost, as the durability of the table says it
 //!   may be, and waiting would bring nothing back. This one is *trusted*, it goes on with what it
 //!   has.
 //!
 //! While neither is known, because too few nodes are there, the partition has no majority anyway.
-//! A replica that was renewed cannot vouch before it votes: until then the name that it had is one
+//! A replica that was replaced cannot verify before it votes: until then the name that it had is one
 //! of those without which no leader is elected.
 
 use crate::ids::{NodeId, PartitionId};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What is to become of a replica in doubt.
+/// What is to become of a suspect replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SuspectVerdict {
     /// It comes back as a new member.
-    Renew,
+    Replace,
     /// It goes on as it is.
     Trust,
 }
 
-/// The replicas in doubt of one node.
+/// The suspect replicas of one node.
 #[derive(Debug, Default)]
-pub struct Doubt {
-    /// The other nodes that have a copy of each partition in doubt.
+pub struct Suspects {
+    /// The other nodes that have a copy of each suspect partition.
     open: BTreeMap<PartitionId, Vec<NodeId>>,
-    /// The partitions that each node in reach cannot vouch for; `None`: for none at all.
+    /// The partitions that each node in reach cannot verify; `None`: for none at all.
     known: BTreeMap<NodeId, Option<BTreeSet<PartitionId>>>,
 }
 
-impl Doubt {
-    /// The node's partitions in doubt, each with the other nodes that have a copy.
-    pub fn new(open: impl IntoIterator<Item = (PartitionId, Vec<NodeId>)>) -> Doubt {
-        Doubt { open: open.into_iter().collect(), known: BTreeMap::new() }
+impl Suspects {
+    /// The node's suspect partitions, each with the other nodes that have a copy.
+    pub fn new(open: impl IntoIterator<Item = (PartitionId, Vec<NodeId>)>) -> Suspects {
+        Suspects { open: open.into_iter().collect(), known: BTreeMap::new() }
     }
 
-    /// A node is in reach and cannot vouch for these partitions; `None`: for none at all, because it
+    /// A node is in reach and cannot verify these partitions; `None`: for none at all, because it
     /// begins with nothing.
     pub fn met(&mut self, node: NodeId, unsound: Option<&[PartitionId]>) {
         self.known.insert(node, unsound.map(|list| list.iter().copied().collect()));
     }
 
-    /// A node in reach can vouch for these partitions from now on.
-    pub fn vouches(&mut self, node: NodeId, partitions: &[PartitionId]) {
+    /// A node in reach can verify these partitions from now on.
+    pub fn verified(&mut self, node: NodeId, partitions: &[PartitionId]) {
         if let Some(Some(unsound)) = self.known.get_mut(&node) {
             unsound.retain(|partition| !partitions.contains(partition));
         }
@@ -87,7 +87,7 @@ fn verdict(
     // This one as well.
     let unsound = met.count() - sound + 1;
     if sound >= majority {
-        Some(SuspectVerdict::Renew)
+        Some(SuspectVerdict::Replace)
     } else if unsound >= majority {
         Some(SuspectVerdict::Trust)
     } else {
@@ -101,43 +101,43 @@ mod tests {
 
     const P: PartitionId = PartitionId(7);
 
-    fn doubt(others: &[u16]) -> Doubt {
-        Doubt::new([(P, others.iter().map(|node| NodeId(*node)).collect())])
+    fn suspects(others: &[u16]) -> Suspects {
+        Suspects::new([(P, others.iter().map(|node| NodeId(*node)).collect())])
     }
 
     #[test]
-    fn a_majority_that_vouches_renews() {
-        let mut doubt = doubt(&[2, 3]);
-        assert_eq!(doubt.decide(), []);
-        doubt.met(NodeId(2), Some(&[]));
-        assert_eq!(doubt.decide(), [], "one of three elects nobody");
-        doubt.met(NodeId(9), Some(&[]));
-        assert_eq!(doubt.decide(), [], "no replica of the partition");
-        doubt.met(NodeId(3), Some(&[PartitionId(1)]));
-        assert_eq!(doubt.decide(), [(P, SuspectVerdict::Renew)]);
-        assert_eq!(doubt.decide(), [], "once is enough");
+    fn a_majority_that_verifies_replaces() {
+        let mut suspects = suspects(&[2, 3]);
+        assert_eq!(suspects.decide(), []);
+        suspects.met(NodeId(2), Some(&[]));
+        assert_eq!(suspects.decide(), [], "one of three elects nobody");
+        suspects.met(NodeId(9), Some(&[]));
+        assert_eq!(suspects.decide(), [], "no replica of the partition");
+        suspects.met(NodeId(3), Some(&[PartitionId(1)]));
+        assert_eq!(suspects.decide(), [(P, SuspectVerdict::Replace)]);
+        assert_eq!(suspects.decide(), [], "once is enough");
     }
 
     #[test]
-    fn a_majority_in_doubt_goes_on() {
+    fn a_suspect_majority_goes_on() {
         for unsound in [Some(&[P][..]), None] {
-            let mut doubt = doubt(&[2, 3]);
-            doubt.met(NodeId(2), unsound);
-            assert_eq!(doubt.decide(), [(P, SuspectVerdict::Trust)]);
+            let mut suspects = suspects(&[2, 3]);
+            suspects.met(NodeId(2), unsound);
+            assert_eq!(suspects.decide(), [(P, SuspectVerdict::Trust)]);
         }
     }
 
     #[test]
     fn who_learns_vouches_once_it_votes_and_who_is_gone_does_not() {
-        let mut doubt = doubt(&[2, 3, 4, 5]);
-        doubt.met(NodeId(2), Some(&[P]));
-        doubt.met(NodeId(3), Some(&[]));
-        doubt.met(NodeId(4), Some(&[]));
-        assert_eq!(doubt.decide(), [], "two of five elect nobody, and two in doubt are too few");
-        doubt.lost(NodeId(4));
-        doubt.vouches(NodeId(2), &[P]);
-        assert_eq!(doubt.decide(), []);
-        doubt.met(NodeId(5), Some(&[]));
-        assert_eq!(doubt.decide(), [(P, SuspectVerdict::Renew)]);
+        let mut suspects = suspects(&[2, 3, 4, 5]);
+        suspects.met(NodeId(2), Some(&[P]));
+        suspects.met(NodeId(3), Some(&[]));
+        suspects.met(NodeId(4), Some(&[]));
+        assert_eq!(suspects.decide(), [], "two of five elect nobody, and two suspects are too few");
+        suspects.lost(NodeId(4));
+        suspects.verified(NodeId(2), &[P]);
+        assert_eq!(suspects.decide(), []);
+        suspects.met(NodeId(5), Some(&[]));
+        assert_eq!(suspects.decide(), [(P, SuspectVerdict::Replace)]);
     }
 }

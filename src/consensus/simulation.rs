@@ -219,7 +219,7 @@ enum Event {
     Client,
     Fault,
     /// The leader is told which replicas there are, and takes a step towards a group of them.
-    Renew,
+    Replace,
     LoseDisk {
         node: u16,
     },
@@ -530,7 +530,7 @@ impl World {
             Event::Arrive { to, .. } | Event::Bulk { to, .. } => (to.node().0, None),
             Event::Client
             | Event::Fault
-            | Event::Renew
+            | Event::Replace
             | Event::LoseDisk { .. }
             | Event::Restart { .. }
             | Event::Heal { .. } => return self.outside(event),
@@ -569,7 +569,7 @@ impl World {
             Event::Apply { node, .. } => self.apply(node),
             Event::Client
             | Event::Fault
-            | Event::Renew
+            | Event::Replace
             | Event::LoseDisk { .. }
             | Event::Restart { .. }
             | Event::Heal { .. } => {}
@@ -645,10 +645,10 @@ impl World {
                 let delay = self.dice.between(20 * MS, 400 * MS);
                 self.at(delay, Event::Fault);
             }
-            Event::Renew => {
+            Event::Replace => {
                 self.renew();
                 let delay = self.dice.between(10 * MS, 150 * MS);
-                self.at(delay, Event::Renew);
+                self.at(delay, Event::Replace);
             }
             Event::LoseDisk { node } => self.lose_disk(node),
             Event::Restart { node } => self.start(node),
@@ -844,7 +844,7 @@ impl World {
         let Some(leader) = self.leader() else { return };
         let ids: Vec<ReplicaId> = self.nodes.values().map(|node| node.id).collect();
         self.with(leader, |group, _| {
-            let change = ids.into_iter().find_map(|id| group.renewal(id));
+            let change = ids.into_iter().find_map(|id| group.replacement(id));
             change.and_then(|change| group.change(change));
         });
     }
@@ -977,7 +977,7 @@ fn simulate_disks(seeds: impl Iterator<Item = u64>) -> [u64; 3] {
         println!("seed {seed} of disks");
         let mut world = World::new(seed, plan_of_disks(seed));
         world.at(50 * MS, Event::Client);
-        world.at(60 * MS, Event::Renew);
+        world.at(60 * MS, Event::Replace);
         world.at(300 * MS, Event::Fault);
         world.run(4_000 * MS);
         world.heal();

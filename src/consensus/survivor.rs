@@ -5,7 +5,7 @@
 //! That is done to a replica that does not run: changes are put behind its log that leave it the
 //! only voter, and are marked as *forced*. When it starts, they and all before them count as
 //! committed. The other voters become learners, so that the replicas that their nodes come back with
-//! have something to replace ([`Group::renewal`]).
+//! have something to replace ([`Group::replacement`]).
 //!
 //! **What it costs.** What the lost majority acknowledged and this replica does not hold is lost.
 //! What this replica holds and no majority acknowledged is kept. If the lost replicas come back with

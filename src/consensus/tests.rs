@@ -726,8 +726,8 @@ fn a_member_learns_votes_and_leaves() {
 /// Has whoever leads take all steps towards a group with these replicas. Tells whether it got there.
 fn renew(cluster: &mut Cluster, ids: &[ReplicaId]) -> bool {
     let is_renewed = |members: &Members| {
-        let renewed = |id: &ReplicaId| members.of_node(id.node()) == [*id] && members.votes(*id);
-        !members.is_joint() && ids.iter().all(renewed)
+        let replaced = |id: &ReplicaId| members.of_node(id.node()) == [*id] && members.votes(*id);
+        !members.is_joint() && ids.iter().all(replaced)
     };
     // Four steps each, and some for a leader to be found.
     for _ in 0..10 * ids.len() {
@@ -743,7 +743,7 @@ fn renew(cluster: &mut Cluster, ids: &[ReplicaId]) -> bool {
 }
 
 fn renew_once(cluster: &mut Cluster, leader: u16, ids: &[ReplicaId]) {
-    let change = ids.iter().find_map(|id| cluster[leader].renewal(*id));
+    let change = ids.iter().find_map(|id| cluster[leader].replacement(*id));
     change.and_then(|change| cluster[leader].change(change));
 }
 
@@ -915,20 +915,20 @@ fn a_group_asks_for_what_it_lacks_only() {
     cluster.isolate(3);
     let of = |node, generation| ReplicaId::new(NodeId(node), generation);
     // Nothing to do, a node without a part, an id of before.
-    assert_eq!(cluster[1].renewal(replica_id(3)), None);
-    assert_eq!(cluster[1].renewal(of(4, 1)), None);
-    assert_eq!(cluster[1].renewal(of(3, 2)), Some(MemberChange::AddLearner(of(3, 2))));
+    assert_eq!(cluster[1].replacement(replica_id(3)), None);
+    assert_eq!(cluster[1].replacement(of(4, 1)), None);
+    assert_eq!(cluster[1].replacement(of(3, 2)), Some(MemberChange::AddLearner(of(3, 2))));
     assert!(cluster[1].change(MemberChange::AddLearner(of(3, 2))).is_some());
     cluster.run(300);
-    assert_eq!(cluster[1].renewal(of(3, 1)), None);
+    assert_eq!(cluster[1].replacement(of(3, 1)), None);
     // It is not there, so it does not catch up and is given no vote, nor the lead.
-    assert_eq!(cluster[1].renewal(of(3, 2)), None);
+    assert_eq!(cluster[1].replacement(of(3, 2)), None);
     assert!(!cluster[1].transfer(of(3, 2)) && !cluster[1].is_transferring());
     // The next one learns in its place.
-    assert_eq!(cluster[1].renewal(of(3, 5)), Some(MemberChange::AddLearner(of(3, 5))));
+    assert_eq!(cluster[1].replacement(of(3, 5)), Some(MemberChange::AddLearner(of(3, 5))));
     assert!(cluster[1].change(MemberChange::AddLearner(of(3, 5))).is_some());
     cluster.run(300);
-    assert_eq!(cluster[1].renewal(of(3, 5)), Some(MemberChange::Remove(of(3, 2))));
+    assert_eq!(cluster[1].replacement(of(3, 5)), Some(MemberChange::Remove(of(3, 2))));
     // A leader does not take part in its own removal.
     let own = MemberChange::Replace { old: replica_id(1), new: of(3, 5) };
     assert_eq!(cluster[1].change(own), None);

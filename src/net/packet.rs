@@ -63,9 +63,9 @@ pub enum Packet {
     /// The node's replicas of these partitions are of these generations: those of earlier ones have
     /// lost what they acknowledged.
     Replicas(Vec<(PartitionId, u32)>),
-    /// The node's replicas of these partitions can vouch for what they acknowledged, as they could
+    /// The node's replicas of these partitions can verify what they acknowledged, as they could
     /// not before.
-    Vouch(Vec<PartitionId>),
+    Verified(Vec<PartitionId>),
     /// Are you there? Sent regularly.
     Ping {
         /// Counts the pings of a link.
@@ -277,7 +277,7 @@ impl Packet {
             Packet::Replicas(generations) => {
                 generations.iter().try_for_each(|(id, _)| extent.holds(*id, extent.from))
             }
-            Packet::Vouch(ids) => ids.iter().try_for_each(|id| extent.holds(*id, extent.from)),
+            Packet::Verified(ids) => ids.iter().try_for_each(|id| extent.holds(*id, extent.from)),
             Packet::Hello(_)
             | Packet::Refused
             | Packet::Claim(_)
@@ -400,7 +400,7 @@ mod tests {
             Packet::Leads(PartitionId(0), NodeId(2), Term(7)),
             Packet::Partition(PartitionId(1), decide(1, 0)),
             Packet::Partition(PartitionId(0), knows),
-            Packet::Vouch(vec![PartitionId(0)]),
+            Packet::Verified(vec![PartitionId(0)]),
             Packet::Replicas(vec![(PartitionId(0), 2)]),
             Packet::Raft(vec![(PartitionId(0), serde_bytes::ByteBuf::new())]),
             Packet::Relay(NodeId(3), Relayed::Partition(PartitionId(1), decide(1, 0))),
@@ -438,8 +438,8 @@ mod tests {
             // Its primary has one copy.
             relay(3, some, decide(1, 1)),
             relay(3, some, ask),
-            Packet::Vouch(vec![some, none]),
-            Packet::Vouch(vec![PartitionId(1)]),
+            Packet::Verified(vec![some, none]),
+            Packet::Verified(vec![PartitionId(1)]),
             Packet::Replicas(vec![(none, 1)]),
             Packet::Raft(vec![(none, serde_bytes::ByteBuf::new())]),
             voted(none, 1),

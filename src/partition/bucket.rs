@@ -88,7 +88,7 @@ pub struct Outbox {
     pub archive: Vec<(PartitionId, ToArchive)>,
     /// Durable snapshots hold everything up to these entries: the log need not.
     pub covered: Vec<(PartitionId, u64)>,
-    /// Partitions whose replica here can vouch for what it acknowledged from now on.
+    /// Partitions whose replica here can verify what it acknowledged from now on.
     pub sound: Vec<PartitionId>,
     /// Replicas of other nodes that have come into a group.
     pub members: Vec<ReplicaId>,
@@ -201,8 +201,8 @@ pub struct Bucket<M> {
     /// The generation of each other node's replicas, where it said one.
     generations: BTreeMap<(PartitionId, NodeId), u32>,
     /// Partitions that take no part before it is settled what their replica is worth.
-    doubted: BTreeSet<PartitionId>,
-    /// Partitions whose replica is in doubt or does not vote yet.
+    suspects: BTreeSet<PartitionId>,
+    /// Partitions whose replica is suspect or does not vote yet.
     unsound: BTreeSet<PartitionId>,
     /// What the groups were told while they take no part.
     asleep: Option<Vec<(PartitionId, Bytes)>>,
@@ -244,7 +244,7 @@ impl<M: Machine> Bucket<M> {
             backup_bytes_max: usize::MAX,
             orders: Vec::new(),
             generations: BTreeMap::new(),
-            doubted: BTreeSet::new(),
+            suspects: BTreeSet::new(),
             unsound: BTreeSet::new(),
             asleep: None,
         }
@@ -262,18 +262,18 @@ impl<M: Machine> Bucket<M> {
 
     /// The replica of a partition may have lost what it acknowledged. It takes no part before
     /// [`Bucket::settle`].
-    pub fn doubt(&mut self, id: PartitionId) {
-        self.doubted.insert(id);
+    pub fn suspect(&mut self, id: PartitionId) {
+        self.suspects.insert(id);
         self.unsound.insert(id);
     }
 
-    /// Partitions whose replica here cannot vouch for what it acknowledged: it is in doubt or still
+    /// Partitions whose replica here cannot verify what it acknowledged: it is suspect or still
     /// learns. [`Outbox::sound`] says what becomes of them.
     pub fn unsound(&self) -> impl Iterator<Item = PartitionId> {
         self.unsound.iter().copied()
     }
 
-    /// The doubt about a partition's replica is settled: it goes on as the replica of `setup`, or as
+    /// The suspicion of a partition's replica is settled: it goes on as the replica of `setup`, or as
     /// itself.
     ///
     /// # Errors
@@ -281,12 +281,12 @@ impl<M: Machine> Bucket<M> {
     pub fn settle(&mut self, id: PartitionId, setup: Option<&Setup>) -> Result<(), String> {
         let known = self.partitions.get_mut(id.index()).and_then(Option::as_mut);
         let Some(journal) = known.and_then(Partition::journal_mut) else { return Ok(()) };
-        if self.doubted.contains(&id)
+        if self.suspects.contains(&id)
             && let Some(setup) = setup
         {
             journal.group_mut().rename(setup)?;
         }
-        self.doubted.remove(&id);
+        self.suspects.remove(&id);
         self.touch(id);
         Ok(())
     }
@@ -534,7 +534,7 @@ impl<M: Machine> Bucket<M> {
             }
             return Ok(());
         }
-        if self.doubted.contains(&to) {
+        if self.suspects.contains(&to) {
             return Ok(());
         }
         let Some(Some(partition)) = self.partitions.get_mut(to.index()) else { return Ok(()) };
@@ -782,7 +782,7 @@ impl<M: Machine> Bucket<M> {
         }
         self.succeed(now);
         for index in 0..self.partitions.len() {
-            if self.doubted.contains(&PartitionId(index as u16)) {
+            if self.suspects.contains(&PartitionId(index as u16)) {
                 continue;
             }
             let Some(partition) = &mut self.partitions[index] else { continue };
@@ -803,7 +803,7 @@ impl<M: Machine> Bucket<M> {
             let id = partition.id();
             let of_it = (id, NodeId(0))..=(id, NodeId(u16::MAX));
             let generations = self.generations.range(of_it);
-            partition.renew_members(generations.map(|((_, node), number)| (*node, *number)));
+            partition.replace_members(generations.map(|((_, node), number)| (*node, *number)));
             if partition.snapshot_is_due(self.snapshot_after, now.mono, self.room == 0) {
                 partition.ask_for_snapshot(&mut self.orders);
                 let orders = self.orders.drain(..);
@@ -811,7 +811,7 @@ impl<M: Machine> Bucket<M> {
             }
         }
         self.tend_backups(now);
-        self.vouch(out);
+        self.verify(out);
         self.drift_back(now);
         self.expire(now);
         // Not all of them: a thousand partitions at rest would have ten thousand turns a second.
@@ -920,7 +920,7 @@ impl<M: Machine> Bucket<M> {
         }
         for index in 0..self.partitions.len() {
             let Some(partition) = &mut self.partitions[index] else { continue };
-            if self.doubted.contains(&partition.id()) {
+            if self.suspects.contains(&partition.id()) {
                 continue;
             }
             let first = self.neighbours.homes.get(index) == Some(&partition.node());
@@ -953,13 +953,13 @@ impl<M: Machine> Bucket<M> {
     }
 
     /// Tells of the replicas that have come to vote.
-    fn vouch(&mut self, out: &mut Outbox) {
-        let (partitions, doubted) = (&self.partitions, &self.doubted);
-        let vouches = |id: &PartitionId| {
+    fn verify(&mut self, out: &mut Outbox) {
+        let (partitions, suspects) = (&self.partitions, &self.suspects);
+        let verified = |id: &PartitionId| {
             let partition = partitions.get(id.index()).and_then(Option::as_ref);
-            !doubted.contains(id) && partition.is_some_and(votes)
+            !suspects.contains(id) && partition.is_some_and(votes)
         };
-        out.sound.extend(self.unsound.extract_if(.., vouches));
+        out.sound.extend(self.unsound.extract_if(.., verified));
     }
 
     /// Whether nothing waits and nothing is locked.

@@ -15,7 +15,7 @@
 //! - that the cluster was **formed**, so that a restart waits for a majority and not for everybody;
 //! - which **replica** of each partition this is: another one when the node must rejoin as a new
 //!   member, because what it acknowledged may be lost;
-//! - the partitions in **doubt**: their log may lack what was acknowledged, and until that is
+//! - the **suspect** partitions: their log may lack what was acknowledged, and until that is
 //!   settled the node takes no part in them;
 //! - the newest **segment** of the log, so that a log without it is refused, and that how far the log
 //!   is synced is **noted** beside it, so that one without the note is;
@@ -72,8 +72,8 @@ struct Record {
     noted: bool,
     replica: u32,
     /// The partitions whose replica is a later one.
-    renewed: BTreeMap<PartitionId, u32>,
-    doubted: BTreeSet<PartitionId>,
+    replaced: BTreeMap<PartitionId, u32>,
+    suspects: BTreeSet<PartitionId>,
     ready: bool,
     formed: bool,
     seen: BTreeMap<NodeId, LastSeen>,
@@ -126,8 +126,8 @@ impl<D: Disk> Directory<D> {
             life: Incarnation::default(),
             segment: 0,
             replica: 1,
-            renewed: BTreeMap::new(),
-            doubted: BTreeSet::new(),
+            replaced: BTreeMap::new(),
+            suspects: BTreeSet::new(),
             noted: false,
             ready: false,
             formed: false,
@@ -230,13 +230,13 @@ impl<D: Disk> Directory<D> {
 
     /// Which replica of a partition the node is, from 1.
     pub fn replica_of(&self, partition: PartitionId) -> u32 {
-        let renewed = self.record.renewed.get(&partition).copied();
-        self.record.replica.max(renewed.unwrap_or_default())
+        let replaced = self.record.replaced.get(&partition).copied();
+        self.record.replica.max(replaced.unwrap_or_default())
     }
 
     /// The latest generation of any of its replicas.
     pub fn latest_replica(&self) -> u32 {
-        self.record.renewed.values().copied().fold(self.record.replica, u32::max)
+        self.record.replaced.values().copied().fold(self.record.replica, u32::max)
     }
 
     /// All that the node acknowledged is lost, in a cluster that is formed: it goes on as another
@@ -247,33 +247,33 @@ impl<D: Disk> Directory<D> {
         let last = self.latest_replica().max(seen);
         self.change(|record| {
             record.replica = later(last, second);
-            record.renewed.clear();
-            record.doubted.clear();
+            record.replaced.clear();
+            record.suspects.clear();
             record.formed = true;
         })?;
         Ok(self.record.replica)
     }
 
     /// The partitions whose log may lack what was acknowledged.
-    pub fn doubted(&self) -> &BTreeSet<PartitionId> {
-        &self.record.doubted
+    pub fn suspects(&self) -> &BTreeSet<PartitionId> {
+        &self.record.suspects
     }
 
-    /// The doubt about these partitions is settled: the node goes on as another replica of those in
-    /// `renewed`, and as the one that it was of those in `trusted`. `second` as for
+    /// The suspicion of these partitions is settled: the node goes on as another replica of those in
+    /// `replaced`, and as the one that it was of those in `trusted`. `second` as for
     /// [`Directory::begin_anew`].
     pub fn settle(
         &mut self,
-        renewed: &[PartitionId],
+        replaced: &[PartitionId],
         trusted: &[PartitionId],
         second: u64,
     ) -> Result<()> {
         let mut next = self.record.clone();
-        for &partition in renewed {
-            next.renewed.insert(partition, later(self.replica_of(partition), second));
+        for &partition in replaced {
+            next.replaced.insert(partition, later(self.replica_of(partition), second));
         }
-        let settled: BTreeSet<PartitionId> = renewed.iter().chain(trusted).copied().collect();
-        next.doubted.retain(|partition| !settled.contains(partition));
+        let settled: BTreeSet<PartitionId> = replaced.iter().chain(trusted).copied().collect();
+        next.suspects.retain(|partition| !settled.contains(partition));
         self.change(|record| *record = next)
     }
 
@@ -324,7 +324,7 @@ impl<D: Disk> Directory<D> {
             }
             if late && record.formed {
                 record.replica = seen.generation.saturating_add(1);
-                record.renewed.clear();
+                record.replaced.clear();
             }
         })?;
         Ok(self.record.life)
@@ -333,7 +333,7 @@ impl<D: Disk> Directory<D> {
     /// The node runs, in this boot of the machine, or in one that nothing is known of (empty), which
     /// may be another one than the last; `clock` is the wall clock's, in milliseconds.
     /// Answers the life that begins, later than any before. If the node ran when the machine went
-    /// down, the partitions of which it acknowledged what was `unsynced` are in doubt from now on.
+    /// down, the partitions of which it acknowledged what was `unsynced` are suspect from now on.
     pub fn mark_running(
         &mut self,
         boot: &str,
@@ -351,7 +351,7 @@ impl<D: Disk> Directory<D> {
             record.noted |= noted;
             let went_down = boot.is_empty() || record.boot.as_deref() != Some(boot.as_str());
             if went_down && !record.clean && record.formed {
-                record.doubted.extend(unsynced);
+                record.suspects.extend(unsynced);
             }
             record.boot = Some(boot).filter(|boot| !boot.is_empty());
             record.clean = false;
@@ -476,8 +476,8 @@ impl Record {
             line("life", (life.0 > 0).then(|| life.0.to_string()).into_iter()),
             line("segment", (self.segment > 0).then(|| self.segment.to_string()).into_iter()),
             line("noted", self.noted.then(|| "yes".to_owned()).into_iter()),
-            line("renewed", self.renewed.iter().map(|(id, number)| format!("{id}={number}"))),
-            line("doubted", self.doubted.iter().map(PartitionId::to_string)),
+            line("renewed", self.replaced.iter().map(|(id, number)| format!("{id}={number}"))),
+            line("doubted", self.suspects.iter().map(PartitionId::to_string)),
             line("ready", self.ready.then(|| "yes".to_owned()).into_iter()),
             line(
                 "seen",
@@ -506,11 +506,11 @@ impl Record {
             segment: word("segment").map_or(Some(0), |segment| segment.parse().ok())?,
             noted: word("noted").is_some(),
             replica: word("replica")?.parse().ok()?,
-            renewed: list(word("renewed"), |word| {
+            replaced: list(word("renewed"), |word| {
                 let (id, number) = word.split_once('=')?;
                 Some((PartitionId(id.parse().ok()?), number.parse().ok()?))
             })?,
-            doubted: list(word("doubted"), |id| Some(PartitionId(id.parse().ok()?)))?,
+            suspects: list(word("doubted"), |id| Some(PartitionId(id.parse().ok()?)))?,
             ready: word("ready").is_some(),
             formed: word("formed")? == "yes",
             seen: list(word("seen"), |word| {

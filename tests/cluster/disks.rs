@@ -38,13 +38,13 @@ fn has_said(cluster: &Cluster, words: &str) -> bool {
 
 /// Waits until the node votes in every partition under its latest generation, and nobody learns.
 fn wait_replaced(cluster: &Cluster, id: u16, generation: u64) {
-    let renewed = format!("{id}.{generation}");
+    let replaced = format!("{id}.{generation}");
     eventually("every group has replaced the replica", LONG, || {
         let of_partition = |line: &str| {
             let (_, rest) = line.split_once("partition ")?;
             let (partition, rest) = rest.split_once(": replicas ")?;
             let (replicas, _) = rest.split_once(" vote")?;
-            replicas.split(", ").any(|id| id == renewed).then(|| partition.to_owned())
+            replicas.split(", ").any(|id| id == replaced).then(|| partition.to_owned())
         };
         let replaced = |id| {
             let log = cluster.log(id);

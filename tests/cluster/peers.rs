@@ -119,7 +119,7 @@ fn forgeries(known: &Hello, claimed: NodeId) -> Vec<Vec<u8>> {
         Packet::Leads(PartitionId(0), claimed, Term(u64::MAX >> 16)),
         Packet::Leads(PartitionId(u16::MAX), claimed, Term(1)),
         Packet::Raft(Vec::new()),
-        Packet::Vouch(vec![PartitionId(u16::MAX)]),
+        Packet::Verified(vec![PartitionId(u16::MAX)]),
         Packet::Claim(known.nonce),
         Packet::Yours(known.nonce, true),
         Packet::Ping { number: u64::MAX, seen: u64::MAX },

@@ -751,7 +751,7 @@ fn read_packet(stream: &mut TcpStream) -> Packet {
 const VERSION: u8 = quorate::cluster::barrier::PROTOCOL_VERSION as u8;
 
 /// What a node says when it introduces itself: version, cluster, node, life, digest, formed. As one
-/// of version 1 did, which did not say what it cannot vouch for.
+/// of version 1 did, which did not say what it cannot verify.
 fn hello(version: u8, cluster: &str, node: u8) -> Vec<u8> {
     let mut bytes = vec![0x81, 0xa5];
     bytes.extend(b"Hello");

@@ -2,7 +2,7 @@
 //!
 //! Two things end a replica's name. The data directory is new and the cluster is not: everything
 //! that the node acknowledged is gone. Or the machine went down, and the end of what was
-//! acknowledged before it was synced went with it ([`Doubt`]). Either way the new name is durable
+//! acknowledged before it was synced went with it ([`Suspects`]). Either way the new name is durable
 //! before anything is said under it, the other nodes hear of it whenever they are linked, and the
 //! leaders of the partitions see to the rest.
 
@@ -10,7 +10,7 @@ use crate::actors::book::Book;
 use crate::actors::bucket;
 use crate::actors::peer::{Convey, Restate};
 use crate::cluster::barrier::Hello;
-use crate::cluster::suspects::{Doubt, SuspectVerdict};
+use crate::cluster::suspects::{SuspectVerdict, Suspects};
 use crate::command::Redis;
 use crate::consensus::Setup;
 use crate::ids::{NodeId, PartitionId};
@@ -30,7 +30,7 @@ pub struct Kept {
     /// The other nodes with a replica.
     pub others: Vec<NodeId>,
     /// Whether its replica may have lost what it acknowledged.
-    pub doubted: bool,
+    pub suspects: bool,
 }
 
 /// Makes what a replica of another generation begins with.
@@ -45,26 +45,26 @@ pub struct Makers {
 pub struct Replicas {
     kept: BTreeMap<PartitionId, Kept>,
     unsound: BTreeSet<PartitionId>,
-    doubt: Doubt,
+    suspects: Suspects,
     makers: Makers,
 }
 
-/// What was decided about replicas in doubt.
+/// What was decided about suspect replicas.
 #[derive(Debug, Default)]
 pub struct Decided {
     /// They come back as others.
-    pub renewed: Vec<PartitionId>,
+    pub replaced: Vec<PartitionId>,
     /// They go on as they are.
     pub trusted: Vec<PartitionId>,
 }
 
 impl Replicas {
-    /// The replicas as the disk has them; those of `unsound` cannot vouch for what they hold.
+    /// The replicas as the disk has them; those of `unsound` cannot verify what they hold.
     pub fn new(kept: Vec<Kept>, unsound: BTreeSet<PartitionId>, makers: Makers) -> Replicas {
-        let doubted = kept.iter().filter(|kept| kept.doubted);
-        let doubt = Doubt::new(doubted.map(|kept| (kept.id, kept.others.clone())));
+        let suspects = kept.iter().filter(|kept| kept.suspects);
+        let suspects = Suspects::new(suspects.map(|kept| (kept.id, kept.others.clone())));
         let kept = kept.into_iter().map(|kept| (kept.id, kept)).collect();
-        Replicas { kept, unsound, doubt, makers }
+        Replicas { kept, unsound, suspects, makers }
     }
 
     /// Everything is lost: the replicas begin with nothing, in this generation.
@@ -89,23 +89,28 @@ impl Replicas {
         latest.is_some_and(|latest| latest < seen)
     }
 
-    /// What can be decided by now about replicas in doubt.
+    /// What can be decided by now about suspect replicas.
     pub fn decide(&mut self) -> Option<Decided> {
         let mut decided = Decided::default();
-        for (id, verdict) in self.doubt.decide() {
+        for (id, verdict) in self.suspects.decide() {
             match verdict {
-                SuspectVerdict::Renew => decided.renewed.push(id),
+                SuspectVerdict::Replace => decided.replaced.push(id),
                 SuspectVerdict::Trust => decided.trusted.push(id),
             }
         }
-        let any = !decided.renewed.is_empty() || !decided.trusted.is_empty();
+        let any = !decided.replaced.is_empty() || !decided.trusted.is_empty();
         any.then_some(decided)
     }
 
-    /// What was decided is durable: the renewed have these generations.
-    pub fn settle(&mut self, renewed: &[(PartitionId, u32)], trusted: &[PartitionId], book: &Book) {
+    /// What was decided is durable: the replaced have these generations.
+    pub fn settle(
+        &mut self,
+        replaced: &[(PartitionId, u32)],
+        trusted: &[PartitionId],
+        book: &Book,
+    ) {
         let mut all: BTreeMap<usize, Vec<_>> = BTreeMap::new();
-        for &(id, generation) in renewed {
+        for &(id, generation) in replaced {
             let Some(kept) = self.kept.get_mut(&id) else { continue };
             kept.generation = generation;
             let setup = (self.makers.setup)(id, generation);
@@ -127,11 +132,11 @@ impl Replicas {
             self.unsound.remove(id);
         });
         self.restate(book);
-        let vouch = Packet::Vouch(partitions.to_vec());
-        book.peers.values().for_each(|peer| peer.do_send(Convey(vouch.clone())));
+        let verified = Packet::Verified(partitions.to_vec());
+        book.peers.values().for_each(|peer| peer.do_send(Convey(verified.clone())));
     }
 
-    /// Says in introductions from now on that the node is formed, and what it cannot vouch for.
+    /// Says in introductions from now on that the node is formed, and what it cannot verify.
     pub fn restate(&self, book: &Book) {
         let unsound: Vec<PartitionId> = self.unsound.iter().copied().collect();
         book.peers.values().for_each(|peer| peer.do_send(Restate(unsound.clone())));
@@ -139,30 +144,30 @@ impl Replicas {
 
     /// A node is linked.
     pub fn met(&mut self, hello: &Hello, book: &Book) {
-        self.doubt.met(hello.node, hello.formed.then_some(hello.unsound.as_slice()));
+        self.suspects.met(hello.node, hello.formed.then_some(hello.unsound.as_slice()));
         self.tell(hello.node, book);
     }
 
-    /// A node can vouch for its replicas of these partitions.
-    pub fn vouches(&mut self, node: NodeId, partitions: &[PartitionId]) {
-        self.doubt.vouches(node, partitions);
+    /// A node can verify its replicas of these partitions.
+    pub fn verified(&mut self, node: NodeId, partitions: &[PartitionId]) {
+        self.suspects.verified(node, partitions);
     }
 
     /// A node is out of reach.
     pub fn lost(&mut self, node: NodeId) {
-        self.doubt.lost(node);
+        self.suspects.lost(node);
     }
 
     /// Tells a node the names of the replicas that are not the first ones.
     fn tell(&self, node: NodeId, book: &Book) {
-        let renewed: Vec<_> = self
+        let replaced: Vec<_> = self
             .kept
             .values()
             .filter(|kept| kept.generation > 1 && kept.others.contains(&node))
             .map(|kept| (kept.id, kept.generation))
             .collect();
-        if let Some(peer) = book.peers.get(&node).filter(|_| !renewed.is_empty()) {
-            peer.do_send(Convey(Packet::Replicas(renewed)));
+        if let Some(peer) = book.peers.get(&node).filter(|_| !replaced.is_empty()) {
+            peer.do_send(Convey(Packet::Replicas(replaced)));
         }
     }
 

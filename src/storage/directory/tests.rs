@@ -78,15 +78,15 @@ fn the_note_of_the_last_sync_is_missed_once_it_was_there() {
 }
 
 #[test]
-fn what_was_not_synced_is_doubted_once_the_machine_went_down() {
+fn what_was_not_synced_is_suspect_once_the_machine_went_down() {
     let disk = FaultyDisk::new(1);
     let unsynced = [PartitionId(4), PartitionId(9)];
     let run = |boot: &str, then: &dyn Fn(&mut Directory<FaultyDisk>) -> Result<()>| {
         let mut directory = open(&disk).expect("the directory");
         directory.mark_running(boot, Millis(5), unsynced).expect("marked");
-        let doubted: Vec<u16> = directory.doubted().iter().map(|id| id.0).collect();
+        let suspects: Vec<u16> = directory.suspects().iter().map(|id| id.0).collect();
         then(&mut directory).expect("changed");
-        (doubted, unsynced.map(|id| directory.replica_of(id)))
+        (suspects, unsynced.map(|id| directory.replica_of(id)))
     };
     let nothing = |_: &mut Directory<FaultyDisk>| Ok(());
     run("boot-1", &nothing);
@@ -98,11 +98,11 @@ fn what_was_not_synced_is_doubted_once_the_machine_went_down() {
     assert_eq!(run("boot-3", &nothing).0, Vec::<u16>::new());
     assert_eq!(run("boot-4", &nothing).0, [4, 9]);
     // Nobody has settled it.
-    let [renewed, trusted] = unsynced.map(|id| [id]);
-    assert_eq!(run("boot-4", &|one| one.settle(&renewed, &[], 100)), (vec![4, 9], [100, 1]));
+    let [replaced, trusted] = unsynced.map(|id| [id]);
+    assert_eq!(run("boot-4", &|one| one.settle(&replaced, &[], 100)), (vec![4, 9], [100, 1]));
     assert_eq!(run("boot-4", &|one| one.settle(&[], &trusted, 100)), (vec![9], [100, 1]));
     // A clock that stands still gives no number twice.
-    assert_eq!(run("boot-4", &|one| one.settle(&renewed, &[], 100)), (vec![], [101, 1]));
+    assert_eq!(run("boot-4", &|one| one.settle(&replaced, &[], 100)), (vec![], [101, 1]));
     // All is lost: the next number is later than any that was given.
     let anew = |one: &mut Directory<FaultyDisk>| one.begin_anew(50, 0).map(drop);
     assert_eq!(run("boot-5", &anew), (vec![4, 9], [102, 102]));
@@ -120,7 +120,7 @@ fn all_partitions_of_the_largest_cluster_are_remembered() {
     directory.mark_running("boot-2", Millis(5), all.iter().copied()).expect("marked");
     drop(directory);
     let directory = open(&disk).expect("the directory");
-    assert_eq!(directory.doubted().len(), all.len());
+    assert_eq!(directory.suspects().len(), all.len());
     assert!(all.iter().all(|id| directory.replica_of(*id) == SECOND_MAX as u32));
 }
 
@@ -314,21 +314,21 @@ fn another_layout_is_refused_by_name() {
 #[test]
 fn a_boot_that_cannot_be_told_is_another_one() {
     let disk = FaultyDisk::new(1);
-    let doubted = |boot: &str, clean: bool| {
+    let suspects = |boot: &str, clean: bool| {
         let mut directory = open(&disk).expect("the directory");
         directory.mark_formed().expect("marked");
         directory.mark_running(boot, Millis(5), [PartitionId(4)]).expect("marked");
-        let doubted = directory.doubted().len();
+        let suspects = directory.suspects().len();
         directory.settle(&[], &[PartitionId(4)], 1).expect("settled");
         if clean {
             directory.mark_clean().expect("marked");
         }
-        doubted
+        suspects
     };
-    assert_eq!(doubted("", true), 0, "it never ran");
-    assert_eq!(doubted("", false), 0, "it had stopped");
-    assert_eq!(doubted("", false), 1);
-    assert_eq!(doubted("boot-1", false), 1);
-    assert_eq!(doubted("boot-1", false), 0);
-    assert_eq!(doubted("", false), 1);
+    assert_eq!(suspects("", true), 0, "it never ran");
+    assert_eq!(suspects("", false), 0, "it had stopped");
+    assert_eq!(suspects("", false), 1);
+    assert_eq!(suspects("boot-1", false), 1);
+    assert_eq!(suspects("boot-1", false), 0);
+    assert_eq!(suspects("", false), 1);
 }

@@ -33,7 +33,7 @@ const CAUGHT_UP_ENTRIES: u64 = 256;
 impl Group {
     /// The next change towards a group in which `new` is the one replica of its node, if there is
     /// one to be made now. For a leader, which passes it to [`Group::change`].
-    pub fn renewal(&self, new: ReplicaId) -> Option<MemberChange> {
+    pub fn replacement(&self, new: ReplicaId) -> Option<MemberChange> {
         let members = self.members();
         let of_node = members.of_node(new.node());
         // A leader that was away may not have heard of the latest id yet.

@@ -1,9 +1,9 @@
 //! Replicas that lost what they promised are replaced by those that their node comes back with.
 //!
 //! A node tells the *generation* of its replicas. Where this node leads, it has the group take one
-//! step at a time towards the latest of them: see [`Group::renewal`].
+//! step at a time towards the latest of them: see [`Group::replacement`].
 //!
-//! [`Group::renewal`]: crate::consensus::Group::renewal
+//! [`Group::replacement`]: crate::consensus::Group::replacement
 
 use super::Partition;
 use crate::batch::machine::Machine;
@@ -12,12 +12,12 @@ use crate::ids::NodeId;
 
 impl<M: Machine> Partition<M> {
     /// Takes the next step towards a group of the replicas that there are, if this node leads.
-    pub fn renew_members(&mut self, mut generations: impl Iterator<Item = (NodeId, u32)>) {
+    pub fn replace_members(&mut self, mut generations: impl Iterator<Item = (NodeId, u32)>) {
         let id = self.id;
         let Some(journal) = self.journal.as_mut().filter(|journal| journal.leads()) else { return };
         let group = journal.group_mut();
         let next = generations
-            .find_map(|(node, generation)| group.renewal(ReplicaId::new(node, generation)));
+            .find_map(|(node, generation)| group.replacement(ReplicaId::new(node, generation)));
         let Some(change) = next else { return };
         // One at a time: what cannot be changed now is tried again.
         if group.change(change).is_none() {
