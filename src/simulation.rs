@@ -1,51 +1,51 @@
 //! The commit protocol under a seed: every core of a small cluster, a schedule of its messages,
-//! Coordinators that die, links that break, and a judge that looks on from outside.
+//! Coordinators that die, links that break, and a checker that looks on from outside.
 //!
 //! ```text
-//!  clients ── requests ──▶ world: Buckets, LockTables, Coordinators ──▶ judge: whole? in order? at rest?
+//!  clients ── requests ──▶ world: Buckets, LockTables, Coordinators ──▶ checker: whole? in order? at rest?
 //!     ▲                        │            ▲
 //!     └─────── replies ── network: what is delivered next, and what is lost
 //!                              ▲
-//!                   dice  or  steps  or  staged
+//!                   schedule  or  steps  or  scripted
 //! ```
 //!
 //! The cores are those of the binary, and [`world`] does with their effects what the actors do.
 //! Messages between two actors keep their order, as a mailbox and a stream do; everything else is
 //! up to whoever makes the schedule:
 //!
-//! - [`dice`] throw it: hundreds of short ones, each repeatable by its seed. This finds what nobody
+//! - [`schedule`] draws it: hundreds of short ones, each repeatable by its seed. This finds what nobody
 //!   has thought of.
-//! - [`steps`] runs single transactions without dice, and strikes a node at each of their steps. This
+//! - [`steps`] runs single transactions without chance, and strikes a node at each of their steps. This
 //!   leaves no step out.
-//! - [`staged`] has schedules written by hand, for what dice hardly ever throw.
+//! - [`scripted`] has schedules written by hand, for what a seed hardly ever gives.
 //!
 //! Each node has clocks of its own ([`clocks`]), each data node one to three Buckets and a [`disk`] that
 //! takes its time. Clients ask for one thing at a time, or for many at once ([`pipelines`]), whose
 //! replies are cut and gathered by the code that the actors use.
 //!
 //! Transactions append their tags to [`lists`], so that the lists tell who came after whom, and the
-//! [`judge`] finds a cycle in that order if there is one.
+//! [`checker`] finds a cycle in that order if there is one.
 //!
 //! There are four [kinds](world::Kind) of worlds: partitions with one copy on nodes that do not die,
 //! the same on nodes that do, partitions replicated on all data nodes, each with a disk that syncs
 //! when the schedule says so and forgets what it did not sync, and some of either sort. In the last
 //! two nothing acknowledged by replicated partitions may be missing, whoever dies.
 //!
-//! What is never seen to fail may not be looked at. So each rule of the protocol has one of these
-//! schedules for its [witness](witnesses), which has to find a violation once the rule is broken.
+//! What is never seen to fail may not be looked at. So each rule of the protocol is broken
+//! once, which makes a [mutant](mutants): one of these schedules has to find a violation then.
 
+mod checker;
 mod clients;
 mod clocks;
-mod dice;
 mod disk;
 mod faults;
-mod judge;
 mod lists;
+mod mutants;
 mod network;
 mod pipelines;
-mod staged;
+mod schedule;
+mod scripted;
 mod steps;
-mod witnesses;
 mod world;
 
 pub use lists::Lists;

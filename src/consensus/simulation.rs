@@ -18,7 +18,7 @@ use super::tests::payload;
 use super::*;
 use crate::ids::{Millis, NodeId, Now};
 use rand_chacha::ChaCha8Rng;
-use rand_core::{Rng, SeedableRng};
+use rand_core::{Rng as _, SeedableRng};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
@@ -27,9 +27,9 @@ type Time = u64;
 
 const MS: Time = 1_000;
 
-struct Dice(ChaCha8Rng);
+struct Rng(ChaCha8Rng);
 
-impl Dice {
+impl Rng {
     fn below(&mut self, end: u64) -> u64 {
         self.0.next_u64() % end.max(1)
     }
@@ -94,9 +94,9 @@ impl Disk {
     }
 
     /// What is left after a crash.
-    fn crash(&mut self, dice: &mut Dice) {
+    fn crash(&mut self, rng: &mut Rng) {
         let unsynced = (self.records.len() - self.synced) as u64;
-        self.records.truncate(self.synced + dice.below(unsynced + 1) as usize);
+        self.records.truncate(self.synced + rng.below(unsynced + 1) as usize);
         self.synced = self.records.len();
     }
 
@@ -118,9 +118,9 @@ impl Disk {
     }
 
     /// A snapshot of its own was written and synced; what it makes superfluous goes, or stays.
-    fn compact(&mut self, meta: &SnapshotMeta, state: State, dice: &mut Dice) {
+    fn compact(&mut self, meta: &SnapshotMeta, state: State, rng: &mut Rng) {
         let unsynced = self.records.split_off(self.synced);
-        if dice.chance(700) {
+        if rng.chance(700) {
             self.records.retain(|record| match record {
                 Record::Entry(index, _) => *index > meta.index,
                 Record::Snapshot(..) => false,
@@ -242,7 +242,7 @@ struct Plan {
 }
 
 struct World {
-    dice: Dice,
+    rng: Rng,
     now: Time,
     count: u64,
     heap: BinaryHeap<Reverse<(Time, u64, Event)>>,
@@ -274,7 +274,7 @@ struct World {
 impl World {
     fn new(seed: u64, plan: Plan) -> World {
         let mut world = World {
-            dice: Dice(ChaCha8Rng::seed_from_u64(seed)),
+            rng: Rng(ChaCha8Rng::seed_from_u64(seed)),
             now: 0,
             count: 0,
             heap: BinaryHeap::new(),
@@ -299,9 +299,9 @@ impl World {
             let id = ReplicaId::new(NodeId(number), 0);
             let mut setup = Setup::new(id, world.members.1.voters.clone(), seed);
             setup.tick_ms = 10;
-            setup.retain_bytes = world.dice.below(4096);
-            setup.append_bytes_max = world.dice.between(1, 4096);
-            setup.appends_max = world.dice.between(1, 16) as usize;
+            setup.retain_bytes = world.rng.below(4096);
+            setup.append_bytes_max = world.rng.between(1, 4096);
+            setup.appends_max = world.rng.between(1, 16) as usize;
             let node = Node {
                 id,
                 setup,
@@ -313,9 +313,9 @@ impl World {
                 to_sync: VecDeque::new(),
                 proposed: BTreeSet::new(),
                 reads: Vec::new(),
-                clock_offset: world.dice.below(1_000_000_000),
-                clock_rate: world.dice.between(980, 1021),
-                wall_ahead: world.dice.below(1_000_000),
+                clock_offset: world.rng.below(1_000_000_000),
+                clock_rate: world.rng.between(980, 1021),
+                wall_ahead: world.rng.below(1_000_000),
                 paused_until: 0,
                 frozen: (0, 0),
                 uncounted: 0,
@@ -326,7 +326,7 @@ impl World {
         for number in 1..=world.plan.voters {
             world.start(number);
         }
-        if world.dice.chance(700) {
+        if world.rng.chance(700) {
             world.node(1).group.as_mut().unwrap().campaign();
             world.drive(1);
         }
@@ -354,7 +354,7 @@ impl World {
         node.group = Some(Group::new(&node.setup, recovered, node.now(now).mono).unwrap());
         node.paused_until = 0;
         let life = node.life;
-        let delay = self.dice.below(10 * MS);
+        let delay = self.rng.below(10 * MS);
         self.at(delay, Event::Tick { node: number, life });
     }
 
@@ -363,7 +363,7 @@ impl World {
         if node.group.take().is_none() {
             return;
         }
-        node.disk.crash(&mut self.dice);
+        node.disk.crash(&mut self.rng);
         node.to_apply.clear();
         node.to_sync.clear();
         node.proposed.clear();
@@ -380,7 +380,7 @@ impl World {
         let node = self.nodes.get_mut(&from).unwrap();
         let to = self.members.1.voters.iter().find(|id| id.node().0 == to);
         if let (Some(group), Some(to)) = (node.group.as_mut(), to)
-            && self.dice.chance(500)
+            && self.rng.chance(500)
         {
             group.unreachable(*to);
         }
@@ -445,11 +445,11 @@ impl World {
         }
         let wants_snapshot = !out.wants_snapshot.is_empty();
         if syncs {
-            let delay = self.dice.between(50, 3 * MS);
+            let delay = self.rng.between(50, 3 * MS);
             self.at(delay, Event::Synced { node: number, life });
         }
         if applies {
-            let delay = if self.dice.chance(800) { 0 } else { self.dice.below(3 * MS) };
+            let delay = if self.rng.chance(800) { 0 } else { self.rng.below(3 * MS) };
             self.at(delay, Event::Apply { node: number, life });
         }
         for envelope in out.messages {
@@ -465,19 +465,19 @@ impl World {
 
     fn send(&mut self, from: ReplicaId, envelope: Envelope) {
         let (a, b) = (from.node().0, envelope.to.node().0);
-        if self.cuts.contains(&(a, b)) || (self.plan.faults && self.dice.chance(5)) {
+        if self.cuts.contains(&(a, b)) || (self.plan.faults && self.rng.chance(5)) {
             return;
         }
-        let latency = if self.dice.chance(950) {
-            self.dice.between(100, 2 * MS)
+        let latency = if self.rng.chance(950) {
+            self.rng.between(100, 2 * MS)
         } else {
-            self.dice.below(30 * MS)
+            self.rng.below(30 * MS)
         };
         let (last, link) = self.links.entry((a, b)).or_default();
         *last = (*last).max(self.now + latency);
         let (delay, link) = (*last - self.now, *link);
         let arrive = Event::Arrive { from, to: envelope.to, link, bytes: envelope.bytes.to_vec() };
-        if self.plan.faults && self.dice.chance(5) {
+        if self.plan.faults && self.rng.chance(5) {
             self.at(delay, arrive.clone());
         }
         self.at(delay, arrive);
@@ -485,14 +485,14 @@ impl World {
 
     fn stream(&mut self, number: u16, life: u64, outgoing: Outgoing) {
         let from = self.nodes[&number].id;
-        let arrived = !self.dice.chance(300);
-        let delay = self.dice.between(MS, 60 * MS);
+        let arrived = !self.rng.chance(300);
+        let delay = self.rng.between(MS, 60 * MS);
         if arrived {
             let bytes = outgoing.message.to_vec();
             self.at(delay, Event::Bulk { from, to: outgoing.to, bytes });
         }
         // The report is later than the arrival, and may be lost with its process.
-        let delay = delay + self.dice.below(20 * MS);
+        let delay = delay + self.rng.below(20 * MS);
         self.at(delay, Event::Report { node: number, life, to: outgoing.to, arrived });
     }
 
@@ -506,7 +506,7 @@ impl World {
         }
         let token = self.snapshots.len() as u64;
         self.snapshots.insert(token, node.state);
-        node.disk.compact(&meta, node.state, &mut self.dice);
+        node.disk.compact(&meta, node.state, &mut self.rng);
         // The marks of what is being synced count records that may be gone.
         let end = node.disk.records.len();
         let written: usize = node.to_sync.iter().map(|(_, at, _)| *at).max().unwrap_or(end);
@@ -548,7 +548,7 @@ impl World {
                 self.with(node, |group, clocks| {
                     group.tick(clocks);
                 });
-                let delay = self.dice.between(9 * MS, 12 * MS);
+                let delay = self.rng.between(9 * MS, 12 * MS);
                 self.at(delay, Event::Tick { node, life });
             }
             Event::Arrive { from, to, link, bytes } => {
@@ -591,7 +591,7 @@ impl World {
         let node = self.nodes.get_mut(&number).unwrap();
         let Some(group) = node.group.as_mut() else { return };
         // One sync is for all that was written when it began: here, some of it.
-        let count = self.dice.between(1, node.to_sync.len() as u64 + 1) as usize;
+        let count = self.rng.between(1, node.to_sync.len() as u64 + 1) as usize;
         let count = count.min(node.to_sync.len());
         let mut last = None;
         for (number, end, installed) in node.to_sync.drain(..count) {
@@ -610,7 +610,7 @@ impl World {
         }
         let (life, more) = (node.life, !node.to_sync.is_empty());
         if more {
-            let delay = self.dice.between(50, 3 * MS);
+            let delay = self.rng.between(50, 3 * MS);
             self.at(delay, Event::Synced { node: number, life });
         }
         self.drive(number);
@@ -637,17 +637,17 @@ impl World {
         match event {
             Event::Client => {
                 self.client();
-                let delay = self.dice.between(MS, 20 * MS);
+                let delay = self.rng.between(MS, 20 * MS);
                 self.at(delay, Event::Client);
             }
             Event::Fault => {
                 self.fault();
-                let delay = self.dice.between(20 * MS, 400 * MS);
+                let delay = self.rng.between(20 * MS, 400 * MS);
                 self.at(delay, Event::Fault);
             }
             Event::Replace => {
                 self.renew();
-                let delay = self.dice.between(10 * MS, 150 * MS);
+                let delay = self.rng.between(10 * MS, 150 * MS);
                 self.at(delay, Event::Replace);
             }
             Event::LoseDisk { node } => self.lose_disk(node),
@@ -669,11 +669,11 @@ impl World {
         for number in running {
             let (now, acknowledged) = (self.now, self.acknowledged);
             let data =
-                Bytes::from(vec![self.dice.below(256) as u8; self.dice.between(1, 300) as usize]);
+                Bytes::from(vec![self.rng.below(256) as u8; self.rng.between(1, 300) as usize]);
             let node = self.nodes.get_mut(&number).unwrap();
             let clocks = node.now(now);
             let Some(group) = node.group.as_mut() else { continue };
-            if self.dice.chance(800)
+            if self.rng.chance(800)
                 && let Some(position) = group.propose(data)
             {
                 node.proposed.insert(position);
@@ -681,7 +681,7 @@ impl World {
             if group.holds_lease(clocks) {
                 self.lease_reads += 1;
             }
-            if self.dice.chance(500)
+            if self.rng.chance(500)
                 && let Some(ticket) = group.confirm(clocks)
             {
                 node.reads.push((ticket, acknowledged));
@@ -692,50 +692,50 @@ impl World {
 
     fn fault(&mut self) {
         let numbers: Vec<u16> = self.nodes.keys().copied().collect();
-        let Some(number) = self.dice.pick(&numbers) else { return };
-        let Some(other) = self.dice.pick(&numbers) else { return };
-        if self.plan.disks && self.dice.chance(300) {
+        let Some(number) = self.rng.pick(&numbers) else { return };
+        let Some(other) = self.rng.pick(&numbers) else { return };
+        if self.plan.disks && self.rng.chance(300) {
             return self.lose_disk(number);
         }
-        match self.dice.below(15) {
+        match self.rng.below(15) {
             0 | 1 => {
                 self.crash(number);
-                let delay = self.dice.between(MS, 600 * MS);
+                let delay = self.rng.between(MS, 600 * MS);
                 self.at(delay, Event::Restart { node: number });
             }
             2 => {
                 // Everybody at once.
-                if self.dice.chance(300) {
+                if self.rng.chance(300) {
                     for number in numbers {
                         self.crash(number);
-                        let delay = self.dice.between(MS, 100 * MS);
+                        let delay = self.rng.between(MS, 100 * MS);
                         self.at(delay, Event::Restart { node: number });
                     }
                 }
             }
             3 | 4 => {
-                let pause = self.dice.between(MS, 500 * MS);
+                let pause = self.rng.between(MS, 500 * MS);
                 let until = self.now + pause;
                 self.node(number).paused_until = until;
             }
             5 => {
                 // One side, or all of its links.
-                let cuts: Vec<(u16, u16)> = if self.dice.chance(300) {
+                let cuts: Vec<(u16, u16)> = if self.rng.chance(300) {
                     vec![(number, other)]
                 } else {
                     numbers.iter().flat_map(|other| [(number, *other), (*other, number)]).collect()
                 };
                 self.cuts.extend(cuts.iter().copied());
-                let delay = self.dice.between(10 * MS, 800 * MS);
+                let delay = self.rng.between(10 * MS, 800 * MS);
                 self.at(delay, Event::Heal { cuts });
             }
             6 => self.break_link(number, other),
             7 => self.transfer(),
             13 => {
-                let (now, pause) = (self.now, self.dice.between(MS, 500 * MS));
+                let (now, pause) = (self.now, self.rng.between(MS, 500 * MS));
                 self.node(number).freeze(now, now + pause);
             }
-            14 => self.node(number).wall_ahead = self.dice.below(10_000_000),
+            14 => self.node(number).wall_ahead = self.rng.below(10_000_000),
             8..=10 => numbers.into_iter().for_each(|number| self.snapshot(number)),
             _ => self.change_members(),
         }
@@ -751,9 +751,9 @@ impl World {
     fn transfer(&mut self) {
         let Some(leader) = self.leader() else { return };
         let voters = self.members.1.voters.clone();
-        let Some(to) = self.dice.pick(&voters) else { return };
+        let Some(to) = self.rng.pick(&voters) else { return };
         let mut begun = None;
-        let resigns = self.dice.between(0, 3) == 0;
+        let resigns = self.rng.between(0, 3) == 0;
         self.with(leader, |group, _| {
             let term = group.term();
             let hands_over = if resigns { group.resign() } else { group.transfer(to) };
@@ -789,12 +789,12 @@ impl World {
         let others: Vec<ReplicaId> =
             members.voters.iter().copied().filter(|id| *id != leads).collect();
         let change = if let Some(new) = members.learners.iter().copied().find(caught_up) {
-            match self.dice.pick(&others).filter(|_| self.dice.chance(500)) {
+            match self.rng.pick(&others).filter(|_| self.rng.chance(500)) {
                 Some(old) => MemberChange::Replace { old, new },
                 None => MemberChange::Promote(new),
             }
         } else if members.voters.len() > usize::from(self.plan.voters) {
-            MemberChange::Remove(self.dice.pick(&others).unwrap())
+            MemberChange::Remove(self.rng.pick(&others).unwrap())
         } else if let Some(node) = self.nodes.values().find(|node| !node.is_member) {
             MemberChange::AddLearner(node.id)
         } else {
@@ -832,10 +832,10 @@ impl World {
         node.disk = Disk::default();
         node.id = ReplicaId::new(NodeId(number), node.id.generation() + 1);
         node.setup.id = node.id;
-        let delay = self.dice.between(MS, 100 * MS);
+        let delay = self.rng.between(MS, 100 * MS);
         self.at(delay, Event::Restart { node: number });
-        if self.dice.chance(600) {
-            let delay = self.dice.between(MS, 400 * MS);
+        if self.rng.chance(600) {
+            let delay = self.rng.between(MS, 400 * MS);
             self.at(delay, Event::LoseDisk { node: number });
         }
     }

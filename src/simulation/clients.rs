@@ -141,7 +141,7 @@ impl World {
             self.end(request, Outcome::Refused);
             return;
         }
-        let node = self.dice.roll(DATA);
+        let node = self.rng.roll(DATA);
         self.ask_alone(request, node);
     }
 

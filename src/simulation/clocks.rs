@@ -1,6 +1,6 @@
 //! The clocks of nodes: ahead, fast, set, and stopped with their machine.
 
-use super::dice::Dice;
+use super::schedule::Rng;
 use crate::ids::{Millis, Now};
 
 /// What the clocks of a node say, which nobody has set right.
@@ -20,14 +20,9 @@ pub(super) struct Clock {
 const EPOCH: i64 = 1_700_000_000_000;
 
 impl Clock {
-    pub(super) fn drawn(dice: &mut Dice) -> Clock {
-        let ahead = [0, 40, 30_000, 3_600_000][dice.roll(4)] - dice.roll(60_000) as i64;
-        Clock {
-            ahead,
-            begins: dice.roll(1 << 40) as u64,
-            fast: dice.roll(21) as i64 - 10,
-            stood: 0,
-        }
+    pub(super) fn drawn(rng: &mut Rng) -> Clock {
+        let ahead = [0, 40, 30_000, 3_600_000][rng.roll(4)] - rng.roll(60_000) as i64;
+        Clock { ahead, begins: rng.roll(1 << 40) as u64, fast: rng.roll(21) as i64 - 10, stood: 0 }
     }
 
     /// What it says once so many ms have passed.
@@ -39,8 +34,8 @@ impl Clock {
     }
 
     /// Somebody sets the wall clock: by a second, by a minute, by a year.
-    pub(super) fn set(&mut self, dice: &mut Dice) {
-        let most = [1_000, 60_000, 31_536_000_000][dice.roll(3)];
-        self.ahead = dice.roll(2 * most) as i64 - most as i64;
+    pub(super) fn set(&mut self, rng: &mut Rng) {
+        let most = [1_000, 60_000, 31_536_000_000][rng.roll(3)];
+        self.ahead = rng.roll(2 * most) as i64 - most as i64;
     }
 }

@@ -3,15 +3,15 @@
 //! A sync takes all that was written before it began, as a node's log does. What it keeps is told to
 //! each Bucket by a message, which may come late like any other.
 
-use super::dice::Dice;
 use super::network::{Actor, Message};
+use super::schedule::Rng;
 use super::world::{DATA, World};
 use crate::consensus::Persist;
 use crate::ids::PartitionId;
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 
-/// The longest that dice let a disk hang: longer than any election timeout.
+/// The longest that a schedule lets a disk hang: longer than any election timeout.
 const HANG_MS: usize = 2_500;
 
 /// What a node's disk is asked to keep: by which Bucket, and of which partition's log.
@@ -90,10 +90,10 @@ impl Disk {
 }
 
 /// How long a sync takes: mostly no time, sometimes as long as a disk may hang.
-pub(super) fn sync_ms(dice: &mut Dice) -> u64 {
-    match dice.roll(300) {
-        0 => dice.roll(HANG_MS) as u64,
-        1..30 => dice.roll(60) as u64,
+pub(super) fn sync_ms(rng: &mut Rng) -> u64 {
+    match rng.roll(300) {
+        0 => rng.roll(HANG_MS) as u64,
+        1..30 => rng.roll(60) as u64,
         _ => 0,
     }
 }

@@ -39,7 +39,7 @@ impl World {
     }
 
     /// A node dies and is started again. What it had sent still arrives if it is `late`; of what
-    /// was not synced so many writes have `reached` the disk, in order, or as the dice say.
+    /// was not synced so many writes have `reached` the disk, in order, or as the seed says.
     pub(super) fn crash(&mut self, node: usize, late: bool, reached: Option<usize>) {
         let ended = self.lives[node];
         let wall = self.now(node).wall;
@@ -77,8 +77,8 @@ impl World {
         self.splits.retain(|_, split| split.node != node);
         self.end_sessions(node);
         if node < DATA {
-            let dice = &mut self.dice;
-            self.disks[node].crash(|count| reached.unwrap_or_else(|| dice.roll(count + 1)));
+            let rng = &mut self.rng;
+            self.disks[node].crash(|count| reached.unwrap_or_else(|| rng.roll(count + 1)));
             self.buckets[node] = self.start_buckets(node);
             if self.kind != Kind::Replicated {
                 self.lost.insert(node);

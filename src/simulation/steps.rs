@@ -1,6 +1,6 @@
 //! Single transactions, struck at every step.
 //!
-//! A step is a message delivered or a disk synced. Nothing is left to dice here: messages go round
+//! A step is a message delivered or a disk synced. Nothing is left to chance here: messages go round
 //! by round, a round takes a millisecond and ends with a sync of every disk that has something to
 //! sync. So a run without faults tells how many steps there are, and the same run is repeated for
 //! every step, node and fault: before the first step, between each two, and after the last. What

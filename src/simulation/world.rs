@@ -2,12 +2,12 @@
 
 use super::clients::Request;
 use super::clocks::Clock;
-use super::dice::Dice;
 use super::disk::Disk;
 use super::faults::Stop;
 use super::lists::{Lists, hasher};
 use super::network::{Actor, Message};
 use super::pipelines::{Asker, Pipeline, Split};
+use super::schedule::Rng;
 use crate::batch::round;
 use crate::batch::{Batch, Replies};
 use crate::consensus::{Group, Recovered, ReplicaId, Setup};
@@ -74,12 +74,12 @@ impl Kind {
 
 /// A cluster, its clients and what is under way between them.
 pub(super) struct World {
-    pub(super) dice: Dice,
+    pub(super) rng: Rng,
     /// Real time, which no node knows.
     pub(super) now: u64,
     pub(super) clocks: [Clock; NODES],
     /// Of their own, so that clocks change no schedule.
-    pub(super) clock_dice: Dice,
+    pub(super) clock_rng: Rng,
     pub(super) step: usize,
     pub(super) lives: [Incarnation; NODES],
     /// How often each node has died.
@@ -129,13 +129,13 @@ pub(super) struct World {
 impl World {
     /// A world of the first partitions only, with so many Buckets a node.
     pub(super) fn placed(seed: u64, kind: Kind, placed: u16, arbiters: usize) -> World {
-        let mut clock_dice = Dice(seed ^ 0x0063_6c6f_636b);
-        let clocks: [Clock; NODES] = std::array::from_fn(|_| Clock::drawn(&mut clock_dice));
+        let mut clock_rng = Rng(seed ^ 0x0063_6c6f_636b);
+        let clocks: [Clock; NODES] = std::array::from_fn(|_| Clock::drawn(&mut clock_rng));
         let mut world = World {
-            dice: Dice(seed),
+            rng: Rng(seed),
             now: 1_000,
             clocks,
-            clock_dice,
+            clock_rng,
             step: 0,
             lives: clocks.map(|clock| Incarnation::default().next(clock.at(1_000).wall)),
             deaths: [0; NODES],
@@ -240,7 +240,7 @@ impl World {
         bucket.reply_bytes_max(self.reply_bytes());
         for id in ids().filter(|id| self.kind.is_replicated(*id)).collect::<Vec<_>>() {
             let voters = (0..DATA).map(|node| ReplicaId::new(node_id(node), 1)).collect();
-            let seed = self.dice.roll(1 << 30) as u64;
+            let seed = self.rng.roll(1 << 30) as u64;
             let setup = Setup::new(ReplicaId::new(node_id(node), 1), voters, seed);
             let stored = self.disks[node].stored(id);
             let entries = stored.entries.into_iter().collect();

@@ -104,12 +104,12 @@ fn what_is_met_late_is_counted_once() {
 }
 
 /// A Bucket with one partition, in memory or with a log of its own, and its lock manager; what it
-/// sends and syncs arrives when the dice say so.
+/// sends and syncs arrives when the rng say so.
 struct Alone {
     bucket: Bucket<Redis>,
     hasher: KeyHasher,
     locks: LockTable,
-    dice: ChaCha8Rng,
+    rng: ChaCha8Rng,
     mono: u64,
     grants: VecDeque<Ticket>,
     unsynced: VecDeque<Persist>,
@@ -138,7 +138,7 @@ impl Alone {
             bucket,
             hasher,
             locks: LockTable::new(),
-            dice: ChaCha8Rng::seed_from_u64(seed),
+            rng: ChaCha8Rng::seed_from_u64(seed),
             mono: 0,
             grants: VecDeque::new(),
             unsynced: VecDeque::new(),
@@ -157,7 +157,7 @@ impl Alone {
     }
 
     fn roll(&mut self, sides: usize) -> usize {
-        (self.dice.next_u32() as usize) % sides
+        (self.rng.next_u32() as usize) % sides
     }
 
     fn op(&self, batch: &mut Batch, code: OpCode, words: &[&str]) {

@@ -9,18 +9,18 @@ use super::network::{Actor, to_clients};
 use super::world::{DATA, KEYS, Kind, NODES, PARTITIONS, World, partition_of};
 use std::collections::{BTreeSet, VecDeque};
 
-/// The most that dice delay a message: a link that is slower is taken for broken.
+/// The most that a schedule delays a message: a link that is slower is taken for broken.
 const SLOW_MS: usize = 3_000;
 
 /// A disk that takes longer hangs: an election timeout.
 const HUNG_MS: u64 = 500;
 
-/// The most that dice stop a machine: longer than any election timeout.
+/// The most that a schedule stops a machine: longer than any election timeout.
 const STOP_MS: usize = 2_000;
 
-pub(super) struct Dice(pub(super) u64);
+pub(super) struct Rng(pub(super) u64);
 
-impl Dice {
+impl Rng {
     pub(super) fn roll(&mut self, sides: usize) -> usize {
         // SplitMix64 (Steele, Lea and Flood 2014).
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -45,8 +45,8 @@ impl World {
     fn run(&mut self, requests: usize) -> Result<(), String> {
         while self.requests.len() < requests {
             let open = self.requests.iter().filter(|r| r.outcome == Outcome::Open).count();
-            if open < 8 && self.dice.one_in(6) {
-                match self.dice.one_in(4) {
+            if open < 8 && self.rng.one_in(6) {
+                match self.rng.one_in(4) {
                     true => self.ask_many(),
                     false => self.ask(),
                 }
@@ -73,7 +73,7 @@ impl World {
     fn step(&mut self) {
         self.step += 1;
         // Groups talk much: their messages must not take longer than their leases last.
-        self.now += self.dice.roll(if self.kind.replicates() { 2 } else { 8 }) as u64;
+        self.now += self.rng.roll(if self.kind.replicates() { 2 } else { 8 }) as u64;
         self.go_on();
         self.end_syncs();
         let ready: Vec<(Actor, Actor)> = self
@@ -86,16 +86,16 @@ impl World {
         let busy: Vec<usize> = (0..DATA)
             .filter(|node| self.disks[*node].wants_sync() && self.goes(Some(*node)))
             .collect();
-        if !busy.is_empty() && (ready.is_empty() || self.dice.one_in(4)) {
+        if !busy.is_empty() && (ready.is_empty() || self.rng.one_in(4)) {
             // Some node's disk begins to sync all that was written to it.
-            let node = busy[self.dice.roll(busy.len())];
-            let until = self.now + sync_ms(&mut self.clock_dice);
+            let node = busy[self.rng.roll(busy.len())];
+            let until = self.now + sync_ms(&mut self.clock_rng);
             self.counts[1] += u64::from(until > self.now + HUNG_MS);
             self.disks[node].begin_sync(until);
             return;
         }
-        if ready.is_empty() || self.dice.one_in(12) {
-            let node = self.dice.roll(NODES);
+        if ready.is_empty() || self.rng.one_in(12) {
+            let node = self.rng.roll(NODES);
             self.now += if self.kind.replicates() { 10 } else { 40 };
             for node in (0..DATA).filter(|node| self.goes(Some(*node))).collect::<Vec<_>>() {
                 self.with_bucket(node, |bucket, now, _| bucket.beat(now));
@@ -105,7 +105,7 @@ impl World {
             }
             return;
         }
-        let pair = ready[self.dice.roll(ready.len())];
+        let pair = ready[self.rng.roll(ready.len())];
         if let Some(message) = self.queues.get_mut(&pair).and_then(VecDeque::pop_front) {
             self.deliver(pair.1, message);
         }
@@ -116,101 +116,101 @@ impl World {
         if self.stopped.is_some() {
             return;
         }
-        if self.kind == Kind::Replicated && self.clock_dice.one_in(1_000) {
-            let node = self.clock_dice.roll(NODES);
-            let ms = self.clock_dice.roll(STOP_MS) as u64;
-            let is_virtual = self.clock_dice.one_in(2);
+        if self.kind == Kind::Replicated && self.clock_rng.one_in(1_000) {
+            let node = self.clock_rng.roll(NODES);
+            let ms = self.clock_rng.roll(STOP_MS) as u64;
+            let is_virtual = self.clock_rng.one_in(2);
             self.stop(node, ms, is_virtual);
             return;
         }
-        if self.dice.one_in(60) {
-            let one = self.dice.roll(NODES);
-            let other = (one + 1 + self.dice.roll(NODES - 1)) % NODES;
+        if self.rng.one_in(60) {
+            let one = self.rng.roll(NODES);
+            let other = (one + 1 + self.rng.roll(NODES - 1)) % NODES;
             self.cut(one, other);
         }
-        if self.dice.one_in(10) {
+        if self.rng.one_in(10) {
             let waiting: Vec<(usize, usize)> = self.unnoticed.iter().copied().collect();
             if !waiting.is_empty() {
-                let (node, other) = waiting[self.dice.roll(waiting.len())];
+                let (node, other) = waiting[self.rng.roll(waiting.len())];
                 self.notice(node, other);
             }
         }
-        if self.dice.one_in(30) {
+        if self.rng.one_in(30) {
             let cut: Vec<(usize, usize)> = self.cut.iter().copied().collect();
             if !cut.is_empty() {
-                let (one, other) = cut[self.dice.roll(cut.len())];
+                let (one, other) = cut[self.rng.roll(cut.len())];
                 self.heal(one, other);
             }
         }
-        if self.dice.one_in(80) {
-            let one = self.dice.roll(NODES);
-            let other = (one + 1 + self.dice.roll(NODES - 1)) % NODES;
+        if self.rng.one_in(80) {
+            let one = self.rng.roll(NODES);
+            let other = (one + 1 + self.rng.roll(NODES - 1)) % NODES;
             self.suspect(one, other);
         }
-        if self.dice.one_in(20) {
+        if self.rng.one_in(20) {
             let suspected: Vec<(usize, usize)> = self.suspected.iter().copied().collect();
             if !suspected.is_empty() {
-                let (one, other) = suspected[self.dice.roll(suspected.len())];
+                let (one, other) = suspected[self.rng.roll(suspected.len())];
                 self.trust(one, other);
             }
         }
-        if self.dice.one_in(40) {
+        if self.rng.one_in(40) {
             let used: Vec<(Actor, Actor)> = self.queues.keys().copied().collect();
             if !used.is_empty() {
-                let pair = used[self.dice.roll(used.len())];
-                let until = self.now + self.dice.roll(SLOW_MS) as u64;
+                let pair = used[self.rng.roll(used.len())];
+                let until = self.now + self.rng.roll(SLOW_MS) as u64;
                 self.slow.insert(pair, until);
             }
         }
-        if self.clock_dice.one_in(100) {
-            let node = self.clock_dice.roll(NODES);
-            self.clocks[node].set(&mut self.clock_dice);
+        if self.clock_rng.one_in(100) {
+            let node = self.clock_rng.roll(NODES);
+            self.clocks[node].set(&mut self.clock_rng);
         }
-        if self.dice.one_in(150) {
+        if self.rng.one_in(150) {
             let node = match self.kind {
-                Kind::Single => DATA + self.dice.roll(2),
-                Kind::Lossy => self.dice.roll(DATA),
-                Kind::Replicated | Kind::Mixed => self.dice.roll(NODES),
+                Kind::Single => DATA + self.rng.roll(2),
+                Kind::Lossy => self.rng.roll(DATA),
+                Kind::Replicated | Kind::Mixed => self.rng.roll(NODES),
             };
             self.kill(node);
         }
     }
 
     fn kill(&mut self, node: usize) {
-        let late = self.dice.one_in(2) && !to_clients(&self.queues, node);
+        let late = self.rng.one_in(2) && !to_clients(&self.queues, node);
         self.crash(node, late, None);
     }
 
     /// A client sends a node some commands at once, each on one key.
     fn ask_many(&mut self) {
-        let node = self.dice.roll(NODES);
-        let count = 2 + self.dice.roll(11);
+        let node = self.rng.roll(NODES);
+        let count = 2 + self.rng.roll(11);
         let asked = (0..count).map(|_| {
-            let code = [READ, APPEND, APPEND, APPEND_IF_EVEN][self.dice.roll(4)];
-            (self.dice.roll(KEYS), code)
+            let code = [READ, APPEND, APPEND, APPEND_IF_EVEN][self.rng.roll(4)];
+            (self.rng.roll(KEYS), code)
         });
         let asked: Vec<_> = asked.collect();
         self.ask_together(node, &asked);
     }
 
     fn ask(&mut self) {
-        let count = [1, 2, 2, 3, 4][self.dice.roll(5)];
+        let count = [1, 2, 2, 3, 4][self.rng.roll(5)];
         let mut keys = BTreeSet::new();
         while keys.len() < count {
-            keys.insert(self.dice.roll(KEYS));
+            keys.insert(self.rng.roll(KEYS));
         }
         let mut keys: Vec<usize> = keys.into_iter().collect();
-        let turn = self.dice.roll(keys.len());
+        let turn = self.rng.roll(keys.len());
         keys.rotate_left(turn);
         let codes = [READ, APPEND, APPEND, READ_AND_APPEND, APPEND_IF_EVEN, APPEND_REST_IF_EVEN];
         let alone = keys.iter().all(|key| partition_of(*key) == partition_of(keys[0]));
-        let code = match codes[self.dice.roll(codes.len())] {
+        let code = match codes[self.rng.roll(codes.len())] {
             READ_AND_APPEND if alone => READ,
             APPEND_REST_IF_EVEN if keys.len() == 1 => READ,
-            APPEND if !alone && self.clock_dice.one_in(4) => APPEND_ALONE,
+            APPEND if !alone && self.clock_rng.one_in(4) => APPEND_ALONE,
             code => code,
         };
-        let node = self.dice.roll(NODES);
+        let node = self.rng.roll(NODES);
         self.ask_for(&keys, code, node, &[]);
     }
 }

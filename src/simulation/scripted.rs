@@ -1,5 +1,5 @@
 //! Schedules written by hand: for each of some rules the one that a protocol without it does not
-//! survive, and that dice hardly ever throw.
+//! survive, and that a seed hardly ever gives.
 //!
 //! They run as [`steps`](super::steps) does, round by round, with some links slower than others:
 //! what is *held* between two actors is delivered once it is *let go*.
