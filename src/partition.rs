@@ -11,7 +11,7 @@
 //!          ── elsewhere: applies it ────▶ Applied      confirmed to the primary
 //! ```
 //!
-//! A change of the replica is *filed* together with what is to follow it ([`After`]). A partition
+//! A change of the replica is *proposed* together with what is to follow it ([`Completion`]). A partition
 //! without copies applies it on the spot; a replicated one hands it to its [`journal`] and goes on
 //! when the group has it for good. What the leader alone knows (marks, queues, unlogged locks) is
 //! made anew from the replica's intents by whoever leads next.
@@ -46,14 +46,14 @@ use crate::txn::protocol::{
 };
 use commit::Deferred;
 use inquiry::Inquiry;
-use journal::{After, Journal, OpWaiter};
+use journal::{Completion, Journal, OpWaiter};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How long an intent waits for its decision before it asks the primary, while its Coordinator
 /// seems well. Long against a busy queue, short against a person's patience.
 pub const RESOLVE_AFTER_MS: u64 = 3_000;
 
-/// The same where another leader has filed the intent: what its Coordinator said of it meanwhile may
+/// The same where another leader has proposed the intent: what its Coordinator said of it meanwhile may
 /// have been said to that one.
 pub const RESOLVE_INHERITED_AFTER_MS: u64 = 200;
 
@@ -69,7 +69,7 @@ const LINGER: u64 = 1 << 12;
 const EXPIRE_CELLS: usize = 1024;
 const _: () = assert!(EXPIRE_CELLS <= EXPIRED_NOTED_MAX);
 
-/// Active expiry files nothing more while so many mutations wait for the log.
+/// Active expiry proposes nothing more while so many mutations wait for the log.
 const EXPIRE_BACKLOG_MAX: u64 = 4096;
 
 /// Where active expiry goes on.
@@ -161,7 +161,7 @@ impl Neighbours {
 pub enum Took {
     /// It ran, and its reply is appended.
     Done,
-    /// It is filed: its reply comes to its [`OpWaiter`].
+    /// It is proposed: its reply comes to its [`OpWaiter`].
     Filed,
     /// Nothing happened: one of these is marked or waited for.
     Blocked(Vec<Claim>),
@@ -373,7 +373,7 @@ impl<M: Machine> Partition<M> {
             && self.journal.as_ref().is_none_or(|journal| journal.is_calm())
     }
 
-    /// Runs a single operation, or files it for its `waiter`, unless one of its keys is marked or
+    /// Runs a single operation, or proposes it for its `waiter`, unless one of its keys is marked or
     /// waited for.
     #[inline]
     pub fn execute(
@@ -392,8 +392,8 @@ impl<M: Machine> Partition<M> {
         self.run(op, now, waiter, true, reply)
     }
 
-    /// Whether a read `may_overtake` what is filed already: not one that waited, since operations
-    /// that its client sent before it may have been filed in turns long past.
+    /// Whether a read `may_overtake` what is proposed already: not one that waited, since operations
+    /// that its client sent before it may have been proposed in turns long past.
     #[inline]
     fn run(
         &mut self,
@@ -427,7 +427,7 @@ impl<M: Machine> Partition<M> {
             // the log before anybody hears of it.
             reply.truncate(start);
         }
-        journal.file(Mutation::Run(*op), After::Reply(waiter));
+        journal.propose(Mutation::Run(*op), Completion::Reply(waiter));
         Took::Filed
     }
 
@@ -524,7 +524,7 @@ impl<M: Machine> Partition<M> {
             let mutation = Mutation::Expire(table, &key);
             removed += usize::from(match &mut self.journal {
                 Some(journal) => {
-                    journal.file(mutation, After::Nothing);
+                    journal.propose(mutation, Completion::Nothing);
                     true
                 }
                 None => self.replica.apply(mutation, stamp, &mut Vec::new()) == Applied::Done,

@@ -47,8 +47,8 @@ pub enum Rule {
     LossesReopenInquiries,
     /// Prepares of finished attempts and of older incarnations are refused.
     LatePreparesAreRefused,
-    /// What a lock shows waits for everything that was filed on its keys before.
-    GrantsWaitForFiled,
+    /// What a lock shows waits for everything that was proposed on its keys before.
+    GrantsWaitForProposed,
     /// A leader reads what is applied under a lease only.
     ReadsNeedLease,
     /// A new leader serves once it applied an entry of its own term.
@@ -97,7 +97,7 @@ impl Rule {
         Rule::UndecidedIsLast,
         Rule::LossesReopenInquiries,
         Rule::LatePreparesAreRefused,
-        Rule::GrantsWaitForFiled,
+        Rule::GrantsWaitForProposed,
         Rule::ReadsNeedLease,
         Rule::LeadersApplyFirst,
         Rule::StampsKeepPace,

@@ -18,7 +18,7 @@ use crate::batch::refusal::Refusal;
 use crate::batch::{Batch, Op, OpHead, Replies};
 use crate::consensus::{Persist, ReplicaId, Setup};
 use crate::ids::{Incarnation, NodeId, Now, PartitionId};
-use crate::partition::journal::{Fate, Journal, OpWaiter, Turn};
+use crate::partition::journal::{Journal, OpOutcome, OpWaiter, Turn};
 use crate::partition::replica::ANSWERS_BYTES_KEPT;
 use crate::partition::snapshots::{FromArchive, ToArchive};
 use crate::partition::{Foresight, Neighbours, Partition, PartitionEffect, Took};
@@ -722,14 +722,16 @@ impl<M: Machine> Bucket<M> {
             .extend(turn.messages.drain(..).map(|message| (message.to.node(), id, message.bytes)));
         out.persists.extend(turn.persists.drain(..).map(|persist| (id, persist)));
         out.archive.extend(turn.orders.drain(..).map(|order| (id, order)));
-        let fates = std::mem::take(&mut turn.fates);
-        for &(waiter, fate) in &fates {
-            match fate {
-                Fate::Replied(reply) => self.fill(waiter, turn.replies.get(reply as usize), out),
-                Fate::Left => self.leave(waiter, out),
-                Fate::NotLeader => self.turn_away(waiter, out),
-                Fate::Deposed => self.refuse(waiter, &Refusal::Deposed(id), out),
-                Fate::Unknown => {
+        let outcomes = std::mem::take(&mut turn.outcomes);
+        for &(waiter, outcome) in &outcomes {
+            match outcome {
+                OpOutcome::Replied(reply) => {
+                    self.fill(waiter, turn.replies.get(reply as usize), out)
+                }
+                OpOutcome::Left => self.leave(waiter, out),
+                OpOutcome::NotLeader => self.turn_away(waiter, out),
+                OpOutcome::Deposed => self.refuse(waiter, &Refusal::Deposed(id), out),
+                OpOutcome::Unknown => {
                     let waiting = self.parking.get_mut(waiter.parked);
                     let head = waiting.map(|waiting| waiting.batch.head(waiter.index as usize));
                     let reads = head.is_some_and(|head| M::access(head.code) == Access::Read);
@@ -741,8 +743,8 @@ impl<M: Machine> Bucket<M> {
                 }
             }
         }
-        turn.fates = fates;
-        turn.fates.clear();
+        turn.outcomes = outcomes;
+        turn.outcomes.clear();
         turn.replies.clear();
         turn.replies.bytes.shrink_to(ANSWERS_BYTES_KEPT);
         match turn.office.take() {

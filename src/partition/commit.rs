@@ -8,7 +8,7 @@ use crate::batch::Replies;
 use crate::batch::machine::{Effort, Machine};
 use crate::consensus::Confirmation;
 use crate::ids::{Incarnation, Millis, NodeId, Now, PartitionId, TxnId};
-use crate::partition::journal::After;
+use crate::partition::journal::Completion;
 use crate::partition::replica::{Applied, Mutation};
 use crate::rules::{Rule, kept};
 use crate::store::tables::Access;
@@ -21,10 +21,10 @@ use crate::txn::protocol::{
 /// Confirmations for one primary that are held back at most.
 const CONFIRMATIONS_MAX: usize = 256;
 
-/// What waits until the mutations filed before it are applied, or for a lease.
+/// What waits until the mutations proposed before it are applied, or for a lease.
 #[derive(Debug)]
 pub(super) enum Deferred {
-    /// A lock whose marks are set: reads and images show what was filed before them.
+    /// A lock whose marks are set: reads and images show what was proposed before them.
     Grant(Box<Lock>, u64),
     /// A prepare whose marks are set: whether its watched keys have changed shows then.
     Prepare(Box<Prepare>, u64),
@@ -115,7 +115,7 @@ impl<M: Machine> Partition<M> {
         }
         let mutation = Mutation::Began(node, life);
         match &mut self.journal {
-            Some(journal) => journal.file(mutation, After::Nothing),
+            Some(journal) => journal.propose(mutation, Completion::Nothing),
             None => {
                 let stamp = self.replica.stamped();
                 self.replica.apply(mutation, stamp, &mut Vec::new());
@@ -253,12 +253,12 @@ impl<M: Machine> Partition<M> {
     }
 
     /// Goes on with a lock whose marks are set. Nobody else changes the keys from here on, so what they
-    /// hold is known as soon as what was filed before is applied.
+    /// hold is known as soon as what was proposed before is applied.
     pub(super) fn lock(&mut self, lock: Box<Lock>, now: Now, effects: &mut Vec<PartitionEffect>) {
         self.when_applied(Deferred::Grant, lock, now, effects);
     }
 
-    /// Goes on at once, or once everything filed so far is applied.
+    /// Goes on at once, or once everything proposed so far is applied.
     fn when_applied<T>(
         &mut self,
         defer: fn(T, u64) -> Deferred,
@@ -266,10 +266,10 @@ impl<M: Machine> Partition<M> {
         now: Now,
         effects: &mut Vec<PartitionEffect>,
     ) {
-        let fence = self.journal.as_ref().map_or(0, |journal| journal.filed());
+        let fence = self.journal.as_ref().map_or(0, |journal| journal.proposed());
         let deferred = defer(what, fence);
         match self.journal.as_ref().is_some_and(|journal| !journal.has_settled(fence)) {
-            true if kept(Rule::GrantsWaitForFiled) => self.deferred.push(deferred),
+            true if kept(Rule::GrantsWaitForProposed) => self.deferred.push(deferred),
             _ => self.proceed(deferred, now, effects),
         }
     }
@@ -345,7 +345,7 @@ impl<M: Machine> Partition<M> {
         let Ok(replies) = replies else { return self.too_much(lock.txn, effects) };
         if let Some(expired) = self.replica.expired() {
             for (table, key) in expired {
-                self.file(Mutation::Expire(table, &key), After::Nothing, now, effects);
+                self.propose(Mutation::Expire(table, &key), Completion::Nothing, now, effects);
             }
             if self.journal.is_some() {
                 // What expired must be gone in the log before anybody hears that it is.
@@ -477,7 +477,7 @@ impl<M: Machine> Partition<M> {
         if !kept(Rule::ReadKeysArePrepared) {
             released = claims.extract_if(.., |claim| claim.access == Access::Read).collect();
         }
-        self.file(Mutation::Prepare(prepare, &claims), After::Vote(txn), now, effects);
+        self.propose(Mutation::Prepare(prepare, &claims), Completion::Vote(txn), now, effects);
         if let (Some(_), Some(held)) = (&self.journal, self.held.get_mut(&txn)) {
             held.claims = claims;
         }
@@ -494,7 +494,12 @@ impl<M: Machine> Partition<M> {
         let logged = self.replica.intents().contains_key(&txn)
             || self.held.get(&txn).is_some_and(|held| held.unlogged.is_none());
         if self.journal.is_none() || logged || decide.deciding {
-            self.file(Mutation::Decide(txn, decide.verdict), After::Decide(decide), now, effects);
+            self.propose(
+                Mutation::Decide(txn, decide.verdict),
+                Completion::Decide(decide),
+                now,
+                effects,
+            );
             return;
         }
         // The log knows nothing of it, or has its end already: it needs no further entry.
@@ -511,8 +516,8 @@ impl<M: Machine> Partition<M> {
         effects: &mut Vec<PartitionEffect>,
     ) {
         let (primary, deciding) = (self.id, false);
-        let after = After::Decide(Decide { txn, verdict, primary, deciding });
-        self.file(Mutation::Decide(txn, verdict), after, now, effects);
+        let completion = Completion::Decide(Decide { txn, verdict, primary, deciding });
+        self.propose(Mutation::Decide(txn, verdict), completion, now, effects);
     }
 
     fn on_confirm(&mut self, txn: TxnId, term: Term, now: Now, effects: &mut Vec<PartitionEffect>) {
@@ -551,8 +556,8 @@ impl<M: Machine> Partition<M> {
             effects.push(PartitionEffect::Partition(asker, ToPartition::Lost { txn }));
             return;
         }
-        let after = After::Tell { txn, asker };
-        self.file(Mutation::Decide(txn, Verdict::Abort), after, now, effects);
+        let completion = Completion::Tell { txn, asker };
+        self.propose(Mutation::Decide(txn, Verdict::Abort), completion, now, effects);
     }
 
     fn tell(
@@ -588,8 +593,8 @@ impl<M: Machine> Partition<M> {
             match self.replica.ended(txn) {
                 Some(verdict) => verdict.into(),
                 None => {
-                    let after = After::Know { txn, asker };
-                    self.file(Mutation::Decide(txn, Verdict::Abort), after, now, effects);
+                    let completion = Completion::Know { txn, asker };
+                    self.propose(Mutation::Decide(txn, Verdict::Abort), completion, now, effects);
                     return;
                 }
             }
@@ -621,7 +626,7 @@ impl<M: Machine> Partition<M> {
             |txn: &TxnId| outcomes.get(txn).is_some_and(|o| o.unconfirmed.contains(&from));
         txns.retain(is_open);
         if !txns.is_empty() {
-            self.file(Mutation::Applied(txns, from), After::Nothing, now, effects);
+            self.propose(Mutation::Applied(txns, from), Completion::Nothing, now, effects);
         }
     }
 
@@ -651,10 +656,10 @@ impl<M: Machine> Partition<M> {
     }
 
     /// Changes the replica by way of its log, if it has one; `after` follows once it is applied.
-    pub(super) fn file(
+    pub(super) fn propose(
         &mut self,
         mutation: Mutation<'_>,
-        after: After,
+        completion: Completion,
         now: Now,
         effects: &mut Vec<PartitionEffect>,
     ) {
@@ -664,12 +669,12 @@ impl<M: Machine> Partition<M> {
                 if synced {
                     journal.sync();
                 }
-                journal.file(mutation, after);
+                journal.propose(mutation, completion);
             }
             None => {
                 let stamp = self.stamp(now);
                 let applied = self.replica.apply(mutation, stamp, &mut Vec::new());
-                self.settle(after, applied, effects);
+                self.settle(completion, applied, effects);
             }
         }
     }
@@ -697,13 +702,13 @@ impl<M: Machine> Partition<M> {
     /// Does what follows an applied mutation.
     pub(super) fn settle(
         &mut self,
-        after: After,
+        completion: Completion,
         applied: Applied,
         effects: &mut Vec<PartitionEffect>,
     ) {
-        match after {
-            After::Nothing | After::Reply(_) => {}
-            After::Vote(txn) => match applied {
+        match completion {
+            Completion::Nothing | Completion::Reply(_) => {}
+            Completion::Vote(txn) => match applied {
                 // Its operations ran at the entry's stamp, which is later than that of the check.
                 Applied::Voted(_) if self.has_lost_watched(txn) => {
                     effects.push(PartitionEffect::Coordinator(
@@ -718,7 +723,7 @@ impl<M: Machine> Partition<M> {
                     self.vote(txn, None, effects);
                 }
             },
-            After::Decide(decide) => {
+            Completion::Decide(decide) => {
                 let verdict = self.ended(decide.txn, applied, effects);
                 if decide.deciding {
                     let decided = ToCoordinator::Decided { txn: decide.txn, verdict };
@@ -727,11 +732,11 @@ impl<M: Machine> Partition<M> {
                     self.confirm_commit(&decide, effects);
                 }
             }
-            After::Tell { txn, asker } => {
+            Completion::Tell { txn, asker } => {
                 let stands = self.ended(txn, applied, effects);
                 self.tell(txn, stands, asker, effects);
             }
-            After::Know { txn, asker } => {
+            Completion::Know { txn, asker } => {
                 let stands = self.ended(txn, applied, effects);
                 self.know(txn, asker, stands.into(), effects);
             }

@@ -1,8 +1,8 @@
-//! How a replicated partition changes: what is filed goes into one entry of its group's log a turn,
+//! How a replicated partition changes: what is proposed goes into one entry of its group's log a turn,
 //! and what is to follow each mutation waits for that entry to be applied.
 //!
 //! A *turn* is what the Bucket gives every partition that has something to do once its mailbox is
-//! empty: propose what was filed, drive the group, apply what was committed. Who filed a mutation
+//! empty: hand the open entry over, drive the group, apply what was committed. Who proposed a mutation
 //! hears of it when the entry comes out of the log under the term it went in; if another leader's
 //! entry stands in its place, it was surely not executed; if neither is known for too long, nobody
 //! can tell.
@@ -43,7 +43,7 @@ pub struct OpWaiter {
 
 /// What follows a mutation once it is applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum After {
+pub enum Completion {
     /// Nothing: whoever cares asks again.
     Nothing,
     /// The reply of a single operation.
@@ -73,12 +73,12 @@ pub enum After {
 pub(super) struct Flight {
     pub(super) position: Position,
     since: u64,
-    pub(super) afters: Vec<After>,
+    pub(super) completions: Vec<Completion>,
 }
 
-/// What became of an operation that was filed.
+/// What became of an operation that was proposed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum OpOutcome {
     /// It ran; its reply is this one of [`Turn::replies`].
     Replied(u32),
     /// It only reads, and was not executed, for there are many replies already.
@@ -99,7 +99,7 @@ pub struct Turn {
     /// What the log has to keep, in order.
     pub persists: Vec<Persist>,
     /// Operations that are answered.
-    pub fates: Vec<(OpWaiter, Fate)>,
+    pub outcomes: Vec<(OpWaiter, OpOutcome)>,
     /// What was applied last, with its replies.
     answers: AppliedAnswers,
     /// Replies of operations, one after the other.
@@ -120,15 +120,15 @@ pub struct Journal {
     group: Group,
     writer: EntryWriter,
     /// What follows the mutations in `writer`, in their order.
-    afters: Vec<After>,
+    completions: Vec<Completion>,
     pub(super) flights: VecDeque<Flight>,
-    filed: u64,
+    proposed: u64,
     settled: u64,
     /// This node leads, and everything of earlier terms is applied.
     leads: bool,
     /// The latest confirmation of its leadership.
     confirmed: Option<Confirmation>,
-    /// The batch that filed last: its later reads have to come after what it filed.
+    /// The batch that proposed last: its later reads have to come after what it proposed.
     batch: Option<Parked>,
 }
 
@@ -149,9 +149,9 @@ impl Journal {
         Journal {
             group,
             writer: EntryWriter::new(),
-            afters: Vec::new(),
+            completions: Vec::new(),
             flights: VecDeque::new(),
-            filed: 0,
+            proposed: 0,
             settled: 0,
             leads: false,
             confirmed: None,
@@ -175,19 +175,19 @@ impl Journal {
         self.leads
     }
 
-    /// How many mutations were filed so far.
-    pub fn filed(&self) -> u64 {
-        self.filed
+    /// How many mutations were proposed so far.
+    pub fn proposed(&self) -> u64 {
+        self.proposed
     }
 
     /// How many of them are not applied yet.
     pub fn backlog(&self) -> u64 {
-        self.filed - self.settled
+        self.proposed - self.settled
     }
 
-    /// Whether the first `filed` of them are.
-    pub fn has_settled(&self, filed: u64) -> bool {
-        self.settled >= filed
+    /// Whether the first `proposed` of them are.
+    pub fn has_settled(&self, proposed: u64) -> bool {
+        self.settled >= proposed
     }
 
     /// Whether nothing is on its way.
@@ -201,11 +201,11 @@ impl Journal {
     }
 
     /// Takes a mutation for the next entry.
-    pub fn file(&mut self, mutation: Mutation<'_>, after: After) {
-        if let After::Reply(waiter) = &after {
+    pub fn propose(&mut self, mutation: Mutation<'_>, completion: Completion) {
+        if let Completion::Reply(waiter) = &completion {
             self.batch = Some(waiter.parked);
         }
-        self.filed += 1;
+        self.proposed += 1;
         match mutation {
             Mutation::Run(op) => self.writer.run(&op),
             Mutation::Expire(table, key) => self.writer.expire(table, key),
@@ -214,11 +214,11 @@ impl Journal {
             Mutation::Applied(txns, from) => self.writer.applied(&txns, from),
             Mutation::Began(node, life) => self.writer.began(node, life),
         }
-        self.afters.push(after);
+        self.completions.push(completion);
     }
 
     /// Whether an operation may read what is applied: under a lease, and not behind what its own
-    /// batch has filed.
+    /// batch has proposed.
     #[inline]
     pub fn may_read(&mut self, now: Now, waiter: OpWaiter) -> bool {
         self.batch != Some(waiter.parked) && self.has_lease(now)
@@ -240,20 +240,20 @@ impl Journal {
         self.confirmed >= Some(asked)
     }
 
-    /// Proposes what was filed. What cannot be proposed comes back.
-    fn propose(&mut self, stamp: crate::ids::Millis, mono: u64) -> Vec<After> {
+    /// Hands the open entry to the group. What it does not take comes back.
+    fn propose_entry(&mut self, stamp: crate::ids::Millis, mono: u64) -> Vec<Completion> {
         if self.writer.is_empty() {
             return Vec::new();
         }
         let entry = self.writer.take(stamp);
-        let afters = std::mem::take(&mut self.afters);
+        let completions = std::mem::take(&mut self.completions);
         self.batch = None;
         match self.leads.then(|| self.group.propose(entry)).flatten() {
             Some(position) => {
-                self.flights.push_back(Flight { position, since: mono, afters });
+                self.flights.push_back(Flight { position, since: mono, completions });
                 Vec::new()
             }
-            None => afters,
+            None => completions,
         }
     }
 }
@@ -278,7 +278,7 @@ impl<M: Machine> Partition<M> {
             false => self.replica.stamped(),
         };
         let Some(journal) = &mut self.journal else { return Ok(()) };
-        let unproposed = journal.propose(stamp, now.mono);
+        let unproposed = journal.propose_entry(stamp, now.mono);
         self.give_back(unproposed, effects, turn);
         let mut output = std::mem::take(&mut turn.output);
         let result = self.drive(now, &mut output, effects, turn);
@@ -382,10 +382,10 @@ impl<M: Machine> Partition<M> {
         {
             let Some(flight) = journal.flights.pop_front() else { break };
             if flight.position == (Position { term, index }) {
-                own = Some(flight.afters);
+                own = Some(flight.completions);
             } else {
-                journal.settled += flight.afters.len() as u64;
-                lose(flight.afters, Fate::Deposed, turn);
+                journal.settled += flight.completions.len() as u64;
+                lose(flight.completions, OpOutcome::Deposed, turn);
             }
         }
         self.snapshots.applied(entry.len());
@@ -400,23 +400,23 @@ impl<M: Machine> Partition<M> {
         }
         let (mut run, mut others) = (0, answers.applied.drain(..));
         let mut settled = 0;
-        for after in own.into_iter().flatten() {
+        for completion in own.into_iter().flatten() {
             settled += 1;
-            match after {
-                After::Reply(waiter) => {
-                    let fate = match answers.replies.part(run) {
+            match completion {
+                Completion::Reply(waiter) => {
+                    let outcome = match answers.replies.part(run) {
                         Part::Answered(reply) => {
                             turn.replies.push(reply);
-                            Fate::Replied(turn.replies.len() as u32 - 1)
+                            OpOutcome::Replied(turn.replies.len() as u32 - 1)
                         }
-                        Part::Left | Part::NotLeader => Fate::Left,
+                        Part::Left | Part::NotLeader => OpOutcome::Left,
                     };
-                    turn.fates.push((waiter, fate));
+                    turn.outcomes.push((waiter, outcome));
                     run += 1;
                 }
-                after => {
+                completion => {
                     let applied = others.next().unwrap_or(Applied::Refused);
-                    self.settle(after, applied, effects);
+                    self.settle(completion, applied, effects);
                 }
             }
         }
@@ -441,7 +441,7 @@ impl<M: Machine> Partition<M> {
         let deposed = journal.leads && (!serves || term != self.term);
         if deposed {
             journal.leads = false;
-            let unproposed = std::mem::take(&mut journal.afters);
+            let unproposed = std::mem::take(&mut journal.completions);
             journal.writer = EntryWriter::new();
             turn.office = Some(false);
             self.leave_office(effects);
@@ -453,9 +453,9 @@ impl<M: Machine> Partition<M> {
             // What an earlier office proposed is applied by now, or stands in no log that counts:
             // entries of this term will take its places.
             for flight in journal.flights.drain(..) {
-                lose(flight.afters, Fate::Deposed, turn);
+                lose(flight.completions, OpOutcome::Deposed, turn);
             }
-            (journal.filed, journal.settled) = (0, 0);
+            (journal.proposed, journal.settled) = (0, 0);
             journal.confirmed = None;
             turn.office = Some(true);
             turn.leader = Some((self.node, term));
@@ -491,23 +491,26 @@ impl<M: Machine> Partition<M> {
     /// Turns back what was not proposed.
     fn give_back(
         &mut self,
-        afters: Vec<After>,
+        completions: Vec<Completion>,
         effects: &mut Vec<PartitionEffect>,
         turn: &mut Turn,
     ) {
         if let Some(journal) = &mut self.journal {
-            journal.settled += afters.len() as u64;
+            journal.settled += completions.len() as u64;
         }
-        for after in afters {
-            match after {
-                After::Reply(waiter) => turn.fates.push((waiter, Fate::NotLeader)),
-                After::Vote(txn) => {
+        for completion in completions {
+            match completion {
+                Completion::Reply(waiter) => turn.outcomes.push((waiter, OpOutcome::NotLeader)),
+                Completion::Vote(txn) => {
                     self.release(txn, effects);
                     self.refuse(txn, effects);
                 }
-                After::Decide(Decide { txn, deciding: true, .. }) => self.refuse(txn, effects),
+                Completion::Decide(Decide { txn, deciding: true, .. }) => self.refuse(txn, effects),
                 // Whoever waits for these asks again.
-                After::Decide(_) | After::Tell { .. } | After::Know { .. } | After::Nothing => {}
+                Completion::Decide(_)
+                | Completion::Tell { .. }
+                | Completion::Know { .. }
+                | Completion::Nothing => {}
             }
         }
     }
@@ -523,16 +526,16 @@ impl<M: Machine> Partition<M> {
             && flight.since.saturating_add(UNKNOWN_AFTER_MS) <= mono
             && let Some(flight) = journal.flights.pop_front()
         {
-            journal.settled += flight.afters.len() as u64;
-            lose(flight.afters, Fate::Unknown, turn);
+            journal.settled += flight.completions.len() as u64;
+            lose(flight.completions, OpOutcome::Unknown, turn);
         }
     }
 }
 
-pub(super) fn lose(afters: Vec<After>, fate: Fate, turn: &mut Turn) {
-    for after in afters {
-        if let After::Reply(waiter) = after {
-            turn.fates.push((waiter, fate));
+pub(super) fn lose(completions: Vec<Completion>, outcome: OpOutcome, turn: &mut Turn) {
+    for completion in completions {
+        if let Completion::Reply(waiter) = completion {
+            turn.outcomes.push((waiter, outcome));
         }
     }
 }

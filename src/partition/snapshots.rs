@@ -14,7 +14,7 @@
 //! the log behind it may go, in memory and on disk.
 
 use super::Partition;
-use super::journal::{Fate, Turn, lose};
+use super::journal::{OpOutcome, Turn, lose};
 use crate::batch::machine::Machine;
 use crate::consensus::{Incoming, Outgoing, ReplicaId, SnapshotMeta};
 use crate::ids::Now;
@@ -328,7 +328,7 @@ impl<M: Machine> Partition<M> {
         // Whether entries of an earlier office are in it, nobody can tell.
         while journal.flights.front().is_some_and(|flight| flight.position.index <= index) {
             let Some(flight) = journal.flights.pop_front() else { break };
-            lose(flight.afters, Fate::Unknown, turn);
+            lose(flight.completions, OpOutcome::Unknown, turn);
         }
         let token = token(&meta);
         journal.group_mut().offer_snapshot(meta, token);

@@ -36,7 +36,7 @@ fn caught_by(rule: Rule) -> CaughtBy {
         Rule::OutcomesAreRelayed => Scripted(scripted::a_commit_goes_by_way_of_a_third_node),
         Rule::OldLocksAsk => Scripted(scripted::a_lock_comes_when_its_attempt_is_over),
         Rule::LeadersApplyFirst => Seeds(Kind::Replicated, 0..400),
-        Rule::GrantsWaitForFiled => Struck(steps::OVERTAKEN),
+        Rule::GrantsWaitForProposed => Struck(steps::OVERTAKEN),
         Rule::OlderWounds => Scripted(scripted::an_older_transaction_goes_first),
         Rule::PrepareCarriesGrant => Scripted(scripted::a_prepare_for_locks_of_an_earlier_term),
         Rule::ReadKeysArePrepared => {

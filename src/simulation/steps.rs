@@ -544,7 +544,7 @@ fn the_rules_that_guard_against_strikes_are_missed() {
         (Rule::FirstDecisionStands, PLAIN),
         (Rule::PrimaryDrives, PLAIN),
         (Rule::OldIntentsAsk, PLAIN),
-        (Rule::GrantsWaitForFiled, OVERTAKEN),
+        (Rule::GrantsWaitForProposed, OVERTAKEN),
     ];
     for (rule, story) in guards {
         let struck = broken(rule, || strike_everywhere(story));
