@@ -1,19 +1,19 @@
-//! One partition on one node: its replica, and while this node leads it, the marks, the waiting
+//! One partition on one node: its replica, and while this node leads it, the locks, the waiting
 //! requests and the participant's and primary's side of the commit protocol.
 //!
 //! A single operation on unmarked keys runs at once. Everything else comes as a [`ToPartition`]
 //! and leaves as an [`PartitionEffect`]:
 //!
 //! ```text
-//!  Lock    ── marks, reads ─────────────▶ Granted      unlogged: goes with Coordinator and term
-//!  Prepare ── marks, logs the intent ───▶ Voted        from here only a decision ends it
+//!  Lock    ── locks, reads ─────────────▶ Granted      unlogged: goes with Coordinator and term
+//!  Prepare ── locks, logs the intent ───▶ Voted        from here only a decision ends it
 //!  Decide  ── at the primary: logs it ──▶ Decided      the commit point
 //!          ── elsewhere: applies it ────▶ Applied      confirmed to the primary
 //! ```
 //!
 //! A change of the replica is *proposed* together with what is to follow it ([`Completion`]). A partition
 //! without copies applies it on the spot; a replicated one hands it to its [`journal`] and goes on
-//! when the group has it for good. What the leader alone knows (marks, queues, unlogged locks) is
+//! when the group has it for good. What the leader alone knows (locks, queues, unlogged locks) is
 //! made anew from the replica's intents by whoever leads next.
 
 pub mod backups;
@@ -39,7 +39,7 @@ use crate::store::key_state::KeyState;
 use crate::store::tables::Access;
 use crate::store::tables::{EXPIRED_NOTED_MAX, KeyHasher};
 use crate::txn::claims::claims_of;
-use crate::txn::marks::{Marks, Released};
+use crate::txn::lock_table::{LockTable, Released};
 use crate::txn::protocol::{
     Acquire, Claim, Granule, Lock, Prepare, Prepared, Share, Term, Ticket, ToCoordinator, ToLocks,
     ToPartition, Watched,
@@ -163,7 +163,7 @@ pub enum Took {
     Done,
     /// It is proposed: its reply comes to its [`OpWaiter`].
     Filed,
-    /// Nothing happened: one of these is marked or waited for.
+    /// Nothing happened: one of these is locked or waited for.
     Blocked(Vec<Claim>),
     /// Nothing happened: another node leads the partition, or nobody does.
     NotLeader,
@@ -199,7 +199,7 @@ struct QueuedRequest {
     waiting: WaitingRequest,
 }
 
-/// A transaction that holds marks here.
+/// A transaction that holds locks here.
 #[derive(Debug)]
 struct LockOwner {
     claims: Vec<Claim>,
@@ -234,7 +234,7 @@ pub struct Partition<M> {
     replica: Replica<M>,
     /// Its log; none if there is one copy only, in memory.
     journal: Option<Box<Journal>>,
-    marks: Marks,
+    locks: LockTable,
     held: BTreeMap<TxnId, LockOwner>,
     queued: BTreeMap<Ticket, QueuedRequest>,
     /// The ticket under which a transaction waits.
@@ -306,7 +306,7 @@ impl<M: Machine> Partition<M> {
             clock: 0,
             replica,
             journal,
-            marks: Marks::default(),
+            locks: LockTable::default(),
             held: BTreeMap::new(),
             queued: BTreeMap::new(),
             tickets: BTreeMap::new(),
@@ -360,7 +360,7 @@ impl<M: Machine> Partition<M> {
 
     /// Whether no lock, intent, outcome or waiting request is left.
     pub fn is_at_rest(&self) -> bool {
-        self.marks.is_empty()
+        self.locks.is_empty()
             && self.held.is_empty()
             && self.queued.is_empty()
             && self.tickets.is_empty()
@@ -373,7 +373,7 @@ impl<M: Machine> Partition<M> {
             && self.journal.as_ref().is_none_or(|journal| journal.is_calm())
     }
 
-    /// Runs a single operation, or proposes it for its `waiter`, unless one of its keys is marked or
+    /// Runs a single operation, or proposes it for its `waiter`, unless one of its keys is locked or
     /// waited for.
     #[inline]
     pub fn execute(
@@ -386,7 +386,7 @@ impl<M: Machine> Partition<M> {
         if !self.is_led_here() {
             return Took::NotLeader;
         }
-        if !self.marks.is_empty() && self.blocks(op) {
+        if !self.locks.is_empty() && self.blocks(op) {
             return Took::Blocked(claims_of::<M>(std::iter::once(*op)));
         }
         self.run(op, now, waiter, true, reply)
@@ -518,7 +518,7 @@ impl<M: Machine> Partition<M> {
         self.sweep.cursor = self.replica.sweep(table, cursor, EXPIRE_CELLS, stamp);
         let mut removed = 0;
         for (table, key) in self.replica.expired().into_iter().flatten() {
-            if !self.marks.is_empty() && self.marks.blocks(table, &key, Access::Write) {
+            if !self.locks.is_empty() && self.locks.blocks(table, &key, Access::Write) {
                 continue;
             }
             let mutation = Mutation::Expire(table, &key);
@@ -537,19 +537,19 @@ impl<M: Machine> Partition<M> {
     fn blocks(&self, op: &Op<'_>) -> bool {
         let access = M::access(op.head.code);
         if access == Access::Read && !kept(Rule::ReadsWaitOnIntents)
-            || !kept(Rule::MarksAreAuthoritative)
+            || !kept(Rule::LocksAreAuthoritative)
         {
             return false;
         }
         match M::scope(op.head.code) {
             // What was acknowledged may still be an intent here, so even a glance waits for those.
             Scope::Glance | Scope::Partition => {
-                self.marks.conflicts(None, &Claim { granule: Granule::Whole, access })
+                self.locks.conflicts(None, &Claim { granule: Granule::Whole, access })
             }
             Scope::Keys => {
                 let mut blocked = false;
                 M::keys(op, &mut |table, key| {
-                    blocked |= self.marks.blocks(table, key, access);
+                    blocked |= self.locks.blocks(table, key, access);
                 });
                 blocked
             }
@@ -580,7 +580,7 @@ impl<M: Machine> Partition<M> {
         let mut took = None;
         match waiting {
             WaitingRequest::Op => {
-                let calm = self.marks.waited(&claims);
+                let calm = self.locks.waited(&claims);
                 took = op.map(|(op, waiter)| self.run(op, now, waiter, false, reply));
                 self.forget(calm, effects);
             }
@@ -596,7 +596,7 @@ impl<M: Machine> Partition<M> {
         took
     }
 
-    /// Sets the marks of a transaction that has waited for them. Before it is noted that it waits no
+    /// Sets the locks of a transaction that has waited for them. Before it is noted that it waits no
     /// more: whoever came meanwhile, and waits for the whole partition by waiting for a key, goes on
     /// waiting for this holder of it, so the lock manager must not forget that.
     fn hold_granted(
@@ -611,14 +611,14 @@ impl<M: Machine> Partition<M> {
         self.tickets.remove(&txn);
         self.hold(txn, age, claims, unlogged, now.mono);
         let claims = self.held.get(&txn).map_or(&[][..], |held| &held.claims);
-        let calm = self.marks.waited(claims);
+        let calm = self.locks.waited(claims);
         self.forget(calm, effects);
     }
 
     /// Gives up a waiting single operation.
     pub fn cancel(&mut self, ticket: Ticket, effects: &mut Vec<PartitionEffect>) {
         let Some(queued) = self.queued.remove(&ticket) else { return };
-        let calm = self.marks.waited(&queued.claims);
+        let calm = self.locks.waited(&queued.claims);
         effects.push(PartitionEffect::Locks(ToLocks::Cancel { ticket, partition: self.id }));
         self.forget(calm, effects);
     }
@@ -739,8 +739,8 @@ impl<M: Machine> Partition<M> {
     }
 
     fn conflict(&self, txn: TxnId, claims: &[Claim]) -> bool {
-        kept(Rule::MarksAreAuthoritative)
-            && claims.iter().any(|claim| self.marks.conflicts(Some(txn), claim))
+        kept(Rule::LocksAreAuthoritative)
+            && claims.iter().any(|claim| self.locks.conflicts(Some(txn), claim))
     }
 
     fn hold(
@@ -752,7 +752,7 @@ impl<M: Machine> Partition<M> {
         since: u64,
     ) {
         for claim in &claims {
-            self.marks.hold(claim, txn, age);
+            self.locks.hold(claim, txn, age);
         }
         let replaced =
             self.held.insert(txn, LockOwner { claims, unlogged, since, watched: Vec::new() });
@@ -768,7 +768,7 @@ impl<M: Machine> Partition<M> {
         waiting: WaitingRequest,
         effects: &mut Vec<PartitionEffect>,
     ) {
-        let holders = self.marks.wait(&claims);
+        let holders = self.locks.wait(&claims);
         if let Some(txn) = owner {
             self.tickets.insert(txn, ticket);
         }
@@ -791,7 +791,7 @@ impl<M: Machine> Partition<M> {
     fn unmark(&mut self, claims: Vec<Claim>, txn: TxnId, effects: &mut Vec<PartitionEffect>) {
         let (mut contended, mut calm) = (Vec::new(), Vec::new());
         for Claim { granule, .. } in claims {
-            match self.marks.release(&granule, txn) {
+            match self.locks.release(&granule, txn) {
                 Released::Quietly => {}
                 Released::Contended => contended.push(granule),
                 Released::LastOfContended => {

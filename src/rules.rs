@@ -8,8 +8,8 @@
 /// A rule that can be broken on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
-    /// Who meets a marked key waits; a mark is never overlooked.
-    MarksAreAuthoritative,
+    /// Who meets a locked key waits; a lock is never overlooked.
+    LocksAreAuthoritative,
     /// A wound goes through the owner's Coordinator; a lock is never snatched from its owner.
     WoundThroughCoordinator,
     /// An older request wounds younger owners in its way.
@@ -78,7 +78,7 @@ pub enum Rule {
 impl Rule {
     /// Every rule.
     pub const ALL: [Rule; 31] = [
-        Rule::MarksAreAuthoritative,
+        Rule::LocksAreAuthoritative,
         Rule::WoundThroughCoordinator,
         Rule::OlderWounds,
         Rule::DecisionIgnoresWounds,

@@ -2,7 +2,7 @@
 //! Coordinators that die, links that break, and a checker that looks on from outside.
 //!
 //! ```text
-//!  clients ── requests ──▶ world: Buckets, LockTables, Coordinators ──▶ checker: whole? in order? at rest?
+//!  clients ── requests ──▶ world: Buckets, LockQueues, Coordinators ──▶ checker: whole? in order? at rest?
 //!     ▲                        │            ▲
 //!     └─────── replies ── network: what is delivered next, and what is lost
 //!                              ▲

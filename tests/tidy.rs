@@ -278,7 +278,7 @@ fn check(source: &Source) -> Broken {
     .concat()
 }
 
-/// The part of the tree that a file belongs to: `src/txn/locks.rs` to `txn`.
+/// The part of the tree that a file belongs to: `src/txn/lock_queue.rs` to `txn`.
 fn area_of(path: &str) -> &str {
     let inside = path.strip_prefix("src/").unwrap_or(path);
     inside.split(['/', '.']).next().unwrap_or_default()
@@ -629,7 +629,7 @@ mod planted {
 
     #[test]
     fn a_dependency_the_wrong_way_round() {
-        caught("src/txn/locks.rs", "use crate::command::Spec;", "must not know `command`");
+        caught("src/txn/lock_queue.rs", "use crate::command::Spec;", "must not know `command`");
         caught("src/txn.rs", "fn f() { crate::actors::go(); }", "must not know `actors`");
         caught("src/txn/coordinator.rs", "use crate::{ids, net::packet};", "must not know `net`");
         caught("src/txn/a/b.rs", "use crate::{batch::{x, y}, config};", "`config`");
@@ -642,7 +642,7 @@ mod planted {
         caught("src/main.rs", "fn main() { quorate::actors::node::start() }", "`actors`");
         caught("src/ids.rs", "use crate::error::Error;", "must not know `error`");
         caught("src/store/item.rs", "use crate::batch::Op;", "must not know `batch`");
-        caught("src/txn/locks.rs", "use crate::partition;", "must not know `partition`");
+        caught("src/txn/lock_queue.rs", "use crate::partition;", "must not know `partition`");
         caught("src/consensus/log.rs", "use crate::store;", "must not know `store`");
         caught("src/novel.rs", "", "has no row in MAY_KNOW");
         passes(
@@ -650,12 +650,12 @@ mod planted {
             "use crate::{cluster::slots, ids::NodeId};\nuse super::spec;",
         );
         passes("src/actors/node.rs", "use crate::{store, net, storage};");
-        passes("src/txn/locks.rs", "use crate::txn::protocol;\npub(crate) fn f() {}");
+        passes("src/txn/lock_queue.rs", "use crate::txn::protocol;\npub(crate) fn f() {}");
     }
 
     #[test]
     fn a_foreign_crate_out_of_its_place() {
-        caught("src/txn/locks.rs", "use actix::prelude::*;", "`actix` is met in");
+        caught("src/txn/lock_queue.rs", "use actix::prelude::*;", "`actix` is met in");
         caught("src/net/listen.rs", "fn f() { actix_rt::spawn(g()); }", "`actix_rt`");
         caught("src/net/frame.rs", "use rmp_serde;", "`rmp_serde` is met in");
         caught("src/cli/node.rs", "use fern as logger;", "`fern`");
@@ -671,17 +671,17 @@ mod planted {
 
     #[test]
     fn a_clock_or_lock_or_map_in_node_code() {
-        caught("src/txn/locks.rs", "use std::sync::{Arc, Mutex};", "met in nowhere");
+        caught("src/txn/lock_queue.rs", "use std::sync::{Arc, Mutex};", "met in nowhere");
         caught("src/actors/node.rs", "type L = std::sync::RwLock<u8>;", "met in nowhere");
-        caught("src/txn/locks.rs", "use std::time::{Duration, Instant};", "Instant");
-        caught("src/txn/locks.rs", "use std::collections::HashMap;", "met in nowhere");
+        caught("src/txn/lock_queue.rs", "use std::time::{Duration, Instant};", "Instant");
+        caught("src/txn/lock_queue.rs", "use std::collections::HashMap;", "met in nowhere");
         caught("src/command/server.rs", "use std::time::SystemTime;", "SystemTime");
-        passes("src/txn/locks.rs", "use std::time::Duration;\nuse std::sync::Arc;");
+        passes("src/txn/lock_queue.rs", "use std::time::Duration;\nuse std::sync::Arc;");
     }
 
     #[test]
     fn a_call_that_can_panic() {
-        caught("src/txn/locks.rs", "fn f() { g().unwrap() }", ".unwrap()");
+        caught("src/txn/lock_queue.rs", "fn f() { g().unwrap() }", ".unwrap()");
         caught("src/net/resp.rs", "fn f() {\n    g()\n        .expect(\"a\")\n}", ".rs:4:");
         caught("src/net/resp.rs", "fn f() { panic!(\"no\") }", "panic!(");
         caught("src/net/resp.rs", "fn f() { todo!() }", "finish it");
@@ -721,7 +721,7 @@ mod planted {
     #[test]
     fn a_name_for_two_types() {
         let source = |path: &str, text: &str| Source { path: path.into(), text: text.into() };
-        let one = source("src/txn/locks.rs", "pub(super) struct Place<'a>(u8);\nenum Own {}");
+        let one = source("src/txn/lock_queue.rs", "pub(super) struct Place<'a>(u8);\nenum Own {}");
         let other = source("src/store/item.rs", "#[derive(Debug)]\npub enum Place {\n}\n");
         let inside = source("src/batch.rs", "fn f() {\n    struct Own;\n}\n");
         let broken = check_names(&[one, other, inside]);

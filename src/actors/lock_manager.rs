@@ -3,7 +3,7 @@
 use crate::actors::book::Book;
 use crate::actors::bucket;
 use crate::actors::dispatch::Dispatch;
-use crate::txn::locks::{LockEffect, LockTable};
+use crate::txn::lock_queue::{LockEffect, LockQueue};
 use crate::txn::protocol::{ToCoordinator, ToLocks};
 use actix::{
     Actor, ActorFutureExt, AsyncContext, Context, Handler, Message, MessageResult, WrapFuture,
@@ -17,10 +17,10 @@ const TICK: Duration = Duration::from_millis(100);
 /// Claims looked at before the thread's other actors have their turn: about a millisecond's work.
 const STEPS_A_TURN: usize = 8_192;
 
-/// The actor around a [`LockTable`].
+/// The actor around a [`LockQueue`].
 #[derive(Debug, Default)]
 pub struct LockManager {
-    table: LockTable,
+    table: LockQueue,
     effects: Vec<LockEffect>,
     /// There is more to do than one turn may take.
     working: bool,

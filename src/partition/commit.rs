@@ -24,9 +24,9 @@ const CONFIRMATIONS_MAX: usize = 256;
 /// What waits until the mutations proposed before it are applied, or for a lease.
 #[derive(Debug)]
 pub(super) enum Deferred {
-    /// A lock whose marks are set: reads and images show what was proposed before them.
+    /// A `Lock` whose keys are locked: reads and images show what was proposed before them.
     Grant(Box<Lock>, u64),
-    /// A prepare whose marks are set: whether its watched keys have changed shows then.
+    /// A `Prepare` whose keys are locked: whether its watched keys have changed shows then.
     Prepare(Box<Prepare>, u64),
     /// Unlogged locks count as held only by whoever certainly still leads: under a lease, or once
     /// a majority has confirmed it after it was asked.
@@ -252,7 +252,7 @@ impl<M: Machine> Partition<M> {
         self.lock(lock, now, effects);
     }
 
-    /// Goes on with a lock whose marks are set. Nobody else changes the keys from here on, so what they
+    /// Goes on with a `Lock` whose keys are locked. Nobody else changes the keys from here on, so what they
     /// hold is known as soon as what was proposed before is applied.
     pub(super) fn lock(&mut self, lock: Box<Lock>, now: Now, effects: &mut Vec<PartitionEffect>) {
         self.when_applied(Deferred::Grant, lock, now, effects);
@@ -430,7 +430,7 @@ impl<M: Machine> Partition<M> {
         self.prepare(prepare, now, effects);
     }
 
-    /// Logs the intent of a transaction that holds its marks.
+    /// Logs the intent of a transaction that holds its locks.
     pub(super) fn prepare(
         &mut self,
         prepare: Box<Prepare>,

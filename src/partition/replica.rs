@@ -2,7 +2,7 @@
 //!
 //! A replica changes by the entries of its log alone ([`Replica::apply_entry`], and
 //! [`Replica::apply`] for a single mutation), in their order and at the moments stamped into them,
-//! so the same log gives the same replica. What only a leader has (marks, queues, parked requests)
+//! so the same log gives the same replica. What only a leader has (locks, queues, parked requests)
 //! is in [`crate::partition`].
 //!
 //! Two things here are a leader's memory all the same, because they lie beside what they are about.
@@ -107,7 +107,7 @@ pub const ANSWERS_BYTES_KEPT: usize = 1 << 20;
 /// An uncommitted write of a prepared transaction, and the keys it keeps locked.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Intent {
-    /// Its age, for the marks of a new leader.
+    /// Its age, for the locks of a new leader.
     pub age: Age,
     /// Where the decision is logged.
     pub primary: PartitionId,
@@ -589,7 +589,7 @@ impl<M: Machine> Replica<M> {
         if kept(Rule::LatePreparesAreRefused) && self.finished.is_over(txn) {
             return false;
         }
-        !kept(Rule::MarksAreAuthoritative) || !claims.iter().any(|claim| self.locks(claim))
+        !kept(Rule::LocksAreAuthoritative) || !claims.iter().any(|claim| self.locks(claim))
     }
 
     fn intend(

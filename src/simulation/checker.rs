@@ -11,7 +11,7 @@ use super::world::{DATA, KEYS, Kind, World, partition_of};
 use crate::ids::PartitionId;
 use crate::partition::Partition;
 use crate::partition::bucket::Bucket;
-use crate::txn::locks::LockTable;
+use crate::txn::lock_queue::LockQueue;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 impl World {
@@ -19,7 +19,7 @@ impl World {
         self.queues.values().all(VecDeque::is_empty)
             && self.requests.iter().all(|request| request.outcome != Outcome::Open)
             && self.buckets.iter().flatten().all(Bucket::is_at_rest)
-            && self.locks.iter().all(LockTable::is_empty)
+            && self.locks.iter().all(LockQueue::is_empty)
             && self.coordinators.iter().all(|coordinator| coordinator.active() == 0)
             && self.disks.iter().all(Disk::is_at_rest)
             && self.stopped.is_none()

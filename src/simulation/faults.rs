@@ -4,7 +4,7 @@ use super::clients::{Outcome, Request};
 use super::world::{DATA, Kind, NODES, World};
 use crate::ids::Incarnation;
 use crate::rules::{Rule, kept};
-use crate::txn::locks::LockTable;
+use crate::txn::lock_queue::LockQueue;
 
 /// A machine that does nothing until then.
 #[derive(Clone, Copy, Debug)]
@@ -84,7 +84,7 @@ impl World {
                 self.lost.insert(node);
             }
         }
-        self.locks[node] = LockTable::new();
+        self.locks[node] = LockQueue::new();
         self.coordinators[node] = self.coordinator(node);
         for other in others {
             if !self.cut.contains(&(node.min(other), node.max(other))) {

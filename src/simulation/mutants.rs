@@ -20,7 +20,7 @@ enum CaughtBy {
 fn caught_by(rule: Rule) -> CaughtBy {
     use CaughtBy::{Scripted, Seeds, Struck};
     match rule {
-        Rule::MarksAreAuthoritative
+        Rule::LocksAreAuthoritative
         | Rule::WoundThroughCoordinator
         | Rule::DecisionIgnoresWounds
         | Rule::ReadsWaitOnIntents

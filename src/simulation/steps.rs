@@ -538,7 +538,7 @@ fn a_write_is_not_executed_over_a_change_of_what_it_watches() {
 #[test]
 fn the_rules_that_guard_against_strikes_are_missed() {
     let guards = [
-        (Rule::MarksAreAuthoritative, READING),
+        (Rule::LocksAreAuthoritative, READING),
         (Rule::UnloggedLocksGoWithCoordinator, GATHERED),
         (Rule::CommitNeedsIntent, PLAIN),
         (Rule::FirstDecisionStands, PLAIN),

@@ -17,7 +17,7 @@ use crate::partition::replica::Replica;
 use crate::partition::{Partition, PartitionEffect};
 use crate::rules::{Rule, kept};
 use crate::txn::coordinator::{self, ClientId, Strength, Survives, Transactions};
-use crate::txn::locks::{self, LockTable};
+use crate::txn::lock_queue::{self, LockQueue};
 use crate::txn::protocol::{Decide, Term, ToCoordinator, ToPartition, Verdict};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -92,7 +92,7 @@ pub(super) struct World {
     placement: Vec<Vec<Option<usize>>>,
     /// By node; none where there are no partitions.
     pub(super) buckets: Vec<Vec<Bucket<Lists>>>,
-    pub(super) locks: Vec<LockTable>,
+    pub(super) locks: Vec<LockQueue>,
     pub(super) coordinators: Vec<Transactions<Lists>>,
     pub(super) queues: BTreeMap<(Actor, Actor), VecDeque<Message>>,
     /// What is delivered late: nothing of it before that time.
@@ -167,7 +167,7 @@ impl World {
         for node in 0..NODES {
             let buckets = world.start_buckets(node);
             world.buckets.push(buckets);
-            world.locks.push(LockTable::new());
+            world.locks.push(LockQueue::new());
             world.coordinators.push(world.coordinator(node));
         }
         for node in 0..NODES {
@@ -325,18 +325,18 @@ impl World {
         }
     }
 
-    fn lock_effects(&mut self, node: usize, effects: Vec<locks::LockEffect>) {
+    fn lock_effects(&mut self, node: usize, effects: Vec<lock_queue::LockEffect>) {
         let from = Actor::Locks(node);
         for effect in effects {
             match effect {
-                locks::LockEffect::Grant { partition, ticket } => {
+                lock_queue::LockEffect::Grant { partition, ticket } => {
                     self.send(from, self.home(node, partition), Message::Grant(partition, ticket));
                 }
-                locks::LockEffect::Wound { txn } if kept(Rule::WoundThroughCoordinator) => {
+                lock_queue::LockEffect::Wound { txn } if kept(Rule::WoundThroughCoordinator) => {
                     let to = Actor::Coordinator(usize::from(txn.node.0) - 1);
                     self.send(from, to, Message::Coordinator(ToCoordinator::Wound { txn }));
                 }
-                locks::LockEffect::Wound { txn } => self.snatch(node, txn),
+                lock_queue::LockEffect::Wound { txn } => self.snatch(node, txn),
             }
         }
     }

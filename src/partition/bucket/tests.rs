@@ -5,7 +5,7 @@ use crate::command::Redis;
 use crate::consensus::{Group, Recovered, Setup};
 use crate::ids::{Age, Millis, TableIndex, TxnId};
 use crate::partition::replica::Replica;
-use crate::txn::locks::{self, LockTable};
+use crate::txn::lock_queue::{self, LockQueue};
 use crate::txn::protocol::{
     Decide, Granule, Lock, Mode, Prepare, Prepared, Share, ToCoordinator, Verdict, Watched,
 };
@@ -108,7 +108,7 @@ fn what_is_met_late_is_counted_once() {
 struct Alone {
     bucket: Bucket<Redis>,
     hasher: KeyHasher,
-    locks: LockTable,
+    locks: LockQueue,
     rng: ChaCha8Rng,
     mono: u64,
     grants: VecDeque<Ticket>,
@@ -137,7 +137,7 @@ impl Alone {
         let mut alone = Alone {
             bucket,
             hasher,
-            locks: LockTable::new(),
+            locks: LockQueue::new(),
             rng: ChaCha8Rng::seed_from_u64(seed),
             mono: 0,
             grants: VecDeque::new(),
@@ -199,8 +199,8 @@ impl Alone {
             }
         }
         self.grants.extend(told.into_iter().filter_map(|effect| match effect {
-            locks::LockEffect::Grant { ticket, .. } => Some(ticket),
-            locks::LockEffect::Wound { .. } => None,
+            lock_queue::LockEffect::Grant { ticket, .. } => Some(ticket),
+            lock_queue::LockEffect::Wound { .. } => None,
         }));
     }
 

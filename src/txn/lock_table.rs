@@ -1,7 +1,7 @@
-//! The lock marks on a partition's keys: who holds what, and whether anybody waits.
+//! The locks on a partition's keys: who holds what, and whether anybody waits.
 //!
-//! A mark is the lock itself (the lock manager only orders those who wait). Most keys have none,
-//! so an operation asks [`Marks::is_empty`] first and looks no further.
+//! The lock manager only orders those who wait. Most keys have none,
+//! so an operation asks [`LockTable::is_empty`] first and looks no further.
 
 use crate::ids::{TableIndex, TxnId};
 use crate::store::tables::Access;
@@ -10,9 +10,9 @@ use hashbrown::{Equivalent, HashMap};
 use smallvec::SmallVec;
 use std::hash::{Hash, Hasher};
 
-/// One granule's mark.
+/// The lock on one granule.
 #[derive(Debug, Default)]
-pub struct Mark {
+pub struct KeyLock {
     holders: SmallVec<[Holder; 1]>,
     /// Requests for it that wait at the lock manager.
     waiting: u32,
@@ -31,14 +31,14 @@ pub enum Released {
     LastOfContended,
 }
 
-/// All marks of a partition. Looked up by key only: no order of it is ever seen.
+/// All locks of a partition. Looked up by key only: no order of it is ever seen.
 #[derive(Debug, Default)]
-pub struct Marks {
-    marks: HashMap<GranuleKey, Mark, foldhash::fast::FixedState>,
+pub struct LockTable {
+    locks: HashMap<GranuleKey, KeyLock, foldhash::fast::FixedState>,
     /// Requests that wait for the whole partition, and holders of it.
     whole_waiting: u32,
     whole_held: u32,
-    /// Marks that the lock manager does not know of.
+    /// Locks that the lock manager does not know of.
     untold: usize,
 }
 
@@ -71,55 +71,55 @@ impl Equivalent<GranuleKey> for GranuleRef<'_> {
     }
 }
 
-impl Marks {
-    /// Whether no key is marked or waited for.
+impl LockTable {
+    /// Whether no key is locked or waited for.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.marks.is_empty()
+        self.locks.is_empty()
     }
 
     /// Whether a single operation on this key has to wait.
     pub fn blocks(&self, table: TableIndex, key: &[u8], access: Access) -> bool {
         self.whole_waiting > 0
             || self.whole_held > 0
-            || self.marks.get(&GranuleRef(table, key)).is_some_and(|mark| mark.blocks(None, access))
+            || self.locks.get(&GranuleRef(table, key)).is_some_and(|lock| lock.blocks(None, access))
     }
 
     /// Whether the claim has to wait, for whoever `owner` is.
     pub fn conflicts(&self, owner: Option<TxnId>, claim: &Claim) -> bool {
         if claim.granule == Granule::Whole {
-            return self.marks.values().any(|mark| mark.blocks(owner, claim.access));
+            return self.locks.values().any(|lock| lock.blocks(owner, claim.access));
         }
-        let key = self.mark(&claim.granule);
+        let key = self.lock(&claim.granule);
         let whole = self.whole_waiting > 0 || self.whole_held > 0;
-        whole || key.is_some_and(|mark| mark.blocks(owner, claim.access))
+        whole || key.is_some_and(|lock| lock.blocks(owner, claim.access))
     }
 
-    /// Sets a mark that was found free or was granted.
+    /// Sets a lock that was found free or was granted.
     pub fn hold(&mut self, claim: &Claim, txn: TxnId, age: crate::ids::Age) {
         if claim.granule == Granule::Whole {
             self.whole_held += 1;
         }
-        let mark = self.marks.entry(GranuleKey(claim.granule.clone())).or_insert_with(|| {
+        let lock = self.locks.entry(GranuleKey(claim.granule.clone())).or_insert_with(|| {
             self.untold += 1;
-            Mark::default()
+            KeyLock::default()
         });
-        mark.holders.push(Holder { txn, age, access: claim.access });
+        lock.holders.push(Holder { txn, age, access: claim.access });
     }
 
     /// Whether the transaction holds the granule.
     pub fn holds(&self, granule: &Granule, txn: TxnId) -> bool {
-        self.mark(granule).is_some_and(|mark| mark.holders.iter().any(|held| held.txn == txn))
+        self.lock(granule).is_some_and(|lock| lock.holders.iter().any(|held| held.txn == txn))
     }
 
-    /// Takes a transaction's mark away.
+    /// Takes a transaction's lock away.
     pub fn release(&mut self, granule: &Granule, txn: TxnId) -> Released {
-        let Some(mark) = self.mark_mut(granule) else { return Released::Quietly };
-        let before = mark.holders.len();
-        mark.holders.retain(|holder| holder.txn != txn);
-        let released = mark.holders.len() < before;
-        let told = mark.told;
-        let calm = mark.holders.is_empty() && mark.waiting == 0;
+        let Some(lock) = self.lock_mut(granule) else { return Released::Quietly };
+        let before = lock.holders.len();
+        lock.holders.retain(|holder| holder.txn != txn);
+        let released = lock.holders.len() < before;
+        let told = lock.told;
+        let calm = lock.holders.is_empty() && lock.waiting == 0;
         if *granule == Granule::Whole && released {
             self.whole_held -= 1;
         }
@@ -138,12 +138,12 @@ impl Marks {
     pub fn wait(&mut self, claims: &[Claim]) -> Vec<(Granule, Holder)> {
         let mut news = Vec::new();
         for claim in claims {
-            let mark = self.marks.entry(GranuleKey(claim.granule.clone())).or_insert_with(|| {
+            let lock = self.locks.entry(GranuleKey(claim.granule.clone())).or_insert_with(|| {
                 self.untold += 1;
-                Mark::default()
+                KeyLock::default()
             });
-            mark.waiting += 1;
-            self.untold -= mark.tell(&claim.granule, &mut news);
+            lock.waiting += 1;
+            self.untold -= lock.tell(&claim.granule, &mut news);
             if claim.granule == Granule::Whole {
                 self.whole_waiting += 1;
             }
@@ -151,12 +151,12 @@ impl Marks {
         if self.untold > 0 && (self.whole_waiting > 0 || self.whole_held > 0) {
             // A whole partition waits for the holders of all keys, so all are told of.
             let mut untold: Vec<&GranuleKey> =
-                self.marks.iter().filter(|(_, mark)| !mark.told).map(|(place, _)| place).collect();
+                self.locks.iter().filter(|(_, lock)| !lock.told).map(|(place, _)| place).collect();
             untold.sort_unstable_by(|one, other| one.0.cmp(&other.0));
             let untold: Vec<Granule> = untold.into_iter().map(|place| place.0.clone()).collect();
             for granule in untold {
-                if let Some(mark) = self.marks.get_mut(&GranuleKey(granule.clone())) {
-                    self.untold -= mark.tell(&granule, &mut news);
+                if let Some(lock) = self.locks.get_mut(&GranuleKey(granule.clone())) {
+                    self.untold -= lock.tell(&granule, &mut news);
                 }
             }
         }
@@ -167,8 +167,8 @@ impl Marks {
     /// forget, in order.
     pub fn waited(&mut self, claims: &[Claim]) -> Vec<Granule> {
         for claim in claims {
-            if let Some(mark) = self.mark_mut(&claim.granule) {
-                mark.waiting -= 1;
+            if let Some(lock) = self.lock_mut(&claim.granule) {
+                lock.waiting -= 1;
             }
             if claim.granule == Granule::Whole {
                 self.whole_waiting -= 1;
@@ -187,12 +187,12 @@ impl Marks {
         let mut calm: Vec<Granule> = Vec::new();
         for granule in granules {
             whole |= *granule == Granule::Whole;
-            if self.mark(granule).is_some_and(|mark| mark.told && mark.waiting == 0) {
+            if self.lock(granule).is_some_and(|lock| lock.told && lock.waiting == 0) {
                 calm.push(granule.clone());
             }
         }
         if whole {
-            let told = self.marks.iter().filter(|(_, mark)| mark.told && mark.waiting == 0);
+            let told = self.locks.iter().filter(|(_, lock)| lock.told && lock.waiting == 0);
             calm = told.map(|(place, _)| place.0.clone()).collect();
         }
         // Whoever waits for a key waits for the holder of the whole partition too.
@@ -200,9 +200,9 @@ impl Marks {
         calm.retain(|granule| !(held && *granule == Granule::Whole));
         calm.sort_unstable();
         for granule in &calm {
-            if let Some(mark) = self.mark_mut(granule) {
-                let told = std::mem::replace(&mut mark.told, false);
-                let unheld = mark.holders.is_empty();
+            if let Some(lock) = self.lock_mut(granule) {
+                let told = std::mem::replace(&mut lock.told, false);
+                let unheld = lock.holders.is_empty();
                 self.untold += usize::from(told);
                 if unheld {
                     self.unmark(granule);
@@ -212,30 +212,30 @@ impl Marks {
         calm
     }
 
-    fn mark(&self, granule: &Granule) -> Option<&Mark> {
+    fn lock(&self, granule: &Granule) -> Option<&KeyLock> {
         match granule {
-            Granule::Whole => self.marks.get(&GranuleKey(Granule::Whole)),
-            Granule::Key(table, key) => self.marks.get(&GranuleRef(*table, key)),
+            Granule::Whole => self.locks.get(&GranuleKey(Granule::Whole)),
+            Granule::Key(table, key) => self.locks.get(&GranuleRef(*table, key)),
         }
     }
 
-    fn mark_mut(&mut self, granule: &Granule) -> Option<&mut Mark> {
+    fn lock_mut(&mut self, granule: &Granule) -> Option<&mut KeyLock> {
         match granule {
-            Granule::Whole => self.marks.get_mut(&GranuleKey(Granule::Whole)),
-            Granule::Key(table, key) => self.marks.get_mut(&GranuleRef(*table, key)),
+            Granule::Whole => self.locks.get_mut(&GranuleKey(Granule::Whole)),
+            Granule::Key(table, key) => self.locks.get_mut(&GranuleRef(*table, key)),
         }
     }
 
     fn unmark(&mut self, granule: &Granule) {
         let gone = match granule {
-            Granule::Whole => self.marks.remove(&GranuleKey(Granule::Whole)),
-            Granule::Key(table, key) => self.marks.remove(&GranuleRef(*table, key)),
+            Granule::Whole => self.locks.remove(&GranuleKey(Granule::Whole)),
+            Granule::Key(table, key) => self.locks.remove(&GranuleRef(*table, key)),
         };
-        self.untold -= usize::from(gone.is_some_and(|mark| !mark.told));
+        self.untold -= usize::from(gone.is_some_and(|lock| !lock.told));
     }
 }
 
-impl Mark {
+impl KeyLock {
     fn blocks(&self, owner: Option<TxnId>, access: Access) -> bool {
         self.waiting > 0
             || self.holders.iter().any(|holder| {
@@ -244,7 +244,7 @@ impl Mark {
             })
     }
 
-    /// Adds the holders to what the lock manager is told; returns how many marks it did not know.
+    /// Adds the holders to what the lock manager is told; returns how many locks it did not know.
     fn tell(&mut self, granule: &Granule, news: &mut Vec<(Granule, Holder)>) -> usize {
         if self.told {
             return 0;

@@ -1,14 +1,14 @@
 //! The lock table: the queues of contended keys, two-phase locking with wound-wait.
 //!
-//! A Bucket's mark on a key is the lock itself; a request that finds the key free sets the mark
-//! without asking anybody. Only a request that finds it marked, or waited for, comes here. So the
+//! The lock itself is in its Bucket's lock table; a request that finds the key free sets it there
+//! without asking anybody. Only a request that finds it locked, or waited for, comes here. So the
 //! lock table knows contended granules alone, and its knowledge is exact: from a granule's first
 //! [`Acquire`] to its [`ToLocks::Uncontended`] the Bucket sends every newcomer and every release of
-//! it, in order, and sets no mark on it without a grant.
+//! it, in order, and sets no lock on it without a grant.
 //!
 //! ```text
-//!  Bucket: conflict ── Acquire ──▶ queue by age ── all claims free ──▶ Grant ──▶ Bucket marks, runs
-//!  Bucket: mark gone ── Released ──▶ look at who watches the granule
+//!  Bucket: conflict ── Acquire ──▶ queue by age ── all claims free ──▶ Grant ──▶ Bucket locks, runs
+//!  Bucket: lock gone ── Released ──▶ look at who watches the granule
 //!  waiter older than a holder ──▶ Wound ──▶ the holder's Coordinator aborts and retries
 //! ```
 //!
@@ -21,7 +21,7 @@
 //! and is looked at again only when that granule changes; then it goes on to its next claim that is
 //! not free, round and round (the watched literals of SAT solvers, Moskewicz et al. 2001). So
 //! a request and the release of its locks cost a step a claim, however many granules change one
-//! after the other. [`LockTable::work`] takes as many steps as it is allowed and is called again:
+//! after the other. [`LockQueue::work`] takes as many steps as it is allowed and is called again:
 //! the thread that carries the node's links never waits for a long request.
 
 use crate::ids::{Age, PartitionId, TxnId};
@@ -42,7 +42,7 @@ const INBOX_KEPT: usize = 64;
 /// What the lock table wants done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LockEffect {
-    /// The request has its turn: the Bucket marks its keys and runs it.
+    /// The request has its turn: the Bucket locks its keys and runs it.
     Grant {
         /// Where.
         partition: PartitionId,
@@ -58,7 +58,7 @@ pub enum LockEffect {
 
 /// The lock manager's state.
 #[derive(Debug, Default)]
-pub struct LockTable {
+pub struct LockQueue {
     /// What the Buckets said and was not dealt with yet. The front may be half done: what was dealt
     /// with is gone from it.
     inbox: VecDeque<ToLocks>,
@@ -150,13 +150,13 @@ struct QueueEntry {
     watching: bool,
 }
 
-impl LockTable {
+impl LockQueue {
     /// An empty lock table.
-    pub fn new() -> LockTable {
-        LockTable::default()
+    pub fn new() -> LockQueue {
+        LockQueue::default()
     }
 
-    /// Takes one message from a Bucket. It is dealt with by [`LockTable::work`].
+    /// Takes one message from a Bucket. It is dealt with by [`LockQueue::work`].
     pub fn push(&mut self, message: ToLocks) {
         self.inbox.push_back(message);
     }
@@ -373,7 +373,7 @@ impl Queues {
             self.changed.extend(wants.iter().map(|want| want.number));
             return wants.len();
         }
-        // The grant crossed the cancellation: the Bucket never set the marks.
+        // The grant crossed the cancellation: the Bucket never set the locks.
         let Some(Granted { txn, wants }) = self.granted.remove(&ticket) else { return 1 };
         for want in &wants {
             self.release(want.number, txn);
@@ -631,7 +631,7 @@ mod tests {
 
     /// Scripts of one partition's queues. Transactions go by their age: `t5` is of age 5.
     #[derive(Default)]
-    struct Script(LockTable);
+    struct Script(LockQueue);
 
     const PARTITION: PartitionId = PartitionId(0);
 
@@ -732,7 +732,7 @@ mod tests {
         let key = |number: u32| Granule::Key(TableIndex::default(), number.to_be_bytes().to_vec());
         let granules: Vec<Granule> = (0..CLAIMS).map(key).collect();
         let write = |granule: &Granule| Claim { granule: granule.clone(), access: Access::Write };
-        let mut table = LockTable::new();
+        let mut table = LockQueue::new();
         let (mut steps, mut effects) = (usize::MAX, Vec::new());
         let acquire = |time, owner, claims, holders| {
             let (ticket, partition, age) = (Ticket(time), PARTITION, age(time));
