@@ -691,7 +691,7 @@ impl<M: Machine> Partition<M> {
                 };
                 let bytes = |images: &[KeyState]| -> usize {
                     let held = images.iter().filter_map(|image| image.held.as_ref());
-                    held.map(|held| held.value.len()).sum()
+                    held.map(|held| held.value.content.len()).sum()
                 };
                 if bytes(images) <= room {
                     return Ok(0);

@@ -7,7 +7,7 @@ use super::spec::{
 };
 use super::{Call, NOT_AN_INTEGER, SYNTAX, VALUE_BYTES_MAX};
 use crate::batch::Args;
-use crate::store::tables::{Expires, Origin};
+use crate::store::tables::{Encoding, Expires};
 
 const fn doc(
     since: &'static str,
@@ -67,7 +67,7 @@ fn put_bit(value: &mut [u8], bit: u64, set: bool) {
 
 fn getbit(call: &mut Call<'_>) {
     let Some(bit) = offset(call.args.get(1), None) else { return call.reply.error(BAD_OFFSET) };
-    let set = call.get().is_some_and(|item| bit_of(item.value(), bit));
+    let set = call.get().is_some_and(|item| bit_of(item.value().string(), bit));
     call.reply.int(i64::from(set));
 }
 
@@ -88,7 +88,8 @@ fn setbit(call: &mut Call<'_>) {
         b"1" => true,
         _ => return call.reply.error(BAD_BIT),
     };
-    let length = call.get().map_or(0, |item| item.value().len()).max((bit / 8) as usize + 1);
+    let length =
+        call.get().map_or(0, |item| item.value().string().len()).max((bit / 8) as usize + 1);
     let value = call.tables.value_mut(call.table, call.hash, call.args.get(0), length);
     let before = bit_of(value, bit);
     put_bit(value, bit, set);
@@ -137,7 +138,7 @@ fn bitcount(call: &mut Call<'_>) {
     let Some(item) = call.tables.get(call.table, call.hash, args.get(0)) else {
         return call.reply.int(0);
     };
-    let value = item.value();
+    let value = item.value().string();
     let range = match args.len() {
         1 => 0..value.len() as u64 * 8,
         3 | 4 => {
@@ -177,7 +178,7 @@ fn bitpos(call: &mut Call<'_>) {
     let Some(item) = call.tables.get(call.table, call.hash, args.get(0)) else {
         return call.reply.int(if set { -1 } else { 0 });
     };
-    let value = item.value();
+    let value = item.value().string();
     let range = match args.len() {
         2 => 0..value.len() as u64 * 8,
         3..=5 => {
@@ -234,7 +235,7 @@ fn bitop(call: &mut Call<'_>) {
     for index in 2..args.len() {
         let hash = call.tables.hasher().hash(args.get(index));
         let item = call.tables.get(call.table, hash, args.get(index));
-        let value = item.map_or(&[][..], |item| item.value());
+        let value = item.map_or(&[][..], |item| item.value().string());
         if index == 2 {
             result.extend_from_slice(value);
             continue;
@@ -263,7 +264,7 @@ fn bitop(call: &mut Call<'_>) {
         true => drop(call.tables.remove(call.table, hash, destination)),
         false => {
             call.tables.put(call.table, hash, destination, &result, Expires::Never);
-            call.tables.set_origin(call.table, hash, destination, Origin::Edited);
+            call.tables.set_encoding(call.table, hash, destination, Encoding::Raw);
         }
     }
     call.reply.count(result.len());
@@ -392,7 +393,7 @@ fn bitfield_ro(call: &mut Call<'_>) {
         return call.reply.error("ERR BITFIELD_RO only supports the GET subcommand");
     }
     let item = call.tables.get(call.table, call.hash, call.args.get(0));
-    let value = item.map_or(&[][..], |item| item.value());
+    let value = item.map_or(&[][..], |item| item.value().string());
     call.reply.array(fields.len());
     for (width, bit, _) in fields {
         call.reply.int(width.read(value, bit));
@@ -415,7 +416,7 @@ fn bitfield(call: &mut Call<'_>) {
     if reach == 0 {
         return bitfield_ro(call);
     }
-    let length = call.get().map_or(0, |item| item.value().len()).max(reach);
+    let length = call.get().map_or(0, |item| item.value().string().len()).max(reach);
     let value = call.tables.value_mut(call.table, call.hash, call.args.get(0), length);
     call.reply.array(fields.len());
     for (width, bit, action) in fields {

@@ -4,6 +4,9 @@
 //! and a CRC-64 over all of it (Jones's polynomial, least bit first). So a string that one of the
 //! two has dumped the other can restore; what only Redis has is refused as bad data. Integers are
 //! written in binary as Redis does; long strings are read compressed and written plain.
+//!
+//! `RESTORE` also takes a type of our own: a value as it is encoded here ([`encoded`]). So a backup
+//! brings back what Redis's layout leaves out.
 
 use super::Call;
 use super::number::parse_int;
@@ -13,6 +16,7 @@ use super::spec::{
 use super::{NOT_AN_INTEGER, SYNTAX, VALUE_BYTES_MAX};
 use crate::ids::Millis;
 use crate::store::tables::Expires;
+use crate::store::value::{Encoding, ValueBuf};
 
 const fn doc(since: &'static str, summary: &'static str, syntax: &'static str) -> Doc {
     let complexity = "O(N) with N the length of the value";
@@ -34,6 +38,8 @@ const VERSION: u16 = 10;
 const FOOTER_BYTES: usize = 10;
 /// The type of strings.
 const STRING: u8 = 0;
+/// A type that Redis does not have: the number of an encoding follows, and the content.
+const ENCODED: u8 = 0xf0;
 
 /// Lengths, by their first byte: six bits, fourteen bits, 32 or 64 bits, or a number that says how
 /// the string is encoded.
@@ -45,9 +51,9 @@ const ENCODED_INT16: u8 = 0xc1;
 const ENCODED_INT32: u8 = 0xc2;
 const ENCODED_LZF: u8 = 0xc3;
 
-/// The remainders of all bytes.
-static CRC64: [u64; 256] = {
-    let mut table = [0; 256];
+/// The remainders of all bytes; table `n` tells what a byte does that `n` more bytes follow.
+static CRC64: [[u64; 256]; 8] = {
+    let mut tables = [[0; 256]; 8];
     let mut byte = 0;
     while byte < 256 {
         let mut rest = byte as u64;
@@ -56,14 +62,31 @@ static CRC64: [u64; 256] = {
             rest = if rest & 1 == 1 { rest >> 1 ^ 0x95ac_9329_ac4b_c9b5 } else { rest >> 1 };
             bit += 1;
         }
-        table[byte] = rest;
+        tables[0][byte] = rest;
         byte += 1;
     }
-    table
+    let mut behind = 1;
+    while behind < 8 {
+        let mut byte = 0;
+        while byte < 256 {
+            let rest = tables[behind - 1][byte];
+            tables[behind][byte] = rest >> 8 ^ tables[0][(rest & 0xff) as usize];
+            byte += 1;
+        }
+        behind += 1;
+    }
+    tables
 };
 
+/// Eight bytes a step, as the CRC16 of slots is worked out (`cluster/slots.rs`).
 fn crc64(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0, |crc, byte| CRC64[usize::from(crc as u8 ^ byte)] ^ crc >> 8)
+    let (chunks, rest) = bytes.as_chunks::<8>();
+    let crc = chunks.iter().fold(0, |crc: u64, chunk| {
+        let mixed = (crc ^ u64::from_le_bytes(*chunk)).to_le_bytes();
+        let behind = CRC64.iter().rev().zip(mixed);
+        behind.fold(0, |crc, (table, byte)| crc ^ table[usize::from(byte)])
+    });
+    rest.iter().fold(crc, |crc, byte| CRC64[0][usize::from(crc as u8 ^ byte)] ^ crc >> 8)
 }
 
 /// The value's payload.
@@ -96,10 +119,23 @@ fn serialise(value: &[u8]) -> Vec<u8> {
             payload.extend_from_slice(value);
         }
     }
-    payload.extend_from_slice(&VERSION.to_le_bytes());
-    let crc = crc64(&payload);
-    payload.extend_from_slice(&crc.to_le_bytes());
+    end_payload(&mut payload);
     payload
+}
+
+/// A value as it is encoded here, as a payload for `RESTORE`. Redis does not know the type.
+pub fn encoded(encoding: Encoding, content: &[u8]) -> Vec<u8> {
+    let mut payload = Vec::with_capacity(content.len() + FOOTER_BYTES + 2);
+    payload.extend_from_slice(&[ENCODED, encoding.number()]);
+    payload.extend_from_slice(content);
+    end_payload(&mut payload);
+    payload
+}
+
+fn end_payload(payload: &mut Vec<u8>) {
+    payload.extend_from_slice(&VERSION.to_le_bytes());
+    let crc = crc64(payload);
+    payload.extend_from_slice(&crc.to_le_bytes());
 }
 
 /// What is wrong with a payload.
@@ -107,7 +143,7 @@ const BAD_FOOTER: &str = "ERR DUMP payload version or checksum are wrong";
 const BAD_DATA: &str = "ERR Bad data format";
 
 /// The value of a payload.
-fn deserialise(payload: &[u8]) -> Result<Vec<u8>, &'static str> {
+fn deserialise(payload: &[u8]) -> Result<ValueBuf, &'static str> {
     let (summed, crc) = payload.split_last_chunk::<8>().ok_or(BAD_FOOTER)?;
     let (body, version) = summed.split_last_chunk::<2>().ok_or(BAD_FOOTER)?;
     // Redis takes a sum of 0 for "none": some write their payloads without one.
@@ -117,10 +153,14 @@ fn deserialise(payload: &[u8]) -> Result<Vec<u8>, &'static str> {
     }
     let mut reader = Reader(body);
     let value = match reader.byte() {
-        Some(STRING) => reader.string(),
+        Some(STRING) => reader.string().map(ValueBuf::string),
+        Some(ENCODED) => reader
+            .byte()
+            .and_then(Encoding::from_number)
+            .map(|encoding| ValueBuf { encoding, content: reader.0.to_vec() }),
         _ => None,
     };
-    value.filter(|value| value.len() <= VALUE_BYTES_MAX).ok_or(BAD_DATA)
+    value.filter(|value| value.content.len() <= VALUE_BYTES_MAX).ok_or(BAD_DATA)
 }
 
 /// What is left of a payload's body.
@@ -215,7 +255,7 @@ fn unpack(mut packed: &[u8], length: usize) -> Option<Vec<u8>> {
 }
 
 fn dump(call: &mut Call<'_>) {
-    let payload = call.get().map(|item| serialise(item.value()));
+    let payload = call.get().map(|item| serialise(item.value().string()));
     call.reply.bulk_or_nil(payload.as_deref());
 }
 
@@ -277,14 +317,18 @@ fn restore(call: &mut Call<'_>) {
     };
     let base = if options.absolute { 0 } else { call.now.0 };
     match ttl {
-        0 => call.put(&value, Expires::Never),
+        0 => call.put(&value.content, Expires::Never),
         ttl => {
             let moment = Millis(ttl.saturating_add(base));
             match moment <= call.now {
                 true => drop(call.remove()),
-                false => call.put(&value, Expires::At(moment)),
+                false => call.put(&value.content, Expires::At(moment)),
             }
         }
+    }
+    if value.encoding != Encoding::Plain {
+        let key = call.args.get(0);
+        call.tables.set_encoding(call.table, call.hash, key, value.encoding);
     }
     if let Some(idle) = options.idle {
         let used = (call.now.0 / 1000).saturating_sub(idle) as u32;
@@ -300,6 +344,12 @@ mod tests {
     #[test]
     fn the_checksum_is_the_one_redis_uses() {
         assert_eq!(crc64(b"123456789"), 0xe9c6_d914_c4b8_d9ca);
+        let by_byte = |bytes: &[u8]| {
+            let step = |crc, byte: &u8| CRC64[0][usize::from(crc as u8 ^ byte)] ^ crc >> 8;
+            bytes.iter().fold(0u64, step)
+        };
+        let bytes: Vec<u8> = (0..100u8).map(|n| n.wrapping_mul(151)).collect();
+        (0..100).for_each(|end| assert_eq!(crc64(&bytes[..end]), by_byte(&bytes[..end])));
     }
 
     #[test]
@@ -312,7 +362,11 @@ mod tests {
             ["0", "-1", "127", "128", "-32768", "32768", "2147483648", "-2147483648", "007"];
         values.extend(texts.iter().map(|text| text.as_bytes().to_vec()));
         for value in values {
-            assert_eq!(deserialise(&serialise(&value)), Ok(value));
+            assert_eq!(deserialise(&serialise(&value)), Ok(ValueBuf::string(value.clone())));
+            for encoding in Encoding::ALL {
+                let own = ValueBuf { encoding, content: value.clone() };
+                assert_eq!(deserialise(&encoded(encoding, &value)), Ok(own));
+            }
         }
     }
 
@@ -321,7 +375,7 @@ mod tests {
         // DUMP of a hundred letters a by redis-server 7.0.15, its checksum left out.
         let payload = b"\x00\xc3\x09\x40\x64\x01\x61\x61\xe0\x57\x00\x01\x61\x61\x0a\x00";
         let whole = [payload.as_slice(), &[0; 8]].concat();
-        assert_eq!(deserialise(&whole), Ok(vec![b'a'; 100]));
+        assert_eq!(deserialise(&whole), Ok(ValueBuf::string(vec![b'a'; 100])));
     }
 
     #[test]

@@ -80,7 +80,7 @@ fn touch(call: &mut Call<'_>) {
 }
 
 fn type_of(call: &mut Call<'_>) {
-    let name = if call.peek().is_some() { "string" } else { "none" };
+    let name = call.peek().map_or("none", |item| item.encoding().value_type().name());
     call.reply.simple(name);
 }
 

@@ -93,7 +93,7 @@ fn lcs(call: &mut Call<'_>) {
     for (index, string) in strings.iter_mut().enumerate() {
         let hash = call.hash_of(index);
         if let Some(item) = call.tables.get(call.table, hash, args.get(index)) {
-            string.extend_from_slice(item.value());
+            string.extend_from_slice(item.value().string());
         }
     }
     let [a, b] = &strings;

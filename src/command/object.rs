@@ -9,7 +9,7 @@ use super::reply::Reply;
 use super::spec::{
     CommandGroup, Doc, Keys, LOADING, NO_KEYS, READONLY, Run, STALE, Spec, Split, data,
 };
-use crate::store::tables::Origin;
+use crate::store::tables::Encoding;
 
 const fn doc(since: &'static str, summary: &'static str, syntax: &'static str) -> Doc {
     Doc { group: CommandGroup::Generic, since, complexity: "O(1)", summary, syntax }
@@ -39,16 +39,16 @@ const OBJECT: &[Spec] = &[
 ];
 
 /// The longest string that Redis puts into one allocation with its header.
-const EMBEDDED_BYTES_MAX: usize = 44;
+pub const EMBEDDED_BYTES_MAX: usize = 44;
 
 /// Redis's names for its ways to hold a string, by what the string looks like and how it was made.
 fn encoding(call: &mut Call<'_>) {
     let Some(item) = call.tables.peek(call.table, call.hash, call.args.get(1)) else {
         return call.reply.nil();
     };
-    let name: &[u8] = match (item.origin(), item.value()) {
-        (Origin::Edited, _) => b"raw",
-        (Origin::Given, value) if parse_int(value).is_some() => b"int",
+    let name: &[u8] = match (item.encoding(), item.value().string()) {
+        (Encoding::Raw, _) => b"raw",
+        (Encoding::Plain, value) if parse_int(value).is_some() => b"int",
         (_, value) if value.len() <= EMBEDDED_BYTES_MAX => b"embstr",
         _ => b"raw",
     };
@@ -60,10 +60,12 @@ const SHARED_INTEGERS: i64 = 10_000;
 
 fn refcount(call: &mut Call<'_>) {
     match call.tables.peek(call.table, call.hash, call.args.get(1)) {
-        Some(item) => match parse_int(item.value()).filter(|_| item.origin() == Origin::Given) {
-            Some(0..SHARED_INTEGERS) => call.reply.int(i32::MAX.into()),
-            _ => call.reply.int(1),
-        },
+        Some(item) => {
+            match parse_int(item.value().string()).filter(|_| item.encoding() == Encoding::Plain) {
+                Some(0..SHARED_INTEGERS) => call.reply.int(i32::MAX.into()),
+                _ => call.reply.int(1),
+            }
+        }
         None => call.reply.nil(),
     }
 }

@@ -9,7 +9,7 @@ use super::spec::{
 use super::{Call, NOT_AN_INTEGER, SYNTAX};
 use crate::batch::Args;
 use crate::ids::TableIndex;
-use crate::store::tables::{Expires, Origin};
+use crate::store::tables::{Encoding, Expires};
 
 const fn doc(
     since: &'static str,
@@ -55,12 +55,13 @@ impl Call<'_> {
     fn copy_item(&mut self, from: (TableIndex, &[u8]), to: (TableIndex, &[u8])) -> bool {
         let hasher = self.tables.hasher();
         let Some(item) = self.tables.get(from.0, hasher.hash(from.1), from.1) else { return false };
-        let (value, expires, origin) = (item.value().to_vec(), item.expires(), item.origin());
+        let (value, expires, encoding) =
+            (item.value().string().to_vec(), item.expires(), item.encoding());
         let expires = expires.map_or(Expires::Never, Expires::At);
         let hash = hasher.hash(to.1);
         self.tables.put(to.0, hash, to.1, &value, expires);
-        if origin != Origin::Given {
-            self.tables.set_origin(to.0, hash, to.1, origin);
+        if encoding != Encoding::Plain {
+            self.tables.set_encoding(to.0, hash, to.1, encoding);
         }
         true
     }

@@ -10,7 +10,7 @@ use super::{Call, NOT_AN_INTEGER, SYNTAX, VALUE_BYTES_MAX};
 use crate::batch::Args;
 use crate::batch::refusal::Refusal;
 use crate::ids::Millis;
-use crate::store::tables::{Expires, ItemRef, Origin};
+use crate::store::tables::{Encoding, Expires, ItemRef};
 
 const fn doc(
     since: &'static str,
@@ -74,11 +74,11 @@ const TOO_LONG: &str = "ERR string exceeds maximum allowed size (proto-max-bulk-
 
 fn get(call: &mut Call<'_>) {
     let item = call.tables.get(call.table, call.hash, call.args.get(0));
-    call.reply.bulk_or_nil(item.map(|item| item.value()));
+    call.reply.bulk_or_nil(item.map(|item| item.value().string()));
 }
 
 fn strlen(call: &mut Call<'_>) {
-    let length = call.get().map_or(0, |item| item.value().len());
+    let length = call.get().map_or(0, |item| item.value().string().len());
     call.reply.count(length);
 }
 
@@ -86,7 +86,7 @@ fn getrange(call: &mut Call<'_>) {
     let (start, end) = (parse_int(call.args.get(1)), parse_int(call.args.get(2)));
     let (Some(start), Some(end)) = (start, end) else { return call.reply.error(NOT_AN_INTEGER) };
     let item = call.tables.get(call.table, call.hash, call.args.get(0));
-    let value = item.map_or(&[][..], |item| item.value());
+    let value = item.map_or(&[][..], |item| item.value().string());
     call.reply.bulk(range(value, start, end));
 }
 
@@ -112,7 +112,7 @@ fn mget(call: &mut Call<'_>) {
     for (index, key) in args.iter().enumerate() {
         let hash = call.hash_of(index);
         let item = call.tables.get(call.table, hash, key);
-        call.reply.bulk_or_nil(item.map(|item| item.value()));
+        call.reply.bulk_or_nil(item.map(|item| item.value().string()));
         if index > 0 && call.reply.bytes() - begun > MGET_BYTES_MAX {
             call.reply.rewind(begun);
             return call.reply.error(&super::refusal_text(&Refusal::TooLong));
@@ -249,7 +249,7 @@ fn set(call: &mut Call<'_>) {
     let found = match options.get {
         true => {
             let item = call.tables.get(call.table, call.hash, call.args.get(0));
-            call.reply.bulk_or_nil(item.map(|item| item.value()));
+            call.reply.bulk_or_nil(item.map(|item| item.value().string()));
             item.is_some()
         }
         false => options.when != When::Always && call.get().is_some(),
@@ -362,7 +362,7 @@ fn put_pairs(call: &mut Call<'_>) {
 
 fn append(call: &mut Call<'_>) {
     let suffix = call.args.get(1);
-    let length = call.get().map_or(0, |item| item.value().len());
+    let length = call.get().map_or(0, |item| item.value().string().len());
     if length + suffix.len() > VALUE_BYTES_MAX {
         return call.reply.error(TOO_LONG);
     }
@@ -378,7 +378,7 @@ fn setrange(call: &mut Call<'_>) {
         return call.reply.error("ERR offset is out of range");
     };
     let value = call.args.get(2);
-    let length = call.get().map_or(0, |item| item.value().len());
+    let length = call.get().map_or(0, |item| item.value().string().len());
     if value.is_empty() {
         return call.reply.count(length);
     }
@@ -425,7 +425,7 @@ fn decrby(call: &mut Call<'_>) {
 fn incrbyfloat(call: &mut Call<'_>) {
     const NOT_A_FLOAT: &str = "ERR value is not a valid float";
     let increment = call.args.get(1);
-    let before = call.get().map_or(&b"0"[..], |item| item.value());
+    let before = call.get().map_or(&b"0"[..], |item| item.value().string());
     let numbers = [before, increment].map(Float::parse);
     let known = |(text, number): (&[u8], &Option<Float>)| number.is_some() || is_infinite(text);
     if ![before, increment].into_iter().zip(&numbers).all(known) {
@@ -438,12 +438,12 @@ fn incrbyfloat(call: &mut Call<'_>) {
     };
     let text = after.text();
     call.put(text.as_bytes(), Expires::Keep);
-    call.tables.set_origin(call.table, call.hash, call.args.get(0), Origin::Float);
+    call.tables.set_encoding(call.table, call.hash, call.args.get(0), Encoding::Float);
     call.reply.bulk(text.as_bytes());
 }
 
 fn add(call: &mut Call<'_>, increment: i64) {
-    let number = |item: ItemRef<'_>| parse_int(item.value());
+    let number = |item: ItemRef<'_>| parse_int(item.value().string());
     let Some(before) = call.get().map_or(Some(0), number) else {
         return call.reply.error(NOT_AN_INTEGER);
     };

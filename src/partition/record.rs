@@ -30,7 +30,7 @@ use crate::txn::share::{self, PreparedShare, TXN_BYTES, put_txn, read_txn};
 use bytes::Bytes;
 
 /// The format of an entry, its first byte.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// In the first byte: the entry counts only once it is synced ([`must_sync`]).
 const SYNCED: u8 = 1 << 7;
 /// Bytes before the first section.

@@ -6,13 +6,10 @@
 //! the keys they lock, votes, outcomes that are not confirmed everywhere, and what is over.
 //!
 //! ```text
-//! | "QRSN" | version | head | intent | .. | outcome | .. | ends | .. | items | .. | end |
-//!
-//! block: | kind, 1 | bytes, 4 | checksum, 4 | content |      numbers are little-endian
-//! items: | table, 1 | item | item | ..
-//!  item: | key, 3; flags, 1 | value, 4 | used, 4 | expiry, 8, if flagged | key | value |
+//! | "QRSN" | version | head | intent | .. | outcome | .. | ends | .. | items, pages | .. | end |
 //! ```
 //!
+//! Each of these parts is a block of [`pages`].
 //! The head says how many items each table has, so that they are given their room at once, and
 //! the end says how many there were, so that a stream which breaks off is not taken for a whole
 //! one. Every block has a checksum over its kind and content: a snapshot crosses disks and
@@ -20,16 +17,17 @@
 //! block begins.
 
 use crate::batch::machine::Machine;
-use crate::ids::{Millis, PartitionId, TABLES, TableIndex};
+use crate::ids::{Millis, PartitionId, TABLES};
 use crate::partition::replica::Replica;
 use crate::store::pages::{
-    self, BLOCK_BYTES, BLOCK_BYTES_MAX, BlockKind, Damaged, Stored, put_value, read_value,
+    self, BLOCK_BYTES, BLOCK_BYTES_MAX, BlockKind, Damaged, PagedItem, PagesReader, put_value,
+    read_value,
 };
 use crate::store::tables::{KeyHasher, Tables};
 use serde::{Deserialize, Serialize};
 
 const MAGIC: [u8; 4] = *b"QRSN";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// Bytes before the first block.
 const PREFIX_BYTES: usize = 5;
 /// What a snapshot begins with.
@@ -76,6 +74,8 @@ pub struct Restorer<M> {
     at: u64,
     replica: Option<Replica<M>>,
     head: Option<SnapshotHead>,
+    /// Values that come in pages.
+    pages: PagesReader,
     restored: [u64; TABLES],
     ended: bool,
     /// What was found wrong: nothing after it is believed.
@@ -92,6 +92,7 @@ impl<M: Machine> Restorer<M> {
             at: 0,
             replica: None,
             head: None,
+            pages: PagesReader::default(),
             restored: [0; TABLES],
             ended: false,
             damaged: None,
@@ -212,6 +213,7 @@ impl<M: Machine> Restorer<M> {
             BlockKind::Head => self.on_head(content),
             BlockKind::End => self.on_end(content),
             BlockKind::Items => self.on_items(content),
+            BlockKind::Page => self.on_page(content),
             BlockKind::Intent => self.on_state(|replica| replica.restore_intent(content)),
             BlockKind::Outcome => self.on_state(|replica| replica.restore_outcome(content)),
             BlockKind::Ends => self.on_state(|replica| replica.restore_ends(content)),
@@ -238,34 +240,37 @@ impl<M: Machine> Restorer<M> {
     }
 
     fn on_items(&mut self, content: &[u8]) -> Result<(), String> {
-        let Some((&table, mut items)) = content.split_first() else {
-            return Err("items of no table".into());
-        };
-        let table = TableIndex::try_from(table)?;
         let Some(replica) = &mut self.replica else { return Ok(()) };
-        let tables: &mut Tables = replica.tables_to_restore();
-        while !items.is_empty() {
-            let Some((item, rest)) = Stored::read(items) else {
-                return Err("an item without sense".into());
-            };
-            let Stored { key, value, expires, origin, used } = item;
-            if !tables.restore(table, key, value, (expires, origin), used) {
-                return Err("an item that was there before".into());
-            }
-            self.restored[table.index()] += 1;
-            items = rest;
-        }
-        Ok(())
+        self.pages.items(content, restore_into(replica.tables_to_restore(), &mut self.restored))
+    }
+
+    fn on_page(&mut self, content: &[u8]) -> Result<(), String> {
+        let Some(replica) = &mut self.replica else { return Ok(()) };
+        self.pages.page(content, restore_into(replica.tables_to_restore(), &mut self.restored))
     }
 
     fn on_end(&mut self, content: &[u8]) -> Result<(), String> {
         let items: u64 = read_value(content)?;
         let (wanted, restored) = (self.head.as_ref().map(|head| head.items), self.restored);
         let count: u64 = restored.iter().sum();
-        if wanted != Some(restored) || count != items {
+        if wanted != Some(restored) || count != items || !self.pages.is_whole() {
             return Err(format!("{count} items of {items}"));
         }
         self.ended = true;
+        Ok(())
+    }
+}
+
+/// Puts items into tables, and counts them.
+fn restore_into<'a>(
+    tables: &'a mut Tables,
+    restored: &'a mut [u64; TABLES],
+) -> impl FnMut(PagedItem<'_>) -> Result<(), String> + 'a {
+    |item| {
+        if !tables.restore(&item) {
+            return Err("an item that was there before".into());
+        }
+        restored[item.table.index()] += 1;
         Ok(())
     }
 }

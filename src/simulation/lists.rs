@@ -61,7 +61,7 @@ impl Machine for Lists {
         let hashes: Vec<u64> = keys.iter().map(|key| tables.hasher().hash(key)).collect();
         let list = |tables: &mut Tables, index: usize| {
             let item = tables.get(table, hashes[index], &keys[index]);
-            item.map(|item| item.value().to_vec()).unwrap_or_default()
+            item.map(|item| item.value().string().to_vec()).unwrap_or_default()
         };
         let length: usize = (0..keys.len()).map(|index| list(tables, index).len() / 4).sum();
         if op.head.code == EXPIRE {

@@ -1,17 +1,18 @@
 //! An image: the items of a partition as a stream of bytes, to leave the cluster in a backup.
 //!
 //! ```text
-//! | "QRIM" | version | items | .. | end |      blocks as in a snapshot
+//! | "QRIM" | version | items, pages | .. | end |      blocks of pages
 //! ```
 //!
-//! It has no head and no transactions: whoever takes it in puts the items back by ordinary writes,
-//! wherever they belong there.
+//! It has no head and no transactions: a restore puts the items back by ordinary writes, wherever they
+//! belong there. Images of version 1 are read too.
 
-use super::pages::{BLOCK_BYTES, BLOCK_BYTES_MAX, BlockKind, Stored, checksum, read_value};
-use crate::ids::{Millis, TableIndex};
+use super::pages::{
+    BLOCK_BYTES, BLOCK_BYTES_MAX, BlockKind, PagedItem, PagesReader, checksum, read_value,
+};
 
 const MAGIC: [u8; 4] = *b"QRIM";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// Bytes before the first block.
 pub const IMAGE_PREFIX_BYTES: usize = 5;
@@ -27,21 +28,9 @@ pub(super) fn put_image_prefix(out: &mut Vec<u8>) {
 /// What is known of an image while it is read, block by block. Errors say what is wrong with it.
 #[derive(Debug, Default)]
 pub struct ImageReader {
+    pages: PagesReader,
     items: u64,
     ended: bool,
-}
-
-/// An item as an image holds it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ImageItem<'a> {
-    /// Its table.
-    pub table: TableIndex,
-    /// Its key.
-    pub key: &'a [u8],
-    /// Its value.
-    pub value: &'a [u8],
-    /// When it expires, if it does.
-    pub expires: Option<Millis>,
 }
 
 impl ImageReader {
@@ -51,7 +40,10 @@ impl ImageReader {
     /// When it is of something else, or of a version that is not known.
     pub fn read(prefix: [u8; IMAGE_PREFIX_BYTES]) -> Result<ImageReader, String> {
         match prefix.split_first_chunk() {
-            Some((&MAGIC, [VERSION])) => Ok(ImageReader::default()),
+            Some((&MAGIC, &[version @ (1 | VERSION)])) => {
+                let pages = PagesReader::of_version(version == 1);
+                Ok(ImageReader { pages, ..ImageReader::default() })
+            }
             Some((&MAGIC, [version])) => Err(format!("image version {version}, not {VERSION}")),
             _ => Err("no image".into()),
         }
@@ -78,7 +70,7 @@ impl ImageReader {
         &mut self,
         head: [u8; IMAGE_BLOCK_BYTES],
         content: &[u8],
-        put: &mut dyn FnMut(ImageItem<'_>),
+        put: &mut dyn FnMut(PagedItem<'_>),
     ) -> Result<(), String> {
         let [kind, _, _, _, _, sum @ ..] = head;
         if checksum(kind, content) != u32::from_le_bytes(sum) {
@@ -86,10 +78,20 @@ impl ImageReader {
         }
         match BlockKind::read(kind) {
             _ if self.ended => Err("a block after the end".into()),
-            Some(BlockKind::Items) => self.take_items(content, put),
+            Some(kind @ (BlockKind::Items | BlockKind::Page)) => {
+                let count = |item: PagedItem<'_>| {
+                    self.items += 1;
+                    put(item);
+                    Ok(())
+                };
+                match kind {
+                    BlockKind::Items => self.pages.items(content, count),
+                    _ => self.pages.page(content, count),
+                }
+            }
             Some(BlockKind::End) => {
                 let items: u64 = read_value(content)?;
-                if items != self.items {
+                if items != self.items || !self.pages.is_whole() {
                     return Err(format!("{} items of {items}", self.items));
                 }
                 self.ended = true;
@@ -97,27 +99,6 @@ impl ImageReader {
             }
             _ => Err(format!("a block of kind {kind}, which images do not have")),
         }
-    }
-
-    fn take_items(
-        &mut self,
-        content: &[u8],
-        put: &mut dyn FnMut(ImageItem<'_>),
-    ) -> Result<(), String> {
-        let Some((&table, mut rest)) = content.split_first() else {
-            return Err("items of no table".into());
-        };
-        let table = TableIndex::try_from(table)?;
-        while !rest.is_empty() {
-            let Some((item, later)) = Stored::read(rest) else {
-                return Err("an item without sense".into());
-            };
-            let Stored { key, value, expires, .. } = item;
-            self.items += 1;
-            put(ImageItem { table, key, value, expires });
-            rest = later;
-        }
-        Ok(())
     }
 
     /// How many items it has.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0        4          8       12                 12 or 20     + key
-//! | flags, | value    | access | expiry, 8 bytes, | key        | value      | room to |
+//! | flags, | value's  | access | expiry, 8 bytes, | key        | value      | room to |
 //! | key    | length   | clock  | if the item has  |            |            | grow    |
 //! | length |          |        | one              |            |            |         |
 //! ```
@@ -21,7 +21,7 @@
 //! the bytes behind it.
 
 use crate::ids::Millis;
-use serde::{Deserialize, Serialize};
+use crate::store::value::{ENCODING_BITS, Encoding, Value};
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error, realloc};
 use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
@@ -46,9 +46,12 @@ const EXPIRY: usize = size_of::<u64>();
 const KEY_LEN: u32 = KEY_BYTES_MAX as u32;
 /// Flag: the item has an expiry.
 const VOLATILE: u32 = 1 << 24;
-/// Flags: the value's [`Origin`].
-const ORIGIN: u32 = 3 << ORIGIN_SHIFT;
-const ORIGIN_SHIFT: u32 = 25;
+/// Where the number of the value's [`Encoding`] begins. The two bits before it are for an item that
+/// has metadata of its own, between expiry and key, and for one whose value is a pointer to a large
+/// one with its counter of bytes. There are no such items yet.
+const ENCODING_SHIFT: u32 = 27;
+
+const _: () = assert!(ENCODING_SHIFT + ENCODING_BITS == u32::BITS);
 
 const _: () = assert!(size_of::<Option<Item>>() == size_of::<usize>());
 
@@ -67,53 +70,26 @@ fn class(len: usize) -> usize {
     len.next_multiple_of(octave / steps)
 }
 
-/// How a value came to be. Redis keeps strings in different ways according to it and tells which
-/// (`OBJECT ENCODING`); here it is kept for the sake of that answer only.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Origin {
-    /// Given as a whole: what it looks like is all there is to tell.
-    #[default]
-    Given,
-    /// Formatted from a float: not looked at for an integer, even if it reads as one.
-    Float,
-    /// Changed in place, or made by a command on bits: it has room to grow.
-    Edited,
-}
-
-impl Origin {
-    /// The origin as two bits.
-    #[inline]
-    pub fn bits(self) -> u8 {
-        self as u8
-    }
-
-    /// The origin of two bits, if they are those of one.
-    #[inline]
-    pub fn from_bits(bits: u8) -> Option<Origin> {
-        [Origin::Given, Origin::Float, Origin::Edited].get(usize::from(bits)).copied()
-    }
-}
-
-/// What an item's header says: the shape of its allocation, and the value's origin.
+/// What an item's header says: the shape of its allocation, and the value's encoding.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Shape {
     key: usize,
     value: usize,
     volatile: bool,
-    origin: Origin,
+    encoding: Encoding,
 }
 
 impl Shape {
     fn new(key: &[u8], value: usize, volatile: bool) -> Shape {
         assert!(key.len() <= KEY_BYTES_MAX, "a key of {} bytes", key.len());
         assert!(value <= VALUE_BYTES_MAX, "a value of {value} bytes");
-        Shape { key: key.len(), value, volatile, origin: Origin::Given }
+        Shape { key: key.len(), value, volatile, encoding: Encoding::Plain }
     }
 
     #[inline]
-    fn with_value(self, value: usize, origin: Origin) -> Shape {
+    fn with_value(self, value: usize, encoding: Encoding) -> Shape {
         assert!(value <= VALUE_BYTES_MAX, "a value of {value} bytes");
-        Shape { value, origin, ..self }
+        Shape { value, encoding, ..self }
     }
 
     #[inline]
@@ -143,10 +119,10 @@ impl Shape {
     }
 }
 
-/// The origin that a header's first word tells.
+/// The encoding that a header's first word tells.
 #[inline]
-fn origin_of(first: u32) -> Origin {
-    Origin::from_bits(((first & ORIGIN) >> ORIGIN_SHIFT) as u8).unwrap_or_default()
+fn encoding_of(first: u32) -> Encoding {
+    Encoding::from_number((first >> ENCODING_SHIFT) as u8).unwrap_or_default()
 }
 
 /// A borrowed item.
@@ -176,7 +152,7 @@ impl<'a> ItemRef<'a> {
             key: (first & KEY_LEN) as usize,
             value: value as usize,
             volatile: first & VOLATILE != 0,
-            origin: origin_of(first),
+            encoding: encoding_of(first),
         }
     }
 
@@ -190,7 +166,13 @@ impl<'a> ItemRef<'a> {
 
     /// The value.
     #[inline]
-    pub fn value(&self) -> &'a [u8] {
+    pub fn value(&self) -> Value<'a> {
+        Value::new(self.encoding(), self.content())
+    }
+
+    /// The value's content, as it is encoded.
+    #[inline]
+    pub fn content(&self) -> &'a [u8] {
         let shape = self.shape();
         // SAFETY: the header says that so many initialised bytes lie there, unchanged during 'a.
         unsafe { slice::from_raw_parts(self.raw.add(shape.value_at()).as_ptr(), shape.value) }
@@ -206,10 +188,10 @@ impl<'a> ItemRef<'a> {
         Some(Millis(unsafe { self.raw.add(BODY).cast::<u64>().read_unaligned() }))
     }
 
-    /// How the value came to be.
+    /// The value's type and encoding.
     #[inline]
-    pub fn origin(&self) -> Origin {
-        self.shape().origin
+    pub fn encoding(&self) -> Encoding {
+        self.shape().encoding
     }
 
     /// The second in which the item was last used.
@@ -252,7 +234,7 @@ impl Item {
     pub fn zeroed(key: &[u8], len: usize, expires: Option<Millis>) -> Item {
         let mut item = Item::unfilled(key, len, expires);
         item.zero(0);
-        item.set_origin(Origin::Edited);
+        item.set_encoding(Encoding::Raw);
         item
     }
 
@@ -328,7 +310,7 @@ impl Item {
     pub fn set(&mut self, value: &[u8], expires: Option<Millis>) {
         let old = self.as_ref().shape();
         let new =
-            Shape { volatile: expires.is_some(), ..old.with_value(value.len(), Origin::Given) };
+            Shape { volatile: expires.is_some(), ..old.with_value(value.len(), Encoding::Plain) };
         if old.volatile != new.volatile || old.bytes() != new.bytes() {
             // A new allocation rather than a longer one, which would copy the old value.
             let item = Item::new(self.as_ref().key(), value, expires);
@@ -345,7 +327,7 @@ impl Item {
     /// Appends to the value and returns its new length.
     pub fn append(&mut self, suffix: &[u8]) -> usize {
         let old = self.as_ref().shape();
-        let new = old.with_value(old.value + suffix.len(), Origin::Edited);
+        let new = old.with_value(old.value + suffix.len(), Encoding::Raw);
         self.reallocate(old, new);
         self.write_shape(new);
         self.fill(old.value, suffix);
@@ -355,7 +337,7 @@ impl Item {
     /// Cuts the value to `len` bytes or extends it with zeros.
     pub fn resize(&mut self, len: usize) {
         let old = self.as_ref().shape();
-        let new = old.with_value(len, Origin::Edited);
+        let new = old.with_value(len, Encoding::Raw);
         self.reallocate(old, new);
         self.write_shape(new);
         if len > old.value {
@@ -392,10 +374,10 @@ impl Item {
         }
     }
 
-    /// Says how the value came to be, if it was not given as a whole.
+    /// Says how the value is encoded, if it is not as it was given.
     #[inline]
-    pub fn set_origin(&mut self, origin: Origin) {
-        let shape = Shape { origin, ..self.as_ref().shape() };
+    pub fn set_encoding(&mut self, encoding: Encoding) {
+        let shape = Shape { encoding, ..self.as_ref().shape() };
         self.write_shape(shape);
     }
 
@@ -417,7 +399,7 @@ impl Item {
     #[inline]
     fn write_shape(&mut self, shape: Shape) {
         let volatile = if shape.volatile { VOLATILE } else { 0 };
-        let flags = volatile | u32::from(shape.origin.bits()) << ORIGIN_SHIFT;
+        let flags = volatile | u32::from(shape.encoding.number()) << ENCODING_SHIFT;
         // SAFETY: the allocation begins with two aligned words, and it is ours alone.
         unsafe {
             self.raw.cast::<u32>().write(shape.key as u32 | flags);
@@ -511,7 +493,7 @@ mod tests {
         let mut value = Vec::new();
         let check = |item: &Item, value: &[u8], expires| {
             assert_eq!(item.as_ref().key(), b"key");
-            assert_eq!(item.as_ref().value(), value);
+            assert_eq!(item.as_ref().content(), value);
             assert_eq!(item.as_ref().expires(), expires);
         };
         // Miri takes its time.
@@ -544,30 +526,33 @@ mod tests {
             }
         }
         let empty = Item::new(b"", b"", None);
-        assert_eq!((empty.as_ref().key(), empty.as_ref().value()), (&b""[..], &b""[..]));
+        assert_eq!((empty.as_ref().key(), empty.as_ref().content()), (&b""[..], &b""[..]));
         let zeros = Item::zeroed(b"k", 1000, None);
-        assert_eq!(zeros.as_ref().value(), [0; 1000]);
+        assert_eq!(zeros.as_ref().content(), [0; 1000]);
     }
 
     #[test]
-    fn a_value_tells_how_it_came_to_be() {
+    fn a_value_tells_how_it_is_encoded() {
         let mut item = Item::new(b"key", b"1", None);
-        assert_eq!(item.as_ref().origin(), Origin::Given);
+        assert_eq!(item.as_ref().encoding(), Encoding::Plain);
         item.append(b"");
-        assert_eq!(item.as_ref().origin(), Origin::Edited);
+        assert_eq!(item.as_ref().encoding(), Encoding::Raw);
         for expires in [Some(Millis(7)), None] {
             item.set_expires(expires);
-            assert_eq!(item.as_ref().origin(), Origin::Edited);
+            assert_eq!(item.as_ref().encoding(), Encoding::Raw);
         }
         for value in [&b"2"[..], &[b'v'; 100]] {
-            item.set_origin(Origin::Float);
-            assert_eq!(item.as_ref().origin(), Origin::Float);
+            item.set_encoding(Encoding::Float);
+            assert_eq!(item.as_ref().encoding(), Encoding::Float);
             item.set(value, None);
-            assert_eq!((item.as_ref().origin(), item.as_ref().value()), (Origin::Given, value));
+            assert_eq!(
+                (item.as_ref().encoding(), item.as_ref().content()),
+                (Encoding::Plain, value)
+            );
         }
         item.resize(3);
-        assert_eq!(item.as_ref().origin(), Origin::Edited);
-        assert_eq!(Item::zeroed(b"key", 1, None).as_ref().origin(), Origin::Edited);
+        assert_eq!(item.as_ref().encoding(), Encoding::Raw);
+        assert_eq!(Item::zeroed(b"key", 1, None).as_ref().encoding(), Encoding::Raw);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A key's state on its way: between partitions and Coordinators, and in an intent.
 
 use crate::ids::{Millis, TableIndex};
-use crate::store::item::Origin;
+use crate::store::value::ValueBuf;
 use serde::{Deserialize, Serialize};
 
 /// A key's state as it moves between partitions and Coordinators, and as an intent holds it.
@@ -20,11 +20,7 @@ pub struct KeyState {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeldValue {
     /// The value.
-    #[serde(with = "serde_bytes")]
-    pub value: Vec<u8>,
+    pub value: ValueBuf,
     /// When it expires.
     pub expires: Option<Millis>,
-    /// How the value came to be.
-    #[serde(default)]
-    pub origin: Origin,
 }

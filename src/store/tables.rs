@@ -15,9 +15,11 @@ mod backup;
 
 use crate::ids::{Millis, TABLES, TableIndex};
 use crate::store::item::Item;
-pub use crate::store::item::{ItemRef, Origin};
+pub use crate::store::item::ItemRef;
 use crate::store::key_state::{HeldValue, KeyState};
+use crate::store::pages::PagedItem;
 use crate::store::table::{CellPlace, Purpose, Table};
+pub use crate::store::value::{Encoding, ValueBuf};
 use crate::store::watches::Watches;
 use backup::Backups;
 pub use backup::{Begun, PIECE_BYTES};
@@ -281,7 +283,7 @@ impl Tables {
     #[inline]
     pub fn value_bytes(&self, table: TableIndex, hash: u64, key: &[u8]) -> usize {
         let Some(items) = self.table(table) else { return 0 };
-        items.find(hash, key).map_or(0, |place| items.at(place).value().len())
+        items.find(hash, key).map_or(0, |place| items.at(place).content().len())
     }
 
     /// Sets the second in which the key was last used.
@@ -359,10 +361,10 @@ impl Tables {
         items.use_at(place, second);
     }
 
-    /// Says how the key's value came to be, where it was not given as a whole.
-    pub fn set_origin(&mut self, table: TableIndex, hash: u64, key: &[u8], origin: Origin) {
+    /// Says how the key's value is encoded, where it is not as it was given.
+    pub fn set_encoding(&mut self, table: TableIndex, hash: u64, key: &[u8], encoding: Encoding) {
         if let Some((items, place)) = self.live_mut(table, hash, key) {
-            items.edit(place, |item| item.set_origin(origin));
+            items.edit(place, |item| item.set_encoding(encoding));
         }
     }
 
@@ -517,22 +519,16 @@ impl Tables {
     }
 
     /// Puts an item as a snapshot holds it, expired or not; false if its key is there.
-    pub fn restore(
-        &mut self,
-        table: TableIndex,
-        key: &[u8],
-        value: &[u8],
-        (expires, origin): (Option<Millis>, Origin),
-        used: u32,
-    ) -> bool {
+    pub fn restore(&mut self, item: &PagedItem<'_>) -> bool {
+        let &PagedItem { table, key, encoding, content, expires, used } = item;
         let hasher = self.hasher;
         let hash = hasher.hash(key);
         let items = self.tables[table.index()].get_or_insert_default();
         if items.find(hash, key).is_some() {
             return false;
         }
-        let mut item = Item::new(key, value, expires);
-        item.set_origin(origin);
+        let mut item = Item::new(key, content, expires);
+        item.set_encoding(encoding);
         let place = items.insert(hash, item, |key| hasher.hash(key));
         items.use_at(place, used);
         true
@@ -577,9 +573,8 @@ impl Tables {
     pub fn image(&mut self, table: TableIndex, key: &[u8]) -> KeyState {
         let hash = self.hasher.hash(key);
         let held = self.peek(table, hash, key).map(|item| HeldValue {
-            value: item.value().to_vec(),
+            value: ValueBuf { encoding: item.encoding(), content: item.content().to_vec() },
             expires: item.expires(),
-            origin: item.origin(),
         });
         KeyState { table, key: key.to_vec(), held }
     }
@@ -594,15 +589,15 @@ impl Tables {
         match (held, found, &mut self.tables[table.index()]) {
             (Some(held), Some(place), Some(items)) => {
                 items.edit(place, |item| {
-                    item.set(&held.value, held.expires);
-                    item.set_origin(held.origin);
+                    item.set(&held.value.content, held.expires);
+                    item.set_encoding(held.value.encoding);
                 });
                 items.use_at(place, self.second);
             }
             (None, Some(place), Some(items)) => drop(items.remove(place)),
             (Some(held), _, _) => {
-                let mut item = Item::new(&key, &held.value, held.expires);
-                item.set_origin(held.origin);
+                let mut item = Item::new(&key, &held.value.content, held.expires);
+                item.set_encoding(held.value.encoding);
                 self.insert(table, hash, item);
             }
             (None, _, _) => {}

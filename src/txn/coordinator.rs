@@ -627,7 +627,7 @@ impl<M: Machine> Transactions<M> {
         }
         let mut held = grant.images.iter().filter_map(|image| image.held.as_ref());
         if txn.answers.join(&grant.replies).is_err()
-            || held.any(|held| txn.gathered.add(held.value.len()).is_err())
+            || held.any(|held| txn.gathered.add(held.value.content.len()).is_err())
         {
             return self.on_obstacle(id, Ended::Refused(Refusal::TooMuch), effects);
         }
@@ -994,8 +994,8 @@ mod tests {
     use crate::ids::TableIndex;
     use crate::script::Args;
     use crate::simulation::Lists;
-    use crate::store::item::Origin;
     use crate::store::key_state::HeldValue;
+    use crate::store::value::ValueBuf;
     use crate::txn::protocol::Claim;
     use std::error::Error;
     use std::fmt::Write;
@@ -1104,7 +1104,7 @@ mod tests {
                     for word in args.words() {
                         let partition = PartitionId(word.parse()?);
                         let value = b"tag0".repeat(length);
-                        let held = HeldValue { value, expires: None, origin: Origin::Given };
+                        let held = HeldValue { value: ValueBuf::string(value), expires: None };
                         let image = KeyState {
                             table: TableIndex::default(),
                             key: key(partition),
@@ -1193,7 +1193,7 @@ mod tests {
                     let mut images = Vec::new();
                     if mode == Mode::Gather {
                         let value = mebibytes(each);
-                        let held = HeldValue { value, expires: None, origin: Origin::Given };
+                        let held = HeldValue { value: ValueBuf::string(value), expires: None };
                         let table = TableIndex::default();
                         images.push(KeyState { table, key: key(partition), held: Some(held) });
                     } else {

@@ -136,13 +136,34 @@ fn fill(cluster: &Cluster) {
         assert_eq!(client.say(&format!("SET key{n} value{n}")), "OK");
     }
     assert_eq!(client.say("SET volatile x PX 100000000"), "OK");
+    for (command, reply) in [
+        ("SET raw ab", "OK"),
+        ("APPEND raw c", "3"),
+        ("SET float 1.5", "OK"),
+        ("INCRBYFLOAT float 1.5", "\"3\""),
+        ("SETRANGE long 900000 end", "900003"),
+    ] {
+        assert_eq!(client.say(command), reply, "{command}");
+    }
     assert_eq!(client.say("SELECT 3"), "OK");
     assert_eq!(client.say("SET third y"), "OK");
 }
 
 fn check(cluster: &Cluster) {
     let mut client = cluster.connect(1);
-    assert_eq!(client.say("DBSIZE"), "301");
+    assert_eq!(client.say("DBSIZE"), "304");
+    // Values are what they were, also in how they are encoded.
+    for (command, reply) in [
+        ("GET raw", "\"abc\""),
+        ("OBJECT ENCODING raw", "\"raw\""),
+        ("GET float", "\"3\""),
+        ("OBJECT ENCODING float", "\"embstr\""),
+        ("OBJECT ENCODING volatile", "\"embstr\""),
+        ("STRLEN long", "900003"),
+        ("GETRANGE long 899998 900002", r#""\x00\x00end""#),
+    ] {
+        assert_eq!(client.say(command), reply, "{command}");
+    }
     for n in 0..300 {
         assert_eq!(client.say(&format!("GET key{n}")), format!("\"value{n}\""));
     }
@@ -163,20 +184,20 @@ fn a_backup_fits_a_cluster_of_another_size() {
     let cluster = Cluster::start();
     fill(&cluster);
     let out = done(&cluster, &["backup", path(&dir)]);
-    assert!(out.starts_with("backed up 302 keys"), "{out}");
+    assert!(out.starts_with("backed up 305 keys"), "{out}");
     let (code, _, err) = admin(&cluster, &["backup", path(&dir)]);
     assert!(code == Some(1) && err.contains("is not empty"), "{err}");
 
     let mut other = Cluster::new(1);
     other.start_all();
     let out = done(&other, &["restore", path(&dir)]);
-    assert!(out.starts_with("restored 302 keys"), "{out}");
+    assert!(out.starts_with("restored 305 keys"), "{out}");
     check(&other);
 
     let mut client = other.connect(1);
     assert_eq!(client.say("SET later z"), "OK");
     let (code, _, err) = admin(&other, &["restore", path(&dir)]);
-    assert!(code == Some(1) && err.contains("holds 303 keys: --force"), "{err}");
+    assert!(code == Some(1) && err.contains("holds 306 keys: --force"), "{err}");
     done(&other, &["restore", path(&dir), "--force"]);
     check(&other);
 

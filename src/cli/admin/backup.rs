@@ -341,7 +341,7 @@ mod tests {
         let mut rounds = Vec::new();
         for number in 0..2 {
             let mut reader = ImageFile::open(&dir.join(image_name(number))).unwrap();
-            while reader.next(&mut |item| rounds.extend_from_slice(item.value)).unwrap() {}
+            while reader.next(&mut |item| rounds.extend_from_slice(item.content)).unwrap() {}
         }
         assert_eq!(rounds.len() as u64, 2 * 300 * KEYS);
         rounds.dedup();

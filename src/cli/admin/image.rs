@@ -1,6 +1,7 @@
 //! Reading an image, a block at a time: what is in memory is one block.
 
-use crate::store::image::{IMAGE_BLOCK_BYTES, IMAGE_PREFIX_BYTES, ImageItem, ImageReader};
+use crate::store::image::{IMAGE_BLOCK_BYTES, IMAGE_PREFIX_BYTES, ImageReader};
+use crate::store::pages::PagedItem;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -71,7 +72,7 @@ impl ImageFile {
     }
 
     /// Reads the next block and passes its items on; false at the end of the file.
-    pub(super) fn next(&mut self, put: &mut dyn FnMut(ImageItem<'_>)) -> Result<bool, String> {
+    pub(super) fn next(&mut self, put: &mut dyn FnMut(PagedItem<'_>)) -> Result<bool, String> {
         if self.left == 0 {
             return Ok(false);
         }

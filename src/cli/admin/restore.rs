@@ -10,9 +10,12 @@ use super::image::{Found, ImageFile, inspect};
 use super::manifest::{Image, Manifest};
 use super::{Cluster, said, show};
 use crate::cli::output;
+use crate::command::dump;
+use crate::command::object::EMBEDDED_BYTES_MAX;
 use crate::ids::{Millis, TABLES, TableIndex};
 use crate::net::resp::Value;
-use crate::store::image::ImageItem;
+use crate::store::pages::PagedItem;
+use crate::store::value::Encoding;
 use std::path::Path;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -174,6 +177,24 @@ struct Writer<'a> {
     stopped: Option<String>,
 }
 
+/// The command that makes the item. `SET` does for most strings; one that clients would find encoded
+/// in another way after it goes as it is encoded. Long ones are encoded in one way only.
+fn write_of(item: &PagedItem<'_>) -> Request {
+    let key = item.key.to_vec();
+    if item.encoding == Encoding::Plain || item.content.len() > EMBEDDED_BYTES_MAX {
+        let mut words = vec![b"SET".to_vec(), key, item.content.to_vec()];
+        if let Some(Millis(expires)) = item.expires {
+            words.extend([b"PXAT".to_vec(), expires.to_string().into_bytes()]);
+        }
+        return words;
+    }
+    let expires = item.expires.map_or(0, |Millis(expires)| expires);
+    let payload = dump::encoded(item.encoding, item.content);
+    let mut words = vec![b"RESTORE".to_vec(), key, expires.to_string().into_bytes(), payload];
+    words.extend([b"ABSTTL".to_vec(), b"REPLACE".to_vec()]);
+    words
+}
+
 impl Writer<'_> {
     fn new(asker: Asker<'_>, done: u64, keys: u64) -> Writer<'_> {
         Writer {
@@ -193,7 +214,7 @@ impl Writer<'_> {
         self.stopped.take().map_or(Ok(()), Err)
     }
 
-    fn put(&mut self, item: &ImageItem<'_>) {
+    fn put(&mut self, item: &PagedItem<'_>) {
         if self.skipped > 0 {
             self.skipped -= 1;
             return;
@@ -202,10 +223,7 @@ impl Writer<'_> {
             self.settle();
             self.table = item.table;
         }
-        let mut words = vec![b"SET".to_vec(), item.key.to_vec(), item.value.to_vec()];
-        if let Some(Millis(expires)) = item.expires {
-            words.extend([b"PXAT".to_vec(), expires.to_string().into_bytes()]);
-        }
+        let words = write_of(item);
         self.bytes += words.iter().map(Vec::len).sum::<usize>();
         self.pending.push(words);
         if self.pending.len() >= WRITES_TOGETHER || self.bytes >= BYTES_TOGETHER {

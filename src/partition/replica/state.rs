@@ -140,11 +140,11 @@ impl<M: Machine> Replica<M> {
         for table in TableIndex::all() {
             self.tables.for_each(table, &mut |item| {
                 line.clear();
-                line.extend_from_slice(&[table.into(), item.origin().bits()]);
+                line.extend_from_slice(&[table.into(), item.encoding().number()]);
                 line.extend_from_slice(&item.expires().map_or(u64::MAX, |at| at.0).to_le_bytes());
                 line.extend_from_slice(&(item.key().len() as u32).to_le_bytes());
                 line.extend_from_slice(item.key());
-                line.extend_from_slice(item.value());
+                line.extend_from_slice(item.content());
                 show(&line);
             });
         }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::command::Redis;
+use crate::ids::TableIndex;
 use crate::partition::replica::AppliedAnswers;
 use crate::partition::replica::tests::{ID, Story, hasher, replica};
 use bytes::Bytes;
@@ -184,9 +185,9 @@ fn what_is_not_its_snapshot_is_refused() {
     assert_eq!(restorer.push(b"").unwrap_err(), error, "and stays refused");
     assert_eq!(restorer.finish().err(), Some(error));
     let mut later = stream.clone();
-    later[4] = 2;
+    later[4] = 3;
     let error = Restorer::<Redis>::new(ID, hasher()).push(&later).unwrap_err();
-    assert_eq!(error.to_string(), "damaged at byte 0: snapshot version 2, not 1");
+    assert_eq!(error.to_string(), "damaged at byte 0: snapshot version 3, not 2");
     let error = Restorer::<Redis>::new(ID, hasher()).push(b"*1\r\n$4\r\n").unwrap_err();
     assert_eq!(error.to_string(), "damaged at byte 0: no snapshot");
     // A length that nobody has is not waited for.

@@ -13,18 +13,21 @@
 //!   way round.
 //! - **Large items** are not copied with their segment, so that no change waits for more than some
 //!   hundred kilobytes beside what it is about. They are noted by key, and copied when their turn
-//!   comes or just before they are changed.
+//!   comes or just before they are changed. A value that is longer than a page is copied page by
+//!   page; if it is changed meanwhile, the rest of it is copied first.
 //! - The moment of an item's last use is that of the copying, not of the beginning: it is the one
 //!   thing in which replicas may differ anyway.
 
 use super::{SPLIT_AHEAD, Table, prefetch};
 use crate::ids::TableIndex;
 use crate::store::item::ItemRef;
-use crate::store::pages::ItemsWriter;
+use crate::store::pages::{ItemsWriter, PAGE_BYTES, put_page};
 use std::collections::{BTreeSet, VecDeque};
 
 /// Items of more bytes are copied by themselves.
 const LARGE_BYTES: usize = 2048;
+
+const _: () = assert!(LARGE_BYTES < PAGE_BYTES, "what has pages is copied by itself");
 
 /// What a copy is for. Copies of different purposes are independent: each has its own moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +60,8 @@ pub(super) struct Copying {
     ahead_bytes: usize,
     /// Keys of large items that are to be copied; their segments are.
     large: BTreeSet<Vec<u8>>,
+    /// The item whose value is copied page by page, and where the next page begins.
+    open: Option<(Vec<u8>, usize)>,
 }
 
 impl Table {
@@ -71,6 +76,7 @@ impl Table {
             ahead: VecDeque::new(),
             ahead_bytes: 0,
             large: BTreeSet::new(),
+            open: None,
         });
     }
 
@@ -112,7 +118,7 @@ impl Table {
 
     /// Appends blocks of items to `out` until it is at least `full` bytes long; false once the
     /// copy is complete. It goes past `full` by no more than a segment without its large items,
-    /// or by one large item.
+    /// or by a page.
     pub fn copy_some(
         &mut self,
         purpose: Purpose,
@@ -122,14 +128,20 @@ impl Table {
     ) -> bool {
         let Some(mut copying) = self.take_copy(purpose) else { return false };
         while out.len() < full {
-            if let Some(block) = copying.ahead.pop_front() {
+            if let Some((key, at)) = copying.open.take() {
+                // Nothing else comes in between: the reader has one such value of a table.
+                if let Some(item) = self.large_item(&key, &rehash) {
+                    let next = put_page(out, copying.label, &item, at);
+                    copying.open = (next < item.content().len()).then_some((key, next));
+                }
+            } else if let Some(block) = copying.ahead.pop_front() {
                 copying.ahead_bytes -= block.len();
                 out.extend_from_slice(&block);
             } else if let Some(key) = copying.large.pop_first() {
-                let place = self.find(rehash(&key), &key);
-                assert!(place.is_some(), "a large item is copied before it goes");
-                if let Some(place) = place {
-                    copying.write_item(self.at(place), out);
+                if let Some(item) = self.large_item(&key, &rehash)
+                    && copying.write_item(item, out)
+                {
+                    copying.open = Some((key, 0));
                 }
             } else if copying.next < self.segments.len() {
                 let index = copying.next;
@@ -143,6 +155,13 @@ impl Table {
         true
     }
 
+    /// An item that is still to be copied.
+    fn large_item(&self, key: &[u8], rehash: impl Fn(&[u8]) -> u64) -> Option<ItemRef<'_>> {
+        let place = self.find(rehash(key), key);
+        assert!(place.is_some(), "a large item is copied before it goes");
+        place.map(|place| self.at(place))
+    }
+
     /// Copies a segment, and an item of it, before they are changed: for each copy under way.
     #[cold]
     pub(super) fn copy_first(&mut self, segment: usize, cell: Option<usize>) {
@@ -151,12 +170,20 @@ impl Table {
             let mut block = Vec::new();
             self.copy_segment(segment, copying, &mut block);
             let item = cell.and_then(|cell| self.segments[segment].at(cell).item());
-            if let Some(item) = item.filter(is_large)
-                && copying.large.remove(item.key())
-            {
-                copying.write_item(item, &mut block);
+            let mut pages = VecDeque::new();
+            if let Some(item) = item.filter(is_large) {
+                // What is missing of the value under way goes first, before any other block.
+                if let Some((_, at)) = copying.open.take_if(|(key, _)| key == item.key()) {
+                    copying.pages(item, at).into_iter().rev().for_each(|page| {
+                        copying.ahead_bytes += page.len();
+                        copying.ahead.push_front(page);
+                    });
+                }
+                if copying.large.remove(item.key()) && copying.write_item(item, &mut block) {
+                    pages = copying.pages(item, 0);
+                }
             }
-            if !block.is_empty() {
+            for block in std::iter::once(block).chain(pages).filter(|block| !block.is_empty()) {
                 copying.ahead_bytes += block.len();
                 copying.ahead.push_back(block);
             }
@@ -182,7 +209,8 @@ impl Table {
             if is_large(&item) {
                 copying.large.insert(item.key().to_vec());
             } else {
-                items.put(&item);
+                let paged = items.put(&item);
+                debug_assert!(!paged, "what has pages is large");
             }
         }
         items.end();
@@ -190,10 +218,23 @@ impl Table {
 }
 
 impl Copying {
-    fn write_item(&self, item: ItemRef<'_>, out: &mut Vec<u8>) {
+    /// Writes an item by itself. True: its pages are to follow.
+    fn write_item(&self, item: ItemRef<'_>, out: &mut Vec<u8>) -> bool {
         let mut items = ItemsWriter::begin(out, self.label);
-        items.put(&item);
+        let paged = items.put(&item);
         items.end();
+        paged
+    }
+
+    /// All pages of an item from `at` on, each by itself.
+    fn pages(&self, item: ItemRef<'_>, mut at: usize) -> VecDeque<Vec<u8>> {
+        let mut pages = VecDeque::new();
+        while at < item.content().len() {
+            let mut page = Vec::with_capacity(PAGE_BYTES + 16);
+            at = put_page(&mut page, self.label, &item, at);
+            pages.push_back(page);
+        }
+        pages
     }
 }
 

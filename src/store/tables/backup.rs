@@ -180,7 +180,7 @@ mod tests {
         let mut keys = Keys::new();
         for at in TableIndex::all() {
             tables.for_each(at, &mut |item| {
-                keys.insert((at, item.key().to_vec()), item.value().to_vec());
+                keys.insert((at, item.key().to_vec()), item.content().to_vec());
             });
         }
         keys
@@ -194,7 +194,7 @@ mod tests {
             let (content, after) = after.split_at(ImageReader::content_bytes(*head).unwrap());
             rest = after;
             let taken = image.take(*head, content, &mut |item| {
-                let twice = keys.insert((item.table, item.key.to_vec()), item.value.to_vec());
+                let twice = keys.insert((item.table, item.key.to_vec()), item.content.to_vec());
                 assert!(twice.is_none(), "a key is copied once");
             });
             taken.unwrap();

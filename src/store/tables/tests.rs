@@ -58,7 +58,8 @@ impl Model {
     }
 }
 
-const EMPTY: HeldValue = HeldValue { value: Vec::new(), expires: None, origin: Origin::Given };
+const EMPTY: HeldValue =
+    HeldValue { value: ValueBuf { encoding: Encoding::Plain, content: Vec::new() }, expires: None };
 
 fn expired(held: &HeldValue, now: Millis) -> bool {
     held.expires.is_some_and(|moment| moment <= now)
@@ -89,9 +90,11 @@ fn run(steps: &[(u8, Step)], seed: u64) {
                 let held = found.map(|item| {
                     assert_eq!(item.key(), at.1);
                     HeldValue {
-                        value: item.value().to_vec(),
+                        value: ValueBuf {
+                            encoding: item.encoding(),
+                            content: item.content().to_vec(),
+                        },
                         expires: item.expires(),
-                        origin: item.origin(),
                     }
                 });
                 assert_eq!(held.as_ref(), model.live(&at).map(|held| &*held));
@@ -109,26 +112,30 @@ fn run(steps: &[(u8, Step)], seed: u64) {
                     }
                 };
                 tables.put(table, hash(&at), &at.1, &value, how);
-                model.items.insert(at, HeldValue { value, expires, origin: Origin::Given });
+                model.items.insert(at, HeldValue { value: ValueBuf::string(value), expires });
             }
             Step::Append { key, len } if model.writes => {
                 let at = at(key);
                 let suffix = bytes(number, *len);
-                let origin = model.live(&at).map_or(Origin::Given, |_| Origin::Edited);
+                let encoding = model.live(&at).map_or(Encoding::Plain, |_| Encoding::Raw);
                 let held = model.items.entry(at.clone()).or_insert(EMPTY);
-                held.origin = origin;
-                held.value.extend_from_slice(&suffix);
-                assert_eq!(tables.append(table, hash(&at), &at.1, &suffix), held.value.len());
+                held.value.encoding = encoding;
+                held.value.content.extend_from_slice(&suffix);
+                assert_eq!(
+                    tables.append(table, hash(&at), &at.1, &suffix),
+                    held.value.content.len()
+                );
             }
             Step::Write { key, len } if model.writes => {
                 let at = at(key);
                 model.live(&at);
                 let held = model.items.entry(at.clone()).or_insert(EMPTY);
-                held.origin = Origin::Edited;
-                held.value.resize(*len, 0);
+                held.value.encoding = Encoding::Raw;
+                held.value.content.resize(*len, 0);
                 let value = tables.value_mut(table, hash(&at), &at.1, *len);
-                assert_eq!(value, held.value);
-                if let (Some(last), Some(same)) = (value.last_mut(), held.value.last_mut()) {
+                assert_eq!(value, held.value.content);
+                if let (Some(last), Some(same)) = (value.last_mut(), held.value.content.last_mut())
+                {
                     (*last, *same) = (number as u8, number as u8);
                 }
             }
@@ -177,9 +184,11 @@ fn run(steps: &[(u8, Step)], seed: u64) {
             Step::Install { key, held } => {
                 let at = at(key);
                 let held = held.map(|(len, ms)| HeldValue {
-                    value: bytes(number, len),
+                    value: ValueBuf {
+                        encoding: Encoding::ALL[len % Encoding::ALL.len()],
+                        content: bytes(number, len),
+                    },
                     expires: ms.map(|ms| Millis(model.now.0 + ms)),
-                    origin: [Origin::Given, Origin::Float, Origin::Edited][len % 3],
                 });
                 tables.install(KeyState { table, key: at.1.clone(), held: held.clone() });
                 match held {
@@ -206,7 +215,7 @@ fn run(steps: &[(u8, Step)], seed: u64) {
                 let mut cursor = 0;
                 loop {
                     cursor = tables.scan(table, cursor, *budget, &mut |item| {
-                        let twice = met.insert(item.key().to_vec(), item.value().to_vec());
+                        let twice = met.insert(item.key().to_vec(), item.content().to_vec());
                         assert!(twice.is_none());
                     });
                     if cursor == 0 {
@@ -217,7 +226,7 @@ fn run(steps: &[(u8, Step)], seed: u64) {
                     .items
                     .iter()
                     .filter(|(at, held)| at.0 == table && !expired(held, model.now))
-                    .map(|(at, held)| (at.1.clone(), held.value.clone()))
+                    .map(|(at, held)| (at.1.clone(), held.value.content.clone()))
                     .collect();
                 assert_eq!(met, live);
                 assert_eq!(tables.pick(table, seed).is_some(), !live.is_empty());
@@ -235,7 +244,7 @@ fn run(steps: &[(u8, Step)], seed: u64) {
     let items: usize = model
         .items
         .iter()
-        .map(|(at, held)| Item::new(&at.1, &held.value, held.expires).bytes())
+        .map(|(at, held)| Item::new(&at.1, &held.value.content, held.expires).bytes())
         .sum();
     tables.begin(model.now, Access::Write);
     let before = tables.bytes();
@@ -440,7 +449,7 @@ impl goldenscript::Runner for Runner {
             "get" => {
                 while let Some(key) = args.next_pos() {
                     let held = match tables.get(table, hash(key), key.as_bytes()) {
-                        Some(item) => show(item.value(), item.expires()),
+                        Some(item) => show(item.content(), item.expires()),
                         None => "absent".into(),
                     };
                     writeln!(out, "{key}: {held}")?;
@@ -483,7 +492,7 @@ impl goldenscript::Runner for Runner {
             "image" => {
                 let key = pos(&mut args)?;
                 let held = match tables.image(table, key.as_bytes()).held {
-                    Some(held) => show(&held.value, held.expires),
+                    Some(held) => show(&held.value.content, held.expires),
                     None => "absent".into(),
                 };
                 writeln!(out, "{key}: {held}")?;
@@ -492,11 +501,7 @@ impl goldenscript::Runner for Runner {
                 let key = pos(&mut args)?.as_bytes().to_vec();
                 let expires = expires.map(moment).transpose()?;
                 let value = args.next_pos();
-                let held = value.map(|value| HeldValue {
-                    value: value.as_bytes().to_vec(),
-                    expires,
-                    origin: Origin::Given,
-                });
+                let held = value.map(|value| HeldValue { value: ValueBuf::string(value), expires });
                 tables.install(KeyState { table, key, held });
             }
             "sweep" => {
