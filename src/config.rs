@@ -269,8 +269,9 @@ impl Config {
     ///
     /// Part of the protocol between nodes, so it hashes a text that is written out here rather than
     /// whatever a derive makes of the types.
-    pub fn digest(&self) -> u64 {
-        let mut text = format!("partitions={}\n", self.partitions);
+    /// `placement` is the text of which nodes hold what.
+    pub fn digest(&self, placement: &str) -> u64 {
+        let mut text = format!("partitions={}\nplacement={placement}\n", self.partitions);
         for Node { id, host, client, peer, http } in &self.nodes {
             // Writing to a string cannot fail.
             let _ = writeln!(text, "node={id},{host},{client},{peer},{http}");

@@ -30,7 +30,9 @@ pub mod stamps;
 
 use crate::batch::Op;
 use crate::batch::machine::{Machine, Scope, foresee_effort};
+use crate::cluster::topology::Topology;
 use crate::consensus::Group;
+use crate::ids::Term;
 use crate::ids::{Age, Incarnation, Millis, NodeId, Now, PartitionId, TableIndex, TxnId};
 use crate::partition::replica::{Applied, Mutation, Replica};
 use crate::partition::stamps::Stamps;
@@ -41,13 +43,14 @@ use crate::store::tables::{EXPIRED_NOTED_MAX, KeyHasher};
 use crate::txn::claims::claims_of;
 use crate::txn::lock_table::{LockTable, Released};
 use crate::txn::protocol::{
-    Acquire, Claim, Granule, Lock, Prepare, Prepared, Share, Term, Ticket, ToCoordinator, ToLocks,
+    Acquire, Claim, Granule, Lock, Prepare, Prepared, Share, Ticket, ToCoordinator, ToLocks,
     ToPartition, Watched,
 };
 use commit::Deferred;
 use inquiry::Inquiry;
 use journal::{Completion, Journal, OpWaiter};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// How long an intent waits for its decision before it asks the primary, while its Coordinator
 /// seems well. Long against a busy queue, short against a person's patience.
@@ -91,10 +94,10 @@ pub enum PartitionEffect {
 }
 
 /// What a partition knows of the nodes around it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Neighbours {
-    /// Which node serves each partition that has one copy; for others, which led it last.
-    pub homes: Vec<NodeId>,
+    /// Who holds and who leads each partition: the node's.
+    pub topology: Arc<Topology>,
     /// The latest life seen of each node.
     pub lives: BTreeMap<NodeId, Incarnation>,
     /// Nodes that cannot be reached now.
@@ -106,10 +109,10 @@ pub struct Neighbours {
 }
 
 impl Neighbours {
-    /// Neighbours of which nothing but their homes is known.
-    pub fn new(homes: Vec<NodeId>) -> Neighbours {
+    /// Neighbours of which nothing is known but what the topology says.
+    pub fn new(topology: Arc<Topology>) -> Neighbours {
         Neighbours {
-            homes,
+            topology,
             lives: BTreeMap::new(),
             unreachable: BTreeSet::new(),
             suspected: BTreeSet::new(),
@@ -119,7 +122,7 @@ impl Neighbours {
 
     /// The node that serves a partition.
     pub fn home(&self, partition: PartitionId) -> Option<NodeId> {
-        self.homes.get(partition.index()).copied()
+        self.topology.leader(partition)
     }
 
     /// Learns of a node's life: earlier ones have ended.

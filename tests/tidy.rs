@@ -25,10 +25,10 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("rules", &[]),
     ("store", &["ids"]),
     ("batch", &["ids", "rules", "store"]),
-    ("txn", &["ids", "rules", "store", "batch"]),
-    ("consensus", &["ids", "rules"]),
-    ("partition", &["ids", "rules", "store", "batch", "txn", "consensus"]),
     ("cluster", &["ids"]),
+    ("txn", &["ids", "rules", "store", "batch", "cluster"]),
+    ("consensus", &["ids", "rules"]),
+    ("partition", &["ids", "rules", "store", "batch", "cluster", "txn", "consensus"]),
     ("command", &["ids", "error", "store", "batch", "txn", "cluster"]),
     // What carries.
     ("storage", &["ids", "error"]),

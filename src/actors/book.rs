@@ -2,8 +2,8 @@
 //!
 //! Made once when a node starts and handed to all of its actors. A request finds its way by the
 //! partition alone; whether that leads to a Bucket of this node or to the Peer of another one,
-//! who asks does not know. The one thing in it that changes is who leads a partition: a number per
-//! partition that only ever moves to later terms, so it needs no lock and no message.
+//! who asks does not know. Who holds and who leads a partition is the [`Topology`]'s to know: the one
+//! thing in the book that changes.
 
 use crate::actors::archive::{self, Archive};
 use crate::actors::bucket::{Bucket, Execute};
@@ -11,22 +11,23 @@ use crate::actors::coordinator::{self, Coordinator};
 use crate::actors::dispatch::Dispatch;
 use crate::actors::lock_manager::{self, LockManager};
 use crate::actors::peer::Peer;
+use crate::cluster::topology::Topology;
+use crate::ids::Term;
 use crate::ids::{NodeId, PartitionId};
 use crate::partition::PartitionEffect;
 use crate::partition::snapshots::ToArchive;
-use crate::txn::protocol::{Term, ToLocks};
+use crate::txn::protocol::ToLocks;
 use actix::{Addr, Recipient};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// An address book.
 #[derive(Debug)]
 pub struct Book {
     /// The node whose book it is.
     pub node: NodeId,
-    /// The nodes that hold each partition, its first leader first.
-    pub replicas: Vec<Vec<NodeId>>,
+    /// Who holds and who leads each partition.
+    pub topology: Arc<Topology>,
     /// This node's Buckets.
     pub buckets: Vec<Addr<Bucket>>,
     /// Which of them holds a partition, for those that this node holds.
@@ -39,27 +40,9 @@ pub struct Book {
     pub locks: Addr<LockManager>,
     /// This node's snapshots, if it keeps any.
     pub archive: Option<Addr<Archive>>,
-    /// Who leads each partition, as a [`Leadership`].
-    leaders: Vec<AtomicU64>,
-    /// Counts the changes of leaders.
-    changes: AtomicU64,
     /// The destination of each other node, by its id.
     of_node: Vec<usize>,
     destinations: Vec<Recipient<Execute>>,
-}
-
-/// A leader and its term as one number that is greater for later terms.
-#[derive(Clone, Copy)]
-struct Leadership(u64);
-
-impl Leadership {
-    fn new(node: NodeId, term: Term) -> Leadership {
-        Leadership(term.0 << 16 | u64::from(node.0))
-    }
-
-    fn node(self) -> NodeId {
-        NodeId(self.0 as u16)
-    }
 }
 
 impl Book {
@@ -67,7 +50,7 @@ impl Book {
     #[allow(clippy::too_many_arguments, reason = "one for each kind of address in it")]
     pub fn new(
         node: NodeId,
-        replicas: Vec<Vec<NodeId>>,
+        topology: Arc<Topology>,
         buckets: Vec<Addr<Bucket>>,
         placed: Vec<Option<usize>>,
         peers: BTreeMap<NodeId, Addr<Peer>>,
@@ -83,15 +66,9 @@ impl Book {
             of_node[usize::from(id.0)] = destinations.len();
             destinations.push(peer.clone().recipient());
         }
-        let first = |replicas: &Vec<NodeId>| {
-            let leader = replicas.first().copied().unwrap_or(node);
-            AtomicU64::new(Leadership::new(leader, Term(0)).0)
-        };
         Arc::new(Book {
             node,
-            leaders: replicas.iter().map(first).collect(),
-            changes: AtomicU64::new(0),
-            replicas,
+            topology,
             buckets,
             placed,
             peers,
@@ -103,33 +80,15 @@ impl Book {
         })
     }
 
-    /// Who leads a partition, as far as is known here: its first leader until another is heard of.
+    /// Who leads a partition, as far as is known here.
     #[inline]
     pub fn leader(&self, partition: PartitionId) -> NodeId {
-        Leadership(self.leaders[partition.index()].load(Ordering::Relaxed)).node()
-    }
-
-    /// Learns who leads a partition in a term. Tells whether that is news.
-    pub fn learn(&self, partition: PartitionId, node: NodeId, term: Term) -> bool {
-        let Some(leader) = self.leaders.get(partition.index()) else { return false };
-        let news = Leadership::new(node, term).0;
-        let is_news = leader.fetch_max(news, Ordering::Relaxed) < news;
-        if is_news {
-            // After the news itself: who sees the change finds the leader.
-            self.changes.fetch_add(1, Ordering::Release);
-        }
-        is_news
-    }
-
-    /// How often the leader of any partition has changed.
-    #[inline]
-    pub fn changes(&self) -> u64 {
-        self.changes.load(Ordering::Acquire)
+        self.topology.leader(partition).unwrap_or(self.node)
     }
 
     /// Whether a partition has copies, so that another leader will come if one is lost.
     pub fn is_replicated(&self, partition: PartitionId) -> bool {
-        self.replicas.get(partition.index()).is_some_and(|replicas| replicas.len() > 1)
+        self.topology.placement().is_replicated(partition)
     }
 
     /// How many destinations operations can have.
@@ -139,7 +98,7 @@ impl Book {
 
     /// The destinations of all partitions' operations.
     pub fn routes(&self) -> impl Iterator<Item = u16> {
-        (0..self.leaders.len()).map(|index| self.route(PartitionId(index as u16)) as u16)
+        self.topology.placement().partitions().map(|id| self.route(id) as u16)
     }
 
     /// The destination of a partition's operations, as an index.
@@ -161,7 +120,7 @@ impl Book {
 
     /// A node has said who leads a partition.
     pub fn hear_of_leader(&self, partition: PartitionId, node: NodeId, term: Term) {
-        if self.learn(partition, node, term) {
+        if self.topology.learn(partition, node, term) {
             self.coordinator.do_send(coordinator::Led(partition, node, term));
         }
     }

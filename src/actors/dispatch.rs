@@ -24,7 +24,7 @@ pub struct Dispatch {
 impl Dispatch {
     /// For a partition, wherever it is led.
     pub fn to_partition(&mut self, book: &Book, to: PartitionId, message: ToPartition) {
-        if to.index() >= book.replicas.len() {
+        if to.index() >= book.topology.placement().len() {
             return;
         }
         match book.leader(to) {

@@ -127,10 +127,10 @@ pub struct Local {
     routes: RefCell<Routes>,
 }
 
-/// Where each partition's operations go, as of a number of changes in the book.
+/// Where each partition's operations go, as of an epoch of the topology.
 #[derive(Debug)]
 struct Routes {
-    changes: u64,
+    epoch: u64,
     of: Vec<u16>,
 }
 
@@ -253,7 +253,7 @@ impl Local {
         let missing = book.peers.keys().copied().collect();
         let settings = settings(&setup.limits);
         let thresholds = Thresholds::of(&settings, &setup.limits);
-        let routes = Routes { changes: book.changes(), of: book.routes().collect() };
+        let routes = Routes { epoch: book.topology.epoch(), of: book.routes().collect() };
         Rc::new(Local {
             book,
             setup,
@@ -285,13 +285,13 @@ impl Local {
         })
     }
 
-    /// Looks up in the book where operations go.
+    /// Looks up in the book where operations go, if the topology has changed.
     #[inline]
     pub fn look_up_routes(&self) {
-        let changes = self.book.changes();
+        let epoch = self.book.topology.epoch();
         let mut routes = self.routes.borrow_mut();
-        if routes.changes != changes {
-            *routes = Routes { changes, of: self.book.routes().collect() };
+        if routes.epoch != epoch {
+            *routes = Routes { epoch, of: self.book.routes().collect() };
         }
     }
 

@@ -267,7 +267,8 @@ impl Metrics {
         let ring = Ring::new(self.config.partitions());
         let facts = |id: PartitionId| {
             let (slots, leader) = (ring.slots_of(id), self.book.leader(id));
-            let others = self.book.replicas[id.index()].iter().filter(|node| **node != leader);
+            let others =
+                self.book.topology.placement().replicas(id).iter().filter(|node| **node != leader);
             PartitionFacts {
                 slots: (*slots.start(), *slots.end()),
                 leader: leader.0,

@@ -11,10 +11,10 @@ use crate::actors::log::{self as disk, Log, Stop};
 use crate::actors::metrics::{self, Metrics};
 use crate::actors::peer::{self, Peer};
 use crate::actors::recovery::{self, Found, is_logged};
-use crate::batch::round;
 use crate::cluster::barrier::{Barrier, Hello, PROTOCOL_VERSION};
 use crate::cluster::link::Link;
 use crate::cluster::slots::{Atlas, Ring};
+use crate::cluster::topology::{Placement, Topology};
 use crate::command::Redis;
 use crate::config::{Class, Config, Durability, Service};
 use crate::error::{Error, Listen, Result};
@@ -59,7 +59,7 @@ const CROWDED: &[u8] = b"-ERR max number of clients reached\r\n";
 
 /// Where a node's actors live.
 #[derive(Clone, Debug)]
-pub enum Placement {
+pub enum Arbiters {
     /// All on the current arbiter.
     Here,
     /// A Bucket on each of these; Log and Archive on one of their own; everything else on the
@@ -108,7 +108,7 @@ pub struct Node {
 pub async fn start(
     config: Arc<Config>,
     id: NodeId,
-    placement: Placement,
+    arbiters: Arbiters,
     birth: Birth,
 ) -> Result<Node> {
     let Some(own) = config.node(id).cloned() else {
@@ -119,8 +119,6 @@ pub async fn start(
     let mut doors = open_all(&config, &own).await?;
 
     let partitions = || (0..config.groups()).map(PartitionId);
-    let replicas: Vec<Vec<NodeId>> = partitions().map(|id| config.replicas_of(id)).collect();
-    let homes: Vec<NodeId> = partitions().map(|id| config.leader_of(id)).collect();
     let durability: Vec<Durability> =
         partitions().map(|id| config.class_of(id).durability).collect();
     let (boot, clock) = ((birth.boot)(), (birth.clock)().wall);
@@ -164,10 +162,14 @@ pub async fn start(
     let formed = found.as_ref().is_some_and(|found| found.directory.is_formed());
     let was_ready = found.as_ref().is_some_and(|found| found.directory.is_ready());
     let sleeps = found.is_some() && !formed && config.nodes().len() > 1;
-    let arbiters = placement.arbiters();
-    let placed = round::place(&replicas, id, arbiters);
+    let placement = match &found {
+        Some(found) => found.placement.clone(),
+        None => Arc::new(recovery::new_placement(&config)),
+    };
+    let topology = Arc::new(Topology::new(placement.clone()));
+    let placed = placement.over_buckets(id, arbiters.count());
     let (mut cores, mut kept_here) = (Vec::new(), Vec::new());
-    for arbiter in 0..arbiters {
+    for arbiter in 0..arbiters.count() {
         let here = partitions().filter(|id| placed[id.index()] == Some(arbiter));
         let (logged, plain): (Vec<_>, Vec<_>) =
             here.partition(|id| is_logged(durability[id.index()]));
@@ -175,11 +177,11 @@ pub async fn start(
         let first_ticket = (arbiter as u64) << 48;
         let lock_wait = setup.limits.lock_wait.as_millis() as u64;
         let mut core =
-            core::Bucket::new(id, life, homes.clone(), &plain, hasher, first_ticket, lock_wait);
+            core::Bucket::new(id, life, topology.clone(), &plain, hasher, first_ticket, lock_wait);
         for partition in logged {
             let Some(found) = &mut found else { continue };
             core.place(found.partition(&config, partition, id, life, hasher)?);
-            let kept = found.kept(&config, partition, arbiter, id);
+            let kept = found.kept(partition, arbiter, id);
             if kept.suspects {
                 core.suspect(partition);
             }
@@ -189,7 +191,12 @@ pub async fn start(
             core.sleep();
         }
         core.backup_bytes_max(config.limits.backup / config.arbiters.max(1));
-        core.snapshot_after(recovery::share(&config, id, config.replication.snapshot_after));
+        core.snapshot_after(recovery::share(
+            &config,
+            &placement,
+            id,
+            config.replication.snapshot_after,
+        ));
         cores.push(core);
     }
     let unsound: BTreeSet<PartitionId> = cores.iter().flat_map(core::Bucket::unsound).collect();
@@ -198,7 +205,7 @@ pub async fn start(
         cluster: config.cluster().to_owned(),
         node: id,
         life,
-        digest: config.digest(),
+        digest: config.digest(&placement.to_string()),
         formed,
         unsound: unsound.iter().copied().collect(),
         seen: LastSeen::default(),
@@ -211,13 +218,13 @@ pub async fn start(
         .into_iter()
         .flatten()
         .collect();
-    let buckets = start_buckets(cores, birth, &setup, &placement);
+    let buckets = start_buckets(cores, birth, &setup, &arbiters);
     let log_counts = Arc::new(LogCounts::default());
     let (log, archive) = match found {
         Some(found) => {
             found.tell();
             let counts = log_counts.clone();
-            let (log, archive) = start_disk(found, &config, hasher, counts, birth, &placement);
+            let (log, archive) = start_disk(found, &config, hasher, counts, birth, &arbiters);
             (Some(log), Some(archive))
         }
         None => (None, None),
@@ -239,11 +246,14 @@ pub async fn start(
     let locks = LockManager::default().start();
     let (tell_formed, formed) = oneshot::channel();
     let lock_wait = setup.limits.lock_wait.as_millis() as u64;
-    let mut transactions = Transactions::new(id, life, homes, hasher, lock_wait);
+    let mut transactions = Transactions::new(id, life, topology.view(), hasher, lock_wait);
     partitions().for_each(|id| transactions.keep(id, strength(config.class_of(id))));
     let barrier = Barrier::new(hello, others, was_ready);
-    let replicas_here =
-        Replicas::new(kept_here, unsound, makers(config.clone(), id, life, birth.stop, hasher));
+    let replicas_here = Replicas::new(
+        kept_here,
+        unsound,
+        makers(config.clone(), placement.clone(), id, life, birth.stop, hasher),
+    );
     let coordinator = Coordinator::new(
         barrier,
         transactions,
@@ -258,7 +268,7 @@ pub async fn start(
 
     let book = Book::new(
         id,
-        replicas,
+        topology,
         buckets.clone(),
         placed,
         links.clone(),
@@ -304,11 +314,11 @@ pub async fn start(
     Ok(Node { book, connected, clients, log, formed: Some(formed) })
 }
 
-impl Placement {
-    fn arbiters(&self) -> usize {
+impl Arbiters {
+    fn count(&self) -> usize {
         match self {
-            Placement::Here => 1,
-            Placement::On { buckets, .. } => buckets.len(),
+            Arbiters::Here => 1,
+            Arbiters::On { buckets, .. } => buckets.len(),
         }
     }
 }
@@ -316,19 +326,21 @@ impl Placement {
 /// Makes replicas of other generations of a node's partitions.
 fn makers(
     config: Arc<Config>,
+    placement: Arc<Placement>,
     node: NodeId,
     life: Incarnation,
     stop: Stop,
     hasher: KeyHasher,
 ) -> Makers {
-    let setting = config.clone();
+    let (setting, placed) = (config.clone(), placement.clone());
     Makers {
         newborn: Box::new(move |id, generation| {
-            let partition = recovery::newborn(&config, id, node, generation, life, hasher);
+            let partition =
+                recovery::newborn(&config, &placement, id, node, generation, life, hasher);
             partition.map_err(|error| stop(&error.to_string())).ok()
         }),
         setup: Box::new(move |id, generation| {
-            recovery::setup(&setting, id, node, generation, life, hasher)
+            recovery::setup(&setting, &placed, id, node, generation, life, hasher)
         }),
     }
 }
@@ -347,14 +359,14 @@ fn start_buckets(
     cores: Vec<core::Bucket<Redis>>,
     birth: Birth,
     setup: &Setup,
-    placement: &Placement,
+    arbiters: &Arbiters,
 ) -> Vec<Addr<Bucket>> {
     let start = |(index, core)| {
         let setup = setup.clone();
         let bucket =
             move |_: &mut Context<Bucket>| Bucket::new(core, birth.clock, setup, birth.failpoint);
-        match placement {
-            Placement::On { buckets, .. } if index > 0 => {
+        match arbiters {
+            Arbiters::On { buckets, .. } if index > 0 => {
                 Bucket::start_in_arbiter(&buckets[index], bucket)
             }
             _ => Bucket::create(bucket),
@@ -370,7 +382,7 @@ fn start_disk(
     hasher: KeyHasher,
     counts: Arc<LogCounts>,
     birth: Birth,
-    placement: &Placement,
+    arbiters: &Arbiters,
 ) -> (Addr<Log>, Addr<Archive>) {
     let Found { directory, log, snapshots, .. } = found;
     let log_bytes_max = config.replication.snapshot_after + config.replication.retain;
@@ -379,11 +391,11 @@ fn start_disk(
         Log::new(log, directory, log_bytes_max, counts, stop, failpoint)
     };
     let archive = move |_: &mut Context<Archive>| Archive::new(snapshots, hasher, stop, failpoint);
-    match placement {
-        Placement::On { log: log_on, archive: archive_on, .. } => {
+    match arbiters {
+        Arbiters::On { log: log_on, archive: archive_on, .. } => {
             (Log::start_in_arbiter(log_on, log), Archive::start_in_arbiter(archive_on, archive))
         }
-        Placement::Here => (Log::create(log), Archive::create(archive)),
+        Arbiters::Here => (Log::create(log), Archive::create(archive)),
     }
 }
 

@@ -548,7 +548,8 @@ impl Peer {
 
     fn receive(&mut self, stream: StreamId, packet: Packet, ctx: &mut Context<Self>) {
         let Some(book) = self.book.clone() else { return };
-        let extent = Extent { from: self.other, replicas: &book.replicas, nodes: &self.nodes };
+        let extent =
+            Extent { from: self.other, placement: book.topology.placement(), nodes: &self.nodes };
         if let Err(why) = packet.check(&extent) {
             return self.cut_off(stream, &why, ctx);
         }

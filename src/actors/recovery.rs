@@ -1,6 +1,7 @@
 //! What a node finds on its disk when it starts, and the partitions made of it.
 
 use crate::actors::coordinator::Kept;
+use crate::cluster::topology::Placement;
 use crate::command::Redis;
 use crate::config::{Config, Durability};
 use crate::consensus::{
@@ -11,6 +12,7 @@ use crate::ids::{Incarnation, Millis, NodeId, PartitionId, TableIndex};
 use crate::partition::Partition;
 use crate::partition::replica::Replica;
 use crate::partition::snapshot::Restorer;
+use crate::storage::directory::PLACEMENT;
 use crate::storage::reserve;
 use crate::storage::{
     Directory, GroupLog, Identity, Options, RealDisk, Records, SegmentLog, Snapshot,
@@ -19,6 +21,7 @@ use crate::storage::{
 use crate::store::tables::KeyHasher;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use tokio::time::Instant;
 
 /// Ticks of a group's clock between two heartbeats.
@@ -31,6 +34,8 @@ const STEP_BYTES: u64 = 4 << 20;
 pub struct Found {
     /// The data directory, in use by this process.
     pub directory: Directory,
+    /// Which nodes hold what.
+    pub placement: Arc<Placement>,
     /// The log, ready to be appended to.
     pub log: SegmentLog,
     /// The snapshots.
@@ -71,7 +76,8 @@ fn open_as_it_is(config: &Config, node: NodeId, boot: &str, clock: Millis) -> Re
     let begun = Instant::now();
     let owner = owner(config, node);
     let mut directory =
-        Directory::open(RealDisk, &config.data_of(node), owner.clone(), &config.layout())?;
+        Directory::open(RealDisk, &config.data_of(node), owner.clone(), &layout(config))?;
+    let placement = Arc::new(stored_placement(config, node, &directory)?);
     let snapshots = Snapshots::open(RealDisk, &directory.snapshots_dir())?;
     let latest = choose(&snapshots, KeyHasher::new(config.hash_seed()))?;
     let timing = config.replication;
@@ -79,7 +85,7 @@ fn open_as_it_is(config: &Config, node: NodeId, boot: &str, clock: Millis) -> Re
         segment_bytes: timing.segment,
         step_bytes: STEP_BYTES.min(timing.segment),
         retain_bytes: timing.retain,
-        direct: relaxed(config, node).next().is_none(),
+        direct: relaxed(config, &placement, node).next().is_none(),
         newest: directory.segment(),
         synced: Some(directory.synced_file()),
         ..Options::new(owner)
@@ -87,9 +93,10 @@ fn open_as_it_is(config: &Config, node: NodeId, boot: &str, clock: Millis) -> Re
     let (mut log, found) = SegmentLog::open(RealDisk, &directory.log_dir(), options)?;
     match_up(&latest, &found.groups, &mut log, &directory.snapshots_dir())?;
     directory.mark_segment(log.newest())?;
-    let life = directory.mark_running(boot, clock, unsynced(config, node))?;
+    let life = directory.mark_running(boot, clock, unsynced(config, &placement, node))?;
     Ok(Found {
         directory,
+        placement,
         log,
         snapshots,
         life,
@@ -130,7 +137,7 @@ pub fn go_on_alone(
         return Err(Error::Directory(problem));
     }
     let logged = (0..config.groups()).map(PartitionId).filter(|id| {
-        let replicas = config.replicas_of(*id);
+        let replicas = found.placement.replicas(*id);
         is_logged(config.class_of(*id).durability) && replicas.contains(&node) && replicas.len() > 1
     });
     let mut all = Vec::new();
@@ -142,7 +149,9 @@ pub fn go_on_alone(
             None => None,
         };
         let generation = found.directory.replica_of(id);
-        let setup = setup(config, id, node, generation, Incarnation(0), KeyHasher::new(0));
+        let placement = &found.placement;
+        let setup =
+            setup(config, placement, id, node, generation, Incarnation(0), KeyHasher::new(0));
         let recovered =
             RecoveredGroup { state: log.state.map(Into::into), snapshot, entries: log.entries };
         let survivor = survive(&setup, recovered, lost)
@@ -177,9 +186,46 @@ pub fn open_record(
     clock: Millis,
 ) -> Result<(Directory, Incarnation)> {
     let mut directory =
-        Directory::open(RealDisk, &config.data_of(node), owner(config, node), &config.layout())?;
+        Directory::open(RealDisk, &config.data_of(node), owner(config, node), &layout(config))?;
     let life = directory.mark_running(boot, clock, [])?;
     Ok((directory, life))
+}
+
+/// How a new cluster is placed.
+pub fn new_placement(config: &Config) -> Placement {
+    let partitions = (0..config.groups()).map(PartitionId);
+    Placement::new(partitions.map(|id| config.replicas_of(id)).collect())
+}
+
+/// What a data directory is to know of what lies in it. How it is placed is written into a new one;
+/// one that knows its placement keeps it.
+fn layout(config: &Config) -> Vec<(&'static str, String)> {
+    let mut layout = config.layout();
+    if !layout.is_empty() {
+        layout.push((PLACEMENT, new_placement(config).to_string()));
+    }
+    layout
+}
+
+/// The placement that a data directory knows.
+fn stored_placement(config: &Config, node: NodeId, directory: &Directory) -> Result<Placement> {
+    let Some(stored) = directory.placement() else { return Ok(new_placement(config)) };
+    let wrong = |why: String| {
+        let dir = config.data_of(node);
+        Error::Directory(format!("the placement in {} is wrong: {why}", dir.display()))
+    };
+    let placement = Placement::parse(stored).map_err(wrong)?;
+    if placement.len() != usize::from(config.groups()) {
+        let (found, wanted) = (placement.len(), config.groups());
+        return Err(wrong(format!("it has {found} partitions, not {wanted}")));
+    }
+    let stranger = placement.partitions().find_map(|id| {
+        placement.replicas(id).iter().copied().find(|node| config.node(*node).is_none())
+    });
+    match stranger {
+        Some(node) => Err(wrong(format!("it names node {node}, which cluster.yaml does not"))),
+        None => Ok(placement),
+    }
 }
 
 fn owner(config: &Config, node: NodeId) -> Identity {
@@ -288,7 +334,7 @@ impl Found {
         let (snapshot, replica) = restored.unzip();
         let replica = replica.unwrap_or_else(|| Replica::new(id, hasher));
         let generation = self.directory.replica_of(id);
-        let setup = setup(config, id, node, generation, life, hasher);
+        let setup = setup(config, &self.placement, id, node, generation, life, hasher);
         let recovered = RecoveredGroup {
             state: log.state.map(Into::into),
             snapshot: snapshot.clone(),
@@ -306,8 +352,8 @@ impl Found {
     }
 
     /// What the disk says of the replica of a partition that `bucket` has on `node`.
-    pub fn kept(&self, config: &Config, id: PartitionId, bucket: usize, node: NodeId) -> Kept {
-        let mut others = config.replicas_of(id);
+    pub fn kept(&self, id: PartitionId, bucket: usize, node: NodeId) -> Kept {
+        let mut others = self.placement.replicas(id).to_vec();
         others.retain(|other| *other != node);
         Kept {
             id,
@@ -348,47 +394,55 @@ impl Found {
 /// When it cannot be begun, which no configuration leads to.
 pub fn newborn(
     config: &Config,
+    placement: &Placement,
     id: PartitionId,
     node: NodeId,
     generation: u32,
     life: Incarnation,
     hasher: KeyHasher,
 ) -> Result<Partition<Redis>> {
-    if config.replicas_of(id).len() == 1 {
+    if !placement.is_replicated(id) {
         log::error!(target: "log", "partition {id} had its only copy on the disk that was lost");
     }
-    let setup = setup(config, id, node, generation, life, hasher);
+    let setup = setup(config, placement, id, node, generation, life, hasher);
     let group = Group::new(&setup, RecoveredGroup::default(), 0)
         .map_err(|why| Error::Config(format!("partition {id} cannot be begun: {why}")))?;
     Ok(Partition::replicated(id, node, life, Replica::new(id, hasher), group))
 }
 
 /// The partitions in which the node acknowledges what it has not synced.
-fn relaxed(config: &Config, node: NodeId) -> impl Iterator<Item = PartitionId> {
-    (0..config.groups()).map(PartitionId).filter(move |id| {
-        config.class_of(*id).durability == Durability::Interval
-            && config.replicas_of(*id).contains(&node)
-    })
+fn relaxed<'a>(
+    config: &'a Config,
+    placement: &'a Placement,
+    node: NodeId,
+) -> impl Iterator<Item = PartitionId> + 'a {
+    let is_relaxed = |id: &PartitionId| config.class_of(*id).durability == Durability::Interval;
+    placement.held_by(node).filter(is_relaxed)
 }
 
 /// Those of them in which other nodes rely on it.
-fn unsynced(config: &Config, node: NodeId) -> impl Iterator<Item = PartitionId> {
-    relaxed(config, node).filter(|id| config.replicas_of(*id).len() > 1)
+fn unsynced<'a>(
+    config: &'a Config,
+    placement: &'a Placement,
+    node: NodeId,
+) -> impl Iterator<Item = PartitionId> + 'a {
+    relaxed(config, placement, node).filter(|id| placement.is_replicated(*id))
 }
 
 /// What a partition's replica on a node is born with, in this generation.
 pub fn setup(
     config: &Config,
+    placement: &Placement,
     id: PartitionId,
     node: NodeId,
     generation: u32,
     life: Incarnation,
     hasher: KeyHasher,
 ) -> Setup {
-    let replicas = config.replicas_of(id);
+    let replicas = placement.replicas(id);
     // A sole replica has promised nothing that anybody else relies on.
     let generation = if replicas.len() == 1 { 1 } else { generation };
-    let voters = replicas.into_iter().map(|node| ReplicaId::new(node, 1)).collect();
+    let voters = replicas.iter().map(|node| ReplicaId::new(*node, 1)).collect();
     let seed = [life.0, u64::from(node.0), u64::from(id.0)].map(u64::to_le_bytes).concat();
     let mut setup = Setup::new(ReplicaId::new(node, generation), voters, hasher.hash(&seed));
     let timing = config.replication;
@@ -396,16 +450,14 @@ pub fn setup(
     setup.heartbeat_ticks = HEARTBEAT_TICKS;
     setup.election_ticks =
         (timing.election_timeout.as_millis() as u64).div_ceil(setup.tick_ms) as usize;
-    setup.retain_bytes = share(config, node, timing.retain);
+    setup.retain_bytes = share(config, placement, node, timing.retain);
     setup
 }
 
 /// A partition's part of what is allowed to a node.
-pub fn share(config: &Config, node: NodeId, bytes: u64) -> u64 {
-    let kept = |id: &PartitionId| {
-        is_logged(config.class_of(*id).durability) && config.replicas_of(*id).contains(&node)
-    };
-    bytes / ((0..config.groups()).map(PartitionId).filter(kept).count() as u64).max(1)
+pub fn share(config: &Config, placement: &Placement, node: NodeId, bytes: u64) -> u64 {
+    let kept = placement.held_by(node).filter(|id| is_logged(config.class_of(*id).durability));
+    bytes / (kept.count() as u64).max(1)
 }
 
 /// Whether partitions of a class are kept in a log at all.

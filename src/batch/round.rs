@@ -8,7 +8,7 @@
 
 use crate::batch::machine::{Machine, too_long};
 use crate::batch::{Batch, Op, OpHead, Part, Replies};
-use crate::ids::{NodeId, PartitionId};
+use crate::ids::PartitionId;
 use crate::rules::{Rule, kept};
 use crate::store::tables::Access;
 use std::collections::BTreeMap;
@@ -192,19 +192,4 @@ pub fn lost<M: Machine>(batch: &Batch, unknown: impl Fn(Access, &mut Vec<u8>)) -
         replies.end();
     }
     replies
-}
-
-/// Which of a node's Buckets holds each partition; none where the node has no replica of it.
-/// `replicas` are the nodes that hold a partition, its first leader first: what a node leads first is
-/// divided evenly, and so is the rest.
-pub fn place(replicas: &[Vec<NodeId>], node: NodeId, buckets: usize) -> Vec<Option<usize>> {
-    let mut turns = [0, 0];
-    let mut next = |replicas: &Vec<NodeId>| {
-        replicas.contains(&node).then(|| {
-            let turn = &mut turns[usize::from(replicas.first() == Some(&node))];
-            *turn += 1;
-            (*turn - 1) % buckets
-        })
-    };
-    replicas.iter().map(&mut next).collect()
 }

@@ -2,7 +2,7 @@
 
 use super::clock::{clocks, wall_clock};
 use super::{descriptors, failpoint};
-use crate::actors::node::{Birth, Node, Placement, start};
+use crate::actors::node::{Arbiters, Birth, Node, start};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::ids::{Millis, NodeId};
@@ -133,11 +133,11 @@ async fn launch(
     let (tell_begun, begun) = oneshot::channel();
     let (stop, told_to_stop) = oneshot::channel();
     let (tell_stopped, stopped) = oneshot::channel();
-    let placement = Placement::On { buckets: handles.clone(), log, archive };
+    let on = Arbiters::On { buckets: handles.clone(), log, archive };
     let lost = || Error::Io("starting a node".into(), std::io::Error::other("its thread ended"));
     let Some(first) = handles.first() else { return Err(lost()) };
     first.spawn(async move {
-        let mut node: Node = match start(config, id, placement, birth).await {
+        let mut node: Node = match start(config, id, on, birth).await {
             Ok(node) => node,
             Err(error) => {
                 // The main thread waits for this.

@@ -5,8 +5,10 @@
 
 use crate::batch::{Batch, Replies};
 use crate::cluster::barrier::Hello;
+use crate::cluster::topology::Placement;
+use crate::ids::Term;
 use crate::ids::{NodeId, PartitionId};
-use crate::txn::protocol::{Term, ToCoordinator, ToPartition};
+use crate::txn::protocol::{ToCoordinator, ToPartition};
 use serde::{Deserialize, Serialize};
 
 /// One packet.
@@ -123,14 +125,14 @@ pub struct Extent<'a> {
     /// Who sends.
     pub from: NodeId,
     /// The nodes that hold each partition.
-    pub replicas: &'a [Vec<NodeId>],
+    pub placement: &'a Placement,
     /// The nodes, in order.
     pub nodes: &'a [NodeId],
 }
 
 impl Extent<'_> {
     fn partition(&self, id: PartitionId) -> Result<(), String> {
-        match id.index() < self.replicas.len() {
+        match id.index() < self.placement.len() {
             true => Ok(()),
             false => Err(format!("it names partition {}, which does not exist", id.0)),
         }
@@ -149,7 +151,7 @@ impl Extent<'_> {
 
     fn holds(&self, id: PartitionId, node: NodeId) -> Result<(), String> {
         self.partition(id)?;
-        match self.replicas[id.index()].contains(&node) {
+        match self.placement.replicas(id).contains(&node) {
             true => Ok(()),
             false => Err(format!("node {node} holds no replica of partition {}", id.0)),
         }
@@ -170,9 +172,7 @@ impl Extent<'_> {
     }
 
     fn relayed(&self, relayed: &Relayed) -> Result<(), String> {
-        let is_replicated = |id: PartitionId| {
-            self.replicas.get(id.index()).is_some_and(|replicas| replicas.len() > 1)
-        };
+        let is_replicated = |id: PartitionId| self.placement.is_replicated(id);
         let may_be = match relayed {
             Relayed::Partition(id, message) => {
                 self.partition(*id)?;
@@ -375,8 +375,8 @@ mod tests {
 
     fn check(packet: &Packet) -> Result<(), String> {
         // Partition 1 has one copy, on node 3.
-        let replicas = [NODES.to_vec(), vec![NodeId(3)]];
-        packet.check(&Extent { from: NodeId(2), replicas: &replicas, nodes: &NODES })
+        let placement = Placement::new(vec![NODES.to_vec(), vec![NodeId(3)]]);
+        packet.check(&Extent { from: NodeId(2), placement: &placement, nodes: &NODES })
     }
 
     fn txn(node: u16) -> TxnId {

@@ -16,7 +16,9 @@ use self::leadership::Wishes;
 use crate::batch::machine::{Machine, too_long};
 use crate::batch::refusal::Refusal;
 use crate::batch::{Batch, Op, OpHead, Replies};
+use crate::cluster::topology::Topology;
 use crate::consensus::{Persist, ReplicaId, Setup};
+use crate::ids::Term;
 use crate::ids::{Incarnation, NodeId, Now, PartitionId};
 use crate::partition::journal::{Journal, OpOutcome, OpWaiter, Turn};
 use crate::partition::replica::ANSWERS_BYTES_KEPT;
@@ -25,9 +27,10 @@ use crate::partition::{Foresight, Neighbours, Partition, PartitionEffect, Took};
 use crate::rules::{Rule, kept};
 use crate::store::tables::Access;
 use crate::store::tables::{KeyHasher, Tables};
-use crate::txn::protocol::{Claim, Term, Ticket, ToCoordinator, ToPartition};
+use crate::txn::protocol::{Claim, Ticket, ToCoordinator, ToPartition};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Replies of one batch stop growing past this: the rest is executed when it is asked for again.
 /// Those of operations that wait for a log or a lock are foreseen.
@@ -214,13 +217,14 @@ impl<M: Machine> Bucket<M> {
     pub fn new(
         node: NodeId,
         life: Incarnation,
-        homes: Vec<NodeId>,
+        topology: Arc<Topology>,
         owned: &[PartitionId],
         hasher: KeyHasher,
         first_ticket: u64,
         lock_wait_ms: u64,
     ) -> Bucket<M> {
-        let mut partitions: Vec<Option<Partition<M>>> = homes.iter().map(|_| None).collect();
+        let mut partitions: Vec<Option<Partition<M>>> =
+            topology.placement().partitions().map(|_| None).collect();
         for &id in owned {
             partitions[id.index()] = Some(Partition::new(id, node, life, hasher));
         }
@@ -228,8 +232,8 @@ impl<M: Machine> Bucket<M> {
             life,
             is_dirty: vec![false; partitions.len()],
             partitions,
-            wishes: Wishes::new(homes.clone()),
-            neighbours: Neighbours::new(homes),
+            wishes: Wishes::new(topology.placement().clone()),
+            neighbours: Neighbours::new(topology),
             parking: Parking::default(),
             tickets: BTreeMap::new(),
             next: first_ticket,
@@ -764,9 +768,6 @@ impl<M: Machine> Bucket<M> {
         }
         out.members.append(&mut turn.members);
         if let Some((node, term)) = turn.leader.take() {
-            if let Some(home) = self.neighbours.homes.get_mut(id.index()) {
-                *home = node;
-            }
             out.leaders.push((id, node, term));
         }
     }
@@ -907,13 +908,6 @@ impl<M: Machine> Bucket<M> {
         self.leader_trusted(node);
     }
 
-    /// Another node says who leads a partition of which there is no copy here.
-    pub fn led_by(&mut self, id: PartitionId, node: NodeId) {
-        if let Some(home) = self.neighbours.homes.get_mut(id.index()) {
-            *home = node;
-        }
-    }
-
     /// The cluster is formed: the first leaders of new groups stand for election.
     pub fn form(&mut self, now: Now) {
         for (partition, message) in self.asleep.take().into_iter().flatten() {
@@ -925,7 +919,8 @@ impl<M: Machine> Bucket<M> {
             if self.suspects.contains(&partition.id()) {
                 continue;
             }
-            let first = self.neighbours.homes.get(index) == Some(&partition.node());
+            let preferred = self.neighbours.topology.placement().preferred(partition.id());
+            let first = preferred == Some(partition.node());
             if let Some(journal) = partition.journal_mut()
                 && (first && journal.group().term() == 0 || journal.group().members().is_sole())
             {

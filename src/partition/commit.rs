@@ -7,6 +7,7 @@ use super::{
 use crate::batch::Replies;
 use crate::batch::machine::{Effort, Machine};
 use crate::consensus::Confirmation;
+use crate::ids::Term;
 use crate::ids::{Incarnation, Millis, NodeId, Now, PartitionId, TxnId};
 use crate::partition::journal::Completion;
 use crate::partition::replica::{Applied, Mutation};
@@ -14,7 +15,7 @@ use crate::rules::{Rule, kept};
 use crate::store::tables::Access;
 use crate::txn::claims::share_claims;
 use crate::txn::protocol::{
-    Claim, Decide, Granule, Knowledge, Lock, Mode, Prepare, Prepared, Term, Ticket, ToCoordinator,
+    Claim, Decide, Granule, Knowledge, Lock, Mode, Prepare, Prepared, Ticket, ToCoordinator,
     ToPartition, Verdict,
 };
 

@@ -14,12 +14,13 @@ use crate::batch::machine::Machine;
 use crate::consensus::Confirmation;
 use crate::consensus::ReplicaId;
 use crate::consensus::{Envelope, Group, Output, Persist, Position, Role, TimeTold};
+use crate::ids::Term;
 use crate::ids::{Millis, NodeId, Now, PartitionId, TxnId};
 use crate::partition::bucket::Parked;
 use crate::partition::record::EntryWriter;
 use crate::partition::replica::{Applied, AppliedAnswers, Mutation};
 use crate::rules::{Rule, kept};
-use crate::txn::protocol::{Decide, Term};
+use crate::txn::protocol::Decide;
 use std::collections::VecDeque;
 
 /// How long a deposed leader waits to learn what became of its entries before it says that it

@@ -76,6 +76,7 @@ impl World {
         self.early.retain(|(at, ..), _| *at != node);
         self.splits.retain(|_, split| split.node != node);
         self.end_sessions(node);
+        self.topologies[node] = self.topology();
         if node < DATA {
             let rng = &mut self.rng;
             self.disks[node].crash(|count| reached.unwrap_or_else(|| rng.roll(count + 1)));

@@ -7,8 +7,9 @@
 use super::pipelines::{Asker, Exchange};
 use super::world::{NODES, PARTITIONS, World, node_id};
 use crate::batch::{Batch, Replies};
+use crate::ids::Term;
 use crate::ids::{Incarnation, NodeId, PartitionId};
-use crate::txn::protocol::{Ended, Term, Ticket, ToCoordinator, ToLocks, ToPartition, Work};
+use crate::txn::protocol::{Ended, Ticket, ToCoordinator, ToLocks, ToPartition, Work};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -200,10 +201,11 @@ impl World {
         let life = self.lives[other];
         self.with_bucket(node, |bucket, _, out| bucket.node_up(node_id(other), life, out));
         for partition in 0..PARTITIONS {
-            let (term, leader) = self.leaders[node][partition];
-            if leader == node {
-                let leads = Message::Leads(PartitionId(partition as u16), node_id(node), term);
-                let from = self.home(node, PartitionId(partition as u16));
+            let id = PartitionId(partition as u16);
+            if self.leader(node, id) == node {
+                let term = self.topologies[node].term(id);
+                let leads = Message::Leads(id, node_id(node), term);
+                let from = self.home(node, id);
                 self.send(from, Actor::Book(other), leads);
             }
         }

@@ -271,5 +271,5 @@ fn replies_are_cut_disks_hang_and_machines_stop() {
         world.run(60).unwrap();
         counts.iter_mut().zip(world.counts).for_each(|(count, more)| *count += more);
     }
-    assert!(counts.iter().zip([50, 40, 100]).all(|(count, least)| *count >= least), "{counts:?}");
+    assert!(counts.iter().zip([40, 40, 100]).all(|(count, least)| *count >= least), "{counts:?}");
 }

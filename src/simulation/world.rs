@@ -8,9 +8,10 @@ use super::lists::{Lists, hasher};
 use super::network::{Actor, Message};
 use super::pipelines::{Asker, Pipeline, Split};
 use super::schedule::Rng;
-use crate::batch::round;
 use crate::batch::{Batch, Replies};
+use crate::cluster::topology::{Placement, Topology};
 use crate::consensus::{Group, Recovered, ReplicaId, Setup};
+use crate::ids::Term;
 use crate::ids::{Incarnation, NodeId, Now, PartitionId, TxnId};
 use crate::partition::bucket::{Bucket, Executed, Outbox, Parked};
 use crate::partition::replica::Replica;
@@ -18,8 +19,9 @@ use crate::partition::{Partition, PartitionEffect};
 use crate::rules::{Rule, kept};
 use crate::txn::coordinator::{self, ClientId, Strength, Survives, Transactions};
 use crate::txn::lock_queue::{self, LockQueue};
-use crate::txn::protocol::{Decide, Term, ToCoordinator, ToPartition, Verdict};
+use crate::txn::protocol::{Decide, ToCoordinator, ToPartition, Verdict};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 /// Nodes 0 to 2 hold the partitions, 3 and 4 only coordinate: their death loses no data.
 pub(super) const DATA: usize = 3;
@@ -35,8 +37,11 @@ pub(super) fn node_id(node: usize) -> NodeId {
 /// three: long batches that wait find other faults than short ones that are cut.
 const REPLY_BYTES: [usize; 3] = [256, 24, 8];
 
-fn homes() -> Vec<NodeId> {
-    (0..PARTITIONS).map(|partition| node_id(partition % DATA)).collect()
+/// The nodes of each partition: one, or all that have data.
+fn placement(kind: Kind) -> Placement {
+    let copies = |id: usize| if kind.is_replicated(PartitionId(id as u16)) { DATA } else { 1 };
+    let nodes = |id: usize| (0..copies(id)).map(move |copy| node_id((id + copy) % DATA));
+    Placement::new((0..PARTITIONS).map(|id| nodes(id).collect()).collect())
 }
 
 pub(super) fn partition_of(key: usize) -> PartitionId {
@@ -121,7 +126,7 @@ pub(super) struct World {
     /// By data node.
     pub(super) disks: Vec<Disk>,
     /// By node: who it thinks leads each partition.
-    pub(super) leaders: Vec<Vec<(Term, usize)>>,
+    pub(super) topologies: Vec<Arc<Topology>>,
     /// Nodes that have lost what they held of partitions without copies.
     pub(super) lost: BTreeSet<usize>,
 }
@@ -141,7 +146,9 @@ impl World {
             deaths: [0; NODES],
             placed,
             arbiters,
-            placement: (0..NODES).map(|node| placement(kind, node, arbiters)).collect(),
+            placement: (0..NODES)
+                .map(|node| placement(kind).over_buckets(node_id(node), arbiters))
+                .collect(),
             buckets: Vec::new(),
             locks: Vec::new(),
             coordinators: Vec::new(),
@@ -161,7 +168,9 @@ impl World {
             stopped: None,
             kind,
             disks: (0..DATA).map(|_| Disk::default()).collect(),
-            leaders: vec![(0..PARTITIONS).map(|id| (Term(0), id % DATA)).collect(); NODES],
+            topologies: (0..NODES)
+                .map(|_| Arc::new(Topology::new(Arc::new(placement(kind)))))
+                .collect(),
             lost: BTreeSet::new(),
         };
         for node in 0..NODES {
@@ -228,6 +237,11 @@ impl World {
         (0..count).map(|index| self.start_bucket(node, index)).collect()
     }
 
+    /// What a process knows when it starts.
+    pub(super) fn topology(&self) -> Arc<Topology> {
+        Arc::new(Topology::new(Arc::new(placement(self.kind))))
+    }
+
     fn start_bucket(&mut self, node: usize, index: usize) -> Bucket<Lists> {
         let life = self.lives[node];
         let (placed, places) = (self.placed, self.placement[node].clone());
@@ -236,7 +250,15 @@ impl World {
         let own = ids().filter(|id| !self.kind.is_replicated(*id));
         let own: Vec<PartitionId> = own.collect();
         let tickets = (index as u64) << 48;
-        let mut bucket = Bucket::new(node_id(node), life, homes(), &own, hasher(), tickets, 20_000);
+        let mut bucket = Bucket::new(
+            node_id(node),
+            life,
+            self.topologies[node].clone(),
+            &own,
+            hasher(),
+            tickets,
+            20_000,
+        );
         bucket.reply_bytes_max(self.reply_bytes());
         for id in ids().filter(|id| self.kind.is_replicated(*id)).collect::<Vec<_>>() {
             let voters = (0..DATA).map(|node| ReplicaId::new(node_id(node), 1)).collect();
@@ -254,7 +276,8 @@ impl World {
 
     pub(super) fn coordinator(&self, node: usize) -> Transactions<Lists> {
         let life = self.lives[node];
-        let mut coordinator = Transactions::new(node_id(node), life, homes(), hasher(), 20_000);
+        let mut coordinator =
+            Transactions::new(node_id(node), life, self.topologies[node].view(), hasher(), 20_000);
         let strength = Strength { copies: DATA as u8, survives: Survives::Power };
         for id in (0..PARTITIONS as u16).map(PartitionId) {
             if self.kind.is_replicated(id) {
@@ -271,15 +294,13 @@ impl World {
 
     /// The node that `node` takes for a partition's leader.
     pub(super) fn leader(&self, node: usize, partition: PartitionId) -> usize {
-        self.leaders[node][partition.index()].1
+        self.topologies[node].leader(partition).map_or(0, |leader| usize::from(leader.0) - 1)
     }
 
     fn learn(&mut self, node: usize, partition: PartitionId, leader: NodeId, term: Term) {
-        let known = &mut self.leaders[node][partition.index()];
-        if known.0 >= term {
+        if !self.topologies[node].learn(partition, leader, term) {
             return;
         }
-        *known = (term, usize::from(leader.0) - 1);
         let mut effects = Vec::new();
         let now = self.now(node);
         self.coordinators[node].led(partition, leader, term, now, &mut effects);
@@ -457,12 +478,4 @@ impl World {
         self.coordinators[node].tick(now, &mut effects);
         self.txn_effects(node, effects);
     }
-}
-
-/// Which of a node's Buckets holds each partition.
-fn placement(kind: Kind, node: usize, arbiters: usize) -> Vec<Option<usize>> {
-    let copies = |id: usize| if kind.is_replicated(PartitionId(id as u16)) { DATA } else { 1 };
-    let nodes = |id: usize| (0..copies(id)).map(move |copy| node_id((id + copy) % DATA));
-    let replicas: Vec<Vec<NodeId>> = (0..PARTITIONS).map(|id| nodes(id).collect()).collect();
-    round::place(&replicas, node_id(node), arbiters)
 }

@@ -81,15 +81,19 @@ struct Record {
     clean: bool,
 }
 
-/// What is written. A file of an earlier format says less and is read as well.
-const FORMAT: &str = "2";
-const FORMATS: [&str; 2] = ["1", FORMAT];
+/// What is written and read. Of the formats before, nothing is read: values were encoded otherwise.
+const FORMAT: &str = "3";
+const EARLIER: [&str; 2] = ["1", "2"];
 const IDENTITY: &str = "identity";
 const SYNCED: &str = "synced";
 const HEAD: &str = "# Whose data this directory holds. Kept by the node; do not edit.\n";
 
 /// What stands before the name of a field of the layout.
 const LAYOUT: &str = "layout.";
+
+/// The field of the layout that says which nodes hold what. A directory that has one keeps it, whatever
+/// a new one would be given.
+pub const PLACEMENT: &str = "placement";
 
 /// No identity is longer: it may name the most partitions that a cluster has twice.
 const IDENTITY_BYTES_MAX: u64 = 4 << 20;
@@ -153,7 +157,13 @@ impl<D: Disk> Directory<D> {
             let problem = "the file is missing, and the log's end cannot be told without it";
             return Err(Error::Corrupt(Corrupt { file: note, offset: 0, problem: problem.into() }));
         }
+        let placement = record.layout.iter().find(|(name, _)| name == PLACEMENT).cloned();
         record.layout = new.layout;
+        if let (Some(kept), Some(field)) =
+            (placement, record.layout.iter_mut().find(|(name, _)| name == PLACEMENT))
+        {
+            *field = kept;
+        }
         let (path, was_formed, last_life) = (path.to_owned(), record.formed, record.life);
         let directory =
             Directory { disk, path, is_new, was_formed, last_life, record, _lock: lock };
@@ -176,6 +186,12 @@ impl<D: Disk> Directory<D> {
             }
         }
         Ok(directory)
+    }
+
+    /// Which nodes hold what, if anything is kept.
+    pub fn placement(&self) -> Option<&str> {
+        let field = self.record.layout.iter().find(|(name, _)| name == PLACEMENT)?;
+        Some(&field.1)
     }
 
     /// Where the log is.
@@ -378,7 +394,7 @@ impl<D: Disk> Directory<D> {
     /// Writes the identity aside and puts it in place: there is always a whole one.
     fn save(&self, record: &Record) -> Result<()> {
         let (aside, place) = (self.path.join("identity.new"), self.path.join(IDENTITY));
-        let text = record.text(FORMAT);
+        let text = record.text();
         let needed = text.len() as u64;
         let file = self.disk.create(&aside).map_err(no_room(&aside, needed))?;
         file.write_at(text.as_bytes(), 0).map_err(no_room(&aside, needed))?;
@@ -417,11 +433,19 @@ fn read<D: Disk>(disk: &D, dir: &Path) -> Result<Record> {
     if !sealed(text) {
         return Err(damaged("its checksum is wrong"));
     }
-    if !FORMATS.contains(&format) {
+    if EARLIER.contains(&format) {
+        return Err(Error::Directory(format!(
+            "data directory {} is of format {format}, which this version does not read. Save the \
+             cluster with the version that wrote it (--role admin backup) and restore that into a \
+             new one",
+            dir.display()
+        )));
+    }
+    if format != FORMAT {
         let problem = format!("{} is of format {format}, which is not known", path.display());
         return Err(Error::Directory(problem));
     }
-    Record::parse(text, format).ok_or_else(|| damaged("a field is missing or makes no sense"))
+    Record::parse(text).ok_or_else(|| damaged("a field is missing or makes no sense"))
 }
 
 /// What was changed, in the words of `cluster.yaml`, which has no field for how tables are kept
@@ -451,18 +475,19 @@ fn told_moved(name: &str, was: &str, now: &str) -> String {
 }
 
 impl Record {
-    /// Which field of the layout is not what it was, if any. A record that has none is of an earlier
-    /// format, or of a node that kept nothing.
+    /// Which field of the layout is not what it was, if any. A record that has none is of a node that
+    /// kept nothing.
     fn moved(&self, layout: &[(String, String)]) -> Option<String> {
         let now = |name: &String| {
             let field = layout.iter().find(|(other, _)| other == name);
             field.map_or("nothing", |(_, value)| value.as_str())
         };
-        let moved = self.layout.iter().find(|(name, was)| now(name) != was);
+        let mut fixed = self.layout.iter().filter(|(name, _)| name != PLACEMENT);
+        let moved = fixed.find(|(name, was)| now(name) != was);
         moved.map(|(name, was)| told_moved(name, was, now(name)))
     }
 
-    fn text(&self, format: &str) -> String {
+    fn text(&self) -> String {
         let Record { owner: Identity { cluster, node }, life, replica, .. } = self;
         let Record { formed, boot, clean, .. } = self;
         let layout = self.layout.iter().map(|(name, value)| format!("{LAYOUT}{name}: {value}\n"));
@@ -471,13 +496,13 @@ impl Record {
         let formed = if *formed { "yes" } else { "no" };
         let stopped = if *clean { "cleanly" } else { "not yet" };
         let text = format!(
-            "{HEAD}format: {format}\ncluster: {cluster}\nnode: {node}\n{layout}{}{}{}replica: {replica}\n\
+            "{HEAD}format: {FORMAT}\ncluster: {cluster}\nnode: {node}\n{layout}{}{}{}replica: {replica}\n\
              {}{}{}formed: {formed}\n{}boot: {boot}\nstopped: {stopped}\n",
             line("life", (life.0 > 0).then(|| life.0.to_string()).into_iter()),
             line("segment", (self.segment > 0).then(|| self.segment.to_string()).into_iter()),
             line("noted", self.noted.then(|| "yes".to_owned()).into_iter()),
-            line("renewed", self.replaced.iter().map(|(id, number)| format!("{id}={number}"))),
-            line("doubted", self.suspects.iter().map(PartitionId::to_string)),
+            line("replaced", self.replaced.iter().map(|(id, number)| format!("{id}={number}"))),
+            line("suspect", self.suspects.iter().map(PartitionId::to_string)),
             line("ready", self.ready.then(|| "yes".to_owned()).into_iter()),
             line(
                 "seen",
@@ -490,7 +515,7 @@ impl Record {
         format!("{text}crc: {crc:08x}\n")
     }
 
-    fn parse(text: &str, format: &str) -> Option<Record> {
+    fn parse(text: &str) -> Option<Record> {
         let word = |name| field(text, name);
         let record = Record {
             owner: Identity {
@@ -506,11 +531,11 @@ impl Record {
             segment: word("segment").map_or(Some(0), |segment| segment.parse().ok())?,
             noted: word("noted").is_some(),
             replica: word("replica")?.parse().ok()?,
-            replaced: list(word("renewed"), |word| {
+            replaced: list(word("replaced"), |word| {
                 let (id, number) = word.split_once('=')?;
                 Some((PartitionId(id.parse().ok()?), number.parse().ok()?))
             })?,
-            suspects: list(word("doubted"), |id| Some(PartitionId(id.parse().ok()?)))?,
+            suspects: list(word("suspect"), |id| Some(PartitionId(id.parse().ok()?)))?,
             ready: word("ready").is_some(),
             formed: word("formed")? == "yes",
             seen: list(word("seen"), |word| {
@@ -524,7 +549,7 @@ impl Record {
             clean: word("stopped")? == "cleanly",
         };
         // Whatever was not understood would be lost by the next write.
-        (record.text(format) == text).then_some(record)
+        (record.text() == text).then_some(record)
     }
 }
 

@@ -19,6 +19,8 @@
 use crate::batch::machine::{AnswerBytes, Effort, Machine, Scope, effort_of};
 use crate::batch::refusal::Refusal;
 use crate::batch::{Op, Replies};
+use crate::cluster::topology::Topology;
+use crate::ids::Term;
 use crate::ids::{Age, Incarnation, Millis, NodeId, Now, PartitionId, TableIndex, TxnId};
 use crate::rules::{Rule, kept};
 use crate::store::key_state::KeyState;
@@ -26,7 +28,7 @@ use crate::store::tables::Access;
 use crate::store::tables::{KeyHasher, Tables};
 use crate::txn::claims::share_claims;
 use crate::txn::protocol::{
-    Decide, Ended, Granule, Knowledge, Lock, Mode, Prepare, Prepared, Share, Term, ToCoordinator,
+    Decide, Ended, Granule, Knowledge, Lock, Mode, Prepare, Prepared, Share, ToCoordinator,
     ToPartition, Verdict, Work,
 };
 use smallvec::SmallVec;
@@ -79,7 +81,10 @@ pub struct TxnCounts {
 pub struct Transactions<M> {
     node: NodeId,
     life: Incarnation,
-    partitions: Vec<Leader>,
+    /// Who leads what: a view that hears news in their turn among the other messages.
+    topology: Topology,
+    /// How strongly each partition keeps what it is given.
+    strengths: Vec<Strength>,
     /// Lives of the nodes that can be reached, this one among them.
     reachable: BTreeMap<NodeId, Incarnation>,
     /// Those of them that do not answer.
@@ -94,14 +99,6 @@ pub struct Transactions<M> {
     wait_ms: u64,
     counts: TxnCounts,
     machine: PhantomData<M>,
-}
-
-/// Who serves a partition, as far as is known here.
-#[derive(Clone, Copy, Debug)]
-struct Leader {
-    node: NodeId,
-    term: Term,
-    strength: Strength,
 }
 
 /// How strongly a partition keeps what it is given; the strongest is the greatest.
@@ -207,15 +204,16 @@ impl<M: Machine> Transactions<M> {
     pub fn new(
         node: NodeId,
         life: Incarnation,
-        homes: Vec<NodeId>,
+        topology: Topology,
         hasher: KeyHasher,
         wait_ms: u64,
     ) -> Transactions<M> {
-        let leader = |node| Leader { node, term: Term(0), strength: Strength::WEAKEST };
+        let strengths = vec![Strength::WEAKEST; topology.placement().len()];
         Transactions {
             node,
             life,
-            partitions: homes.into_iter().map(leader).collect(),
+            topology,
+            strengths,
             reachable: BTreeMap::from([(node, life)]),
             suspected: BTreeSet::new(),
             hasher,
@@ -247,8 +245,8 @@ impl<M: Machine> Transactions<M> {
 
     /// Says how strongly a partition keeps what it is given: [`Strength::WEAKEST`] unless said.
     pub fn keep(&mut self, id: PartitionId, strength: Strength) {
-        if let Some(leader) = self.partitions.get_mut(id.index()) {
-            leader.strength = strength;
+        if let Some(kept) = self.strengths.get_mut(id.index()) {
+            *kept = strength;
         }
     }
 
@@ -285,11 +283,9 @@ impl<M: Machine> Transactions<M> {
         now: Now,
         effects: &mut Vec<TxnEffect>,
     ) {
-        let Some(leader) = self.partitions.get_mut(id.index()) else { return };
-        if leader.term >= term {
+        if !self.topology.learn(id, node, term) {
             return;
         }
-        (leader.node, leader.term) = (node, term);
         let touches = |txn: &&Txn| txn.work.shares.iter().any(|(share, _)| *share == id);
         let active = self.active.values().map(Box::as_ref);
         let hit: Vec<u64> = active.filter(touches).map(|txn| txn.id.sequence).collect();
@@ -482,11 +478,11 @@ impl<M: Machine> Transactions<M> {
     }
 
     fn leader(&self, id: PartitionId) -> Option<NodeId> {
-        self.partitions.get(id.index()).map(|leader| leader.node)
+        self.topology.leader(id)
     }
 
     fn strength(&self, id: PartitionId) -> Strength {
-        self.partitions.get(id.index()).map_or(Strength::WEAKEST, |leader| leader.strength)
+        self.strengths.get(id.index()).copied().unwrap_or(Strength::WEAKEST)
     }
 
     fn is_replicated(&self, id: PartitionId) -> bool {
@@ -1180,7 +1176,7 @@ mod tests {
         let mebibytes = |count: usize| vec![0; count << 20];
         for mode in [Mode::Read, Mode::Write, Mode::Gather] {
             for (each, too_much) in [(60, false), (70, true)] {
-                let homes = vec![NodeId(1); 3];
+                let homes = Topology::of_leaders([NodeId(1); 3]).view();
                 let (node, incarnation) = (NodeId(1), Incarnation(1));
                 let mut transactions: Transactions<Lists> =
                     Transactions::new(node, incarnation, homes, KeyHasher::new(0), 100);
@@ -1239,7 +1235,7 @@ mod tests {
             "classes",
         ];
         for name in scripts {
-            let homes = vec![NodeId(1), NodeId(2), NodeId(3)];
+            let homes = Topology::of_leaders([NodeId(1), NodeId(2), NodeId(3)]).view();
             let hasher = KeyHasher::new(0);
             let mut script =
                 Script(Transactions::new(NodeId(1), Incarnation(1), homes, hasher, 100));

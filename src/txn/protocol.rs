@@ -8,7 +8,7 @@
 use crate::batch::machine::Machine;
 use crate::batch::refusal::Refusal;
 use crate::batch::{Batch, Replies};
-use crate::ids::{Age, Incarnation, Millis, PartitionId, TableIndex, TxnId};
+use crate::ids::{Age, Incarnation, Millis, PartitionId, TableIndex, Term, TxnId};
 use crate::rules::{Rule, kept};
 use crate::store::key_state::KeyState;
 use crate::store::tables::Access;
@@ -92,11 +92,6 @@ pub enum Ended {
     /// The partition that holds the decision was lost with the decision in flight.
     Unknown(Refusal),
 }
-
-/// The life of a partition's leadership that granted a lock: locks that are not logged end with
-/// it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Term(pub u64);
 
 /// What a partition is asked by Coordinators and by other partitions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

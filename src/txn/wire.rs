@@ -7,7 +7,8 @@
 
 use super::share::{self, PreparedShare};
 use crate::ids::TableIndex;
-use crate::txn::protocol::{Claim, Prepare, Prepared, Share, Term, Watched};
+use crate::ids::Term;
+use crate::txn::protocol::{Claim, Prepare, Prepared, Share, Watched};
 use serde::de::value::SeqAccessDeserializer;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;

@@ -252,6 +252,38 @@ fn another_layout_over_data_is_refused() {
     cluster.ids().for_each(|id| check(&mut cluster.connect(id), "old"));
 }
 
+/// How a cluster is placed is what its data directories say, not what a new one would be given.
+#[test]
+fn a_cluster_goes_on_as_it_was_placed() {
+    let mut cluster = Cluster::start();
+    write(&mut cluster.connect(1), "old");
+    cluster.ids().for_each(|id| cluster.kill(id));
+    let identity = fs::read_to_string(cluster.data(1).join("identity")).expect("an identity");
+    let placed = identity.lines().find_map(|line| line.strip_prefix("layout.placement: "));
+    let placed = placed.expect("a placement");
+    let moved = placed.replacen("1,2,3", "2,3,1", 1);
+    assert_ne!(placed, moved);
+    // Nodes that are placed differently are of no one cluster.
+    cluster.edit_identity(1, "layout.placement", &moved);
+    [1, 2].into_iter().for_each(|id| cluster.spawn(id));
+    cluster.wait_log(1, &["refused"]);
+    cluster.wait_log(2, &["refused"]);
+    [1, 2].into_iter().for_each(|id| cluster.kill(id));
+    [2, 3].into_iter().for_each(|id| cluster.edit_identity(id, "layout.placement", &moved));
+    cluster.start_all();
+    eventually("node 2 leads partition 0", PATIENCE, || {
+        let leads = cluster.status(1)?["nodes"][1]["leads"].clone();
+        leads.as_array()?.contains(&0.into()).then_some(())
+    });
+    cluster.ids().for_each(|id| check(&mut cluster.connect(id), "old"));
+    // One that makes no sense is refused in words.
+    cluster.kill(3);
+    cluster.edit_identity(3, "layout.placement", &moved.replacen("3", "9", 1));
+    cluster.spawn(3);
+    assert_eq!(cluster.process(3).wait().code(), Some(2));
+    cluster.wait_log(3, &["it names node 9, which cluster.yaml does not"]);
+}
+
 /// The files of a folder of a node's data, by name.
 fn files(cluster: &Cluster, id: u16, folder: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(cluster.data(id).join(folder)).expect("a folder");

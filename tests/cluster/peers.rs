@@ -2,10 +2,10 @@
 
 use crate::harness::{Client, Cluster, PATIENCE, Protocol, dial, eventually, read_on, read_to_end};
 use quorate::cluster::barrier::Hello;
+use quorate::ids::Term;
 use quorate::ids::{Incarnation, NodeId, PartitionId};
 use quorate::net::frame;
 use quorate::net::packet::Packet;
-use quorate::txn::protocol::Term;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};

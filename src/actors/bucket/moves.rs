@@ -1,8 +1,8 @@
 //! Changes of leaders as a Bucket saw them: for the log, a line for many, and for `/status`.
 
 use crate::command::facts;
+use crate::ids::Term;
 use crate::ids::{Millis, NodeId, PartitionId};
-use crate::txn::protocol::Term;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

@@ -15,9 +15,11 @@
 
 use super::{Bucket, may_live};
 use crate::batch::machine::Machine;
+use crate::cluster::topology::Placement;
 use crate::consensus::{Group, Progress, Role};
 use crate::ids::{Incarnation, NodeId, Now, PartitionId};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// For how long the preferred leader must have been linked before it is given the lead back, in ms.
 pub const DRIFT_AFTER_MS: u64 = 5_000;
@@ -43,8 +45,9 @@ const SUCCESSION_MS: u64 = 2_000;
 /// What a Bucket knows beside raft of who should lead.
 #[derive(Debug)]
 pub struct Wishes {
-    /// By partition.
-    preferred: Vec<NodeId>,
+    placement: Arc<Placement>,
+    /// Partitions that another node is to lead than the one that the placement prefers.
+    moved: BTreeMap<PartitionId, NodeId>,
     /// Since when each life of a node has been linked, in ms of the monotonic clock.
     linked: BTreeMap<NodeId, (Incarnation, u64)>,
     /// Partitions whose leader is dead or suspected: which node led, and since when that is known.
@@ -60,10 +63,11 @@ pub struct Wishes {
 }
 
 impl Wishes {
-    /// Each partition is to be led by this node if it may.
-    pub fn new(preferred: Vec<NodeId>) -> Wishes {
+    /// Each partition is to be led by the node that the placement prefers.
+    pub fn new(placement: Arc<Placement>) -> Wishes {
         Wishes {
-            preferred,
+            placement,
+            moved: BTreeMap::new(),
             linked: BTreeMap::new(),
             orphans: BTreeMap::new(),
             followed: BTreeMap::new(),
@@ -71,6 +75,11 @@ impl Wishes {
             declined: BTreeMap::new(),
             retires: false,
         }
+    }
+
+    /// The node that is to lead a partition.
+    fn preferred(&self, id: PartitionId) -> Option<NodeId> {
+        self.moved.get(&id).copied().or_else(|| self.placement.preferred(id))
     }
 }
 
@@ -104,8 +113,10 @@ impl<M: Machine> Bucket<M> {
     /// From now on `node` is to lead the partition, until the process ends. If this node leads it,
     /// it hands over now. Tells whether it begins to.
     pub fn prefer(&mut self, id: PartitionId, node: NodeId) -> bool {
-        let Some(preferred) = self.wishes.preferred.get_mut(id.index()) else { return false };
-        *preferred = node;
+        if self.wishes.placement.replicas(id).is_empty() {
+            return false;
+        }
+        self.wishes.moved.insert(id, node);
         self.wishes.declined.remove(&id);
         let Some(Some(partition)) = self.partitions.get_mut(id.index()) else { return false };
         let Some(journal) = partition.journal_mut() else { return false };
@@ -120,7 +131,7 @@ impl<M: Machine> Bucket<M> {
 
     /// The node that is to lead a partition.
     pub fn preferred(&self, id: PartitionId) -> Option<NodeId> {
-        self.wishes.preferred.get(id.index()).copied()
+        self.wishes.preferred(id)
     }
 
     /// Gives a partition back to the leader it is meant to have, one at a time.
@@ -133,16 +144,19 @@ impl<M: Machine> Bucket<M> {
         if self.wishes.retires || self.partitions().any(transfers) {
             return;
         }
-        for (index, preferred) in self.wishes.preferred.iter().enumerate() {
+        for id in self.wishes.placement.partitions() {
+            let (index, Some(preferred)) = (id.index(), self.wishes.preferred(id)) else {
+                continue;
+            };
             let steady = self
                 .wishes
                 .linked
-                .get(preferred)
+                .get(&preferred)
                 .is_some_and(|(_, since)| since.saturating_add(DRIFT_AFTER_MS) <= now.mono);
-            let life = self.neighbours.lives.get(preferred).copied();
-            let declined = self.wishes.declined.get(&PartitionId(index as u16)).is_some_and(
-                |(then, since)| life == Some(*then) && now.mono < since.saturating_add(DECLINED_MS),
-            );
+            let life = self.neighbours.lives.get(&preferred).copied();
+            let declined = self.wishes.declined.get(&id).is_some_and(|(then, since)| {
+                life == Some(*then) && now.mono < since.saturating_add(DECLINED_MS)
+            });
             let may = steady && !declined;
             let Some(Some(partition)) = self.partitions.get_mut(index).filter(|_| may) else {
                 continue;
@@ -151,10 +165,9 @@ impl<M: Machine> Bucket<M> {
                 continue;
             };
             let group = journal.group_mut();
-            let (id, last, generations) =
-                (PartitionId(index as u16), group.last_index(), &self.generations);
+            let (last, generations) = (group.last_index(), &self.generations);
             let caught_up = |one: &Progress| {
-                one.id.node() == *preferred
+                one.id.node() == preferred
                     && may_live(generations, id, one.id)
                     && one.is_active
                     && one.matched.saturating_add(DRIFT_LAG_MAX) >= last
@@ -180,7 +193,8 @@ impl<M: Machine> Bucket<M> {
 
     /// Notes what is led here again, soon after it was given to its preferred leader, which is well.
     fn note_leaders(&mut self, mono: u64) {
-        let Wishes { preferred, followed, given, declined, .. } = &mut self.wishes;
+        let Wishes { placement, moved, followed, given, declined, .. } = &mut self.wishes;
+        let preferred = |id| moved.get(&id).copied().or_else(|| placement.preferred(id));
         given.retain(|_, since| mono < since.saturating_add(RETURNED_MS));
         for (index, partition) in self.partitions.iter().enumerate() {
             let Some(journal) = partition.as_ref().and_then(|one| one.journal()) else { continue };
@@ -193,7 +207,7 @@ impl<M: Machine> Bucket<M> {
             let Some(former) = followed.remove(&id) else { continue };
             let life = self.neighbours.lives.get(&former).copied();
             if let Some(life) = life.filter(|_| !self.neighbours.is_away(former))
-                && preferred.get(index) == Some(&former)
+                && preferred(id) == Some(former)
                 && given.remove(&id).is_some()
             {
                 declined.insert(id, (life, mono));

@@ -29,7 +29,10 @@ fn bucket() -> (Bucket<Redis>, KeyHasher) {
     let hasher = KeyHasher::new(7);
     let node = NodeId(1);
     let owned = [PartitionId(0), PartitionId(1)];
-    (Bucket::new(node, Incarnation(1), vec![node; 2], &owned, hasher, 0, 1000), hasher)
+    (
+        Bucket::new(node, Incarnation(1), Topology::of_leaders([node; 2]), &owned, hasher, 0, 1000),
+        hasher,
+    )
 }
 
 fn at(ms: u64) -> Now {
@@ -125,7 +128,8 @@ impl Alone {
         let hasher = KeyHasher::new(7);
         let (node, life) = (NodeId(1), Incarnation(1));
         let owned: &[PartitionId] = if logged { &[] } else { &[ALONE] };
-        let mut bucket = Bucket::new(node, life, vec![node], owned, hasher, 0, 60_000);
+        let mut bucket =
+            Bucket::new(node, life, Topology::of_leaders([node]), owned, hasher, 0, 60_000);
         if logged {
             let own = ReplicaId::new(node, 1);
             let setup = Setup::new(own, [own].into(), 7);

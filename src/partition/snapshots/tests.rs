@@ -2,6 +2,7 @@
 
 use super::{Arrived, FromArchive, PIECES_MAX, ToArchive};
 use crate::batch::{Batch, OpCode, OpHead, Replies};
+use crate::cluster::topology::Topology;
 use crate::command::Redis;
 use crate::consensus::{Group, Outgoing, Recovered, ReplicaId, Setup, SnapshotMeta};
 use crate::ids::{Incarnation, Millis, NodeId, Now, PartitionId, TableIndex};
@@ -43,7 +44,8 @@ impl Nodes {
             let group = Group::new(&setup, Recovered::default(), 0).expect("a new group");
             let life = Incarnation(1);
             let replica = Replica::new(PARTITION, hasher);
-            let mut bucket = Bucket::new(*id, life, vec![NodeId(1)], &[], hasher, 0, 1000);
+            let mut bucket =
+                Bucket::new(*id, life, Topology::of_leaders([NodeId(1)]), &[], hasher, 0, 1000);
             bucket.place(Partition::replicated(PARTITION, *id, life, replica, group));
             let (out, orders) = (Outbox::default(), VecDeque::new());
             Node { bucket, out, orders, covered: Vec::new(), installed: 0 }

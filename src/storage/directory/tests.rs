@@ -49,7 +49,7 @@ fn what_it_is_told_it_remembers() {
     let (fields, _) = text.split_once("crc: ").expect("a checksum");
     assert_eq!(
         fields,
-        "# Whose data this directory holds. Kept by the node; do not edit.\nformat: 2\n\
+        "# Whose data this directory holds. Kept by the node; do not edit.\nformat: 3\n\
          cluster: shop\nnode: 2\nlayout.partitions: 12\nlayout.nodes: 1 2 3\nlife: 6\n\
          replica: 1700000000\nready: yes\nformed: yes\n\
          boot: boot-2\nstopped: cleanly\n"
@@ -189,11 +189,11 @@ fn a_damaged_identity_is_refused() {
         let error = open(&disk).err().expect("refused");
         assert!(matches!(error, Error::Corrupt(_)), "{length} bytes: {error}");
     }
-    let newer = String::from_utf8(whole).expect("text").replace("format: 2", "format: 3");
+    let newer = String::from_utf8(whole).expect("text").replace("format: 3", "format: 4");
     let (fields, _) = newer.split_once("crc: ").expect("a checksum");
     let crc = crc32fast::hash(fields.as_bytes());
     disk.put(&path, format!("{fields}crc: {crc:08x}\n").as_bytes());
-    let expected = format!("{DIR}/identity is of format 3, which is not known");
+    let expected = format!("{DIR}/identity is of format 4, which is not known");
     assert_eq!(refusal(open(&disk)), expected);
 }
 
@@ -224,16 +224,37 @@ fn a_power_cut_at_any_step_leaves_the_old_or_the_new() {
 }
 
 #[test]
-fn an_identity_of_an_earlier_format_is_read() {
+fn an_identity_of_an_earlier_format_is_refused_in_words() {
     let disk = FaultyDisk::new(1);
     drop(open(&disk).expect("a directory"));
-    let text = "# Whose data this directory holds. Kept by the node; do not edit.\nformat: 1\n\
-                cluster: shop\nnode: 2\nreplica: 7\nformed: yes\nboot: boot-1\nstopped: cleanly\n";
-    let crc = crc32fast::hash(text.as_bytes());
-    disk.put(&Path::new(DIR).join("identity"), format!("{text}crc: {crc:08x}\n").as_bytes());
-    let directory = open(&disk).expect("the directory");
-    assert!(directory.is_formed() && !directory.is_ready());
-    assert_eq!(directory.replica_of(PartitionId(0)), 7);
+    for format in ["1", "2"] {
+        let text = format!(
+            "# Whose data this directory holds. Kept by the node; do not edit.\nformat: {format}\n\
+             cluster: shop\nnode: 2\nreplica: 7\nformed: yes\nboot: boot-1\nstopped: cleanly\n"
+        );
+        let crc = crc32fast::hash(text.as_bytes());
+        disk.put(&Path::new(DIR).join("identity"), format!("{text}crc: {crc:08x}\n").as_bytes());
+        let refused = refusal(open(&disk));
+        for words in [format!("is of format {format}"), "--role admin backup".to_owned()] {
+            assert!(refused.contains(&words), "{refused}");
+        }
+    }
+}
+
+#[test]
+fn a_placement_is_kept_whatever_a_new_one_would_be() {
+    let disk = FaultyDisk::new(1);
+    let opened = |placement: &str| {
+        let layout = [("partitions", "2".to_owned()), (PLACEMENT, placement.to_owned())];
+        let owner = Identity { cluster: "shop".into(), node: NodeId(2) };
+        let directory = Directory::open(disk.clone(), Path::new(DIR), owner, &layout);
+        let mut directory = directory.expect("the directory");
+        directory.mark_formed().expect("marked");
+        directory.placement().map(str::to_owned)
+    };
+    assert_eq!(opened("1,2 2,1").as_deref(), Some("1,2 2,1"));
+    assert_eq!(opened("2,1 1,2").as_deref(), Some("1,2 2,1"));
+    assert_eq!(opened("2,1 1,2").as_deref(), Some("1,2 2,1"), "and after it was written again");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Three Buckets with replicas of the same partitions, whose messages and syncs are prompt.
 
 use super::*;
+use crate::cluster::topology::Topology;
 use crate::command::Redis;
 use crate::consensus::{Recovered, ReplicaId, Setup};
 use crate::ids::Millis;
@@ -29,7 +30,8 @@ fn preferred() -> Vec<NodeId> {
 
 fn bucket(node: NodeId, life: Incarnation, mono: u64) -> Bucket<Redis> {
     let hasher = KeyHasher::new(7);
-    let mut bucket = Bucket::new(node, life, preferred(), &[], hasher, 0, 1000);
+    let mut bucket =
+        Bucket::new(node, life, Topology::of_leaders(preferred()), &[], hasher, 0, 1000);
     for id in (0..PARTITIONS).map(PartitionId) {
         let voters = nodes().map(|node| ReplicaId::new(node, 1)).collect();
         let setup = Setup::new(ReplicaId::new(node, 1), voters, u64::from(id.0));
