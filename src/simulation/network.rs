@@ -18,8 +18,8 @@ pub(super) enum Actor {
     Bucket(usize, usize),
     Locks(usize),
     Coordinator(usize),
-    /// Who leads what, as a node was told. Leaders announce themselves on another stream than the
-    /// one on which they answer, so either may overtake the other.
+    /// The leaders, as a node was told. Leaders announce themselves on another stream than the one
+    /// on which they answer, so either may overtake the other.
     Book(usize),
     Client(usize),
     /// The Sessions of a node.

@@ -120,7 +120,7 @@ pub(super) struct World {
     pub(super) kind: Kind,
     /// By data node.
     pub(super) disks: Vec<Disk>,
-    /// By node: who it thinks leads each partition.
+    /// By node: the leader of each partition, as far as it knows.
     pub(super) leaders: Vec<Vec<(Term, usize)>>,
     /// Nodes that have lost what they held of partitions without copies.
     pub(super) lost: BTreeSet<usize>,
