@@ -12,7 +12,7 @@
 //!   a cluster is formed once every node has said so, and until then no node promises anything. So a
 //!   directory that was ready and is not formed has lost nothing, and one that was never ready has
 //!   no part in a cluster that is formed: it stands in the place of one that was lost;
-//! - that the cluster was **formed**, so that a restart waits for a majority and not for everybody;
+//! - that the cluster was **formed**, so that a restart waits for a majority and not for all nodes;
 //! - which **replica** of each partition this is: another one when the node must rejoin as a new
 //!   member, because what it acknowledged may be lost;
 //! - the **suspect** partitions: their log may lack what was acknowledged, and until that is
@@ -100,8 +100,9 @@ impl<D: Disk> Directory<D> {
     ///
     /// # Errors
     /// [`Error::Directory`] names the directory and both sides when it belongs to another node or
-    /// cluster or is of another layout, when a process uses it, when a newer version made it, or when it holds a log but
-    /// does not say whose. [`Error::Corrupt`] when its identity cannot be read.
+    /// cluster or is of another layout, when a process uses it, when a newer version made it, or
+    /// when it holds a log but does not say whose. [`Error::Corrupt`] when its identity cannot be
+    /// read.
     pub fn open(
         disk: D,
         path: &Path,
@@ -523,7 +524,7 @@ impl Record {
             boot: word("boot").filter(|boot| *boot != "none").map(str::to_owned),
             clean: word("stopped")? == "cleanly",
         };
-        // Whatever was not understood would be lost by the next write.
+        // A field that was not understood would be lost by the next write.
         (record.text(format) == text).then_some(record)
     }
 }
