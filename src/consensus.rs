@@ -397,7 +397,7 @@ impl Group {
         }
         let from = ReplicaId(message.from);
         let (kind, of_term) = (message.msg_type, message.term);
-        // Of others it is the raft crate's.
+        // In other messages the field is the raft crate's.
         let context = match kind {
             MessageType::MsgAppend | MessageType::MsgAppendResponse => {
                 std::mem::take(&mut message.context)
@@ -470,9 +470,9 @@ impl Group {
     }
 
     /// Concludes a change that is applied here, and tells whether there was one. The present leader
-    /// does that, for the one that proposed it may be gone. A joint configuration is left. Where it
-    /// was left, or the voters changed otherwise, follows a change of nothing: all but the last
-    /// change in a log count as committed after a restart, so this one makes the other count.
+    /// does that, for the proposer may be gone. A joint configuration is left. Where it was left,
+    /// or the voters changed otherwise, follows a change of nothing: all but the last change in a
+    /// log count as committed after a restart, so this one makes the other count.
     fn conclude(&mut self) -> bool {
         let is_joint = self.latest_members().is_joint();
         let concludes = is_joint || self.is_open && kept(GroupRule::ChangesAreConcluded);

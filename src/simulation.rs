@@ -23,8 +23,8 @@
 //! takes its time. Clients ask for one thing at a time, or for many at once ([`pipelines`]), whose
 //! replies are cut and gathered by the code that the actors use.
 //!
-//! Transactions append their tags to [`lists`], so that the lists tell who came after whom, and the
-//! [`checker`] finds a cycle in that order if there is one.
+//! Transactions append their tags to [`lists`], so that the lists tell the order of transactions,
+//! and the [`checker`] finds a cycle in that order if there is one.
 //!
 //! There are four [kinds](world::Kind) of worlds: partitions with one copy on nodes that do not die,
 //! the same on nodes that do, partitions replicated on all data nodes, each with a disk that syncs

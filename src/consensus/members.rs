@@ -97,7 +97,7 @@ impl Members {
         all
     }
 
-    /// Whether the replica votes here, be it only until a joint configuration is left.
+    /// Whether the replica votes here, if only until a joint configuration is left.
     pub fn votes(&self, id: ReplicaId) -> bool {
         self.voters.contains(&id) || self.outgoing.contains(&id)
     }

@@ -139,7 +139,7 @@ mod tests {
         assert_eq!(comes_to(&leader, 6), TimeTold::Waiting);
         answered(&mut leader, 3, Some((Millis(1_000), 70)), 100);
         assert_eq!(comes_to(&leader, 6), TimeTold::Time(Millis(1_030)));
-        // Which is none of its next office's.
+        // Its next office does not count it.
         leader.reset(7);
         assert_eq!(comes_to(&leader, 8), TimeTold::Waiting);
     }

@@ -200,7 +200,7 @@ pub struct Bucket<M> {
     orders: Vec<ToArchive>,
     /// The generation of each other node's replicas, where it said one.
     generations: BTreeMap<(PartitionId, NodeId), u32>,
-    /// Partitions that take no part before it is settled what their replica is worth.
+    /// Partitions that take no part before the suspicion of their replica is settled.
     suspects: BTreeSet<PartitionId>,
     /// Partitions whose replica is suspect or does not vote yet.
     unsound: BTreeSet<PartitionId>,

@@ -90,7 +90,8 @@ impl<M: Machine> Partition<M> {
         self.conclude(txn, now, neighbours, effects);
     }
 
-    /// Asks all who may know the outcome of a transaction whose primary lost its memory.
+    /// Asks the other participants and the Coordinator for the outcome of a transaction whose
+    /// primary lost its memory.
     pub(super) fn inquire(
         &mut self,
         txn: TxnId,

@@ -5,10 +5,10 @@
 //! so the same log gives the same replica. What only a leader has (locks, queues, parked requests)
 //! is in [`crate::partition`].
 //!
-//! Two things here are a leader's memory all the same, because they lie beside what they are about.
-//! No mutation's outcome depends on them, and no snapshot holds them: the watched keys, and what a
+//! Two things here are a leader's memory all the same, because the tables and the ends are here. No
+//! mutation's outcome depends on them, and no snapshot holds them: the watched keys, and what a
 //! leader has heard of transactions that are over ([`Replica::done_below`]). The last may only make
-//! it refuse what it would otherwise have proposed.
+//! the leader refuse what it would otherwise propose.
 
 mod ends;
 mod locked;
@@ -63,7 +63,7 @@ pub enum Applied {
     Refused,
     /// A prepared share whose replies are too long: it is not to be committed.
     TooMuch,
-    /// The transaction's outcome as it stands, be it this decision or an earlier one.
+    /// The transaction's outcome as it stands: this decision or an earlier one.
     Stands(Verdict),
 }
 
@@ -501,7 +501,7 @@ impl<M: Machine> Replica<M> {
         locked
     }
 
-    /// Whether an intent locks the key, be it for reading.
+    /// Whether an intent locks the key, if only for reading.
     fn locks_key(&self, table: TableIndex, key: &[u8]) -> bool {
         self.locked.may_lock(self.tables.hasher().hash(key))
             && self.intents.values().any(|intent| intent.claims_key((table, key)))

@@ -173,8 +173,7 @@ impl World {
             && !self.unnoticed.contains(&(node, other))
     }
 
-    /// A node takes another one, to which it is linked, for one that does not answer. It may be
-    /// wrong.
+    /// A node suspects another one, to which it is linked. It may be wrong.
     pub(super) fn suspect(&mut self, node: usize, other: usize) {
         if self.is_down(node, other) || !self.suspected.insert((node, other)) {
             return;

@@ -1,8 +1,8 @@
 //! The data directory of one node: whose it is, that one process uses it, and how it was left.
 //!
 //! A node that starts on another's directory, or beside a process that already uses its own, would
-//! break promises that were made with what lies there. So the directory carries an identity, in a
-//! file that an operator can read, and a lock that the kernel gives back however the process ends.
+//! break promises of the data there. So the directory carries an identity, in a file that an
+//! operator can read, and a lock that the kernel gives back however the process ends.
 //!
 //! It names the **layout** of what lies in it as well: of how many partitions, on which nodes. With
 //! another one the node would look for its keys in the wrong places.
@@ -17,10 +17,10 @@
 //!   member, because what it acknowledged may be lost;
 //! - the **suspect** partitions: their log may lack what was acknowledged, and until that is
 //!   settled the node takes no part in them;
-//! - the newest **segment** of the log, so that a log without it is refused, and that how far the log
-//!   is synced is **noted** beside it, so that one without the note is;
+//! - the newest **segment** of the log, so that a log without it is refused, and whether a **note**
+//!   beside it says how far it is synced, so that a log without the note is refused too;
 //! - its **life**, so that the next one is later whatever the clock says, and what was **seen** of
-//!   the other nodes, so that one that has lost its directory can be told;
+//!   the other nodes, to be told to a node that has lost its directory;
 //! - the **boot** of the machine it last ran in and whether it **stopped** cleanly: a process that
 //!   dies leaves its unsynced writes to the kernel, a machine that goes down takes them along.
 
@@ -260,8 +260,8 @@ impl<D: Disk> Directory<D> {
         &self.record.suspects
     }
 
-    /// The suspicion of these partitions is settled: the node goes on as another replica of those in
-    /// `replaced`, and as the one that it was of those in `trusted`. `second` as for
+    /// The suspicion of these partitions is settled: the node goes on as another replica of those
+    /// in `replaced`, and as the same replica of those in `trusted`. `second` as for
     /// [`Directory::begin_anew`].
     pub fn settle(
         &mut self,
@@ -331,10 +331,10 @@ impl<D: Disk> Directory<D> {
         Ok(self.record.life)
     }
 
-    /// The node runs, in this boot of the machine, or in one that nothing is known of (empty), which
-    /// may be another one than the last; `clock` is the wall clock's, in milliseconds.
-    /// Answers the life that begins, later than any before. If the node ran when the machine went
-    /// down, the partitions of which it acknowledged what was `unsynced` are suspect from now on.
+    /// The node runs in this boot of the machine. Where the boot is not known it is empty, and may
+    /// be another than the last; `clock` is the wall clock's, in milliseconds. Answers the life
+    /// that begins, later than any before. If the node ran when the machine went down, the
+    /// partitions of which it acknowledged what was `unsynced` are suspect from now on.
     pub fn mark_running(
         &mut self,
         boot: &str,

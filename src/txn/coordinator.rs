@@ -510,8 +510,8 @@ impl<M: Machine> Transactions<M> {
         ids.any(|id| self.strength(id).survives == Survives::Power)
     }
 
-    /// The first of the work's partitions whose leader cannot be reached, among those that are
-    /// replicated, or those that are not.
+    /// The first of the work's partitions whose leader cannot be reached, among the replicated ones
+    /// or the others.
     fn lacking(&self, work: &Work, replicated: bool) -> Option<PartitionId> {
         let mut ids = work.shares.iter().map(|(id, _)| *id);
         ids.find(|id| {
