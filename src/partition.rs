@@ -1,7 +1,7 @@
 //! One partition on one node: its replica, and while this node leads it, the locks, the waiting
 //! requests and the participant's and primary's side of the commit protocol.
 //!
-//! A single operation on unmarked keys runs at once. Everything else comes as a [`ToPartition`]
+//! A single operation on unlocked keys runs at once. Everything else comes as a [`ToPartition`]
 //! and leaves as an [`PartitionEffect`]:
 //!
 //! ```text
