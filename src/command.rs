@@ -286,7 +286,7 @@ pub fn resolve(argv: Argv<'_>, reply: &mut Reply<'_>) -> Option<&'static Spec> {
     };
     if !spec.admits(argv.len()) {
         match is_exec(argv) {
-            // Whatever was queued is forgotten.
+            // All that was queued is forgotten.
             true => reply.error(&format!(
                 "EXECABORT Transaction discarded because of: {}",
                 wrong_arity_text(spec.name).trim_start_matches("ERR "),

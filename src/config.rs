@@ -284,8 +284,8 @@ impl Config {
     }
 
     /// What must stay as it is for a node to find its data again, by name: which keys are in which
-    /// partition, and who holds that. Hosts and ports may change, and so may the durability of a
-    /// class as a whole, but for `none`. Empty if nothing is kept on disk.
+    /// partition, and which nodes hold that. Hosts and ports may change, and so may the durability
+    /// of a class as a whole, but for `none`. Empty if nothing is kept on disk.
     ///
     /// It is written to disk, so its words are written out here.
     pub fn layout(&self) -> Vec<(&'static str, String)> {
@@ -329,7 +329,8 @@ fn fnv1a(bytes: &[u8]) -> u64 {
     })
 }
 
-/// Threads that serve keys when nobody says how many: one core is left to everything else.
+/// Threads that serve keys when the file does not say how many: one core is left to everything
+/// else.
 fn arbiters_by_default() -> usize {
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
     (cores - 1).clamp(1, ARBITERS_MAX)

@@ -21,17 +21,17 @@
 //!
 //! **The order of duties.** A leader's appends leave at once, beside its own sync and not after it;
 //! a follower's acknowledgement, and whatever else depends on its disk, is held here until
-//! [`Group::persisted`] says that what it depends on is durable. So the caller sends what it is
-//! given without thinking. What needs no disk does not wait for it, unless something before it does:
-//! readies are persisted in order.
+//! [`Group::persisted`] says that what it depends on is durable. So the caller sends all that it is
+//! given. What needs no disk does not wait for it, unless something before it does: readies are
+//! persisted in order.
 //!
 //! **What is logged.** Term and vote when they change, and entries; never the commit index, which is
 //! found again by the next leader. One thing hangs on it: a configuration takes effect once it is
-//! committed, and a replica that forgot two of them could elect with a majority that shares nobody
-//! with the present one. So on recovery every change of members but the last one in the log counts
-//! as committed: a leader proposes a change only after the one before is applied. Behind a change of
-//! voters it proposes one that changes nothing, so that replicas that restart do not go on asking
-//! those who have left ([`Group::conclude`]).
+//! committed, and a replica that forgot two of them could elect with a majority that shares no
+//! replica with the present one. So on recovery every change of members but the last one in the log
+//! counts as committed: a leader proposes a change only after the one before is applied. Behind a
+//! change of voters it proposes one that changes nothing, so that replicas that restart do not go
+//! on asking those that have left ([`Group::conclude`]).
 //!
 //! **Reads** are answered under a lease ([`Group::holds_lease`]) or, while there is none, after a
 //! confirmation asked for later than they came ([`Group::confirm`]). See [`lease`].
@@ -40,7 +40,7 @@
 //! ([`Group::offer_snapshot`]); what [`Output::snapshots`] then says is stream the bulk to that
 //! replica and hand it the message once the bulk has arrived.
 //!
-//! The raft crate's traps, each of which cost somebody a day, are named where they are avoided.
+//! The raft crate's traps are named where they are avoided.
 
 mod bridge;
 mod lease;
@@ -107,7 +107,7 @@ pub struct Position {
 /// A replica's part in its group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Role {
-    /// It follows, or waits for somebody to follow.
+    /// It follows a leader, or waits for one.
     Follower,
     /// It asks for votes.
     Candidate,
@@ -125,7 +125,7 @@ impl From<StateRole> for Role {
     }
 }
 
-/// Who leads, as far as this replica knows.
+/// The leader, as far as this replica knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Change {
     /// Its own part.
@@ -231,7 +231,7 @@ impl Group {
         log.set_state(read_state(&recovered, &log, committed.max(applied))?);
         log.compact(applied, setup.retain_bytes);
         let members = log.members().clone();
-        // A sole voter that was never anything else has promised nobody anything.
+        // A sole voter that was never anything else has made no promise.
         let alone = members.is_sole() && members.votes(setup.id) && !changes.any;
 
         let raw = RawNode::new(&setup.config(applied), log, &bridge::logger())
@@ -331,18 +331,18 @@ impl Group {
     }
 
     /// The process on `node` is known to be dead. If its replica leads the present term as far as
-    /// this one knows, it is not waited for: this replica votes for whoever asks, and may stand
+    /// this one knows, it is not waited for: this replica votes for any candidate, and may stand
     /// itself. Tells whether that is so.
     ///
     /// **Why that is safe.** A promise protects reads that a leader answers under its lease. Votes
-    /// given while it binds can hurt only if the process it was made to still answers, so what is
-    /// needed is certainty that it does not: its streams here were closed by its own side after
-    /// everything on them was read, and after that nobody listened where it listens for as long as
-    /// it lives. Silence, a reset or a timeout are no such evidence, and neither is a refusal alone:
-    /// a firewall refuses in the name of a process that lives. Each voter needs evidence of its own,
-    /// for the others keep their promises. Promises to leaders before this one need no keeping: that
-    /// it was elected shows their leases to be over. And a later process of the node has to be
-    /// elected before it has a lease.
+    /// given while it binds do harm only if the process that it was made to still answers. So it
+    /// takes certainty that the process does not: its own side closed its streams here, after
+    /// everything on them was read, and after that no process listened where it listens for as long
+    /// as it lives. Silence, a reset or a timeout are no such evidence, and neither is a refusal
+    /// alone: a firewall refuses in the name of a process that lives. Each voter needs evidence of
+    /// its own, for the others keep their promises. Promises to leaders before this one need no
+    /// keeping: that it was elected shows their leases to be over. And a later process of the node
+    /// has to be elected before it has a lease.
     pub fn leader_is_dead(&mut self, node: NodeId) -> bool {
         let leader = self.leader().filter(|leader| leader.node() == node && *leader != self.id);
         if leader.is_none() || self.raw.raft.state != StateRole::Follower {
@@ -397,7 +397,7 @@ impl Group {
         }
         let from = ReplicaId(message.from);
         let (kind, of_term) = (message.msg_type, message.term);
-        // Of others it is the raft crate's.
+        // In other messages the field is the raft crate's.
         let context = match kind {
             MessageType::MsgAppend | MessageType::MsgAppendResponse => {
                 std::mem::take(&mut message.context)
@@ -419,7 +419,7 @@ impl Group {
             _ => {}
         }
         match stepped {
-            // An answer of one who has left.
+            // An answer of a replica that has left.
             Ok(()) | Err(raft::Error::StepPeerNotFound) => Ok(()),
             Err(e) => Err(format!("a message of replica {from}: {e}")),
         }
@@ -451,7 +451,7 @@ impl Group {
 
     /// Appends `data` as one entry and says where, if this replica leads and serves. If it does not,
     /// hands over, or has too much uncommitted, nothing happened and nothing will: a raft follower
-    /// would forward a proposal, and nobody would know its fate.
+    /// would forward a proposal, and this replica would not learn what became of it.
     pub fn propose(&mut self, data: Bytes) -> Option<Position> {
         if !self.is_serving() || data.is_empty() || data.len() > PROPOSAL_BYTES_MAX {
             return None;
@@ -469,10 +469,10 @@ impl Group {
         self.append_change(Bytes::from(ConfChangeV2::from(change).write_to_bytes().ok()?))
     }
 
-    /// Concludes a change that is applied here, and tells whether there was one. That falls to
-    /// whoever leads, for the leader that proposed it may be gone. A joint configuration is left.
-    /// Where it was left, or the voters changed otherwise, follows a change of nothing: all but the
-    /// last change in a log count as committed after a restart, so this one makes the other count.
+    /// Concludes a change that is applied here, and tells whether there was one. The present leader
+    /// does that, for the proposer may be gone. A joint configuration is left. Where it was left,
+    /// or the voters changed otherwise, follows a change of nothing: all but the last change in a
+    /// log count as committed after a restart, so this one makes the other count.
     fn conclude(&mut self) -> bool {
         let is_joint = self.latest_members().is_joint();
         let concludes = is_joint || self.is_open && kept(GroupRule::ChangesAreConcluded);
@@ -517,8 +517,8 @@ impl Group {
         }
     }
 
-    /// Whether the disk has not answered for an election timeout. TimeTold by ticks, so that a pause of
-    /// the process is no hanging disk.
+    /// Whether the disk has not answered for an election timeout. Counted in ticks, so that a pause
+    /// of the process is no hanging disk.
     pub fn disk_hangs(&self) -> bool {
         let oldest = self.held.iter().find(|held| held.on_disk);
         oldest
@@ -681,7 +681,7 @@ impl Group {
         if !changed {
             return;
         }
-        // Those who confirmed the lease may be no majority any more.
+        // The replicas that confirmed the lease may be no majority any more.
         self.lease.give_up();
         if self.raw.raft.state == StateRole::Leader && !members.votes(self.id) {
             // The raft crate leads on, and dies of looking for itself among the members.
@@ -728,9 +728,9 @@ impl Group {
         self.conclude();
     }
 
-    /// Lets go of entries that nobody is going to ask this replica for: all others of a leader's
-    /// group have them, and whoever comes to lead later has kept the newest for those that lag a
-    /// little. They stay on disk until a snapshot holds them.
+    /// Lets go of entries that no replica is going to ask for: all others of a leader's group have
+    /// them, and a later leader has kept the newest for those that lag a little. They stay on disk
+    /// until a snapshot holds them.
     fn let_go(&mut self) {
         let leads = self.raw.raft.state == StateRole::Leader;
         let retain = if leads { self.retain_bytes } else { self.retain_bytes * FOLLOWERS_RETAIN };
@@ -745,7 +745,7 @@ impl Group {
         self.raw.raft.state.into()
     }
 
-    /// Who leads the present term, if known.
+    /// The leader of the present term, if known.
     pub fn leader(&self) -> Option<ReplicaId> {
         Some(ReplicaId(self.raw.raft.leader_id)).filter(|id| id.0 != 0)
     }
@@ -860,9 +860,9 @@ impl Group {
     }
 
     /// Leads no more because a majority does not answer: reads could not be confirmed nor writes
-    /// committed, and those who hear this leader keep their promises to it for as long as they do. The
-    /// replica that lags least, as far as is known, may stand for election at once. Tells whether this
-    /// replica led.
+    /// committed, and replicas that hear this leader would go on promising it their votes. The
+    /// replica that lags least, as far as is known, may stand for election at once. Tells whether
+    /// this replica led.
     ///
     /// The lease ends here, so that a vote against the promise breaks nothing.
     pub fn resign(&mut self) -> bool {
@@ -890,8 +890,8 @@ impl Group {
     }
 
     /// Entries up to `to` are in a durable snapshot of so many bytes. The newest of them stay in
-    /// memory, up to the bytes that the setup says; and no more than the snapshot has where no
-    /// replica is known to lack them: it is the shorter way to whoever does.
+    /// memory, up to the bytes that the setup says. Where no replica is known to lack them, no more
+    /// stay than the snapshot has bytes: it is the shorter way to a replica that does.
     pub fn compact(&mut self, to: u64, snapshot_bytes: u64) {
         let to = to.min(self.applied_index());
         self.keep(to, self.retain_bytes);
@@ -1073,7 +1073,7 @@ fn read_state(recovered: &Recovered, log: &Log, commit: u64) -> Result<HardState
         state.term = u64::from_le_bytes(*term);
         state.vote = u64::from_le_bytes(vote);
     }
-    // Entries may have reached the disk before the state that was logged with them. Nobody has
+    // Entries may have reached the disk before the state that was logged with them. No node has
     // heard of a vote in their term then: it would have waited for the sync.
     let shown = log.term_at(log.last()).unwrap_or_default();
     if state.term < shown {

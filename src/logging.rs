@@ -4,9 +4,9 @@
 //! is: each arbiter belongs to one node and remembers which.
 //!
 //! A thread that logs only hands its line to the writer, a thread of its own, over a bounded queue.
-//! So a standard error stream that nobody reads, or that is closed, or on a full disk, stops no
-//! other thread: lines that cannot be taken or written are dropped and counted ([`dropped`]), and
-//! the writer says how many once a line gets through again.
+//! So a standard error stream that is not read, or is closed, or is on a full disk, stops no other
+//! thread: lines that cannot be taken or written are dropped and counted ([`dropped`]), and the
+//! writer says how many once a line gets through again.
 
 use crate::ids::NodeId;
 use log::LevelFilter;
@@ -67,7 +67,8 @@ pub fn init(level: LevelFilter, clock: fn() -> crate::ids::Millis) -> Result<(),
         .apply()
         .map_err(|error| error.to_string())?;
     QUEUE.set(queue).map_err(|_| "the process has a logger already".to_owned())?;
-    // A handle of its own: the lock of the standard one may be held by whoever waits for a reader.
+    // A handle of its own: the lock of the standard one may be held by a thread that waits for a
+    // reader.
     let out: Box<dyn Write + Send> = match io::stderr().as_fd().try_clone_to_owned() {
         Ok(stderr) => Box::new(File::from(stderr)),
         Err(_) => Box::new(io::stderr()),
@@ -100,7 +101,7 @@ pub fn dropped() -> u64 {
 pub fn last(text: &str) {
     match QUEUE.get() {
         Some(queue) => queue.close(text.to_owned()),
-        // Nobody may be there to read it.
+        // It may not be read.
         None => drop(writeln!(io::stderr(), "{text}")),
     }
 }
@@ -226,7 +227,7 @@ impl<W: Write> Writer<W> {
 }
 
 /// One line. What clients and peers sent may be part of the message and must not be able to forge
-/// another line or to move the cursor of who reads it, so control characters are written out.
+/// another line or to move the reader's cursor, so control characters are written out.
 fn line(
     millis: u64,
     level: log::Level,
@@ -332,7 +333,7 @@ mod tests {
     fn the_last_line_waits_for_the_writer_and_no_longer_than_it_may() {
         let (queue, lines) = Queue::new(1);
         queue.offer("first".to_owned());
-        // Nobody writes: the line is given up.
+        // There is no writer: the line is given up.
         queue.close("why".to_owned());
         assert_eq!(lines.try_iter().collect::<Vec<_>>(), ["first"]);
 

@@ -1,7 +1,7 @@
 //! One partition on one node: its replica, and while this node leads it, the locks, the waiting
 //! requests and the participant's and primary's side of the commit protocol.
 //!
-//! A single operation on unmarked keys runs at once. Everything else comes as a [`ToPartition`]
+//! A single operation on unlocked keys runs at once. Everything else comes as a [`ToPartition`]
 //! and leaves as an [`PartitionEffect`]:
 //!
 //! ```text
@@ -11,10 +11,10 @@
 //!          ── elsewhere: applies it ────▶ Applied      confirmed to the primary
 //! ```
 //!
-//! A change of the replica is *proposed* together with what is to follow it ([`Completion`]). A partition
-//! without copies applies it on the spot; a replicated one hands it to its [`journal`] and goes on
-//! when the group has it for good. What the leader alone knows (locks, queues, unlogged locks) is
-//! made anew from the replica's intents by whoever leads next.
+//! A change of the replica is *proposed* together with what is to follow it ([`Completion`]). A
+//! partition without copies applies it on the spot; a replicated one hands it to its [`journal`]
+//! and goes on when the group has it for good. What the leader alone knows (locks, queues, unlogged
+//! locks) is made anew from the replica's intents by the next leader.
 
 pub mod backups;
 pub mod bucket;
@@ -56,8 +56,8 @@ use std::sync::Arc;
 /// seems well. Long against a busy queue, short against a person's patience.
 pub const RESOLVE_AFTER_MS: u64 = 3_000;
 
-/// The same where another leader has proposed the intent: what its Coordinator said of it meanwhile may
-/// have been said to that one.
+/// The same where an earlier leader has proposed the intent: its Coordinator may have told the
+/// outcome to that one.
 pub const RESOLVE_INHERITED_AFTER_MS: u64 = 200;
 
 /// How often a question or a decision that is not answered is repeated.
@@ -75,7 +75,7 @@ const _: () = assert!(EXPIRE_CELLS <= EXPIRED_NOTED_MAX);
 /// Active expiry proposes nothing more while so many mutations wait for the log.
 const EXPIRE_BACKLOG_MAX: u64 = 4096;
 
-/// Where active expiry goes on.
+/// Where active expiry goes on next.
 #[derive(Clone, Copy, Debug, Default)]
 struct Sweep {
     table: TableIndex,
@@ -168,7 +168,7 @@ pub enum Took {
     Filed,
     /// Nothing happened: one of these is locked or waited for.
     Blocked(Vec<Claim>),
-    /// Nothing happened: another node leads the partition, or nobody does.
+    /// Nothing happened: another node leads the partition, or none does.
     NotLeader,
 }
 
@@ -345,7 +345,7 @@ impl<M: Machine> Partition<M> {
         self.journal.as_deref()
     }
 
-    /// The same, for whoever drives it.
+    /// The same, for the caller that drives it.
     pub fn journal_mut(&mut self) -> Option<&mut Journal> {
         self.journal.as_deref_mut()
     }
@@ -427,7 +427,7 @@ impl<M: Machine> Partition<M> {
                 return Took::Done;
             }
             // A later leader's stamps may be behind: what this one took for expired must be so in
-            // the log before anybody hears of it.
+            // the log before any client hears of it.
             reply.truncate(start);
         }
         journal.propose(Mutation::Run(*op), Completion::Reply(waiter));
@@ -495,7 +495,7 @@ impl<M: Machine> Partition<M> {
         bytes
     }
 
-    /// Reads what is applied here, whoever leads: for checks that look on from outside.
+    /// Reads what is applied here, under any leader: for checks that look on from outside.
     pub fn peek(&mut self, op: &Op<'_>, reply: &mut Vec<u8>) {
         let stamp = self.replica.stamped();
         self.replica.read(op, stamp, reply);
@@ -599,9 +599,9 @@ impl<M: Machine> Partition<M> {
         took
     }
 
-    /// Sets the locks of a transaction that has waited for them. Before it is noted that it waits no
-    /// more: whoever came meanwhile, and waits for the whole partition by waiting for a key, goes on
-    /// waiting for this holder of it, so the lock manager must not forget that.
+    /// Sets the locks of a transaction that has waited for them. Before it is noted that it waits
+    /// no more: a request that came meanwhile, and waits for the whole partition by waiting for a
+    /// key, goes on waiting for this holder of it, so the lock manager must not forget that.
     fn hold_granted(
         &mut self,
         txn: TxnId,

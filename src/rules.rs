@@ -8,7 +8,7 @@
 /// A rule that can be broken on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
-    /// Who meets a locked key waits; a lock is never overlooked.
+    /// A request that meets a locked key waits; a lock is never overlooked.
     LocksAreAuthoritative,
     /// A wound goes through the owner's Coordinator; a lock is never snatched from its owner.
     WoundThroughCoordinator,
@@ -38,12 +38,12 @@ pub enum Rule {
     OldIntentsAsk,
     /// A participant with old locks that are not logged asks their Coordinator.
     OldLocksAsk,
-    /// A participant without copies remembers how an attempt ended for others who may ask, when its
-    /// Coordinator does not any more.
+    /// A participant without copies remembers how an attempt ended, for others that may ask, when
+    /// its Coordinator does not any more.
     CommitsAreRemembered,
-    /// Whoever says that it does not know an outcome either has heard the last of those who do.
+    /// A participant that says that it does not know an outcome can hear of none any more.
     UndecidedIsLast,
-    /// Once a participant is lost, those who did not know an outcome are asked again.
+    /// Once a participant is lost, those that did not know an outcome are asked again.
     LossesReopenInquiries,
     /// Prepares of finished attempts and of older incarnations are refused.
     LatePreparesAreRefused,
@@ -131,7 +131,7 @@ mod sabotage {
         static BROKEN: RefCell<Option<Box<dyn Any>>> = const { RefCell::new(None) };
     }
 
-    /// A broken rule may end in a panic: whoever runs next finds all rules in place.
+    /// A broken rule may end in a panic: the next test on the thread finds all rules in place.
     struct Mended;
 
     impl Drop for Mended {

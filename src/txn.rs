@@ -1,9 +1,9 @@
 //! Transactions over several partitions: locks, the commit protocol, and its Coordinator.
 //!
 //! [`protocol`] has the messages, [`coordinator`] what the node does where a transaction began. A
-//! participant locks keys in its [`lock_table`] and queues who waits in [`lock_queue`]; what it does
-//! with its log is decided in [`crate::partition`]. The rules that all of them follow are in
-//! [`crate::rules`].
+//! participant locks keys in its [`lock_table`]; requests that wait are queued in [`lock_queue`].
+//! What it does with its log is decided in [`crate::partition`]. The rules that all of them follow
+//! are in [`crate::rules`].
 
 pub mod claims;
 pub mod coordinator;

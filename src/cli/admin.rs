@@ -252,7 +252,7 @@ impl Cluster {
         Ok(told)
     }
 
-    /// Who leads a partition, by the one who says so of itself in the latest term.
+    /// The leader of a partition: the node that says so of itself in the latest term.
     fn leader(&self, partition: u16) -> Option<u16> {
         let replicas = self.nodes.iter().filter_map(|node| {
             let replicas = node.status.as_ref()?["replicas"].as_array()?;
@@ -320,7 +320,7 @@ fn transfer(cluster: &Cluster, partition: u16, node: u16) -> Result<(), String> 
     check_transfer(cluster, partition, node)?;
     let before = cluster.leader(partition);
     let words = ["CLUSTER", "TRANSFER", &partition.to_string(), &node.to_string()];
-    // All of them are to know whom to wish for; one hands over.
+    // All of them are to know which node to prefer; one hands over.
     cluster.ask_all(&words)?;
     let Some(new) = cluster.nodes.iter().find(|one| one.id == node) else {
         return Err(format!("there is no node {node}"));

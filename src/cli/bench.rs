@@ -255,7 +255,7 @@ impl Bench {
             if self.svg.is_some() {
                 seconds.push(second);
             }
-            // A load whose rows nobody can read any more is of no use.
+            // A load whose rows cannot be read any more is of no use.
             if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         });
         written?;
@@ -343,7 +343,7 @@ impl Rows {
         self.line(&format!("{time},{operations},{counts},{p50_micros},{p99_micros},{errors}"))
     }
 
-    /// One write a line, unbuffered: who watches the file sees whole seconds.
+    /// One write a line, unbuffered: a reader of the file sees whole seconds.
     fn line(&mut self, text: &str) -> Result<(), BenchError> {
         let written = self.out.write_all(format!("{text}\n").as_bytes());
         written.map_err(|error| BenchError::File(self.path.clone(), error))

@@ -1,4 +1,4 @@
-//! `--role client`: a small shell, for those who have no redis-cli at hand.
+//! `--role client`: a small shell, where there is no redis-cli at hand.
 //!
 //! It speaks to any server of the Redis protocol and prints what redis-cli would print: one
 //! command from the arguments, or a line each from a terminal or a pipe. It differs on purpose in
@@ -105,7 +105,7 @@ fn read_lines(shell: &mut Shell) -> io::Result<()> {
     }
 }
 
-/// Runs the lines that somebody types.
+/// Runs the lines that a person types.
 fn converse(shell: &mut Shell) -> io::Result<()> {
     let config = config::Config::builder()
         .max_history_size(HISTORY_LINES)

@@ -2,7 +2,7 @@
 //!
 //! Clients are the only ones that can take any number, so they get what is left: the log, the
 //! snapshots, the other nodes and HTTP have theirs set aside. A full table then refuses clients and
-//! starves nobody else.
+//! starves nothing else.
 
 use crate::config::{Config, Limits};
 use crate::error::{Error, Result};
@@ -55,7 +55,8 @@ pub fn fit(config: &mut Config, nodes: usize) -> Result<()> {
     })?;
     let Limits { connections, connections_max, http_connections, .. } = &mut config.limits;
     if share.clients < *connections {
-        // Whoever asked for more should know; what nobody asked for is no reason to warn.
+        // An operator that asked for more should know. A default that does not fit is no reason to
+        // warn.
         let asked_for = *connections != Limits::default().connections;
         let level = if asked_for { log::Level::Warn } else { log::Level::Info };
         log::log!(
@@ -72,7 +73,7 @@ pub fn fit(config: &mut Config, nodes: usize) -> Result<()> {
     Ok(())
 }
 
-/// What a node may give to those who connect.
+/// What a node may give to those that connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Share {
     clients: usize,

@@ -83,7 +83,7 @@ fn serve(options: &Local) -> Result<()> {
     let nodes: Vec<_> = config.nodes().iter().map(|node| node.id).collect();
     run_nodes(config, &nodes, |config, took| {
         let banner = banner(config, took, options.data.is_some());
-        // The cluster serves whether or not anybody still reads this (`quorate | head -1`).
+        // The cluster serves whether or not this is still read (`quorate | head -1`).
         let _ = writeln!(std::io::stdout(), "{banner}");
     })
 }

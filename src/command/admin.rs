@@ -1,4 +1,4 @@
-//! Commands for whoever runs a node: its clock, its memory, its scripts, what its clients do.
+//! Commands for operators: a node's clock, its memory, its scripts, what its clients do.
 
 use super::argv::{Argv, ArgvBuf};
 use super::client::{Client, Then};
@@ -86,7 +86,7 @@ fn time(client: &mut Client, _: &Facts, _: Argv<'_>, reply: &mut Reply<'_>) -> T
 }
 
 /// An acknowledged write is on a majority already, its leader among them: waiting adds nothing that
-/// anybody could be told of, so the answer comes at once.
+/// a client could be told of, so the answer comes at once.
 fn wait(_: &mut Client, facts: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     match (parse_int(argv.get(1)), timeout(argv.get(2))) {
         (None, _) => reply.error(NOT_AN_INTEGER),
@@ -108,7 +108,7 @@ fn timeout(word: &[u8]) -> Result<(), &'static str> {
 }
 
 /// What is synced before it is acknowledged is on the disks of a majority: on one, and on half of
-/// the others. Of anything else nobody can be sure at any one moment.
+/// the others. Nothing else is certain at any one moment.
 fn wait_aof(_: &mut Client, facts: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     let logged = facts.classes.first().is_some_and(|class| class.durability != "none");
     let asked = [parse_int(argv.get(1)), parse_int(argv.get(2))];

@@ -72,7 +72,7 @@ impl<'a> Argv<'a> {
     }
 }
 
-/// Owned words, for those who build a request instead of reading one.
+/// Owned words, for callers that build a request instead of reading one.
 #[derive(Clone, Debug, Default)]
 pub struct ArgvBuf {
     bytes: Vec<u8>,

@@ -1,7 +1,7 @@
 //! `CLUSTER`: which node leads which slots, for clients that like to ask the right one at once.
 //!
 //! To clients the cluster is one server and no request is ever sent elsewhere, so `INFO` and
-//! `HELLO` do not speak of a cluster; but who asks is told the truth.
+//! `HELLO` do not speak of a cluster; but a client that asks is told the truth.
 
 use super::argv::Argv;
 use super::client::{Client, Then};
@@ -104,7 +104,7 @@ fn get_keys(call: &mut Call<'_>) {
     keys.iter().for_each(|key| call.reply.bulk(key));
 }
 
-/// A number that nobody has to make sense of: sixteen hexadecimal digits.
+/// A number without a meaning: sixteen hexadecimal digits.
 fn name(word: &[u8]) -> Option<u64> {
     let digits = std::str::from_utf8(word).ok().filter(|word| word.len() == 16)?;
     u64::from_str_radix(digits, 16).ok()

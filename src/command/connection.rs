@@ -382,7 +382,7 @@ fn client_reply(client: &mut Client, _: &Facts, argv: Argv<'_>, reply: &mut Repl
     Then::Continue
 }
 
-/// No command here makes a client wait, so there is never anybody to wake.
+/// No command here makes a client wait, so there is never a client to wake.
 fn client_unblock(_: &mut Client, _: &Facts, argv: Argv<'_>, reply: &mut Reply<'_>) -> Then {
     let reason = argv.get(3);
     let known = reason.eq_ignore_ascii_case(b"timeout") || reason.eq_ignore_ascii_case(b"error");

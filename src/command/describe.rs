@@ -21,7 +21,7 @@ struct KeySpec {
     place: Option<Keys>,
 }
 
-// What is done with a key, from looking whether it is there to whatever the arguments say.
+// What is done with a key, from looking whether it is there to what the arguments say.
 const LOOK: &[&str] = &["RO"];
 const READ: &[&str] = &["RO", "access"];
 const ALTER: &[&str] = &["RW", "update"];

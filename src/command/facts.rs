@@ -8,7 +8,7 @@ pub const REDIS_VERSION: &str = "7.0.15";
 
 /// A node's figures. Its actors fill them in, about every second; the sessions only read.
 ///
-/// A field that nobody fills is absent (`None`) rather than zero, and absent from `INFO` too:
+/// A field that no actor fills is absent (`None`) rather than zero, and absent from `INFO` too:
 /// what is reported is what is measured.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
@@ -132,7 +132,7 @@ pub struct NodeFacts {
     pub slots: Vec<(u16, u16)>,
 }
 
-/// Who serves a run of slots.
+/// The nodes that serve a run of slots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartitionFacts {
     /// The first slot and the last.

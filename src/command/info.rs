@@ -56,7 +56,7 @@ impl InfoSection {
         let _ = write!(self.lines, "{name}:{value}\r\n");
     }
 
-    /// A field that is left out when nobody measures it.
+    /// A field that is left out when it is not measured.
     fn measured(&mut self, name: &str, value: Option<impl Display>) {
         if let Some(value) = value {
             self.field(name, value);

@@ -1,7 +1,7 @@
-//! Orders: what a session asks of its whole node.
+//! Node queries: what a session asks of its whole node.
 //!
 //! A node's clients live on several arbiters, each of which knows its own. A command about all of
-//! them (`CLIENT LIST`, `SLOWLOG GET`, `CONFIG SET` …) makes an [`NodeQuery`]; the session puts its
+//! them (`CLIENT LIST`, `SLOWLOG GET`, `CONFIG SET` …) makes a [`NodeQuery`]; the session puts its
 //! [`Question`] to every arbiter, and [`Show`] makes one reply of what they tell. No arbiter waits
 //! for another, and nothing is shared between them.
 
@@ -58,7 +58,7 @@ pub enum Question {
     ForgetCounts,
     /// Remove expired keys by themselves, or only when they are met.
     Expire(bool),
-    /// From now on this node is to lead the partition; whoever leads it hands over.
+    /// From now on this node is to lead the partition; the present leader hands over.
     Lead(PartitionId, NodeId),
     /// Make a snapshot of every partition held.
     Snapshot,
@@ -86,7 +86,7 @@ pub enum Show {
     Ok,
     /// The number of all that it concerned.
     Sum,
-    /// `OK`, or an error when it concerned nobody.
+    /// `OK`, or an error when it concerned no client.
     Killed,
     /// A line for each of these clients.
     Clients(Selection),

@@ -135,7 +135,7 @@ pub fn plan(spec: &Spec, argv: Argv<'_>, place: &Placing<'_>) -> Plan {
                         ));
                     }
                     Some((one, _)) => place.atlas.partitions_of(one),
-                    // Told by whoever is asked.
+                    // The partition that is asked tells.
                     None => place.partitions(),
                 },
             };

@@ -3,7 +3,7 @@
 //! None of them locks anything, and none holds a partition up for longer than [`CELLS_MAX`] cells
 //! take. A cursor of `SCAN` names the partition that goes on, plus one, in its upper sixteen bits,
 //! and a place in that partition's table below ([`crate::store::table`] tells why it survives
-//! growth); a scan goes from the last partition of the table to the first, so that whoever is asked
+//! growth); a scan goes from the last partition of the table to the first, so that a partition
 //! names the next one without knowing how many there are. Partition 0 knows that none follows. The
 //! first one of a later storage class does not: it names the last one of the class before, and a
 //! cursor that leads out of the table is the end of its scan. `KEYS` is a scan that the session
@@ -226,8 +226,8 @@ fn randomkey(call: &mut Call<'_>) {
     call.reply.bulk_or_nil(picked.map(|item| item.key()));
 }
 
-/// A command that goes from partition to partition, a step at a time. Between two steps whoever
-/// drives it may serve others.
+/// A command that goes from partition to partition, a step at a time. Between two steps its driver
+/// may serve others.
 #[derive(Debug)]
 pub struct Walk {
     table: TableIndex,
@@ -399,7 +399,7 @@ const PARTS: usize = 64;
 
 /// The keys of the partition that a walk is in. A scan of several steps may meet a key twice when
 /// the table grows in between; all are compared as they come, for sorting them at the end would
-/// hold up whoever else is served here.
+/// hold up the other clients that are served here.
 #[derive(Debug)]
 struct Met {
     hasher: KeyHasher,

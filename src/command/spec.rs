@@ -1,10 +1,10 @@
 //! The command table: one row of data a command.
 //!
-//! A row says everything that anybody needs to know of a command: how many words it takes, which
-//! of them are keys, what it does to them, how it is served when they lie in several partitions,
-//! and what `COMMAND DOCS` tells of it. The rows lie beside the functions they name, a file a
-//! group; this file ties them together and finds a row by name or by code. Both indexes are built
-//! by the compiler, so a name or a code that is given twice does not compile.
+//! A row says everything that there is to know of a command: how many words it takes, which of them
+//! are keys, what it does to them, how it is served when they lie in several partitions, and what
+//! `COMMAND DOCS` tells of it. The rows lie beside the functions they name, a file a group; this
+//! file ties them together and finds a row by name or by code. Both indexes are built by the
+//! compiler, so a name or a code that is given twice does not compile.
 
 use super::Call;
 use super::argv::Argv;

@@ -368,7 +368,7 @@ fn limits(field: Field<'_>) -> Result<Limits, Fault> {
         limits.connections = field.number(1..=1_000_000)?;
     }
     // What several clients send at a time must fit, and what followers are sent ahead of their answers
-    // by far: a node that reads is not to be taken for one that does not.
+    // by far: a node that reads is not to be taken for a hung one.
     let least = (4 * limits.value).max(2 * limits.transaction);
     match section.get("peer_queue") {
         Some(field) => {

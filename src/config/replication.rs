@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// How many heartbeats an election timeout spans at least: a few may be late or lost without
-/// anybody calling an election.
+/// How many heartbeats an election timeout spans at least: a few may be late or lost and no replica
+/// calls an election.
 pub const HEARTBEATS_PER_ELECTION: u32 = 4;
 
 /// When replicas elect, and how much log they keep.
@@ -15,7 +15,7 @@ pub struct Replication {
     pub election_timeout: Duration,
     /// How often a leader without anything to say makes itself heard: 100 ms.
     pub heartbeat: Duration,
-    /// Bytes of one file of the log, which are allocated at once: 64 MiB.
+    /// Bytes of one file of the log, which is allocated in steps: 64 MiB.
     pub segment: u64,
     /// Bytes that a node's log grows by until snapshots are made and the log behind them is
     /// collected: 256 MiB.

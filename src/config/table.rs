@@ -81,7 +81,7 @@ impl Durability {
 }
 
 impl Class {
-    /// What a table of a cluster of so many nodes is when nobody says: as safe as can be.
+    /// What a table of a cluster of so many nodes is by default: as safe as can be.
     pub(super) fn by_default(nodes: usize) -> Class {
         let replicas = if nodes < 3 { 1 } else { 3 };
         Class { mode: Mode::Strong, replicas, durability: Durability::Sync }

@@ -1,7 +1,8 @@
 //! What the raft crate has to say goes to our log, under the target `raft`.
 //!
 //! It speaks through slog and is talkative: an election is five lines of `info`. So its levels are
-//! one down in ours, and what is an event of the node (who leads) is logged by those who own it.
+//! one down in ours. The events of a node, such as a new leader, are logged by the code that owns
+//! them.
 
 use slog::{Drain, KV, OwnedKVList, Record, Serializer};
 use std::fmt::{self, Write};

@@ -1,17 +1,17 @@
 //! Why a leader may answer reads without asking: promises and leases.
 //!
-//! A voter that hears its leader promises, by its own monotonic clock, to give nobody its vote for
-//! a while. A leader whose heartbeat a majority has confirmed therefore knows that nobody else
-//! leads until that while has passed since it *sent* the heartbeat; it takes a margin off for
-//! clocks that run at different speed, and until then answers reads from what it applied. The
-//! bound on the clocks is that margin: a leader's clock that runs slower than a voter's by more
-//! than one part in ten is not provided for.
+//! A voter that hears its leader promises, by its own monotonic clock, to vote for no other replica
+//! for a while. So a leader whose heartbeat a majority has confirmed knows that no other leads
+//! until that while has passed since it *sent* the heartbeat. It takes a margin off for clocks that
+//! run at different speed, and until then answers reads from what it applied. The bound on the
+//! clocks is that margin: a leader's clock that runs slower than a voter's by more than one part in
+//! ten is not provided for.
 //!
 //! What would break it, and what is done about it:
 //! - A voter that restarts has forgotten its promise: it keeps one from its start.
 //! - A leader that hands over allows its successor to be elected at once, promise or not: it gives
 //!   its lease up before, and takes none in that term any more once the word has left.
-//! - A change of configuration brings in voters who promised nothing: the lease ends with it.
+//! - A change of configuration brings in voters that promised nothing: the lease ends with it.
 //! - A confirmation is tied to the term that asked for it.
 //! - A machine is suspended: the monotonic clock counts that time, or the lease would outlive it.
 //! - A virtual machine is paused, and no clock in it counts that time. Once its wall clock is
@@ -45,7 +45,7 @@ impl Promise {
         self.until = self.until.max(mono + self.length);
     }
 
-    /// Nobody is left whom it was made to.
+    /// The process that it was made to is dead.
     pub fn release(&mut self) {
         self.until = 0;
     }
@@ -72,7 +72,7 @@ pub struct Lease {
     /// Confirmations under way, and when each was asked for.
     asked: VecDeque<(Confirmation, Now)>,
     last: Confirmation,
-    /// Somebody holds the ticket after `last`.
+    /// A read holds the ticket after `last`.
     wanted: bool,
     /// In this term leadership was handed over, so a successor may be elected at any moment.
     handed_over: bool,
@@ -114,8 +114,8 @@ impl Lease {
         self.until = 0;
     }
 
-    /// The word that makes another stand for election leaves: no lease in this term any more, for
-    /// nobody knows when the word arrives.
+    /// The message that makes another replica stand for election leaves: no lease in this term any
+    /// more, for it may arrive at any moment.
     pub fn hand_over(&mut self) {
         self.until = 0;
         self.handed_over = true;

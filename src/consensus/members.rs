@@ -1,4 +1,4 @@
-//! Who belongs to a group: replicas by id, voters and learners.
+//! The members of a group: replicas by id, voters and learners.
 
 use crate::ids::NodeId;
 use raft::eraftpb::{
@@ -43,9 +43,9 @@ impl fmt::Display for ReplicaId {
 /// A group's configuration. The lists are sorted, and no learner votes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Members {
-    /// Those who elect and acknowledge.
+    /// The replicas that elect and acknowledge.
     pub voters: Vec<ReplicaId>,
-    /// Those who only follow.
+    /// The replicas that only follow.
     pub learners: Vec<ReplicaId>,
     /// While the configuration is joint, the voters before it: a majority of them is needed as
     /// well. Empty otherwise.
@@ -76,7 +76,7 @@ impl Members {
         (&self.voters, &self.outgoing) == (&other.voters, &other.outgoing)
     }
 
-    /// Everybody, by id.
+    /// All of them, by id.
     pub fn all(&self) -> Vec<ReplicaId> {
         let mut all = [&self.voters[..], &self.learners, &self.outgoing].concat();
         all.sort_unstable();
@@ -97,7 +97,7 @@ impl Members {
         all
     }
 
-    /// Whether the replica votes here, be it only until a joint configuration is left.
+    /// Whether the replica votes here, if only until a joint configuration is left.
     pub fn votes(&self, id: ReplicaId) -> bool {
         self.voters.contains(&id) || self.outgoing.contains(&id)
     }

@@ -19,7 +19,7 @@ pub struct SnapshotMeta {
 }
 
 impl SnapshotMeta {
-    /// As bytes, for those who keep it and need not understand it.
+    /// As bytes, for callers that keep it and need not understand it.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         bytes.extend_from_slice(&self.index.to_le_bytes());
@@ -41,7 +41,7 @@ impl SnapshotMeta {
 /// A message for a peer: its bytes go into [`Group::step`](super::Group::step) there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Envelope {
-    /// Whom it is for.
+    /// The receiver.
     pub to: ReplicaId,
     /// What it says.
     pub bytes: Bytes,
@@ -78,7 +78,7 @@ pub struct Logged {
 pub struct Incoming {
     /// What it says about itself.
     pub meta: SnapshotMeta,
-    /// What the one who offered it called it.
+    /// Its name, given when it was offered.
     pub token: Bytes,
 }
 
@@ -119,7 +119,7 @@ pub struct Output {
     pub committed: Vec<Committed>,
     /// Reads that hold this ticket or an earlier one may be answered.
     pub confirmed: Option<Confirmation>,
-    /// Who leads now, when that changed. Tickets of before are void.
+    /// The leader, when that changed. Tickets of before are void.
     pub changed: Option<Change>,
     /// The configuration, when it changed.
     pub members: Option<Members>,

@@ -1,9 +1,9 @@
 //! A group's time: ticks out of a monotonic clock, and election timeouts out of a seed.
 //!
 //! The raft crate counts ticks. After a pause of the process (a stopped virtual machine, SIGSTOP,
-//! a long stall) a timer would deliver all the ticks that were missed at once, and a burst of
-//! ticks is an election that nothing but the pause called for. So a tick is worth at least a
-//! tick's time, and a pause is worth one.
+//! a long stall) a timer would deliver all the ticks that were missed at once, and a burst of ticks
+//! is an election for no other reason than the pause. So two ticks are at least a tick's time
+//! apart, and a pause counts as one.
 
 use raft::StateRole;
 

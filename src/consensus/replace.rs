@@ -1,4 +1,4 @@
-//! How a replica that lost what it promised is replaced by the one that its node comes back with.
+//! How a replica that lost what it promised is replaced by its node's next one.
 //!
 //! What acknowledged an entry or a vote and forgot it must not be asked again under the same name:
 //! its node comes back under an id of a higher generation. The leader brings that id into the group

@@ -12,7 +12,7 @@ pub use crate::rules::kept;
 pub enum GroupRule {
     /// What depends on the disk is sent after the sync.
     AcknowledgeAfterSync,
-    /// A voter that heard its leader votes for nobody for a while.
+    /// A voter that heard its leader votes for no other replica for a while.
     VotersKeepPromises,
     /// A voter that restarts keeps the promise that it may have given.
     RestartedVotersKeepPromises,
@@ -21,7 +21,7 @@ pub enum GroupRule {
     /// A lease counts only while the wall clock and the monotonic clock agree on how long it has
     /// run.
     LeaseWatchesBothClocks,
-    /// Who hands leadership over has no lease any more.
+    /// A leader that hands over has no lease any more.
     HandingOverEndsLease,
     /// A confirmation counts for reads that came before it was asked for.
     ConfirmationsAreLaterThanReads,

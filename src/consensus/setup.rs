@@ -58,7 +58,7 @@ impl Setup {
         }
     }
 
-    /// For how long a voter that heard its leader votes for nobody, in ms.
+    /// For how long a voter that heard its leader votes for no other replica, in ms.
     ///
     /// Two ticks less than the shortest election timeout: so much may be lost at the ends of ticks,
     /// and a promise must not outlive the time after which others may stand.
@@ -79,7 +79,7 @@ impl Setup {
 
     pub(super) fn timeouts(&self) -> Timeouts {
         let first = Members::of(self.voters.iter().copied()).voters;
-        // Whoever came later takes any place: it is a chance of equal timeouts, no more.
+        // A later replica takes any place: its timeout may equal another's, no more.
         let place = first.iter().position(|id| *id == self.id).unwrap_or(self.id.0 as usize);
         let seed = self.seed ^ self.id.0.rotate_left(17);
         Timeouts::new(seed, self.election_ticks, place, first.len())

@@ -7,11 +7,11 @@
 //! - a term has one leader;
 //! - what is committed at an index is the same everywhere and for ever, and so is the state that
 //!   comes of applying it;
-//! - who holds a lease, by its own clock, has applied everything that any client was told is
-//!   written; so has who answers a read that waited for a confirmation;
+//! - a replica that holds a lease, by its own clock, has applied everything that any client was
+//!   told is written; so has one that answers a read that waited for a confirmation;
 //! - one replica holds a lease, and nothing of a later term is committed meanwhile;
 //!
-//! and once faults end, the group serves again and everybody catches up.
+//! and once faults end, the group serves again and all replicas catch up.
 
 use super::rules::{GroupRule, broken};
 use super::tests::payload;
@@ -659,7 +659,7 @@ impl World {
         }
     }
 
-    /// Somebody writes and reads somewhere.
+    /// A client writes and reads at some node.
     fn client(&mut self) {
         let running = |(number, node): (&u16, &Node)| {
             let runs = node.group.is_some() && node.paused_until <= self.now;
@@ -704,7 +704,7 @@ impl World {
                 self.at(delay, Event::Restart { node: number });
             }
             2 => {
-                // Everybody at once.
+                // All nodes at once.
                 if self.rng.chance(300) {
                     for number in numbers {
                         self.crash(number);
@@ -849,7 +849,7 @@ impl World {
         });
     }
 
-    /// What must hold whoever looks, whenever.
+    /// What must hold at every moment.
     fn check(&self) {
         let mut holder: Option<(ReplicaId, u64)> = None;
         for node in self.nodes.values() {
@@ -886,7 +886,7 @@ impl World {
         self.now = end;
     }
 
-    /// All is well again: who is not up starts, and no fault comes any more.
+    /// All is well again: nodes that are not up start, and no fault comes any more.
     fn heal(&mut self) {
         self.plan.faults = false;
         self.cuts.clear();

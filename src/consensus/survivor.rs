@@ -1,11 +1,11 @@
 //! A way out of a lost majority: one replica goes on alone.
 //!
-//! A group whose majority is lost for good elects nobody and changes no members: both take a
+//! A group whose majority is lost for good elects no leader and changes no members: both take a
 //! majority. Its operator may decide that one of the copies that are left is to count from now on.
 //! That is done to a replica that does not run: changes are put behind its log that leave it the
 //! only voter, and are marked as *forced*. When it starts, they and all before them count as
-//! committed. The other voters become learners, so that the replicas that their nodes come back with
-//! have something to replace ([`Group::replacement`]).
+//! committed. The other voters become learners, so that the replicas that their nodes come back
+//! with have something to replace ([`Group::replacement`]).
 //!
 //! **What it costs.** What the lost majority acknowledged and this replica does not hold is lost.
 //! What this replica holds and no majority acknowledged is kept. If the lost replicas come back with

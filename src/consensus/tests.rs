@@ -372,7 +372,7 @@ fn a_pause_is_one_tick() {
     assert!(ticks.due(100));
     assert!(ticks.due(5_000));
     assert!(!ticks.due(5_049));
-    // So a leader that slept is still one that nobody heard for long, and asks before it serves.
+    // So a leader that slept is still one that was not heard for long, and asks before it serves.
     let mut cluster = Cluster::led(3);
     let mono = cluster.mono;
     cluster[1].confirm(at(mono));
@@ -458,7 +458,7 @@ fn reads_that_wait_are_asked_for_again_when_members_change() {
     let again = lease.ask_again(at(1_001)).unwrap();
     assert!(again > first && lease.confirm(again, at(1_002), false) == Some(again));
     assert_eq!(lease.until(at(1_002)), 1_101);
-    // With the term, those who wait are sent away.
+    // With the term, the reads that wait are sent away.
     lease.ask(at(1_003));
     lease.reset();
     assert_eq!((lease.until(at(1_002)), lease.ask_again(at(1_020))), (0, None));
@@ -476,7 +476,7 @@ fn handing_over_is_quick_and_ends_the_lease() {
     assert!(!cluster[1].holds_lease(at(mono)));
     assert_eq!(cluster[1].propose(Bytes::from_static(b"a")), None);
     cluster.settle();
-    // Whatever anybody promised, without a tick.
+    // Whatever the voters promised, without a tick.
     assert_eq!(cluster.leader(), Some(2));
     assert!(!cluster[1].is_serving());
 }
@@ -518,7 +518,7 @@ fn a_successor_that_was_not_told_takes_no_lease_away() {
 }
 
 /// Whether replica 2 keeps its promise to the leader although a stray message of a later term made
-/// it forget who leads.
+/// it forget the leader.
 #[test]
 fn a_voter_keeps_its_promise_over_terms() {
     let keeps = || {
@@ -629,7 +629,7 @@ fn what_everybody_has_leaves_memory() {
     write_some(&mut cluster);
     assert!(cluster[1].log_bytes() <= 256 && cluster[2].log_bytes() <= 4 * 256);
     assert!(cluster[2].log_bytes() > 256, "followers keep more");
-    // A leader keeps what somebody lacks, for as long as no snapshot holds it.
+    // A leader keeps what a follower lacks, for as long as no snapshot holds it.
     cluster.isolate(3);
     write_some(&mut cluster);
     assert!(cluster[1].log_bytes() > 100 * 64);
@@ -717,13 +717,13 @@ fn a_member_learns_votes_and_leaves() {
     assert_eq!((cluster[1].members(), cluster[4].members()), (&members, &members));
     assert_eq!(cluster[1].snapshot_meta().unwrap().members, members);
     assert_eq!(cluster[1].progress().len(), 3);
-    // Who left cannot disturb.
+    // A replica that left cannot disturb.
     let term = cluster[1].term();
     cluster.run(3_000);
     assert_eq!((cluster.leader(), cluster[1].term()), (Some(1), term));
 }
 
-/// Has whoever leads take all steps towards a group with these replicas. Tells whether it got there.
+/// Has the leader take all steps towards a group with these replicas. Tells whether it got there.
 fn renew(cluster: &mut Cluster, ids: &[ReplicaId]) -> bool {
     let is_renewed = |members: &Members| {
         let replaced = |id: &ReplicaId| members.of_node(id.node()) == [*id] && members.votes(*id);
@@ -816,7 +816,7 @@ fn a_joint_configuration_is_left_by_whoever_leads() {
         assert_eq!(joint.outgoing, (1..=3).map(replica_id).collect::<Vec<ReplicaId>>());
         assert_eq!(joint.voters, [replica_id(1), replica_id(2), new]);
         assert_eq!(joint.of_node(NodeId(3)), [replica_id(3), new]);
-        // No change fits, and nobody hands over to the replica that leaves.
+        // No change fits, and the leader does not hand over to the replica that leaves.
         assert_eq!(cluster[1].change(MemberChange::AddLearner(replica_id(9))), None);
         assert!(!cluster[1].transfer(replica_id(3)));
         // What it says to others is lost, and then the new replica again.
@@ -950,7 +950,8 @@ fn who_lost_the_end_of_its_log_comes_back_under_another_name() {
     cluster[2].rename(&setup).unwrap();
     cluster.replica(2).setup = setup;
     assert_eq!(cluster[2].id(), renamed);
-    // Alone with who missed the end, it elects nobody: the acknowledged entry is at 1 only.
+    // Alone with the one that missed the end, it elects no leader: the acknowledged entry is at 1
+    // only.
     cluster.heal();
     cluster.isolate(1);
     let term = cluster[3].term();
@@ -1030,7 +1031,7 @@ fn a_replaced_tail_is_no_lost_entry() {
 fn who_leads_while_removed_steps_down() {
     let mut cluster = Cluster::led(3);
     cluster.run(300);
-    // The removal reaches everybody, but nobody hears that it is committed.
+    // The removal reaches all replicas, but none hears that it is committed.
     cluster.cut.extend([(2, 1), (3, 1)]);
     assert!(cluster[1].change(MemberChange::Remove(replica_id(2))).is_some());
     cluster.settle();
@@ -1213,7 +1214,7 @@ fn a_dead_leader_is_succeeded_at_once() {
     let mut cluster = Cluster::led(3);
     cluster.run(200);
     cluster.isolate(1);
-    // A promise binds whoever has no evidence of its own.
+    // A promise binds a voter that has no evidence of its own.
     assert!(cluster[2].leader_is_dead(NodeId(1)));
     cluster[2].campaign();
     cluster.settle();
@@ -1266,7 +1267,7 @@ fn a_leader_whose_disk_hangs_is_succeeded_and_does_not_stand_again() {
 
 #[test]
 fn a_leader_whose_disk_is_no_slower_than_the_others_goes_on() {
-    // Without its disk or that of the third there is no majority, whoever leads.
+    // Without its disk or that of the third there is no majority under any leader.
     let mut cluster = Cluster::led(3);
     cluster.replica(1).holds_disk = true;
     cluster.replica(3).holds_disk = true;
@@ -1323,7 +1324,7 @@ fn no_more_log_stays_in_memory_than_a_snapshot_of_it_weighs() {
         write(&mut cluster, 1, &[7; 64]);
     }
     cluster.run(200);
-    // What somebody lacks stays, as far as is allowed.
+    // What a follower lacks stays, as far as is allowed.
     cluster.isolate(3);
     for _ in 0..100 {
         write(&mut cluster, 1, &[7; 64]);

@@ -2,9 +2,9 @@
 //!
 //! A group's time (see [`crate::partition::stamps`]) is counted on by every replica that has heard of a
 //! leader since its process started. One that has not may be elected all the same; then it asks with
-//! its appends, and the voters answer with their acknowledgements, in a field that raft uses neither
-//! there nor there. One answer that tells the time is enough. That nobody knows is sure once all
-//! have said so; who says nothing for an election timeout is not waited for.
+//! its appends, and the voters answer with their acknowledgements, in a field that raft uses in
+//! neither. One answer that tells the time is enough. It is certain that no voter knows once all
+//! have said so. One that says nothing for an election timeout is not waited for.
 
 use super::ReplicaId;
 use crate::ids::Millis;
@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 pub enum TimeTold {
     /// Some voter has counted on: it is at least this late.
     Time(Millis),
-    /// No voter knows, or those who may do not answer.
+    /// No voter knows, or those that may do not answer.
     Nothing,
     /// Answers are still to come.
     Waiting,
@@ -90,7 +90,7 @@ impl Hearsay {
     }
 
     /// What has come of the question, among these voters beside this one. `patience` ticks are
-    /// waited for those who say nothing.
+    /// waited for those that say nothing.
     pub fn comes_to(
         &self,
         mut others: impl Iterator<Item = ReplicaId>,
@@ -139,7 +139,7 @@ mod tests {
         assert_eq!(comes_to(&leader, 6), TimeTold::Waiting);
         answered(&mut leader, 3, Some((Millis(1_000), 70)), 100);
         assert_eq!(comes_to(&leader, 6), TimeTold::Time(Millis(1_030)));
-        // Which is none of its next office's.
+        // Its next office does not count it.
         leader.reset(7);
         assert_eq!(comes_to(&leader, 8), TimeTold::Waiting);
     }

@@ -2,8 +2,8 @@
 //!
 //! The raft crate trusts its peers: a commit index beyond the log, a gap between entries or an
 //! empty proposal stop the process. Peers are nodes of the same cluster, but a node may run another
-//! version, have lost its disk or be mistaken for another, so what the crate would die of is
-//! checked before and refused with a reason.
+//! version, have lost its disk or be taken for another. So what would stop the crate is checked
+//! before and refused with a reason.
 //!
 //! Almost all that idle groups say are heartbeats and the answers to them, thousands a second. Those
 //! without anything in particular are written in a form of their own, [`Beat`], at a fraction of

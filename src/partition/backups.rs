@@ -4,11 +4,11 @@
 use super::Partition;
 use crate::batch::machine::Machine;
 
-/// A copy that nobody pulls from for so long is given up: whoever asked for it has gone.
+/// A copy that no client pulls from for so long is given up: the client that asked for it has gone.
 pub const BACKUP_PATIENCE_MS: u64 = 30_000;
 
 impl<M: Machine> Partition<M> {
-    /// Gives a backup's copy up if nobody pulls from it. Tells how many bytes it holds.
+    /// Gives a backup's copy up if no client pulls from it. Tells how many bytes it holds.
     pub fn tend_backup(&mut self, mono: u64) -> usize {
         match self.replica.backup_was_pulled() {
             None => return 0,

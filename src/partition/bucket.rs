@@ -37,7 +37,7 @@ use std::sync::Arc;
 pub const REPLY_BYTES_MAX: usize = 1 << 20;
 
 /// A batch whose operations go through more bytes than this is stopped like one with long replies:
-/// some ten milliseconds in which nobody else is served.
+/// some ten milliseconds in which no other client is served.
 const EFFORT_MAX: usize = 1 << 24;
 
 /// Late replies of one batch stop growing past this, should they be longer than was foreseen: the
@@ -85,7 +85,7 @@ pub struct Outbox {
     pub persists: Vec<(PartitionId, Persist)>,
     /// Batches that no longer wait.
     pub completed: Vec<(Parked, Batch, Replies)>,
-    /// Who leads a partition from now on, and in which term.
+    /// The leader of a partition from now on, and its term.
     pub leaders: Vec<(PartitionId, NodeId, Term)>,
     /// What the node's archive of snapshots is asked; [`Bucket::archived`] takes its news.
     pub archive: Vec<(PartitionId, ToArchive)>,
@@ -203,7 +203,7 @@ pub struct Bucket<M> {
     orders: Vec<ToArchive>,
     /// The generation of each other node's replicas, where it said one.
     generations: BTreeMap<(PartitionId, NodeId), u32>,
-    /// Partitions that take no part before it is settled what their replica is worth.
+    /// Partitions that take no part before the suspicion of their replica is settled.
     suspects: BTreeSet<PartitionId>,
     /// Partitions whose replica is suspect or does not vote yet.
     unsound: BTreeSet<PartitionId>,
@@ -352,8 +352,8 @@ impl<M: Machine> Bucket<M> {
         self.backup_bytes_max = bytes;
     }
 
-    /// Gives up copies of a backup that nobody pulls from, or all of them if they hold too much: the
-    /// writes are faster than whoever pulls.
+    /// Gives up copies of a backup that no client pulls from, or all of them if they hold too much:
+    /// the writes are faster than the client that pulls.
     fn tend_backups(&mut self, now: Now) {
         let partitions = self.partitions.iter_mut().flatten();
         let held: usize = partitions.map(|partition| partition.tend_backup(now.mono)).sum();
@@ -510,8 +510,8 @@ impl<M: Machine> Bucket<M> {
             }
             if self.room < usize::MAX && partition.is_led_here() {
                 match partition.needs_memory(&message, self.room, now) {
-                    // What it takes, others do not have, until it is measured. One left is not yet
-                    // none.
+                    // Until it is measured, other operations do not have what it takes. One left is
+                    // not yet none.
                     Ok(0) => {}
                     Ok(bytes) => self.room = (self.room - bytes).max(1),
                     Err(txn) => {
@@ -618,9 +618,9 @@ impl<M: Machine> Bucket<M> {
         self.close(waiter.parked, out);
     }
 
-    /// Has a waiting operation asked of somebody else, and with it those of its batch that come after
-    /// it and wait for contended keys of the same partition: executed before it is asked again, they
-    /// would overtake it.
+    /// Has a waiting operation asked of another node, and with it those of its batch that come
+    /// after it and wait for contended keys of the same partition: executed before it is asked
+    /// again, they would overtake it.
     fn turn_away(&mut self, waiter: OpWaiter, out: &mut Outbox) {
         let Some(waiting) = self.parking.get_mut(waiter.parked) else { return };
         let partition = waiting.batch.head(waiter.index as usize).partition;
@@ -647,7 +647,7 @@ impl<M: Machine> Bucket<M> {
         }
     }
 
-    /// Has one waiting operation asked of somebody else.
+    /// Has one waiting operation asked of another node.
     fn give_back(&mut self, waiter: OpWaiter, out: &mut Outbox) {
         let Some(waiting) = self.parking.get_mut(waiter.parked) else { return };
         waiting.replies.not_leader.push(waiter.index);
@@ -931,7 +931,7 @@ impl<M: Machine> Bucket<M> {
     }
 
     /// The groups take no part until the cluster is formed: with a disk that holds nothing, this
-    /// node cannot know yet whether its replicas have promised anything to anybody.
+    /// node cannot know yet whether its replicas have promised anything.
     pub fn sleep(&mut self) {
         self.asleep = Some(Vec::new());
     }

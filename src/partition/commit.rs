@@ -29,8 +29,8 @@ pub(super) enum Deferred {
     Grant(Box<Lock>, u64),
     /// A `Prepare` whose keys are locked: whether its watched keys have changed shows then.
     Prepare(Box<Prepare>, u64),
-    /// Unlogged locks count as held only by whoever certainly still leads: under a lease, or once
-    /// a majority has confirmed it after it was asked.
+    /// Unlogged locks count as held only at a leader that certainly still leads: under a lease, or
+    /// once a majority has confirmed it after it was asked.
     Confirm(TxnId, Term, Confirmation),
 }
 
@@ -62,7 +62,7 @@ impl<M: Machine> Partition<M> {
             ToPartition::Prepare(prepare) => Some(prepare.txn),
             _ => None,
         };
-        // What it locked would have been given up, had it come before the suspicion.
+        // Had it come before the suspicion, its locks would have been given up.
         if let Some(txn) = begins.filter(|txn| neighbours.suspected.contains(&txn.node)) {
             return self.refuse(txn, effects);
         }
@@ -125,8 +125,8 @@ impl<M: Machine> Partition<M> {
     }
 
     /// A node cannot be reached any more, does not answer, or began another life: unlogged locks of
-    /// its transactions are given up, their confirmations will fail. Those that wait are refused, for
-    /// it may come back.
+    /// its transactions are given up, their confirmations will fail. Requests that wait are
+    /// refused, for the node may come back.
     pub fn coordinator_lost(&mut self, node: NodeId, effects: &mut Vec<PartitionEffect>) {
         if !kept(Rule::UnloggedLocksGoWithCoordinator) {
             return;
@@ -216,9 +216,8 @@ impl<M: Machine> Partition<M> {
         }
     }
 
-    /// Asks after locks that nobody has made an intent of for long. A lock that was late may be
-    /// taken by a leader who will never hear that its attempt is over: that was told to the one
-    /// before.
+    /// Asks after locks that have not become an intent for long. A late lock may have reached a
+    /// leader that never hears that its attempt is over: that was told to the leader before it.
     fn ask_for_forgotten(&mut self, now: Now, effects: &mut Vec<PartitionEffect>) {
         for (txn, held) in &mut self.held {
             let old = now.mono >= held.since.saturating_add(RESOLVE_AFTER_MS);
@@ -253,8 +252,8 @@ impl<M: Machine> Partition<M> {
         self.lock(lock, now, effects);
     }
 
-    /// Goes on with a `Lock` whose keys are locked. Nobody else changes the keys from here on, so what they
-    /// hold is known as soon as what was proposed before is applied.
+    /// Goes on with a `Lock` whose keys are locked. No other request changes the keys from here on,
+    /// so what they hold is known as soon as what was proposed before is applied.
     pub(super) fn lock(&mut self, lock: Box<Lock>, now: Now, effects: &mut Vec<PartitionEffect>) {
         self.when_applied(Deferred::Grant, lock, now, effects);
     }
@@ -349,7 +348,7 @@ impl<M: Machine> Partition<M> {
                 self.propose(Mutation::Expire(table, &key), Completion::Nothing, now, effects);
             }
             if self.journal.is_some() {
-                // What expired must be gone in the log before anybody hears that it is.
+                // What expired must be gone in the log before any client hears that it is.
                 self.when_applied(Deferred::Grant, lock, now, effects);
                 return;
             }
@@ -572,9 +571,9 @@ impl<M: Machine> Partition<M> {
         effects.push(PartitionEffect::Partition(participant, ToPartition::Decide(decide)));
     }
 
-    /// Tells what this participant knows of an outcome. Whoever asks counts on the answer, so a
-    /// share that is not prepared yet is refused from now on, and to know of no outcome is said
-    /// only once none will come any more. Until then the question is repeated.
+    /// Tells what this participant knows of an outcome. The asker counts on the answer. So a share
+    /// that is not prepared yet is refused from now on, and this participant says that it knows no
+    /// outcome only once none will come any more. Until then the question is repeated.
     fn on_inquire(
         &mut self,
         txn: TxnId,
@@ -631,7 +630,7 @@ impl<M: Machine> Partition<M> {
         }
     }
 
-    /// Has the primary told that its commit is applied here. Nobody waits for that, so many
+    /// Has the primary told that its commit is applied here. No client waits for that, so many
     /// commits are confirmed by one message and one mutation of the primary's, some time before it
     /// would repeat its decisions.
     fn confirm_commit(&mut self, decide: &Decide, effects: &mut Vec<PartitionEffect>) {
@@ -680,8 +679,8 @@ impl<M: Machine> Partition<M> {
         }
     }
 
-    /// Whether a mutation is a step of a transaction that is to survive power. Of one that is not
-    /// known here nobody can say that it is not.
+    /// Whether a mutation is a step of a transaction that is to survive power. A transaction that
+    /// is not known here may be one.
     fn must_sync(&self, mutation: &Mutation<'_>) -> bool {
         match mutation {
             Mutation::Prepare(prepare, _) => prepare.synced,

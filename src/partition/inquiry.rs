@@ -1,11 +1,11 @@
 //! The search for an outcome whose primary lost its memory: only partitions without copies can.
 //!
 //! The participants ask each other and the Coordinator (cooperative termination, Bernstein,
-//! Hadzilacos and Goodman 1987, section 7.4). Whoever asks counts on the answers: a share that is
-//! not prepared yet is refused from then on. And that a participant is as undecided as the asker
-//! counts only if nobody can tell it of a commit any more. It says so once it knows for itself that
-//! the primary is gone, and that the Coordinator is too or has nothing to tell: what they had sent
-//! before may be on its way for as long as that.
+//! Hadzilacos and Goodman 1987, section 7.4). The asker counts on the answers: a share that is not
+//! prepared yet is refused from then on. A participant's answer that it is undecided counts only if
+//! it can hear of no commit any more. So it answers once it knows for itself that the primary is
+//! gone, and that the Coordinator is gone too or has nothing to tell. Until then what they had sent
+//! may be on its way.
 
 use super::{Neighbours, Partition, PartitionEffect};
 use crate::batch::machine::Machine;
@@ -25,8 +25,8 @@ pub(super) struct Inquiry {
 }
 
 impl Inquiry {
-    /// A participant that is lost may have told another one of a commit just before: who was
-    /// undecided until then is asked again.
+    /// A participant that is lost may have told another one of a commit just before: those that
+    /// were undecided until then are asked again.
     fn refresh(&mut self, intent: &Intent, neighbours: &Neighbours) {
         let life = |participant: &PartitionId| {
             let home = neighbours.home(*participant)?;
@@ -40,15 +40,15 @@ impl Inquiry {
         }
     }
 
-    /// Whether the Coordinator has said that it will not tell anybody of a commit.
+    /// Whether the Coordinator has said that it will not tell any participant of a commit.
     fn is_dismissed(&self) -> bool {
         self.coordinator.is_some_and(|told| told != Knowledge::Undecided)
     }
 }
 
 impl<M: Machine> Partition<M> {
-    /// Whether nobody will tell of an outcome any more that is not known here. Asks the Coordinator
-    /// if that is all that is lacking.
+    /// Whether no outcome that is not known here will be told any more. Asks the Coordinator if
+    /// only its answer is lacking.
     pub(super) fn has_heard_the_last(
         &mut self,
         txn: TxnId,
@@ -90,7 +90,8 @@ impl<M: Machine> Partition<M> {
         self.conclude(txn, now, neighbours, effects);
     }
 
-    /// Asks all who may know the outcome of a transaction whose primary lost its memory.
+    /// Asks the other participants and the Coordinator for the outcome of a transaction whose
+    /// primary lost its memory.
     pub(super) fn inquire(
         &mut self,
         txn: TxnId,
@@ -113,8 +114,8 @@ impl<M: Machine> Partition<M> {
         }
     }
 
-    /// Ends a transaction whose primary is gone, once everybody who may know has answered or is
-    /// gone too: committed if anybody says so.
+    /// Ends a transaction whose primary is gone, once the Coordinator and every participant have
+    /// answered or are gone too: committed if any of them says so.
     pub(super) fn conclude(
         &mut self,
         txn: TxnId,

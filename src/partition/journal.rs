@@ -2,10 +2,10 @@
 //! and what is to follow each mutation waits for that entry to be applied.
 //!
 //! A *turn* is what the Bucket gives every partition that has something to do once its mailbox is
-//! empty: hand the open entry over, drive the group, apply what was committed. Who proposed a mutation
-//! hears of it when the entry comes out of the log under the term it went in; if another leader's
-//! entry stands in its place, it was surely not executed; if neither is known for too long, nobody
-//! can tell.
+//! empty: hand the open entry over, drive the group, apply what was committed. The proposer of a
+//! mutation hears of it when the entry comes out of the log under the term it went in. If another
+//! leader's entry stands in its place, it was surely not executed. If neither is known for too
+//! long, its outcome is unknown.
 
 use super::snapshots::ToArchive;
 use super::{Partition, PartitionEffect};
@@ -30,7 +30,7 @@ pub const UNKNOWN_AFTER_MS: u64 = 3_000;
 /// Stamps that go on so much later than they ended are worth a line in the log.
 const LEAP_TOLD_MS: u64 = 3_600_000;
 
-/// A lease with less left than this is renewed by whoever reads under it.
+/// A lease with less left than this is renewed by a read under it.
 const RENEW_BELOW_MS: u64 = 150;
 
 /// One operation of a parked batch.
@@ -45,7 +45,7 @@ pub struct OpWaiter {
 /// What follows a mutation once it is applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Completion {
-    /// Nothing: whoever cares asks again.
+    /// Nothing: a message that matters is repeated.
     Nothing,
     /// The reply of a single operation.
     Reply(OpWaiter),
@@ -57,14 +57,14 @@ pub enum Completion {
     Tell {
         /// The transaction.
         txn: TxnId,
-        /// Who asked.
+        /// The participant that asked.
         asker: PartitionId,
     },
     /// The same, among participants whose primary is gone.
     Know {
         /// The transaction.
         txn: TxnId,
-        /// Who asked.
+        /// The participant that asked.
         asker: PartitionId,
     },
 }
@@ -105,7 +105,7 @@ pub struct Turn {
     answers: AppliedAnswers,
     /// Replies of operations, one after the other.
     pub replies: crate::batch::Replies,
-    /// Who leads now, in which term, if that has changed.
+    /// The leader and its term, if that has changed.
     pub leader: Option<(NodeId, Term)>,
     /// Whether this node's office here began or ended.
     pub office: Option<bool>,
@@ -225,12 +225,12 @@ impl Journal {
         self.batch != Some(waiter.parked) && self.has_lease(now)
     }
 
-    /// Whether nobody else can lead now. Asks for a lease if there is none, or not for long.
+    /// Whether no other replica can lead now. Asks for a lease if there is none, or not for long.
     #[inline]
     pub fn has_lease(&mut self, now: Now) -> bool {
         let until = self.group.lease_until(now);
         if until < now.mono + RENEW_BELOW_MS {
-            // Whoever waits looks again at the next turn.
+            // A read that waits looks again at the next turn.
             let _ = self.group.confirm(now);
         }
         self.group.holds_lease(now) || !kept(Rule::ReadsNeedLease)
@@ -288,8 +288,8 @@ impl<M: Machine> Partition<M> {
         result
     }
 
-    /// Says that stamps are about to go on much later than they ended: either nobody led for so long,
-    /// or the wall clock of this node is wrong.
+    /// Says that stamps are about to go on much later than they ended: either there was no leader
+    /// for so long, or the wall clock of this node is wrong.
     fn tell_leap(&self, now: Now) {
         let leap = self.stamps.leap(now, self.replica.stamped()).unwrap_or(0);
         if leap >= LEAP_TOLD_MS {
@@ -334,12 +334,13 @@ impl<M: Machine> Partition<M> {
                 log::info!(target: "raft", "partition {}: replicas {voters} vote", self.id);
             }
             turn.members.extend(members.voters.iter().chain(&members.learners));
-            // It would be refused by who is not in it, and lead nobody to who is.
+            // The one on offer has the members of before: a replica that is not among them would
+            // refuse it, and the others would not learn of that one.
             journal.group.withdraw_snapshot();
         }
         turn.orders.extend(output.snapshots.drain(..).map(ToArchive::Send));
         // Until a snapshot or a later change says it, a restart takes the last change of members
-        // for uncertain, and asks those who left.
+        // for uncertain, and asks replicas that left.
         if output.members.is_some() {
             self.members_changed(&mut turn.orders);
         } else if !output.wants_snapshot.is_empty() {
@@ -356,7 +357,7 @@ impl<M: Machine> Partition<M> {
         }
         if let (Some(last), Some(journal)) = (committed.last(), &mut self.journal) {
             journal.group.applied(last.index);
-            // Whoever leads has said that this life began: what it stamps since is of this time.
+            // A leader has said that this life began: what it stamps since is of this time.
             if !journal.leads && self.replica.life_of(self.node) >= Some(self.life) {
                 self.stamps.follow(self.replica.stamped(), now.mono);
             }
@@ -451,7 +452,7 @@ impl<M: Machine> Partition<M> {
         let Some(journal) = &mut self.journal else { return };
         if serves && !journal.leads {
             journal.leads = true;
-            // What an earlier office proposed is applied by now, or stands in no log that counts:
+            // What an earlier office proposed is applied by now, or is in no log that counts:
             // entries of this term will take its places.
             for flight in journal.flights.drain(..) {
                 lose(flight.completions, OpOutcome::Deposed, turn);
@@ -471,8 +472,8 @@ impl<M: Machine> Partition<M> {
         }
     }
 
-    /// Whether stamps can go on, once this node leads: by what it knows, by what it is told, or where
-    /// there is nobody to tell it.
+    /// Whether stamps can go on, once this node leads: by what it knows, by what it is told, or
+    /// because no voter can tell it.
     fn learns_the_time(&mut self, now: Now) -> bool {
         let Some(journal) = &self.journal else { return true };
         let nothing_stamped = self.replica.stamped() == Millis(0);
@@ -507,7 +508,7 @@ impl<M: Machine> Partition<M> {
                     self.refuse(txn, effects);
                 }
                 Completion::Decide(Decide { txn, deciding: true, .. }) => self.refuse(txn, effects),
-                // Whoever waits for these asks again.
+                // What waits for these asks again.
                 Completion::Decide(_)
                 | Completion::Tell { .. }
                 | Completion::Know { .. }
@@ -516,13 +517,13 @@ impl<M: Machine> Partition<M> {
         }
     }
 
-    /// Says of entries of a lost office that nobody can tell what became of them.
+    /// Says of entries of a lost office that their outcome is unknown.
     fn give_up_old(&mut self, mono: u64, turn: &mut Turn) {
         let Some(journal) = &mut self.journal else { return };
         if journal.leads {
             return;
         }
-        // Its group may have nothing to say for long, and never anything at the entry's place.
+        // The group may commit nothing for long, or never anything at the entry's place.
         while let Some(flight) = journal.flights.front()
             && flight.since.saturating_add(UNKNOWN_AFTER_MS) <= mono
             && let Some(flight) = journal.flights.pop_front()

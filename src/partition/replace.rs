@@ -1,4 +1,4 @@
-//! Replicas that lost what they promised are replaced by those that their node comes back with.
+//! Replicas that lost what they promised are replaced by their nodes' next ones.
 //!
 //! A node tells the *generation* of its replicas. Where this node leads, it has the group take one
 //! step at a time towards the latest of them: see [`Group::replacement`].

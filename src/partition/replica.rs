@@ -5,10 +5,10 @@
 //! so the same log gives the same replica. What only a leader has (locks, queues, parked requests)
 //! is in [`crate::partition`].
 //!
-//! Two things here are a leader's memory all the same, because they lie beside what they are about.
-//! No mutation's outcome depends on them, and no snapshot holds them: the watched keys, and what a
-//! leader has heard of transactions that are over ([`Replica::done_below`]). The last may only make it refuse what it would
-//! otherwise have proposed.
+//! Two things here are a leader's memory all the same, because the tables and the ends are here. No
+//! mutation's outcome depends on them, and no snapshot holds them: the watched keys, and what a
+//! leader has heard of transactions that are over ([`Replica::done_below`]). The last may only make
+//! the leader refuse what it would otherwise propose.
 
 mod ends;
 mod locked;
@@ -63,14 +63,14 @@ pub enum Applied {
     Refused,
     /// A prepared share whose replies are too long: it is not to be committed.
     TooMuch,
-    /// The transaction's outcome as it stands, be it this decision or an earlier one.
+    /// The transaction's outcome as it stands: this decision or an earlier one.
     Stands(Verdict),
 }
 
 /// What an applied entry answers, in recycled buffers.
 #[derive(Debug, Default)]
 pub struct AppliedAnswers {
-    /// One reply for each operation of the entry, in order; none at all where nobody waits. Some
+    /// One reply for each operation of the entry, in order; none at all where no client waits. Some
     /// that only read may be left.
     pub replies: Replies,
     /// Bytes of replies that wait already, of entries before.
@@ -127,8 +127,9 @@ pub struct Intent {
 /// What a commit does.
 #[derive(Debug, Serialize, Deserialize)]
 enum Writes {
-    /// A share, as the log has it, run as of the moment of its prepare: nobody changes its keys in
-    /// between, so it does what it would have done then, and only who replies evaluates it twice.
+    /// A share, as the log has it, run as of the moment of its prepare: its keys do not change in
+    /// between, so it does what it would have done then. Only the replica that replies evaluates it
+    /// twice.
     Share(#[serde(with = "serde_bytes")] Box<[u8]>),
     /// The outcome of a script.
     Outcome(Vec<Write>),
@@ -166,7 +167,7 @@ pub struct Replica<M> {
     finished: Ends,
     /// The stamp of the latest mutation.
     stamp: Millis,
-    /// Leader's memory: transactions that are over as far as anybody has said so.
+    /// Leader's memory: transactions that are over as far as it was told.
     heard: Ends,
     /// The items of a snapshot that is being taken.
     snapshot: Option<u64>,
@@ -330,9 +331,9 @@ impl<M: Machine> Replica<M> {
 
     /// Applies an entry of the log.
     ///
-    /// `leads`: whether somebody here waits for the replies. Where nobody does, operations that
-    /// only read are passed over. An operation that an intent of another transaction is in the way
-    /// of changes nothing and has an error for its reply.
+    /// `leads`: whether a client here waits for the replies. Where none does, operations that only
+    /// read are passed over. An operation that an intent of another transaction is in the way of
+    /// changes nothing and has an error for its reply.
     ///
     /// An error says that the entry is not what was proposed, or was proposed by a version that
     /// knows more. Some of it may have been applied, so the replica has to be given up.
@@ -392,7 +393,8 @@ impl<M: Machine> Replica<M> {
     }
 
     /// Runs operations in three passes, so that their cache misses overlap: the slots, the items,
-    /// the operations. `waiting`: bytes of replies that wait already, where somebody waits for these.
+    /// the operations. `waiting`: bytes of replies that wait already, where a client waits for
+    /// these.
     fn run_all(
         &mut self,
         ops: Laid<'_>,
@@ -499,7 +501,7 @@ impl<M: Machine> Replica<M> {
         locked
     }
 
-    /// Whether an intent locks the key, be it for reading.
+    /// Whether an intent locks the key, if only for reading.
     fn locks_key(&self, table: TableIndex, key: &[u8]) -> bool {
         self.locked.may_lock(self.tables.hasher().hash(key))
             && self.intents.values().any(|intent| intent.claims_key((table, key)))
@@ -558,7 +560,7 @@ impl<M: Machine> Replica<M> {
     }
 
     /// The same of a share of operations, which come laid out and as they are written. `replies`:
-    /// whether somebody waits for theirs.
+    /// whether a client waits for theirs.
     fn prepare_share(
         &mut self,
         head: PrepareHead,

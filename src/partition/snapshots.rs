@@ -9,7 +9,7 @@
 //!  archive              ◀── Begin (turn) ──         ◀── Written, .. ──                ◀── Durable
 //! ```
 //!
-//! A piece is copied for each one that was written, so whoever waits for the partition waits for one
+//! A piece is copied for each one that was written, so a request to the partition waits for one
 //! piece at most, and what is copied and not yet written is bounded. Once the snapshot is durable
 //! the log behind it may go, in memory and on disk.
 
@@ -312,7 +312,7 @@ impl<M: Machine> Partition<M> {
     /// The group goes on from a snapshot that has arrived: so does the replica.
     ///
     /// # Errors
-    /// When it has not: somebody stepped the message alone.
+    /// When it has not: the message was stepped alone.
     pub(super) fn install(&mut self, incoming: &Incoming, turn: &mut Turn) -> Result<(), String> {
         let index = incoming.meta.index;
         let arrived = self.snapshots.arrived.take().filter(|arrived| arrived.meta.index == index);
@@ -325,7 +325,7 @@ impl<M: Machine> Partition<M> {
         (self.snapshots.since, self.snapshots.bytes) = (0, bytes);
         log::info!(target: "raft", "partition {} goes on from a snapshot of entry {index}", self.id);
         let Some(journal) = &mut self.journal else { return Ok(()) };
-        // Whether entries of an earlier office are in it, nobody can tell.
+        // Whether entries of an earlier office are in it cannot be told.
         while journal.flights.front().is_some_and(|flight| flight.position.index <= index) {
             let Some(flight) = journal.flights.pop_front() else { break };
             lose(flight.completions, OpOutcome::Unknown, turn);

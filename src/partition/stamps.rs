@@ -5,7 +5,7 @@
 //! wrong at times, by an hour or by a year, and a key with `PX 500` is to be gone after about half a
 //! second all the same. So stamps are made of durations, and the wall clock only steers them:
 //!
-//! - A stamp never falls, whoever led before.
+//! - A stamp never falls, also under another leader.
 //! - Stamps go on with real time, as the leader's monotonic clock counts it, from wherever they are.
 //! - They approach the leader's wall clock, ahead or behind, by at most one part in [`SLEW_PART`] of
 //!   real time. A clock that is set thus changes a time to live by a tenth at most.
@@ -14,7 +14,7 @@
 //! - A process that has not heard of a leader since it started cannot know how much time has passed
 //!   since the last stamp. If it comes to lead, it asks the other replicas, and goes on from what
 //!   any of them has counted. Where none has, as after a loss of power everywhere, it takes the word
-//!   of its wall clock, once: the time in which nobody led counts for every key.
+//!   of its wall clock, once: the time without a leader counts for every key.
 
 use crate::ids::{Millis, Now};
 use crate::rules::{Rule, kept};
@@ -172,7 +172,7 @@ mod tests {
             for beat in 0..50 {
                 stamps.follow(Millis(fast + beat * 10), 1_000 + beat * 10);
             }
-            // A second later nobody has heard of it, and this node leads.
+            // A second later it has not been heard of, and this node leads.
             let first = stamps.next(at(START + 1_500, 2_490), Millis(fast + 490));
             let later = stamps.next(at(START + 2_000, 2_990), Millis(fast + 490));
             (first.0 - fast, later.0 - first.0)
@@ -193,7 +193,7 @@ mod tests {
         assert!(stamp.0.abs_diff(START + hour) <= WINDOW_MS / SLEW_PART);
     }
 
-    /// Nobody here knows for how long all nodes were down, but for the wall clock.
+    /// Only the wall clock knows here for how long all nodes were down.
     #[test]
     fn a_process_that_has_heard_of_no_leader_takes_its_clock_for_right() {
         let mut stamps = Stamps::default();

@@ -1,8 +1,8 @@
 //! Looks on from outside: whether all is at rest, whole, alike, and in an order.
 //!
-//! Each list gives an order of those who appended, each reply places its request between two of
-//! them, and whatever ended before something else began comes before it. A cycle in that order is a
-//! violation of strict serialisability, as in Elle (Kingsbury and Alvaro 2020).
+//! Each list gives an order of the requests that appended, each reply places its request between
+//! two of them, and a request that ended before another began comes before it. A cycle in that
+//! order is a violation of strict serialisability, as in Elle (Kingsbury and Alvaro 2020).
 
 use super::clients::{Outcome, Request};
 use super::disk::Disk;
@@ -94,9 +94,9 @@ impl World {
         self.kind.is_replicated(id) || !self.lost.contains(&(id.index() % DATA))
     }
 
-    /// Whether the decision on a request may have been in nobody's memory but that of nodes that were
-    /// lost: without copies only its primary and its Coordinator know it until they have told
-    /// another participant, be they one node or two that are lost before that.
+    /// Whether the decision on a request may have been in the memory of lost nodes only. Without
+    /// copies, its primary and its Coordinator alone know it until they have told another
+    /// participant. They may be one node or two, lost before that.
     fn may_be_taken_along(&self, request: &Request) -> bool {
         let ids = || request.keys.iter().map(|key| partition_of(*key));
         self.deaths[request.node] > 0

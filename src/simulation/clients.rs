@@ -36,7 +36,7 @@ pub(super) struct Request {
     pub(super) seen: BTreeMap<usize, Vec<u32>>,
     /// Which node was asked.
     pub(super) node: usize,
-    /// How often whom it asked did not lead.
+    /// How often it asked a node that did not lead.
     turned_away: usize,
 }
 

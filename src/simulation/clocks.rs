@@ -3,7 +3,7 @@
 use super::schedule::Rng;
 use crate::ids::{Millis, Now};
 
-/// What the clocks of a node say, which nobody has set right.
+/// The clocks of a node. They may be wrong.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Clock {
     /// By how many ms its wall clock is ahead.
@@ -33,7 +33,7 @@ impl Clock {
         Now { wall: Millis(wall as u64), mono }
     }
 
-    /// Somebody sets the wall clock: by a second, by a minute, by a year.
+    /// The wall clock is set: by a second, by a minute, by a year.
     pub(super) fn set(&mut self, rng: &mut Rng) {
         let most = [1_000, 60_000, 31_536_000_000][rng.roll(3)];
         self.ahead = rng.roll(2 * most) as i64 - most as i64;

@@ -1,6 +1,6 @@
 //! What the simulator's partitions hold: lists of tags, one for each key.
 //!
-//! Every request that writes appends its own tag, so that a list tells who came after whom, and a
+//! Every request that writes appends its own tag, so that a list tells the order of requests, and a
 //! reply that shows a list tells what its request has seen.
 
 use crate::batch::machine::{Machine, Scope};

@@ -19,8 +19,8 @@ pub(super) enum Actor {
     Bucket(usize, usize),
     Locks(usize),
     Coordinator(usize),
-    /// Who leads what, as a node was told. Leaders announce themselves on another stream than the
-    /// one on which they answer, so either may overtake the other.
+    /// The leaders, as a node was told. Leaders announce themselves on another stream than the one
+    /// on which they answer, so either may overtake the other.
     Book(usize),
     Client(usize),
     /// The Sessions of a node.
@@ -174,8 +174,7 @@ impl World {
             && !self.unnoticed.contains(&(node, other))
     }
 
-    /// A node takes another one, to which it is linked, for one that does not answer. It may be
-    /// wrong.
+    /// A node suspects another one, to which it is linked. It may be wrong.
     pub(super) fn suspect(&mut self, node: usize, other: usize) {
         if self.is_down(node, other) || !self.suspected.insert((node, other)) {
             return;

@@ -16,10 +16,10 @@ use crate::ids::PartitionId;
 use crate::store::tables::Access;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// How often a Session looks for whoever leads before it gives up.
+/// How often a Session looks for the leader before it gives up.
 const TURNS_MAX: usize = 200;
 
-/// Who waits for what a Bucket executes.
+/// What waits for a Bucket's answer.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Asker {
     /// A client with a single request.
@@ -221,7 +221,7 @@ impl World {
         }
     }
 
-    /// A Bucket answers whoever asked it.
+    /// A Bucket answers its asker.
     pub(super) fn answer(&mut self, node: usize, index: usize, asker: Asker, replies: Replies) {
         let from = Actor::Bucket(node, index);
         match asker {

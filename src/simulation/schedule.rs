@@ -1,4 +1,4 @@
-//! Schedules by a seed: what is delivered next, what breaks, who dies.
+//! Schedules by a seed: which message is delivered next, which link breaks, which node dies.
 
 use super::clients::Outcome;
 use super::disk::sync_ms;

@@ -26,7 +26,7 @@ const SOON_MS: u64 = 1_000;
 /// A leader whose disk hangs has given up by then, and another one leads.
 const HANG_MS: u64 = 3_000;
 
-/// Nobody asks for an outcome so soon.
+/// No participant asks for an outcome so soon.
 const MOMENT_MS: u64 = 200;
 
 /// The two keys of most schedules, each in the partition of its number.
@@ -253,8 +253,9 @@ pub(super) fn a_prepare_for_locks_of_an_earlier_term() -> Result<(), String> {
     run.ends_well()
 }
 
-/// A transaction reads one key and writes another, and is still on its way to that one when somebody
-/// writes what it read. Whoever reads the second key after that write comes before and after it.
+/// A transaction reads one key and writes another, and is still on its way to that one when another
+/// client writes what it read. A client that reads the second key after that write comes before and
+/// after the transaction.
 pub(super) fn a_key_read_changes_before_the_rest_is_written() -> Result<(), String> {
     let mut run = Run::new()?;
     run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(1, 0));
@@ -268,7 +269,7 @@ pub(super) fn a_key_read_changes_before_the_rest_is_written() -> Result<(), Stri
 }
 
 /// A read has one partition's locks, and is on its way to the other when the first gets another
-/// leader, who knows nothing of them.
+/// leader, which knows nothing of them.
 pub(super) fn a_read_over_a_change_of_leaders() -> Result<(), String> {
     let mut run = Run::new()?;
     run.hold(Actor::Coordinator(COORDINATOR), Actor::Bucket(1, 0));
@@ -572,7 +573,7 @@ fn a_log_that_is_never_as_long_again_is_given_up() {
     let id = PartitionId(0);
     let mut run = Run::new().unwrap();
     run.elect(2, id).unwrap();
-    // Nobody gives it back to the one whose log is too long.
+    // No node gives it back to the one whose log is too long.
     for node in 0..2 {
         run.world.with_bucket(node, |bucket, _, _| {
             bucket.prefer(id, node_id(node));

@@ -6,10 +6,10 @@
 //! every step, node and fault: before the first step, between each two, and after the last. What
 //! is struck between two steps is struck just after the one and just before the other.
 //!
-//! Whatever is done to one node: a transaction is whole, as its client was told; the replicas are
-//! alike; no lock, intent or outcome is left, and the next transaction over the same keys gets
-//! through. And whenever a Coordinator dies, its locks are gone as soon as the participants have
-//! asked their primary, which they do [`RESOLVE_AFTER_MS`] later.
+//! Whatever is done to one node, the following holds: a transaction is whole, as its client was
+//! told; the replicas are alike; no lock, intent or outcome is left, and the next transaction over
+//! the same keys gets through. And whenever a Coordinator dies, its locks are gone as soon as the
+//! participants have asked their primary, which they do [`RESOLVE_AFTER_MS`] later.
 
 use super::clients::Outcome;
 use super::lists::{APPEND, APPEND_REST_IF_EVEN, READ, WATCH, batch};
@@ -41,7 +41,7 @@ const AWAY_MS: u64 = 5_000;
 const PAUSE_MS: u64 = 2_500;
 /// A pause past every timeout.
 const LONG_PAUSE_MS: u64 = 8_000;
-/// The longest a group takes to elect somebody: a follower's timeout, twice.
+/// The longest a group takes to elect a leader: a follower's timeout, twice.
 const ELECTION_MS: u64 = 2_000;
 /// Whatever happened, a run has come to rest so long after it.
 pub(super) const REST_MS: u64 = 30_000;
@@ -194,7 +194,7 @@ impl Run {
     /// Takes the next step, and whatever time brings before it.
     pub(super) fn step(&mut self) {
         let until = self.world.now + SILENCE_MS;
-        // Where there are no groups, nobody may have anything to say.
+        // Where there are no groups, there may be no message.
         while self.world.now < until {
             if self.world.now >= self.next_beat {
                 self.beat();
@@ -451,7 +451,7 @@ fn case(story: Story, step: usize, node: usize, fault: Fault) -> Result<(Outcome
         Fault::Killed { .. } if node == story.at => {
             run.settle_orphans(RESOLVE_AFTER_MS + ELECTION_MS)?;
         }
-        // It leads nothing, so nobody has to be elected for it.
+        // It leads nothing, so no leader has to be elected for it.
         Fault::Paused { .. } | Fault::CutOff if node == story.at && node >= DATA => {
             run.settle_orphans(SUSPECT_MS + RELEASE_MS)?;
         }

@@ -125,7 +125,7 @@ pub(super) struct World {
     pub(super) kind: Kind,
     /// By data node.
     pub(super) disks: Vec<Disk>,
-    /// By node: who it thinks leads each partition.
+    /// By node: who leads each partition, as far as it knows.
     pub(super) topologies: Vec<Arc<Topology>>,
     /// Nodes that have lost what they held of partitions without copies.
     pub(super) lost: BTreeSet<usize>,

@@ -1,8 +1,8 @@
 //! The data directory of one node: whose it is, that one process uses it, and how it was left.
 //!
 //! A node that starts on another's directory, or beside a process that already uses its own, would
-//! break promises that were made with what lies there. So the directory carries an identity, in a
-//! file that an operator can read, and a lock that the kernel gives back however the process ends.
+//! break promises of the data there. So the directory carries an identity, in a file that an
+//! operator can read, and a lock that the kernel gives back however the process ends.
 //!
 //! It names the **layout** of what lies in it as well: of how many partitions, on which nodes. With
 //! another one the node would look for its keys in the wrong places.
@@ -12,15 +12,15 @@
 //!   a cluster is formed once every node has said so, and until then no node promises anything. So a
 //!   directory that was ready and is not formed has lost nothing, and one that was never ready has
 //!   no part in a cluster that is formed: it stands in the place of one that was lost;
-//! - that the cluster was **formed**, so that a restart waits for a majority and not for everybody;
+//! - that the cluster was **formed**, so that a restart waits for a majority and not for all nodes;
 //! - which **replica** of each partition this is: another one when the node must rejoin as a new
 //!   member, because what it acknowledged may be lost;
 //! - the **suspect** partitions: their log may lack what was acknowledged, and until that is
 //!   settled the node takes no part in them;
-//! - the newest **segment** of the log, so that a log without it is refused, and that how far the log
-//!   is synced is **noted** beside it, so that one without the note is;
+//! - the newest **segment** of the log, so that a log without it is refused, and whether a **note**
+//!   beside it says how far it is synced, so that a log without the note is refused too;
 //! - its **life**, so that the next one is later whatever the clock says, and what was **seen** of
-//!   the other nodes, so that one that has lost its directory can be told;
+//!   the other nodes, to be told to a node that has lost its directory;
 //! - the **boot** of the machine it last ran in and whether it **stopped** cleanly: a process that
 //!   dies leaves its unsynced writes to the kernel, a machine that goes down takes them along.
 
@@ -104,8 +104,9 @@ impl<D: Disk> Directory<D> {
     ///
     /// # Errors
     /// [`Error::Directory`] names the directory and both sides when it belongs to another node or
-    /// cluster or is of another layout, when a process uses it, when a newer version made it, or when it holds a log but
-    /// does not say whose. [`Error::Corrupt`] when its identity cannot be read.
+    /// cluster or is of another layout, when a process uses it, when a newer version made it, or
+    /// when it holds a log but does not say whose. [`Error::Corrupt`] when its identity cannot be
+    /// read.
     pub fn open(
         disk: D,
         path: &Path,
@@ -275,8 +276,8 @@ impl<D: Disk> Directory<D> {
         &self.record.suspects
     }
 
-    /// The suspicion of these partitions is settled: the node goes on as another replica of those in
-    /// `replaced`, and as the one that it was of those in `trusted`. `second` as for
+    /// The suspicion of these partitions is settled: the node goes on as another replica of those
+    /// in `replaced`, and as the same replica of those in `trusted`. `second` as for
     /// [`Directory::begin_anew`].
     pub fn settle(
         &mut self,
@@ -346,10 +347,10 @@ impl<D: Disk> Directory<D> {
         Ok(self.record.life)
     }
 
-    /// The node runs, in this boot of the machine, or in one that nothing is known of (empty), which
-    /// may be another one than the last; `clock` is the wall clock's, in milliseconds.
-    /// Answers the life that begins, later than any before. If the node ran when the machine went
-    /// down, the partitions of which it acknowledged what was `unsynced` are suspect from now on.
+    /// The node runs in this boot of the machine. Where the boot is not known it is empty, and may
+    /// be another than the last; `clock` is the wall clock's, in milliseconds. Answers the life
+    /// that begins, later than any before. If the node ran when the machine went down, the
+    /// partitions of which it acknowledged what was `unsynced` are suspect from now on.
     pub fn mark_running(
         &mut self,
         boot: &str,
@@ -548,7 +549,7 @@ impl Record {
             boot: word("boot").filter(|boot| *boot != "none").map(str::to_owned),
             clean: word("stopped")? == "cleanly",
         };
-        // Whatever was not understood would be lost by the next write.
+        // A field that was not understood would be lost by the next write.
         (record.text() == text).then_some(record)
     }
 }

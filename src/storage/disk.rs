@@ -167,7 +167,7 @@ impl Disk for RealDisk {
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in patiently(|| fs::read_dir(dir))? {
-            // A name that is no text is none of ours.
+            // Our names are text.
             names.extend(entry?.file_name().into_string());
         }
         names.sort();

@@ -1,12 +1,12 @@
 //! The durable log of a node: one file to append to and one sync for all its groups.
 //!
-//! Everybody who waits for a write waits for [`SegmentLog::sync`], so the log is built around it:
-//! - Whatever has arrived is **one batch and one sync** (group commit).
+//! Every write is waited for until [`SegmentLog::sync`] returns, so the log is built around it:
+//! - All that has arrived is **one batch and one sync** (group commit).
 //! - A segment is **preallocated with zeros**, a step at a time, and dropped segments are used
 //!   again. A sync then finds nothing to write but the data: no new length, no new extents.
 //! - Where each batch is synced it goes **past the page cache** (`O_DIRECT`), in whole blocks
-//!   (`frame`): a sync then only has to empty the disk's own cache. A log that nobody reads again but
-//!   after a crash is no use in memory either.
+//!   (`frame`): a sync then only has to empty the disk's own cache. A log is read again only after
+//!   a crash, so it is of no use in memory.
 //! - Room is made *before* a batch is written. A full disk is met there, with nothing half done:
 //!   [`Error::Full`] leaves the log as it was.
 //!
@@ -14,8 +14,8 @@
 //! little a long time ago would pin it for ever, so the few records that still count are copied to
 //! the log's end; where there are many, the caller is told whose they are, and a snapshot of that
 //! group sets the segment free. A dropped segment only changes its name: giving a large file's
-//! blocks back takes the file system longer than ten syncs, so that is left to whoever has time
-//! ([`remove_dropped`]).
+//! blocks back takes the file system longer than ten syncs, so that is left to a thread that has
+//! time ([`remove_dropped`]).
 //!
 //! How it is read again is in `recovery`, the bytes are in `segment` and `record`.
 
@@ -105,7 +105,7 @@ pub struct Collected {
 
 /// The durable log of a node.
 ///
-/// **Errors are final**, but for [`Error::Full`]: whatever could not be written or synced is in an
+/// **Errors are final**, but for [`Error::Full`]: what could not be written or synced is in an
 /// unknown state, so every later call fails too, and the node stops.
 pub struct SegmentLog<D: Disk = RealDisk> {
     disk: D,
@@ -121,8 +121,8 @@ pub struct SegmentLog<D: Disk = RealDisk> {
     noted: Option<SyncedFile<D::File>>,
     /// Segments below this one are not needed.
     oldest: u32,
-    /// Who keeps the oldest segment, as long as nothing more of it is covered: looking through it
-    /// again would come to the same.
+    /// The groups that keep the oldest segment, as long as nothing more of it is covered: looking
+    /// through it again would come to the same.
     held_by: Option<Vec<(PartitionId, usize)>>,
     index: Index,
     /// The current segment once more, to be written to past the page cache.
@@ -143,7 +143,7 @@ const SPARE: &str = "spare";
 /// What a dropped segment that is not used again is called until it is removed.
 const DROPPED: &str = ".dropped";
 
-/// Removes a file that a log has [left](Collected::left). Nobody depends on it: what a power cut
+/// Removes a file that a log has [left](Collected::left). Nothing depends on it: what a power cut
 /// brings back is removed when the log is opened.
 pub fn remove_dropped<D: Disk>(disk: &D, left: &Path) -> Result<()> {
     disk.remove(left).map_err(failed("remove", left))
@@ -239,7 +239,7 @@ impl<D: Disk> SegmentLog<D> {
     /// (a sixteenth of a segment at most). The segment that is written to is no exception once a
     /// part of it is full of what is not needed: a log at rest is short.
     ///
-    /// One segment a call: whoever waits for a write waits for this too.
+    /// One segment a call: writes wait for this too.
     pub fn collect(&mut self) -> Result<Collected> {
         self.usable()?;
         let mut collected = Collected::default();
@@ -504,7 +504,7 @@ impl<D: Disk> SegmentLog<D> {
         Ok(Some(records))
     }
 
-    /// Who needs entries of a segment, most first.
+    /// The groups that need entries of a segment, most first.
     fn holders(&self, number: u32) -> Vec<(PartitionId, usize)> {
         let mut counts: BTreeMap<PartitionId, usize> = BTreeMap::new();
         for (group, _) in self.index.needed_in(number) {

@@ -31,7 +31,7 @@
 //! # Nothing is believed because it could be read
 //! Bytes can be read that are on no disk: when the process died but the machine did not, or after a
 //! sync failed (the kernel then forgets that it still owes the write). What no later batch vouches
-//! for is written again, in place and as it was, and synced, before anybody is told of it.
+//! for is written again, in place and as it was, and synced, before any node is told of it.
 
 use super::directory::Identity;
 use super::disk::{Disk, File, failed};

@@ -4,7 +4,7 @@
 //! something else remembers that it was synced. So each sync is followed by a note of where it ended.
 //! The note itself is not synced, for the next write would wait for that: it is exact where the
 //! process alone died, and where the machine went down it is as old as the kernel let it become. An
-//! old note proves less, and never anything that is not so.
+//! old note proves less, and nothing wrong.
 
 use super::disk::{Disk, File, failed, no_room};
 use super::record::array;
@@ -56,7 +56,7 @@ impl<F: File> SyncedFile<F> {
         disk: &D,
         path: &Path,
     ) -> Result<(SyncedFile<F>, Option<SyncedTo>)> {
-        // One that cannot be opened is as good as none.
+        // One that cannot be opened counts as missing.
         let file = match disk.open(path) {
             Ok(file) => file,
             Err(_) => disk.create(path).map_err(no_room(path, BYTES as u64))?,

@@ -7,9 +7,9 @@
 //!  Gather  Lock everywhere ─ all Granted ─▶ evaluate the script here ─▶ Prepare with the outcome, as Write
 //! ```
 //!
-//! How long something has waited is counted by this node's monotonic clock. What time it is for a
-//! key, and so whether it has expired, the leader of its partition says: its stamp comes with the
-//! grant, and a script runs each of its operations at the stamp of the keys concerned.
+//! How long something has waited is counted by this node's monotonic clock. The leader of its
+//! partition says what time it is for a key, and so whether it has expired: its stamp comes with
+//! the grant, and a script runs each operation at the stamp of its keys.
 //!
 //! A wound, a refused vote or a lost lock aborts the attempt and begins another with the same age:
 //! a transaction only grows older against its rivals, so it gets through. Once the decision was
@@ -294,7 +294,7 @@ impl<M: Machine> Transactions<M> {
         }
     }
 
-    /// Whoever led a partition does so no more: its unlogged locks are gone, and what was on its
+    /// The leader of a partition leads no more: its unlogged locks are gone, and what was on its
     /// way to it may be lost.
     fn on_leader_lost(
         &mut self,
@@ -424,7 +424,7 @@ impl<M: Machine> Transactions<M> {
                 let primary = txn.primary;
                 self.on_leader_lost(sequence, primary, now, effects);
             } else if deciding && primary_lost {
-                // The participants ask the primary, or each other, for themselves.
+                // The participants ask the primary, or each other, by themselves.
                 let unknown = Ended::Unknown(Refusal::Unreachable(node));
                 self.give_up(sequence, unknown, effects);
             } else if !deciding && let Some(refusal) = self.hopeless(&txn.work) {
@@ -489,8 +489,8 @@ impl<M: Machine> Transactions<M> {
         self.strength(id).is_logged()
     }
 
-    /// Where the decision is to lie: in a participant of the strongest, as it has to be known for
-    /// as long as any of the others may ask. Among those one led here saves a message.
+    /// Where the decision is logged: at one of the strongest participants, for another one may ask
+    /// for it long after. Among those one led here saves a message.
     fn primary(&self, work: &Work) -> Option<PartitionId> {
         let ids = || work.shares.iter().map(|(id, _)| *id);
         let strongest = ids().map(|id| self.strength(id)).max();
@@ -499,14 +499,15 @@ impl<M: Machine> Transactions<M> {
         ids().filter(fits).find(here).or_else(|| ids().find(fits))
     }
 
-    /// Whether any of the work's writes are to survive power, so that all of its steps have to.
+    /// Whether any of the work's writes are to survive a loss of power: then all of its steps have
+    /// to.
     fn survives_power(&self, work: &Work) -> bool {
         let mut ids = work.shares.iter().map(|(id, _)| *id);
         ids.any(|id| self.strength(id).survives == Survives::Power)
     }
 
-    /// The first of the work's partitions whose leader cannot be reached, of those of which this
-    /// is said.
+    /// The first of the work's partitions whose leader cannot be reached, among the replicated ones
+    /// or the others.
     fn lacking(&self, work: &Work, replicated: bool) -> Option<PartitionId> {
         let mut ids = work.shares.iter().map(|(id, _)| *id);
         ids.find(|id| {
@@ -785,7 +786,7 @@ impl<M: Machine> Transactions<M> {
         let Some(txn) = self.current(id) else { return };
         let Phase::Deciding { replies, .. } = &mut txn.phase else { return };
         if verdict == Verdict::Abort {
-            // A participant lost patience and the primary took its side.
+            // A participant asked first, and the primary logged an abort.
             self.fail(id, now, effects);
             return;
         }
@@ -953,8 +954,8 @@ impl Moments<'_> {
     }
 }
 
-/// What operations on whole partitions make of the keys that a script names, if it has any: what
-/// the script itself leaves of them comes on top.
+/// The keys that a script names, after its operations on whole partitions, if it has any. What the
+/// script itself makes of them comes on top.
 fn bare<M: Machine>(
     hasher: KeyHasher,
     work: &Work,

@@ -1,21 +1,21 @@
-//! The lock table: the queues of contended keys, two-phase locking with wound-wait.
+//! The lock queue: the requests that wait for contended keys, two-phase locking with wound-wait.
 //!
 //! The lock itself is in its Bucket's lock table; a request that finds the key free sets it there
-//! without asking anybody. Only a request that finds it locked, or waited for, comes here. So the
-//! lock table knows contended granules alone, and its knowledge is exact: from a granule's first
+//! and sends no message. Only a request that finds it locked, or waited for, comes here. So the
+//! lock queue knows contended granules alone, and its knowledge is exact: from a granule's first
 //! [`Acquire`] to its [`ToLocks::Uncontended`] the Bucket sends every newcomer and every release of
 //! it, in order, and sets no lock on it without a grant.
 //!
 //! ```text
 //!  Bucket: conflict ── Acquire ──▶ queue by age ── all claims free ──▶ Grant ──▶ Bucket locks, runs
-//!  Bucket: lock gone ── Released ──▶ look at who watches the granule
+//!  Bucket: lock gone ── Released ──▶ look at the granule's watchers
 //!  waiter older than a holder ──▶ Wound ──▶ the holder's Coordinator aborts and retries
 //! ```
 //!
 //! A request waits for all of its claims and holds none meanwhile; but it keeps its place in every
-//! queue, so nobody younger overtakes it. Every edge of the waits-for graph therefore leads from
-//! a younger request to an older one, or is being wounded: no cycle can last (Rosenkrantz, Stearns
-//! and Lewis 1978).
+//! queue, so no younger request overtakes it. Every edge of the waits-for graph therefore leads
+//! from a younger request to an older one, or is being wounded: no cycle can last (Rosenkrantz,
+//! Stearns and Lewis 1978).
 //!
 //! **Costs.** A request may have a million claims. It *watches* one of them, one that is not free,
 //! and is looked at again only when that granule changes; then it goes on to its next claim that is
@@ -39,7 +39,7 @@ const WHOLE: Number = Number(0);
 /// Places for messages that are kept while there are none.
 const INBOX_KEPT: usize = 64;
 
-/// What the lock table wants done.
+/// What the lock queue wants done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LockEffect {
     /// The request has its turn: the Bucket locks its keys and runs it.
@@ -51,7 +51,7 @@ pub enum LockEffect {
     },
     /// An older request waits for this transaction: tell its Coordinator.
     Wound {
-        /// Who is in the way.
+        /// The transaction in the way.
         txn: TxnId,
     },
 }
@@ -77,9 +77,9 @@ struct Queues {
     /// Numbers that are not in use.
     free: Vec<Number>,
     waiting: BTreeMap<Ticket, LockWaiter>,
-    /// Those who wait, oldest first.
+    /// The waiters, oldest first.
     order: BTreeSet<QueuePlace>,
-    /// Those who watch the whole partition, which not all of them claim.
+    /// The waiters that watch the whole partition. Not all of them claim it.
     watch_whole: BTreeSet<QueuePlace>,
     /// Transactions that hold something, as far as is known here.
     holding: BTreeMap<TxnId, Holding>,
@@ -151,7 +151,7 @@ struct QueueEntry {
 }
 
 impl LockQueue {
-    /// An empty lock table.
+    /// An empty lock queue.
     pub fn new() -> LockQueue {
         LockQueue::default()
     }
@@ -402,7 +402,7 @@ impl Queues {
         let oldest = self.order.first() == Some(&waiter.place);
         self.order.remove(&waiter.place);
         self.watch_whole.remove(&waiter.place);
-        // Whoever claims the whole partition waits for everybody older.
+        // A claim of the whole partition waits for all older requests.
         let whole = waiter.wants.iter().any(|want| want.number == WHOLE);
         if oldest || whole {
             self.whole_changed();
@@ -410,7 +410,7 @@ impl Queues {
         Some(waiter)
     }
 
-    /// Grants whatever the granules that changed have made possible, oldest first.
+    /// Grants what the changed granules have made possible, oldest first.
     fn advance(
         &mut self,
         partition: PartitionId,
@@ -421,7 +421,7 @@ impl Queues {
             let mut after = None;
             while let Some(next) = self.watcher(number, after) {
                 *steps = steps.saturating_sub(self.consider(next, partition, effects));
-                // Nobody younger can have what an older request waits for to write.
+                // No younger request can have what an older one waits for to write.
                 let stays = self.granules[number.index()].access(next);
                 let held_up = match number {
                     WHOLE => stays.is_some(),

@@ -1,7 +1,7 @@
-//! The locks on a partition's keys: who holds what, and whether anybody waits.
+//! The locks on a partition's keys: their holders, and whether a request waits.
 //!
-//! The lock manager only orders those who wait. Most keys have none,
-//! so an operation asks [`LockTable::is_empty`] first and looks no further.
+//! The lock manager only orders the requests that wait. Most keys have none, so an operation asks
+//! [`LockTable::is_empty`] first and looks no further.
 
 use crate::ids::{TableIndex, TxnId};
 use crate::store::tables::Access;
@@ -27,7 +27,7 @@ pub enum Released {
     Quietly,
     /// That the holder is gone.
     Contended,
-    /// That the holder is gone and nobody waits: it may forget the granule.
+    /// That the holder is gone and no request waits: it may forget the granule.
     LastOfContended,
 }
 
@@ -85,7 +85,7 @@ impl LockTable {
             || self.locks.get(&GranuleRef(table, key)).is_some_and(|lock| lock.blocks(None, access))
     }
 
-    /// Whether the claim has to wait, for whoever `owner` is.
+    /// Whether the claim of `owner` has to wait.
     pub fn conflicts(&self, owner: Option<TxnId>, claim: &Claim) -> bool {
         if claim.granule == Granule::Whole {
             return self.locks.values().any(|lock| lock.blocks(owner, claim.access));
@@ -177,7 +177,7 @@ impl LockTable {
         self.settle(claims.iter().map(|claim| &claim.granule))
     }
 
-    /// Granules that are no longer contended, among those given (or all, once nobody wants the
+    /// Granules that are no longer contended, among those given (or all, once no request wants the
     /// whole partition any more).
     fn settle<'a>(&mut self, granules: impl Iterator<Item = &'a Granule>) -> Vec<Granule> {
         if self.whole_waiting > 0 {
@@ -195,7 +195,7 @@ impl LockTable {
             let told = self.locks.iter().filter(|(_, lock)| lock.told && lock.waiting == 0);
             calm = told.map(|(place, _)| place.0.clone()).collect();
         }
-        // Whoever waits for a key waits for the holder of the whole partition too.
+        // A request that waits for a key waits for the holder of the whole partition too.
         let held = self.whole_held > 0;
         calm.retain(|granule| !(held && *granule == Granule::Whole));
         calm.sort_unstable();

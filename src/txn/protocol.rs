@@ -105,7 +105,7 @@ pub enum ToPartition {
     /// Are these unlogged locks still held? They are given up either way; answered with
     /// [`ToCoordinator::Confirmed`].
     Confirm {
-        /// Whose locks.
+        /// The transaction that holds them.
         txn: TxnId,
         /// The term that granted them.
         term: Term,
@@ -116,7 +116,7 @@ pub enum ToPartition {
     Resolve {
         /// The transaction.
         txn: TxnId,
-        /// Who asks.
+        /// The participant that asks.
         asker: PartitionId,
         /// The life of the primary's node in which the transaction prepared.
         primary_life: Incarnation,
@@ -130,14 +130,14 @@ pub enum ToPartition {
     Inquire {
         /// The transaction.
         txn: TxnId,
-        /// Who asks.
+        /// The participant that asks.
         asker: PartitionId,
     },
     /// A participant's answer to [`ToPartition::Inquire`].
     Knows {
         /// The transaction.
         txn: TxnId,
-        /// Who answers.
+        /// The partition that answers.
         from: PartitionId,
         /// What it knows.
         knowledge: Knowledge,
@@ -153,7 +153,7 @@ pub enum ToPartition {
     Applied {
         /// The transactions.
         txns: Vec<TxnId>,
-        /// Who has applied it.
+        /// The participant that has applied them.
         from: PartitionId,
     },
 }
@@ -172,8 +172,9 @@ impl ToPartition {
     /// arrives after that link is known to be lost, and perhaps twice.
     ///
     /// That is so of outcomes and of questions about them, where the decision is in a log: there is
-    /// one answer, whenever it comes. Who asks about a decision that went with its primary's memory
-    /// counts on what comes no more once a link is lost ([`crate::rules::Rule::UndecidedIsLast`]).
+    /// one answer, whenever it comes. A participant that asks about a decision in a primary's lost
+    /// memory counts on hearing nothing more once a link is lost
+    /// ([`crate::rules::Rule::UndecidedIsLast`]).
     pub fn may_be_relayed(
         &self,
         to: PartitionId,
@@ -196,8 +197,8 @@ impl ToPartition {
 }
 
 impl ToCoordinator {
-    /// The same of what a Coordinator is told: it hears of a decision that it has asked for, or has
-    /// given up and takes no notice.
+    /// The same of what a Coordinator is told: it has asked for the decision, or has given the
+    /// attempt up and ignores it.
     pub fn may_be_relayed(&self) -> bool {
         kept(Rule::OutcomesAreRelayed) && matches!(self, ToCoordinator::Decided { .. })
     }
@@ -217,7 +218,7 @@ pub enum Knowledge {
 /// Lock a share's keys without logging anything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lock {
-    /// For whom.
+    /// The transaction.
     pub txn: TxnId,
     /// Its age.
     pub age: Age,
@@ -232,7 +233,7 @@ pub struct Lock {
 /// Log a share's intent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prepare {
-    /// For whom.
+    /// The transaction.
     pub txn: TxnId,
     /// Its age.
     pub age: Age,
@@ -306,9 +307,9 @@ pub struct Decide {
 pub enum ToCoordinator {
     /// The locks are held.
     Granted {
-        /// For whom.
+        /// The transaction.
         txn: TxnId,
-        /// Who grants.
+        /// The partition that grants.
         partition: PartitionId,
         /// The term the locks end with.
         term: Term,
@@ -323,9 +324,9 @@ pub enum ToCoordinator {
     },
     /// A participant's vote on a [`Prepare`].
     Voted {
-        /// For whom.
+        /// The transaction.
         txn: TxnId,
-        /// Who votes.
+        /// The participant that votes.
         partition: PartitionId,
         /// The partition's Lamport time.
         time: u64,
@@ -356,23 +357,23 @@ pub enum ToCoordinator {
     },
     /// The partition is not led by the node that was asked: the request was not taken.
     NotLed {
-        /// For whom.
+        /// The transaction.
         txn: TxnId,
         /// Which partition.
         partition: PartitionId,
     },
     /// Whether unlogged locks were still held.
     Confirmed {
-        /// Whose locks.
+        /// The transaction that holds them.
         txn: TxnId,
-        /// Who answers.
+        /// The partition that answers.
         partition: PartitionId,
         /// Whether they were held throughout.
         held: bool,
     },
     /// An older transaction waits: abort and retry unless the decision is under way.
     Wound {
-        /// Who is in the way.
+        /// The transaction in the way.
         txn: TxnId,
     },
     /// From a participant whose primary is gone: what do you know? Answered with
@@ -380,7 +381,7 @@ pub enum ToCoordinator {
     Inquire {
         /// The transaction.
         txn: TxnId,
-        /// Who asks.
+        /// The participant that asks.
         asker: PartitionId,
     },
 }
@@ -403,11 +404,11 @@ pub struct Acquire {
     pub owner: Option<TxnId>,
     /// What it claims, each granule once.
     pub claims: Vec<Claim>,
-    /// Who holds what among the claimed granules that the lock manager was not told of before.
+    /// The holders of claimed granules that the lock manager was not told of before.
     pub holders: Vec<(Granule, Holder)>,
 }
 
-/// Who holds a granule.
+/// A transaction that holds a granule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Holder {
     /// The transaction.
@@ -436,7 +437,7 @@ pub enum ToLocks {
         partition: PartitionId,
         /// What, each once.
         granules: Vec<Granule>,
-        /// Who held it.
+        /// The transaction that held it.
         txn: TxnId,
     },
     /// No request waits for these granules any more: forget them.

@@ -30,7 +30,7 @@ const CLAIM_BYTES: usize = 6;
 /// What a prepare says beside its work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PrepareHead {
-    /// For whom.
+    /// The transaction.
     pub txn: TxnId,
     /// Its age.
     pub age: Age,

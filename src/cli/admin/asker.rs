@@ -15,7 +15,7 @@ const PAUSE_MIN: Duration = Duration::from_millis(50);
 /// A node that says nothing for so long is taken for lost.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// The same for who has less patience, or none: a node may take that long.
+/// The same for a caller with less patience, or none: a node may take that long.
 const SILENCE_MIN: Duration = Duration::from_secs(1);
 
 /// No pause is longer.
@@ -50,7 +50,7 @@ impl Asker<'_> {
     /// Asks for one thing until there is an answer. Errors that do not pass are answers.
     ///
     /// # Errors
-    /// When nobody answers for too long: why not, as it was last seen.
+    /// When no node answers for too long: why not, as it was last seen.
     pub(super) fn ask(&mut self, words: &[&str]) -> Result<Value, String> {
         let request: Request = words.iter().map(|word| word.as_bytes().to_vec()).collect();
         loop {

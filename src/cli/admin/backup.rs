@@ -50,7 +50,7 @@ impl From<String> for Failure {
 pub(super) fn take(cluster: &Cluster, dir: &Path, patience: Duration) -> Result<(), String> {
     prepare(dir)?;
     let mut asker = Asker::new(cluster, patience);
-    // Nobody else has it: how the map of this process is hashed is drawn by chance.
+    // No other process has it: how the map of this one is hashed is drawn by chance.
     let name = format!("{:016x}", RandomState::new().hash_one(std::process::id()));
     let mut moments = 1;
     let copied = loop {
@@ -170,7 +170,7 @@ fn copy(asker: &mut Asker<'_>, name: &str, dir: &Path) -> Result<Vec<Image>, Fai
     Ok(pulls.iter().map(Pull::finish).collect::<Result<_, _>>()?)
 }
 
-/// Gives the copies up. Once: those that nobody pulls are given up anyway.
+/// Gives the copies up. Once: those that are not pulled are given up anyway.
 fn release(asker: &mut Asker<'_>, name: &str) {
     let _ = asker.ask_once(&[request(&["CLUSTER", "RELEASE", name])]);
 }

@@ -1,7 +1,7 @@
 //! `admin recover`: a way out of a lost majority.
 //!
-//! It works on the data directory of a node that does not run, and asks nobody else: the nodes that
-//! could be asked are lost.
+//! It works on the data directory of a node that does not run, and asks no other node: the nodes
+//! that could be asked are lost.
 
 use crate::actors::recovery::{self, Alone};
 use crate::cli::clock::wall_clock;
@@ -41,7 +41,7 @@ pub fn go_on_alone(file: &Path, id: u16, lost: &[u16], accepted: bool) -> Result
     let alone = recovery::go_on_alone(&config, node, &lost, &boot(), wall_clock(), accepted)
         .map_err(|error| error.to_string())?;
     let text = tell(node, &lost, &alone, accepted);
-    // It is done, whether or not somebody still reads this.
+    // It is done, whether or not this is still read.
     let _ = std::io::stdout().write_all(text.as_bytes());
     match alone.is_empty() || accepted {
         true => Ok(()),

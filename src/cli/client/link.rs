@@ -12,7 +12,7 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 /// Why there is no reply.
 #[derive(Debug)]
 pub(in crate::cli) enum LinkError {
-    /// Nobody listens there.
+    /// No process listens there.
     Connect(String, io::Error),
     /// The server closed the connection. Whether the command took effect is not known.
     Closed,
@@ -77,7 +77,7 @@ impl Link {
         if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
     }
 
-    /// Whether a connection is there that the server has not closed while nobody looked.
+    /// Whether a connection is there that the server has not closed meanwhile.
     pub(in crate::cli) fn is_alive(&mut self) -> bool {
         let Some(stream) = &self.stream else { return false };
         let mut byte = [0];
@@ -94,7 +94,7 @@ impl Link {
         alive
     }
 
-    /// Connects, whatever was there before.
+    /// Connects, in place of any connection before.
     pub(in crate::cli) fn connect(&mut self) -> Result<(), LinkError> {
         self.stream = None;
         self.input.clear();
@@ -118,7 +118,7 @@ impl Link {
         self.live(sent)
     }
 
-    /// Waits for the next reply, or news that nobody asked for.
+    /// Waits for the next reply, or news that was not asked for.
     pub(in crate::cli) fn receive(&mut self) -> Result<Value, LinkError> {
         loop {
             let whole = self.reader.next(&self.input);

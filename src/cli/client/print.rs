@@ -3,7 +3,7 @@
 use crate::net::resp::Value;
 use std::io::Write;
 
-/// For whom a reply is printed.
+/// What a reply is printed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Style {
     /// For people: types named, strings quoted, elements numbered.

@@ -55,7 +55,7 @@ impl Shell {
         self.failed = true;
     }
 
-    /// Somebody saw the errors themselves.
+    /// A person saw the errors.
     pub(super) fn forgive(&mut self) {
         self.failed = false;
     }
@@ -200,7 +200,7 @@ impl Shell {
     }
 }
 
-/// Whether a command is answered until somebody interrupts.
+/// Whether a command is answered until it is interrupted.
 fn is_endless(words: &[Vec<u8>]) -> bool {
     let name = words[0].to_ascii_lowercase();
     matches!(&name[..], b"monitor" | b"subscribe" | b"psubscribe" | b"ssubscribe")

@@ -1,17 +1,17 @@
-//! Who should lead: handing over before a stop, drifting back after a failure, and succeeding a
-//! leader that is known to be dead.
+//! Which node should lead: handing over before a stop, drifting back after a failure, and
+//! succeeding a leader that is known to be dead.
 //!
-//! Raft sees to it that somebody leads; who that is, it leaves to chance. Three wishes are added
-//! here, and none of them is more than a wish: each ends in a transfer or an election that raft may
-//! refuse.
+//! Raft sees to it that there is a leader; which node that is, it leaves to chance. Three wishes
+//! are added here, and none of them is more than a wish: each ends in a transfer or an election
+//! that raft may refuse.
 //!
 //! - A node that stops hands over what it leads, to the reachable replica that lags least.
-//! - Every partition has a *preferred* leader, so that the load is spread. Whoever leads in its
-//!   place hands over once that node has been linked for a while and has caught up, one partition
-//!   of a Bucket at a time.
-//! - When a leader's process is known to be dead, nobody waits for an election timeout: the
-//!   replicas take turns in standing at once, in an order that all of them know. Where it does not
-//!   answer they do so as soon as their promises to it end.
+//! - Every partition has a *preferred* leader, so that the load is spread. A leader in its place
+//!   hands over once that node has been linked for a while and has caught up, one partition of a
+//!   Bucket at a time.
+//! - When a leader's process is known to be dead, no election timeout is waited for: the replicas
+//!   take turns in standing at once, in an order that all of them know. Where it does not answer
+//!   they do so as soon as their promises to it end.
 
 use super::{Bucket, may_live};
 use crate::batch::machine::Machine;
@@ -36,13 +36,13 @@ const DECLINED_MS: u64 = 600_000;
 const DRIFT_LAG_MAX: u64 = 256;
 
 /// How long a replica's turn to succeed a dead leader is, in ms. Long enough for a round of votes
-/// and its sync; whoever lacks entries that another has loses it, and the next one stands.
+/// and its sync; a replica that lacks entries which another has loses it, and the next one stands.
 const TURN_MS: u64 = 75;
 
 /// After so long the election timeouts of the groups have seen to it.
 const SUCCESSION_MS: u64 = 2_000;
 
-/// What a Bucket knows beside raft of who should lead.
+/// What a Bucket knows beside raft of which node should lead.
 #[derive(Debug)]
 pub struct Wishes {
     placement: Arc<Placement>,
@@ -52,7 +52,7 @@ pub struct Wishes {
     linked: BTreeMap<NodeId, (Incarnation, u64)>,
     /// Partitions whose leader is dead or suspected: which node led, and since when that is known.
     orphans: BTreeMap<PartitionId, (NodeId, u64)>,
-    /// Who led, at the last tick, what this node did not lead.
+    /// The leaders, at the last tick, of what this node did not lead.
     followed: BTreeMap<PartitionId, NodeId>,
     /// When this node gave a partition to its preferred leader.
     given: BTreeMap<PartitionId, u64>,
@@ -85,7 +85,7 @@ impl Wishes {
 
 impl<M: Machine> Bucket<M> {
     /// The node stops: hands over every partition led here to the reachable replica that lags
-    /// least. Returns how many are still led here that somebody else could lead. To be called until
+    /// least. Returns how many are still led here that another node could lead. To be called until
     /// that is none, or patience ends.
     pub fn hand_over(&mut self) -> usize {
         self.wishes.retires = true;
@@ -253,7 +253,8 @@ impl<M: Machine> Bucket<M> {
         self.wishes.orphans.retain(|_, (leader, _)| *leader != node);
     }
 
-    /// Stands for election where a leader is known to be dead, or does not answer, and it is this node's turn.
+    /// Stands for election where a leader is known to be dead, or does not answer, and it is this
+    /// node's turn.
     pub(super) fn succeed(&mut self, now: Now) {
         let orphans: Vec<_> = self.wishes.orphans.iter().map(|(id, one)| (*id, *one)).collect();
         for (id, (dead, since)) in orphans {

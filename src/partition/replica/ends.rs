@@ -3,7 +3,7 @@
 //! Attempts that ended here are remembered until their Coordinator says that everything below a
 //! sequence is over; of its earlier lives everything is over always. What was committed of those
 //! is remembered even so, and where there are no copies what ended just below that sequence too:
-//! where a Coordinator and a primary die together, another participant may still ask whoever has
+//! where a Coordinator and a primary die together, another participant may still ask one that has
 //! heard of the commit, and by then the Coordinator may have gone on, or begun several lives.
 
 use crate::ids::{Incarnation, NodeId, TxnId};

@@ -190,7 +190,7 @@ fn what_is_not_its_snapshot_is_refused() {
     assert_eq!(error.to_string(), "damaged at byte 0: snapshot version 3, not 2");
     let error = Restorer::<Redis>::new(ID, hasher()).push(b"*1\r\n$4\r\n").unwrap_err();
     assert_eq!(error.to_string(), "damaged at byte 0: no snapshot");
-    // A length that nobody has is not waited for.
+    // A length that no block has is not waited for.
     let mut long = stream.clone();
     long[6..10].copy_from_slice(&u32::MAX.to_le_bytes());
     let error = Restorer::<Redis>::new(ID, hasher()).push(&long).unwrap_err();

@@ -67,7 +67,7 @@ impl Nodes {
         self.nodes[node].bucket.partition(PARTITION).expect("it is placed there")
     }
 
-    /// Lets everybody do what is to be done, until nothing is.
+    /// Lets all replicas do what is to be done, until nothing is left.
     fn settle(&mut self) {
         let now = self.now();
         loop {

@@ -1,4 +1,4 @@
-//! Who may open a directory, and what it remembers.
+//! Which node may open a directory, and what it remembers.
 
 use super::*;
 use crate::storage::faulty::FaultyDisk;
@@ -97,7 +97,7 @@ fn what_was_not_synced_is_suspect_once_the_machine_went_down() {
     // It had stopped before.
     assert_eq!(run("boot-3", &nothing).0, Vec::<u16>::new());
     assert_eq!(run("boot-4", &nothing).0, [4, 9]);
-    // Nobody has settled it.
+    // It was not settled.
     let [replaced, trusted] = unsynced.map(|id| [id]);
     assert_eq!(run("boot-4", &|one| one.settle(&replaced, &[], 100)), (vec![4, 9], [100, 1]));
     assert_eq!(run("boot-4", &|one| one.settle(&[], &trusted, 100)), (vec![9], [100, 1]));

@@ -150,7 +150,7 @@ fn one_idle_group_pins_nothing() {
     let usage = log.usage();
     assert!(dropped > 20, "{dropped} segments were dropped");
     assert!(usage.written <= 4 * options().segment_bytes, "{usage:?}");
-    // What is copied is small beside what is dropped, and files are used again.
+    // Little is copied where much is dropped, and files are used again.
     assert!(usage.copied * 10 < usage.appended, "{usage:?}");
     assert!(usage.preallocated * 3 < usage.appended, "{usage:?}");
 

@@ -464,7 +464,7 @@ impl Story {
         };
         assert!(found >= self.promised, "seed {seed}: {found} of {} promised", self.promised);
         self.torn += usize::from(recovered.torn.is_some());
-        // Whoever was told acts on it: from now on it is promised.
+        // The caller acts on it: from now on it is promised.
         self.states = vec![recovered.groups];
         self.promised = 0;
     }

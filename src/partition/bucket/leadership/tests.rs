@@ -14,7 +14,7 @@ const PARTITIONS: u16 = 6;
 
 struct Cluster {
     mono: u64,
-    /// It hears nobody.
+    /// It hears no other node.
     deaf: Option<NodeId>,
     buckets: BTreeMap<NodeId, Bucket<Redis>>,
 }
