@@ -156,6 +156,7 @@ const CALLS: &[(&str, &str)] = &[
 /// Sources that are compiled for tests only, beside every `tests.rs`.
 const TEST_FILES: &[&str] = &[
     "src/cli/admin/fake.rs",
+    "src/cluster/link/scripts.rs",
     "src/consensus/simulation.rs",
     "src/script.rs",
     "src/simulation.rs",
