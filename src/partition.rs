@@ -814,3 +814,6 @@ impl<M: Machine> Partition<M> {
         }
     }
 }
+
+#[cfg(test)]
+mod scripts;
