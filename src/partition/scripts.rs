@@ -44,6 +44,11 @@ fn scripts_of_a_partition() {
     run_all("tests/scripts/partition", nodes::Script::new);
 }
 
+#[test]
+fn scripts_of_a_bucket() {
+    run_all("tests/scripts/bucket", nodes::Script::new);
+}
+
 /// A transaction as a script names it.
 struct Named(TxnId);
 
