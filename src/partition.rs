@@ -817,3 +817,6 @@ impl<M: Machine> Partition<M> {
         }
     }
 }
+
+#[cfg(test)]
+mod scripts;

@@ -1,7 +1,9 @@
-//! What the golden scripts of the cores share: reading a command's arguments.
+//! What the golden scripts of the cores share: reading a command's arguments, and running all
+//! scripts of a folder.
 
-use goldenscript::{ArgumentConsumer, Command};
+use goldenscript::{ArgumentConsumer, Command, Runner};
 use std::error::Error;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 /// A command's arguments, parsed as they are taken.
@@ -35,5 +37,17 @@ impl<'a> Args<'a> {
     /// Fails if any argument was not taken.
     pub fn end(self) -> Result<(), Box<dyn Error>> {
         self.0.reject_next()
+    }
+}
+
+/// Runs every script of a folder, each with a runner of its own: none is forgotten.
+pub fn run_all<R: Runner>(folder: &str, runner: impl Fn() -> R) {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    assert!(!paths.is_empty(), "{folder} holds no script");
+    for path in paths {
+        let ran = goldenscript::run(&mut runner(), &path);
+        ran.unwrap_or_else(|why| panic!("{}: {why}", path.display()));
     }
 }

@@ -156,7 +156,11 @@ const CALLS: &[(&str, &str)] = &[
 /// Sources that are compiled for tests only, beside every `tests.rs`.
 const TEST_FILES: &[&str] = &[
     "src/cli/admin/fake.rs",
+    "src/cluster/link/scripts.rs",
     "src/consensus/simulation.rs",
+    "src/partition/scripts.rs",
+    "src/partition/scripts/nodes.rs",
+    "src/partition/scripts/replica.rs",
     "src/script.rs",
     "src/simulation.rs",
     "src/simulation/clients.rs",

@@ -707,4 +707,6 @@ impl Complaints {
 }
 
 #[cfg(test)]
+mod scripts;
+#[cfg(test)]
 mod tests;

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 const SUSPECT_MS: u64 = 600;
 
-fn hello(node: u16, life: u64) -> Hello {
+pub(super) fn hello(node: u16, life: u64) -> Hello {
     Hello {
         version: PROTOCOL_VERSION,
         cluster: "quorate".into(),
@@ -312,22 +312,6 @@ fn a_forged_introduction_drops_no_link() {
     }
 }
 
-/// Nor does it become part of a link where there is none.
-#[test]
-fn an_introduction_that_nobody_confirms_is_cut_off() {
-    let mut wire = Wire::new();
-    wire.cut = [true, true];
-    let forged = Hello { nonce: 9, ..hello(2, 7) };
-    let mut effects = Vec::new();
-    let answer = wire.links[0].introduced(1, forged, "a", wire.now, &mut effects);
-    assert!(matches!(answer, Greeting::Keep(_)), "{answer:?}");
-    wire.carry(0, effects);
-    wire.run(HELD_MS + 100);
-    assert!(!wire.links[0].has(1) && !wire.links[0].is_up());
-    let complaint = "cut off a, for node 2: nobody confirms its introduction";
-    assert_eq!(wire.counted(0, &LinkEffect::Complain(complaint.into())), 1, "{:?}", wire.told[0]);
-}
-
 #[test]
 fn a_new_life_is_linked_once_the_streams_of_the_old_one_have_ended() {
     let mut wire = Wire::linked();
@@ -360,20 +344,6 @@ fn a_life_that_was_outlived_is_told_so_and_linked_in_a_later_one() {
     wire.run(3_000);
     assert!(wire.links.iter().all(Link::is_up), "{:?}", wire.told);
     assert_eq!(wire.links[0].life(), Some(Incarnation(8)));
-}
-
-/// An earlier copy of a data directory knows fewer lives than the other node has seen.
-#[test]
-fn a_directory_that_lacks_a_life_is_outlived_too() {
-    for (last, outlived) in [(7, false), (6, true)] {
-        let mut link = Link::new(hello(2, 9), NodeId(1), SUSPECT_MS);
-        link = link.remembering(Some(Incarnation(last)));
-        let seen = LastSeen { life: Incarnation(7), generation: 0 };
-        let mut effects = Vec::new();
-        link.dial(5);
-        link.answered(1, Hello { seen, ..hello(1, 1) }, 0, &mut effects);
-        assert_eq!(effects.contains(&LinkEffect::Outlived(seen)), outlived, "{effects:?}");
-    }
 }
 
 #[test]
@@ -460,23 +430,6 @@ fn what_is_given_up_is_not_executed_whatever_happens_to_the_wire() {
         assert!(wire.links.iter().all(Link::is_up), "seed {seed}: {:?}", wire.told);
     }
     assert!(served > 1_000, "it hardly ever served: {served}");
-}
-
-/// The other node may have taken the link for standing as soon as it was first told its nonce, over a
-/// stream that is lost by now.
-#[test]
-fn a_lease_begins_with_the_first_claim() {
-    let mut link = Link::new(hello(1, 1), NodeId(2), SUSPECT_MS);
-    let mut effects = Vec::new();
-    link.introduced(5, Hello { nonce: 50, ..hello(2, 1) }, "a", 900, &mut effects);
-    assert!(link.dial(61).is_some());
-    link.answered(6, hello(2, 1), 1_000, &mut effects);
-    link.closed(6, "lost", false, &mut effects);
-    assert!(link.dial(71).is_some());
-    link.answered(7, hello(2, 1), 1_500, &mut effects);
-    assert!(link.hear(5, Word::Claim(71), 1_600, &mut effects));
-    assert!(link.is_up());
-    assert_eq!(link.serves_until(), 1_000 + SUSPECT_MS - SUSPECT_MS / 8);
 }
 
 #[test]

@@ -19,7 +19,7 @@ pub(in crate::partition) fn replica() -> Replica<Redis> {
     Replica::new(ID, hasher())
 }
 
-fn code(name: &str) -> OpCode {
+pub(in crate::partition) fn code(name: &str) -> OpCode {
     let codes = include_str!("../../command/codes.txt");
     let found = codes.lines().find_map(|line| {
         let (code, known) = line.split_once(' ')?;
