@@ -5,7 +5,9 @@
 //! of work, and a log's entry holds operations in the same layout, so there is one way in which an
 //! operation is written down: in memory, between nodes and in the log.
 
+pub mod flight;
 pub mod machine;
+pub mod pipeline;
 pub mod refusal;
 pub mod round;
 pub mod runs;

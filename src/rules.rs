@@ -73,11 +73,13 @@ pub enum Rule {
     /// Outcomes, and questions about them, go by way of a third node where two do not reach each
     /// other.
     OutcomesAreRelayed,
+    /// A command waits for those that its client has sent before and that it overlaps with.
+    PipelinesKeepOrder,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 31] = [
+    pub const ALL: [Rule; 32] = [
         Rule::LocksAreAuthoritative,
         Rule::WoundThroughCoordinator,
         Rule::OlderWounds,
@@ -109,6 +111,7 @@ impl Rule {
         Rule::TurnedAwayInOrder,
         Rule::OthersTellTheTime,
         Rule::OutcomesAreRelayed,
+        Rule::PipelinesKeepOrder,
     ];
 }
 

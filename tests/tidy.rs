@@ -231,6 +231,17 @@ fn types_of_pure_rooms_have_names_of_their_own() {
     assert!(broken.is_empty(), "{}", broken.join("\n"));
 }
 
+/// The map in ARCHITECTURE.md is whole: a newcomer finds every file there, or the folder it is in.
+#[test]
+fn every_source_is_on_the_map() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("ARCHITECTURE.md")).expect("ARCHITECTURE.md");
+    let map = page.split("```").nth(1).expect("the map");
+    let paths = read_sources(root, "src").into_iter().map(|source| source.path);
+    let missing: Vec<String> = paths.filter(|path| !is_on_map(path, map)).collect();
+    assert!(missing.is_empty(), "not on the map of ARCHITECTURE.md: {}", missing.join(", "));
+}
+
 #[test]
 fn every_dependency_has_its_place() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -268,6 +279,31 @@ fn check_names(sources: &[Source]) -> Broken {
         }
     }
     broken
+}
+
+/// Whether a source is named in the map, or stands in a folder that is. The lines of a room, indented,
+/// name what is directly in it; what is deeper belongs to what it is in. A room of one line has all of
+/// its files there.
+fn is_on_map(path: &str, map: &str) -> bool {
+    let inside = path.strip_prefix("src/").unwrap_or(path);
+    let mut lines = map.lines();
+    let names = |line: &str, name: &str| line.split_whitespace().any(|word| word == name);
+    let Some((room, rest)) = inside.split_once('/') else {
+        // The file of a room is the room.
+        let room = format!("src/{}/", inside.trim_end_matches(".rs"));
+        let known = [path, &format!("{path},"), &room, inside];
+        return known.iter().any(|name| names(map, name)) || path == "src/lib.rs";
+    };
+    let room = format!("{room}/");
+    if !lines.by_ref().any(|line| names(line, &format!("src/{room}")) || names(line, &room)) {
+        return false;
+    }
+    let own: Vec<&str> = lines.take_while(|line| line.starts_with(' ')).collect();
+    let child = rest.split('/').next().unwrap_or_default().trim_end_matches(".rs");
+    let named =
+        |line: &&str| names(line, &format!("{child}.rs")) || names(line, &format!("{child}/"));
+    let has_lines = own.iter().any(|line| line.contains(".rs"));
+    !has_lines || own.iter().any(named)
 }
 
 fn check(source: &Source) -> Broken {
@@ -730,6 +766,19 @@ mod planted {
         let inside = source("src/batch.rs", "fn f() {\n    struct Own;\n}\n");
         let broken = check_names(&[one, other, inside]);
         assert!(broken.len() == 1 && broken[0].contains("`Place`"), "{broken:?}");
+    }
+
+    #[test]
+    fn a_file_that_is_not_on_the_map() {
+        let map = "src/main.rs  starts\nsrc/cli.rs, cli/  roles\nsrc/txn/  PURE: commits\n  \
+                   protocol.rs  messages\nsrc/net/  bytes\n";
+        for known in ["src/main.rs", "src/txn.rs", "src/txn/protocol.rs", "src/txn/protocol/a.rs"] {
+            assert!(is_on_map(known, map), "{known}");
+        }
+        assert!(is_on_map("src/net/frame.rs", map) && is_on_map("src/cli/run.rs", map));
+        for novel in ["src/novel.rs", "src/txn/novel.rs", "src/novel/a.rs"] {
+            assert!(!is_on_map(novel, map), "{novel}");
+        }
     }
 
     #[test]

@@ -10,7 +10,6 @@
 mod flight;
 mod node_query;
 mod outlet;
-mod pipeline;
 mod redirect;
 mod round;
 mod transaction;

@@ -71,7 +71,7 @@ pub enum Completion {
 
 /// An entry on its way.
 #[derive(Debug)]
-pub(super) struct Flight {
+pub(super) struct ProposedEntry {
     pub(super) position: Position,
     since: u64,
     pub(super) completions: Vec<Completion>,
@@ -122,7 +122,7 @@ pub struct Journal {
     writer: EntryWriter,
     /// What follows the mutations in `writer`, in their order.
     completions: Vec<Completion>,
-    pub(super) flights: VecDeque<Flight>,
+    pub(super) flights: VecDeque<ProposedEntry>,
     proposed: u64,
     settled: u64,
     /// This node leads, and everything of earlier terms is applied.
@@ -251,7 +251,7 @@ impl Journal {
         self.batch = None;
         match self.leads.then(|| self.group.propose(entry)).flatten() {
             Some(position) => {
-                self.flights.push_back(Flight { position, since: mono, completions });
+                self.flights.push_back(ProposedEntry { position, since: mono, completions });
                 Vec::new()
             }
             None => completions,

@@ -63,6 +63,49 @@ impl Request {
     }
 }
 
+/// A request on several partitions, as its Session asks for it.
+pub(super) fn work_of(keys: &[usize], code: OpCode, tag: u32, watched: &[(usize, u64)]) -> Work {
+    let mode = match code {
+        READ => Mode::Read,
+        APPEND | APPEND_ALONE | READ_AND_APPEND => Mode::Write,
+        _ => Mode::Gather,
+    };
+    let partitions: BTreeSet<PartitionId> = keys.iter().map(|key| partition_of(*key)).collect();
+    let shares = partitions.into_iter().map(|id| {
+        let own: Vec<usize> = keys.iter().copied().filter(|key| partition_of(*key) == id).collect();
+        if mode == Mode::Gather {
+            let claims = own.iter().map(|key| Claim {
+                granule: Granule::Key(TableIndex::default(), key_name(*key)),
+                access: match code == APPEND_REST_IF_EVEN && *key == keys[0] {
+                    true => Access::Read,
+                    false => Access::Write,
+                },
+            });
+            return (id, Share { claims: claims.collect(), ..Share::default() });
+        }
+        let mine = watched.iter().filter(|(key, _)| partition_of(*key) == id);
+        let watched = mine.map(|&(key, version)| Watched {
+            table: TableIndex::default(),
+            key: key_name(key),
+            version,
+        });
+        let batch = match code {
+            READ_AND_APPEND => read_and_append(id, keys[0], &own, tag),
+            APPEND_ALONE => batch(APPEND, id, &own, tag),
+            code => batch(code, id, &own, tag),
+        };
+        let whole = Claim { granule: Granule::Whole, access: Access::Write };
+        let claims = Vec::from_iter((code == APPEND_ALONE).then_some(whole));
+        (id, Share { watched: watched.collect(), claims, ..Share::from(batch) })
+    });
+    let shares = shares.collect();
+    let script = match mode {
+        Mode::Gather => batch(code, PartitionId(0), keys, tag),
+        _ => Batch::new(),
+    };
+    Work { mode, shares, script }
+}
+
 impl World {
     /// A client asks a node.
     pub(super) fn ask_for(
@@ -81,45 +124,7 @@ impl World {
             self.ask_alone(request, self.leader(node, partition_of(keys[0])));
             return;
         }
-        let mode = match code {
-            READ => Mode::Read,
-            APPEND | APPEND_ALONE | READ_AND_APPEND => Mode::Write,
-            _ => Mode::Gather,
-        };
-        let shares = partitions.into_iter().map(|id| {
-            let own: Vec<usize> =
-                keys.iter().copied().filter(|key| partition_of(*key) == id).collect();
-            if mode == Mode::Gather {
-                let claims = own.iter().map(|key| Claim {
-                    granule: Granule::Key(TableIndex::default(), key_name(*key)),
-                    access: match code == APPEND_REST_IF_EVEN && *key == keys[0] {
-                        true => Access::Read,
-                        false => Access::Write,
-                    },
-                });
-                return (id, Share { claims: claims.collect(), ..Share::default() });
-            }
-            let mine = watched.iter().filter(|(key, _)| partition_of(*key) == id);
-            let watched = mine.map(|&(key, version)| Watched {
-                table: TableIndex::default(),
-                key: key_name(key),
-                version,
-            });
-            let batch = match code {
-                READ_AND_APPEND => read_and_append(id, keys[0], &own, tag),
-                APPEND_ALONE => batch(APPEND, id, &own, tag),
-                code => batch(code, id, &own, tag),
-            };
-            let whole = Claim { granule: Granule::Whole, access: Access::Write };
-            let claims = Vec::from_iter((code == APPEND_ALONE).then_some(whole));
-            (id, Share { watched: watched.collect(), claims, ..Share::from(batch) })
-        });
-        let shares = shares.collect();
-        let script = match mode {
-            Mode::Gather => batch(code, PartitionId(0), keys, tag),
-            _ => Batch::new(),
-        };
-        let work = Work { mode, shares, script };
+        let work = work_of(keys, code, tag, watched);
         let to = Actor::Coordinator(node);
         self.send(Actor::Client(request), to, Message::Begin(request, work));
     }
@@ -179,6 +184,7 @@ impl World {
             Ended::Unknown(_) => Outcome::Unknown,
         };
         self.end(request, outcome);
+        self.on_flown(request);
     }
 
     pub(super) fn end(&mut self, request: usize, outcome: Outcome) {

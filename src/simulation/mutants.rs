@@ -27,7 +27,7 @@ fn caught_by(rule: Rule) -> CaughtBy {
         | Rule::FirstDecisionStands
         | Rule::PrimaryDrives
         | Rule::OldIntentsAsk => Seeds(Kind::Single, 0..100),
-        Rule::ExecutedIsAnswered => Seeds(Kind::Single, 0..100),
+        Rule::ExecutedIsAnswered | Rule::PipelinesKeepOrder => Seeds(Kind::Single, 0..100),
         Rule::CommitNeedsIntent => Seeds(Kind::Single, 0..1000),
         Rule::TurnedAwayInOrder => Scripted(scripted::a_pipeline_waits_through_a_vain_transfer),
         Rule::LivesAreCounted => Scripted(scripted::a_coordinator_comes_back_an_hour_behind),

@@ -1,18 +1,22 @@
-//! Clients that send many commands at once, each on one key, to any node.
+//! Clients that send many commands at once, to any node.
+//!
+//! Where each is on one key, its Session may serve them in one order; where there are transactions among
+//! them, and at times where there are none, a [`Flight`] has as many under way at once as may be.
 //!
 //! The node's Session asks its own Buckets, and each other node once for all of that node's Buckets,
 //! which divide the batch among them. Replies are short of room, so that much is left and asked for
 //! again. What is put together where is decided by [`crate::batch::round`], as in the actors.
 
-use super::clients::{Outcome, Request};
-use super::lists::{Lists, batch};
+use super::clients::{Outcome, Request, work_of};
+use super::lists::{APPEND, Lists, batch, hasher, key_name};
 use super::network::{Actor, Message};
 use super::world::{DATA, World, partition_of};
+use crate::batch::flight::{Flight, known_as};
 use crate::batch::machine::Machine;
 use crate::batch::refusal::Refusal;
 use crate::batch::round::{self, Among, Redirect};
 use crate::batch::{Batch, Op, OpCode, Part, Replies};
-use crate::ids::PartitionId;
+use crate::ids::{PartitionId, TableIndex};
 use crate::store::tables::Access;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -78,11 +82,17 @@ pub(super) struct Pipeline {
     order: Vec<usize>,
     answered: usize,
     waiting: BTreeMap<Exchange, Asked>,
+    flight: Option<Flight>,
 }
 
 impl World {
-    /// A client sends a node these commands at once.
-    pub(super) fn ask_together(&mut self, node: usize, asked: &[(usize, OpCode)]) {
+    /// A client sends a node these commands at once. Only if they fly they may name two keys.
+    pub(super) fn ask_together(
+        &mut self,
+        node: usize,
+        asked: &[(Vec<usize>, OpCode)],
+        flies: bool,
+    ) {
         let destinations = NODES_AND_BUCKETS;
         let mut pipeline = Pipeline {
             node,
@@ -91,18 +101,122 @@ impl World {
             order: Vec::new(),
             answered: 0,
             waiting: BTreeMap::new(),
+            flight: None,
         };
-        for &(key, code) in asked {
+        for (keys, code) in asked {
             let tag = self.requests.len();
-            self.requests.push(Request::begun(tag as u32, vec![key], code, self.step, node));
-            let destination = self.route(node, partition_of(key));
-            let op = batch(code, partition_of(key), &[key], tag as u32);
+            self.requests.push(Request::begun(tag as u32, keys.clone(), *code, self.step, node));
+            pipeline.requests.push(tag);
+            if keys.len() > 1 {
+                pipeline.order.push(SPREAD);
+                continue;
+            }
+            let destination = self.route(node, partition_of(keys[0]));
+            let op = batch(*code, partition_of(keys[0]), keys, tag as u32);
             pipeline.shares[destination].batch.push_op(&op.op(0));
             pipeline.order.push(destination);
-            pipeline.requests.push(tag);
+        }
+        if flies {
+            let lanes = pipeline.shares.iter_mut().map(|share| std::mem::take(&mut share.batch));
+            let mut flight = Flight::new(lanes, self.reply_bytes());
+            for (destination, (keys, _)) in pipeline.order.iter().zip(asked) {
+                match *destination {
+                    SPREAD => {
+                        let known = |key: &usize| {
+                            known_as(hasher(), TableIndex::default(), &key_name(*key))
+                        };
+                        flight.spread(keys.iter().map(known), false);
+                    }
+                    lane => flight.op::<Lists>(lane as u16, hasher(), false),
+                }
+            }
+            pipeline.flight = Some(flight);
         }
         self.pipelines.push(pipeline);
-        self.go_through(self.pipelines.len() - 1);
+        self.serve(self.pipelines.len() - 1);
+    }
+
+    fn serve(&mut self, number: usize) {
+        match self.pipelines[number].flight.is_some() {
+            true => self.fly(number),
+            false => self.go_through(number),
+        }
+    }
+
+    /// Starts what may start, and takes the replies whose turn it is, until nothing is left to be done
+    /// before an answer comes.
+    fn fly(&mut self, number: usize) {
+        loop {
+            let pipeline = &mut self.pipelines[number];
+            let Some(flight) = &mut pipeline.flight else { return };
+            let mut replies = Vec::new();
+            flight.collect(|place, reply, _| replies.push((place, reply.to_vec())));
+            let begun = flight.start();
+            let batches = (0..flight.lanes()).filter_map(|lane| Some((lane, flight.send(lane)?)));
+            let batches: Vec<_> = batches.collect();
+            let is_idle = replies.is_empty() && begun.is_empty() && batches.is_empty();
+            if flight.is_over() {
+                pipeline.answered = pipeline.order.len();
+            }
+            for (place, reply) in replies {
+                // A transaction's client was told when it ended.
+                if self.pipelines[number].order[place] != SPREAD {
+                    let request = self.pipelines[number].requests[place];
+                    self.on_reply(request, &reply);
+                }
+            }
+            for place in begun {
+                let request = self.pipelines[number].requests[place as usize];
+                let Request { keys, code, tag, node, .. } = &self.requests[request];
+                let (work, node) = (work_of(keys, *code, *tag, &[]), *node);
+                let begin = Message::Begin(request, work);
+                self.send(Actor::Client(request), Actor::Coordinator(node), begin);
+            }
+            for (lane, batch) in batches {
+                self.pipelines[number].shares[lane].batch = batch.clone();
+                self.ask_destination(number, lane, lane, batch, None);
+            }
+            if is_idle {
+                if self.pipelines[number].answered == self.pipelines[number].order.len() {
+                    self.look_at_order(number);
+                }
+                return;
+            }
+        }
+    }
+
+    /// A transaction has ended; it may be one of a client that has sent others with it.
+    pub(super) fn on_flown(&mut self, request: usize) {
+        let place = |pipeline: &Pipeline| pipeline.requests.iter().position(|one| *one == request);
+        let found = self.pipelines.iter().enumerate().find_map(|(n, one)| Some((n, place(one)?)));
+        let Some((number, place)) = found else { return };
+        if let Some(flight) = &mut self.pipelines[number].flight {
+            flight.answer(place as u32, b"");
+            self.fly(number);
+        }
+    }
+
+    /// What was sent first has its effect first, as far as any of them can tell.
+    fn look_at_order(&mut self, number: usize) {
+        let requests = &self.pipelines[number].requests;
+        for (place, first) in requests.iter().enumerate() {
+            for second in &requests[place + 1..] {
+                let (first, second) = (&self.requests[*first], &self.requests[*second]);
+                if first.outcome != Outcome::Done || second.outcome != Outcome::Done {
+                    continue;
+                }
+                for (key, seen) in &second.seen {
+                    let Some(before) = first.seen.get(key) else { continue };
+                    // What a lost node held is no longer seen.
+                    let is_missed =
+                        first.code == APPEND && self.lost.is_empty() && !seen.contains(&first.tag);
+                    if is_missed || before.contains(&second.tag) {
+                        self.strange = Some(format!("out of order: {first:?} before {second:?}"));
+                        return;
+                    }
+                }
+            }
+        }
     }
 
     /// Where a node's Sessions send what is asked of a partition: one of its Buckets, or a node.
@@ -131,6 +245,7 @@ impl World {
                 self.on_reply(request, &reply);
             }
             if is_over {
+                self.look_at_order(number);
                 return;
             }
             self.ask_shares(number);
@@ -258,7 +373,13 @@ impl World {
             (Some(indices), Some(redirect)) => redirect.take(&indices, &replies),
             _ => share.replies = replies,
         }
-        if pipeline.waiting.is_empty() {
+        if pipeline.flight.is_some() {
+            let destination = asked.destination;
+            let is_awaited = |asked: &Asked| asked.destination == destination;
+            if !pipeline.waiting.values().any(is_awaited) {
+                self.land(number, destination);
+            }
+        } else if pipeline.waiting.is_empty() {
             self.settle_redirect(number);
             if self.pipelines[number].waiting.is_empty() {
                 self.go_through(number);
@@ -266,32 +387,53 @@ impl World {
         }
     }
 
+    /// All answers to the batch of a lane are there.
+    fn land(&mut self, number: usize, lane: usize) {
+        self.settle_share(number, lane);
+        let pipeline = &mut self.pipelines[number];
+        if pipeline.waiting.values().any(|asked| asked.destination == lane) {
+            return;
+        }
+        let replies = std::mem::take(&mut pipeline.shares[lane].replies);
+        if !replies.left.is_empty() {
+            self.counts[0] += 1;
+        }
+        if let Some(flight) = &mut pipeline.flight {
+            flight.take_back(lane, &replies);
+            self.fly(number);
+        }
+    }
+
     /// Asks again for what was asked of a node that does not lead it.
     fn settle_redirect(&mut self, number: usize) {
-        let node = self.pipelines[number].node;
         for destination in 0..self.pipelines[number].shares.len() {
-            let share = &mut self.pipelines[number].shares[destination];
-            if share.redirect.is_none() && !share.replies.not_leader.is_empty() {
-                share.redirect = Some(Redirect::of(&mut share.replies));
-                share.turns = 0;
-            }
-            let Some(mut redirect) = share.redirect.take() else { continue };
-            share.turns += 1;
-            if share.turns > TURNS_MAX {
-                redirect.give_up(&share.batch, |id, reply| {
-                    Lists::refuse(&Refusal::NoLeader(id), reply);
-                });
-            }
-            if redirect.is_over() {
-                share.replies = redirect.finish::<Lists>(&share.batch, &share.replies);
-                continue;
-            }
-            let batch = share.batch.clone();
-            let shares = redirect.shares(&batch, |id| self.route(node, id));
-            self.pipelines[number].shares[destination].redirect = Some(redirect);
-            for (to, (indices, batch)) in shares {
-                self.ask_destination(number, destination, to, batch, Some(indices));
-            }
+            self.settle_share(number, destination);
+        }
+    }
+
+    fn settle_share(&mut self, number: usize, destination: usize) {
+        let node = self.pipelines[number].node;
+        let share = &mut self.pipelines[number].shares[destination];
+        if share.redirect.is_none() && !share.replies.not_leader.is_empty() {
+            share.redirect = Some(Redirect::of(&mut share.replies));
+            share.turns = 0;
+        }
+        let Some(mut redirect) = share.redirect.take() else { return };
+        share.turns += 1;
+        if share.turns > TURNS_MAX {
+            redirect.give_up(&share.batch, |id, reply| {
+                Lists::refuse(&Refusal::NoLeader(id), reply);
+            });
+        }
+        if redirect.is_over() {
+            share.replies = redirect.finish::<Lists>(&share.batch, &share.replies);
+            return;
+        }
+        let batch = share.batch.clone();
+        let shares = redirect.shares(&batch, |id| self.route(node, id));
+        self.pipelines[number].shares[destination].redirect = Some(redirect);
+        for (to, (indices, batch)) in shares {
+            self.ask_destination(number, destination, to, batch, Some(indices));
         }
     }
 
@@ -322,12 +464,16 @@ impl World {
                 continue;
             }
             pipeline.waiting.clear();
+            pipeline.flight = None;
             for request in self.pipelines[number].requests.clone() {
                 self.end(request, Outcome::Unknown);
             }
         }
     }
 }
+
+/// In the place of a destination: a transaction.
+const SPREAD: usize = usize::MAX;
 
 /// Destinations: the nodes with partitions, then the Buckets of the Session's own node.
 const NODES_AND_BUCKETS: usize = DATA + 3;

@@ -1,8 +1,9 @@
 //! Which of a connection's pipelined commands may start.
 //!
 //! A connection's commands take effect in the order sent, as far as anybody can tell: two of them
-//! that name the same key, one of them to write it, do so one after the other. Commands that have
-//! nothing in common may be under way together, whatever stands between them. So each waits for
+//! that name the same key do so one after the other, also if both only read it: what another client
+//! writes in between must not be seen by the first of them and missed by the second. Commands that
+//! have nothing in common may be under way together, whatever stands between them. So each waits for
 //! exactly those before it that it overlaps with.
 //!
 //! Operations of one *lane* (those that one destination serves) keep their order by themselves:
@@ -11,15 +12,15 @@
 //!
 //! Keys are known by a hash: two that share one wait for each other in vain, and no harm is done.
 
-use crate::store::tables::Access;
+use crate::rules::{Rule, kept};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The order of commands that were gathered together.
 #[derive(Debug, Default)]
-pub(super) struct Pipeline {
-    commands: Vec<Command>,
-    /// Who touched a key last.
-    latest: BTreeMap<u64, Latest>,
+pub struct Pipeline {
+    commands: Vec<PipelinedCommand>,
+    /// The command that names a key last: it has waited for those before it.
+    latest: BTreeMap<u64, u32>,
     /// The last command that may not overlap with anything.
     alone: Option<u32>,
     /// May start; the earliest goes first.
@@ -27,9 +28,9 @@ pub(super) struct Pipeline {
 }
 
 #[derive(Debug, Default)]
-struct Command {
+struct PipelinedCommand {
     lane: Option<u16>,
-    progress: Progress,
+    progress: CommandProgress,
     /// How many before it it waits for.
     waits: u32,
     /// Who waits for it.
@@ -37,51 +38,26 @@ struct Command {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Progress {
+enum CommandProgress {
     #[default]
     Waiting,
     Started,
     Done,
 }
 
-#[derive(Debug, Default)]
-struct Latest {
-    writer: Option<u32>,
-    /// Who reads what the writer leaves.
-    readers: Vec<u32>,
-}
-
 impl Pipeline {
-    /// Adds a command that touches these keys, behind all there are. Returns its number: they are
-    /// counted from 0.
-    pub(super) fn push(
-        &mut self,
-        lane: Option<u16>,
-        claims: impl IntoIterator<Item = (u64, Access)>,
-    ) -> u32 {
+    /// Adds a command that names these keys, behind all there are. Returns its number: they are counted
+    /// from 0.
+    pub fn push(&mut self, lane: Option<u16>, keys: impl IntoIterator<Item = u64>) -> u32 {
         let number = self.add(lane);
         let mut before: Vec<u32> = self.alone.into_iter().collect();
-        for (key, access) in claims {
-            let latest = self.latest.entry(key).or_default();
-            // Who reads has waited for the writer itself.
-            match access {
-                Access::Read => {
-                    before.extend(latest.writer);
-                    latest.readers.push(number);
-                }
-                Access::Write => {
-                    before.extend(latest.writer);
-                    before.append(&mut latest.readers);
-                    latest.writer = Some(number);
-                }
-            }
-        }
+        before.extend(keys.into_iter().filter_map(|key| self.latest.insert(key, number)));
         self.follow(number, before);
         number
     }
 
     /// Adds a command that waits for all before it and holds back all behind it.
-    pub(super) fn push_alone(&mut self, lane: Option<u16>) -> u32 {
+    pub fn push_alone(&mut self, lane: Option<u16>) -> u32 {
         let number = self.add(lane);
         let first = self.alone.unwrap_or(0);
         self.follow(number, (first..number).collect());
@@ -91,15 +67,15 @@ impl Pipeline {
     }
 
     /// The command that may start next, the earliest of those that may.
-    pub(super) fn next(&self) -> Option<u32> {
+    pub fn next(&self) -> Option<u32> {
         self.ready.first().copied()
     }
 
     /// A command that may start does.
-    pub(super) fn start(&mut self, number: u32) {
+    pub fn start(&mut self, number: u32) {
         let ready = self.ready.remove(&number);
         assert!(ready, "a command starts once, when it may");
-        self.commands[number as usize].progress = Progress::Started;
+        self.commands[number as usize].progress = CommandProgress::Started;
         let lane = self.commands[number as usize].lane;
         if lane.is_some() {
             self.release(number, |follower| follower.lane == lane);
@@ -107,15 +83,19 @@ impl Pipeline {
     }
 
     /// A command that was started has had its effect.
-    pub(super) fn end(&mut self, number: u32) {
+    pub fn end(&mut self, number: u32) {
         let command = &mut self.commands[number as usize];
-        assert_eq!(command.progress, Progress::Started, "a command ends once, after its start");
-        command.progress = Progress::Done;
+        assert_eq!(
+            command.progress,
+            CommandProgress::Started,
+            "a command ends once, after its start"
+        );
+        command.progress = CommandProgress::Done;
         self.release(number, |_| true);
     }
 
     fn add(&mut self, lane: Option<u16>) -> u32 {
-        self.commands.push(Command { lane, ..Command::default() });
+        self.commands.push(PipelinedCommand { lane, ..PipelinedCommand::default() });
         self.commands.len() as u32 - 1
     }
 
@@ -124,13 +104,16 @@ impl Pipeline {
         before.dedup();
         let lane = self.commands[number as usize].lane;
         let mut waits = 0;
+        if !kept(Rule::PipelinesKeepOrder) {
+            before.clear();
+        }
         // A command may name a key twice, and does not wait for itself.
         for earlier in before.into_iter().filter(|earlier| *earlier != number) {
             let earlier = &mut self.commands[earlier as usize];
             let over = match earlier.progress {
-                Progress::Waiting => false,
-                Progress::Started => lane.is_some() && earlier.lane == lane,
-                Progress::Done => true,
+                CommandProgress::Waiting => false,
+                CommandProgress::Started => lane.is_some() && earlier.lane == lane,
+                CommandProgress::Done => true,
             };
             if !over {
                 earlier.followers.push(number);
@@ -144,7 +127,7 @@ impl Pipeline {
     }
 
     /// Those followers of a command to which this applies no longer wait for it.
-    fn release(&mut self, number: u32, applies: impl Fn(&Command) -> bool) {
+    fn release(&mut self, number: u32, applies: impl Fn(&PipelinedCommand) -> bool) {
         let mut followers = std::mem::take(&mut self.commands[number as usize].followers);
         followers.retain(|&follower| {
             let command = &mut self.commands[follower as usize];
