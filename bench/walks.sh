@@ -2,7 +2,7 @@
 # How many instructions an operation takes on each node, and what a key takes in memory; see
 # bench/README.md.
 #
-#   bench/walks.sh                                  everything, about twelve minutes
+#   bench/walks.sh                                  everything, about sixteen minutes
 #   bench/walks.sh --walk get --walk set            parts of it
 #   bench/walks.sh --binary /some/other/quorate     another build
 #   bench/walks.sh --help                           every option
