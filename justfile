@@ -31,6 +31,10 @@ lint:
 bench *args:
     bench/throughput.sh {{args}}
 
+# Functions of the store and the codecs, each by itself
+micro *args:
+    cargo bench --locked --bench micro -- {{args}}
+
 # Beside redis-server, in turn
 peers *args:
     bench/peers.sh {{args}}
