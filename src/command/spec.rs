@@ -389,7 +389,7 @@ impl Spec {
     }
 
     /// The operation that it sends to partitions, if any.
-    const fn operation(&self) -> Option<Data> {
+    pub const fn operation(&self) -> Option<Data> {
         match self.run {
             Run::Control(Control::Unwatch(data)) => Some(data),
             _ => self.data(),

@@ -1,0 +1,9 @@
+//! Fuzzes a log's segment, as a disk may give it back.
+
+#![no_main]
+
+#[path = "../checks.rs"]
+#[allow(dead_code)]
+mod checks;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| checks::records(data));
