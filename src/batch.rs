@@ -220,7 +220,7 @@ impl Batch {
     }
 }
 
-/// Operations whose arguments lie in somebody else's buffer: [`Batch`] without owning.
+/// Operations whose arguments lie in another one's buffer: [`Batch`] without owning.
 #[derive(Clone, Copy, Debug)]
 pub struct Laid<'a> {
     data: &'a [u8],

@@ -1,9 +1,10 @@
 //! What a partition holds: items, the tables that they are in, and how items leave them as bytes.
 //!
 //! A partition is sixteen [`tables`], each a [hash table](table) of [items](item) of one
-//! allocation. An item's [`value`] has a type and an encoding. Whatever changes a key goes through [`tables::Tables`], which has the time as of which
-//! things are looked at and the [versions of watched keys](watches). Items leave a table as
-//! [pages]: in snapshots, in backups ([`image`]) and between nodes.
+//! allocation. An item's [`value`] has a type and an encoding. Every change of a key goes through
+//! [`tables::Tables`], which has the time as of which things are looked at and the
+//! [versions of watched keys](watches). Items leave a table as [pages]: in snapshots, in backups
+//! ([`image`]) and between nodes.
 
 pub mod image;
 pub mod item;

@@ -123,7 +123,7 @@ impl Flight {
         self.add(Source::Spread, mute, None);
     }
 
-    /// Starts whatever may start. Returns the transactions that are to be begun, by their places in the
+    /// Starts all that may start. Returns the transactions that are to be begun, by their places in the
     /// order.
     pub fn start(&mut self) -> Vec<u32> {
         let mut spreads = Vec::new();

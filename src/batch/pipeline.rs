@@ -1,13 +1,13 @@
 //! Which of a connection's pipelined commands may start.
 //!
-//! A connection's commands take effect in the order sent, as far as anybody can tell: two of them
+//! A connection's commands take effect in the order sent, as far as any client can tell: two of them
 //! that name the same key do so one after the other, also if both only read it: what another client
 //! writes in between must not be seen by the first of them and missed by the second. Commands that
 //! have nothing in common may be under way together, whatever stands between them. So each waits for
 //! exactly those before it that it overlaps with.
 //!
 //! Operations of one *lane* (those that one destination serves) keep their order by themselves:
-//! whoever serves them takes them as they come. There it is enough that the earlier one has
+//! their destination takes them as they come. There it is enough that the earlier one has
 //! started. A transaction has no lane, and what it overlaps with waits for its end.
 //!
 //! Keys are known by a hash: two that share one wait for each other in vain, and no harm is done.

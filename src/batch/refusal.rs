@@ -10,9 +10,9 @@ pub enum Refusal {
     Unreachable(NodeId),
     /// The partition is not served by the node that was asked.
     NotLeader,
-    /// Nobody leads the partition: a majority of its replicas cannot be reached.
+    /// No node leads the partition: a majority of its replicas cannot be reached.
     NoLeader(PartitionId),
-    /// The leader lost its office with the request under way, and nobody can tell what became of it.
+    /// The leader lost its office with the request under way, and what became of it is not known.
     Unknown(PartitionId),
     /// The leader lost its office before the request was logged for good: it was not executed.
     Deposed(PartitionId),

@@ -107,7 +107,7 @@ enum Late {
 }
 
 /// Operations of a batch that met a node which does not lead their partition, and what other nodes
-/// made of them. They were not executed, so they may be asked of whoever leads.
+/// made of them. They were not executed, so they may be asked of the leader.
 #[derive(Debug)]
 pub struct Redirect {
     late: BTreeMap<u32, Late>,
@@ -157,7 +157,7 @@ impl Redirect {
         self.open.sort_unstable();
     }
 
-    /// Asks nobody any more; `refuse` answers what is left over.
+    /// Asks no node any more; `refuse` answers what is left over.
     pub fn give_up(&mut self, batch: &Batch, refuse: impl Fn(PartitionId, &mut Vec<u8>)) {
         for index in self.open.drain(..) {
             let mut reply = Vec::new();

@@ -1,4 +1,4 @@
-//! The startup barrier: nobody serves before all are ready.
+//! The startup barrier: no node serves before all are ready.
 //!
 //! A node that is not formed yet says `Hello` to every other. Once it has met all of them it says
 //! so (`Ready`), and once all have said so the cluster is formed: everybody can reach everybody.
@@ -161,7 +161,7 @@ impl Barrier {
             self.others.iter().filter(|node| !known.contains_key(node)).copied().collect()
         };
         let unmet = without(&self.met);
-        // Nobody is ready before all are met, so it is the missing ones that are waited for.
+        // No node is ready before all are met, so it is the missing ones that are waited for.
         Standing::Waiting(if unmet.is_empty() { without(&self.ready) } else { unmet })
     }
 

@@ -1,7 +1,7 @@
 //! The link to one other node: when it stands, when it is suspected, when it is lost.
 //!
 //! Two nodes have a stream each way: the one that this node dialled and the one that the other node
-//! dialled. Whoever dials this node is a stranger until it is proven to be the other node, and what
+//! dialled. A node that dials this one is a stranger until it is proven to be the other node, and what
 //! a stranger says has no effect on a link that stands.
 //!
 //! ```text
@@ -142,7 +142,7 @@ pub enum Greeting {
 /// Why dialling failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DialFailure {
-    /// Nobody listens where the node listens: its process is gone.
+    /// Nothing listens where the node listens: its process is gone.
     NobodyListens,
     /// It cannot be reached.
     Unreachable(String),
@@ -392,7 +392,7 @@ impl Link {
         self.backoff_ms = (self.backoff_ms * 2).min(BACKOFF_MS_MAX);
     }
 
-    /// Somebody at `from` has dialled and says that it is the other node. It is held until that is
+    /// A process at `from` has dialled and says that it is the other node. It is held until that is
     /// proven; a link that stands goes on. Tells how to answer.
     pub fn introduced(
         &mut self,

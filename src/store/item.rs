@@ -219,7 +219,7 @@ pub struct Item {
     raw: NonNull<u8>,
 }
 
-// SAFETY: an item owns its memory and shares it with nobody.
+// SAFETY: an item owns its memory and does not share it.
 unsafe impl Send for Item {}
 
 impl Item {
@@ -282,7 +282,7 @@ impl Item {
     /// The value of the item that `raw` points to, to be written to.
     ///
     /// # Safety
-    /// `raw` is the pointer of a live item that nobody else looks at, changes or drops during
+    /// `raw` is the pointer of a live item that no other code looks at, changes or drops during
     /// `'a`.
     #[inline]
     pub(super) unsafe fn value_of<'a>(raw: NonNull<u8>) -> &'a mut [u8] {
@@ -297,7 +297,7 @@ impl Item {
     /// Sets the second in which the item that `raw` points to was last used.
     ///
     /// # Safety
-    /// `raw` is the pointer of a live item that nobody else looks at, changes or drops meanwhile.
+    /// `raw` is the pointer of a live item that no other code looks at, changes or drops meanwhile.
     #[inline]
     pub(super) unsafe fn use_at(raw: NonNull<u8>, second: u32) {
         // SAFETY: the caller has said that the item is live and unshared; its clock's word is
@@ -448,7 +448,7 @@ impl Item {
     /// The item that [`Item::into_raw`] gave up.
     ///
     /// # Safety
-    /// `raw` comes from `into_raw`, and nobody else makes an item of it.
+    /// `raw` comes from `into_raw`, and no other item is made of it.
     #[inline]
     pub(super) unsafe fn from_raw(raw: NonNull<u8>) -> Item {
         Item { raw }

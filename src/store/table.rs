@@ -24,13 +24,13 @@
 //! - **Floods**: keys made to collide in the top bits would double the directory for ever. So it
 //!   may not outgrow the segments ([`DIRECTORY_SLACK`]); when it would, the segment grows past
 //!   1024 cells instead. Keys with one hash altogether are slow to find, but no worse. (The seed
-//!   of the hash is there to keep anybody from making such keys.)
+//!   of the hash is there to keep clients from making such keys.)
 //!
 //! # Scanning
 //!
 //! A cursor is a place in the order of (top 31 bits of the hash, tag), in which segments are
 //! intervals. It names a segment by the prefix that its items' hashes share, and a tag: what lies
-//! in segments before that one has been visited, and in that one whatever has a lesser tag. It
+//! in segments before that one has been visited, and in that one each item with a lesser tag. It
 //! survives every change of the table. Suppose an item is there throughout the scan.
 //!
 //! 1. A segment is scanned in the order of tags, whatever its capacity at each call
@@ -41,7 +41,7 @@
 //! 3. Segments are never merged (only made small, down to 16 cells), and after a `clear` no item
 //!    was there throughout.
 //! 4. Another replica may have split less. There a cursor's prefix, whose length it tells, can be
-//!    longer than that of the segment around it: "whatever has a lesser tag" is then known of a
+//!    longer than that of the segment around it: "each item with a lesser tag" is then known of a
 //!    part of the segment only, so the segment is visited from its beginning.
 //!
 //! # Copying

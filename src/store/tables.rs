@@ -48,7 +48,7 @@ pub const EXPIRED_NOTED_MAX: usize = 1024;
 #[derive(Clone, Copy, Debug)]
 pub struct KeyHasher {
     seed: u64,
-    /// Drawn from the seed too: with foldhash's fixed constants anybody could make keys that
+    /// Drawn from the seed too: with foldhash's fixed constants a client could make keys that
     /// collide under every seed.
     shared: &'static SharedSeed,
 }
@@ -410,7 +410,7 @@ impl Tables {
     }
 
     /// Moves the key's expiry, if it has one, from the time of one clock to that of another: it is
-    /// as far from `to` as it was from `from`. Nobody takes that for a change.
+    /// as far from `to` as it was from `from`. That is no change.
     pub fn rebase(&mut self, table: TableIndex, key: &[u8], from: Millis, to: Millis) {
         let hash = self.hasher.hash(key);
         let Some(items) = self.tables[table.index()].as_deref_mut() else { return };

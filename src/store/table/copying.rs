@@ -1,6 +1,6 @@
 //! Copying a table as it is at one moment, while it goes on changing.
 //!
-//! The copy goes from segment to segment, a few at a step. Whoever is about to change a segment
+//! The copy goes from segment to segment, a few at a step. A change of a segment
 //! whose turn has not come copies it first, so what is copied is what the segment held when the
 //! copy began: *copy before write*, as a fork does it by pages, but without the fork's pause for
 //! the page tables and only for what is changed. While no copy is under way this costs a change

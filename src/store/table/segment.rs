@@ -190,7 +190,7 @@ impl Segment {
         loop {
             let cell = &self.cells[at & mask];
             match cell.item() {
-                // Whatever has its home before `end` lies in a run that has ended by here.
+                // Each item with its home before `end` lies in a run that has ended by here.
                 None if at >= end => break,
                 None => {}
                 Some(item) => {
