@@ -1,7 +1,7 @@
 //! The Archive: the snapshots of a node, on an arbiter of its own.
 //!
 //! It writes what the partitions copy of themselves, one partition at a time, and streams what it
-//! has to nodes whose replicas are too far behind ([`transfer`]). Nobody waits for it: a Bucket
+//! has to nodes whose replicas are too far behind ([`transfer`]). No actor waits for it: a Bucket
 //! copies as fast as pieces are written, and goes on serving in between.
 //!
 //! What others wait for is what it uses: the processors, and the disk behind which the log's syncs

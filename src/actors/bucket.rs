@@ -235,7 +235,7 @@ pub struct NodeUp(pub Hello);
 pub struct NodeDown {
     /// The node.
     pub node: NodeId,
-    /// The life that nobody listens for any more.
+    /// The life that no process listens for any more.
     pub ended: Option<Incarnation>,
     /// Whether the process closed its streams before: it is dead, beyond what a firewall can feign.
     pub dead: bool,

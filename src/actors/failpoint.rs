@@ -1,14 +1,14 @@
 //! Failpoints: named steps at which a test has a node die, as if it were killed there.
 //!
 //! They are compiled with the feature `failpoints` only. Without it a [`Failpoint`] has no size, its
-//! methods are empty and nobody looks at what is carried.
+//! methods are empty and what is carried is not looked at.
 //!
 //! The cores know nothing of them: whatever a step needs leaves or enters a core as a message
 //! or an effect, and the actors around the cores know these. So a point lies
 //! - where a message that a core made has not gone anywhere (`.begun`);
 //! - where it has been written to the socket of another node (`.sent`);
 //! - where it has come, and the core has not seen it (`.heard`);
-//! - where what it asked for is kept by a majority and nobody was told (`.logged`, `.applied`).
+//! - where what it asked for is kept by a majority and no node was told (`.logged`, `.applied`).
 //!
 //! Each actor counts on its own how often it comes by the point, so that no thread waits for
 //! another and a value that is copied at birth is all there is.
@@ -42,7 +42,7 @@ macro_rules! points {
 }
 
 points! {
-    /// The Coordinator has not asked anybody to prepare.
+    /// The Coordinator has not asked any partition to prepare.
     PrepareBegun = "prepare.begun",
     /// Another node was asked to prepare.
     PrepareSent = "prepare.sent",
@@ -58,7 +58,7 @@ points! {
     DecideSent = "decide.sent",
     /// The primary is asked to decide, and nothing is logged.
     DecideHeard = "decide.heard",
-    /// The primary's decision is durable, and nobody knows.
+    /// The primary's decision is durable, and no other partition knows.
     DecideLogged = "decide.logged",
     /// The Coordinator on another node was told of the decision.
     DecidedSent = "decided.sent",
@@ -78,7 +78,7 @@ points! {
     AppliedHeard = "applied.heard",
     /// A batch of the log is written and not synced.
     LogWritten = "log.written",
-    /// A batch of the log is synced, and nobody was told.
+    /// A batch of the log is synced, and no Bucket was told.
     LogSynced = "log.synced",
     /// A snapshot is whole and synced, and has no name.
     SnapshotWritten = "snapshot.written",
@@ -113,7 +113,7 @@ impl Point {
         commit.then_some(Point::DecidedHeard)
     }
 
-    /// What a partition has done when it wants this, before anybody is told.
+    /// What a partition has done when it wants this, before any other node is told.
     pub fn done_by_partition(effect: &partition::PartitionEffect) -> Option<Point> {
         match effect {
             partition::PartitionEffect::Coordinator(

@@ -64,7 +64,7 @@ pub struct Setup {
 
 impl Setup {
     /// The time to measure by how long something has lasted: the wall clock as the node began, and
-    /// the monotonic one from there on. Nobody sets it.
+    /// the monotonic one from there on. It is never set.
     pub fn steady(&self) -> Millis {
         self.steady_at((self.clock)().mono)
     }
@@ -653,7 +653,7 @@ impl Local {
         self.monitors.borrow_mut().push((client, feed));
     }
 
-    /// Whether anybody wants to be told what clients ask.
+    /// Whether a client wants to be told what the others ask.
     #[inline]
     pub fn is_watched(&self) -> bool {
         !self.monitors.borrow().is_empty()

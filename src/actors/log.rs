@@ -29,7 +29,7 @@ use std::task::Poll;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How often what nobody waits for is synced: the durability `interval` promises a second.
+/// How often what no client waits for is synced: the durability `interval` promises a second.
 const SYNC_EVERY: Duration = Duration::from_millis(900);
 
 /// How often old segments are looked through.
@@ -61,7 +61,7 @@ pub struct Log {
     records: Records,
     /// What is kept with the next write and what with the next sync, by Bucket.
     waiting: Vec<Waiting>,
-    /// Whether anybody waits for that sync.
+    /// Whether a Bucket waits for that sync.
     urgent: bool,
     /// The directory says that everything is synced: nothing is written any more.
     finished: bool,
@@ -268,7 +268,7 @@ impl Log {
         }
     }
 
-    /// Drops the oldest segment if nobody needs it, else has a snapshot made of whoever does once
+    /// Drops the oldest segment if no group needs it, else has a snapshot made of those that do once
     /// the log is too long.
     fn collect(&mut self, ctx: &mut Context<Self>) {
         if self.finished {
@@ -526,7 +526,7 @@ impl Link {
         self.log.do_send(Append { bucket: self.bucket, records, numbers, sync });
     }
 
-    /// Notes that durable snapshots hold everything up to these entries. Nobody waits for it.
+    /// Notes that durable snapshots hold everything up to these entries. No actor waits for it.
     pub fn cover(&self, covered: &mut Vec<(PartitionId, u64)>) {
         if covered.is_empty() {
             return;
@@ -582,7 +582,7 @@ mod tests {
         log.handle(Finish, &mut ctx);
         let finished = log.log.usage().batches;
         assert_eq!(finished, before + 2, "what had come, and the word that all is synced");
-        // Nobody is there to be told.
+        // No actor is there to be told.
         let asked = log.waiting[0].written.len();
         log.handle(append(3), &mut ctx);
         assert!(log.records.is_empty() && log.waiting[0].written.len() == asked);

@@ -290,7 +290,7 @@ impl Metrics {
         self.config.classes().iter().enumerate().map(facts).collect()
     }
 
-    /// The partitions that this node cannot serve, whoever asks it.
+    /// The partitions that this node cannot serve to any client.
     fn unserved(&self, told: &Shown) -> Vec<Unserved> {
         let why = |id: PartitionId| why_unserved(id, &self.book, told);
         let all = (0..self.config.groups()).map(PartitionId);

@@ -125,7 +125,7 @@ pub async fn start(
     let mut found = match durability.iter().any(|durability| is_logged(*durability)) {
         true => match recovery::open(&config, id, &boot, clock) {
             Err(error @ Error::Full(_)) => {
-                // Nobody is to wait at them meanwhile.
+                // No client is to wait at them meanwhile.
                 drop(doors);
                 let found = open_once_there_is_room(&config, id, birth, error).await?;
                 doors = open_all(&config, &own).await?;
@@ -157,7 +157,7 @@ pub async fn start(
         table_bytes: Arc::default(),
     };
 
-    // A disk that knows of no cluster may be in place of one that did. Whoever has no peers need not
+    // A disk that knows of no cluster may be in place of one that did. A node without peers need not
     // ask.
     let formed = found.as_ref().is_some_and(|found| found.directory.is_formed());
     let was_ready = found.as_ref().is_some_and(|found| found.directory.is_ready());
@@ -500,7 +500,7 @@ impl Node {
     /// Stops: takes no more clients, hands over what it leads if other nodes go on, lets every
     /// Session answer what it has read, closes.
     ///
-    /// Its peers may dial it to the end: that nobody listens tells them that the process is gone.
+    /// Its peers may dial it to the end: a port without a listener tells them that the process is gone.
     pub async fn stop(self, others_go_on: bool) {
         self.clients.abort();
         if others_go_on {

@@ -3,7 +3,7 @@
 //! What becomes of the link is decided in [`crate::cluster::link`]; the Peer carries. Each node dials
 //! every other. All that two nodes have to say to each other goes over the stream that the one with
 //! the smaller id has dialled: what one turn of the mailbox brought, requests, answers and messages
-//! of groups alike, leaves in one write, and whoever hears it wakes up once. Snapshots, pings and
+//! of groups alike, leaves in one write, and the other node wakes up once for it. Snapshots, pings and
 //! pongs go over the other stream: nothing waits behind the pieces of a snapshot, and a ping waits
 //! behind no batch. When either stream breaks, both are dropped with all that was queued: what a new
 //! link carries was said after the old one broke, and nothing said before is repeated.
@@ -58,7 +58,7 @@ const HANDSHAKE_MAX: Duration = Duration::from_secs(2);
 /// it, unless it leaves words unread.
 const CLOSED_THERE: &str = "it closed the stream";
 
-/// Bytes of an introduction at most: whoever dials is a stranger until then.
+/// Bytes of an introduction at most: a node that dials is a stranger until then.
 const HELLO_BYTES_MAX: usize = 64 << 10;
 
 /// Bytes of a buffer that a stream keeps when all of it is written.
@@ -271,7 +271,7 @@ impl Peer {
         }
     }
 
-    /// Ends the link because of what came on one of its streams. Nobody is lost by it before the
+    /// Ends the link because of what came on one of its streams. The node is not lost by it before the
     /// link stood, but the reason is told all the same.
     fn cut_off(&mut self, stream: StreamId, why: &str, ctx: &mut Context<Self>) {
         if let Some(from) = self.link.stranger(stream) {
@@ -630,7 +630,7 @@ impl Peer {
         }
     }
 
-    /// The replies to operations that cannot even be sent: somebody else may lead a partition with
+    /// The replies to operations that cannot even be sent: another node may lead a partition with
     /// copies soon.
     fn unreachable(&self, batch: &Batch) -> Replies {
         let mut replies = Replies::default();
@@ -704,7 +704,7 @@ impl Peer {
 
 /// Whether a batch that node `other` was asked for need not wait for it any more: whatever it writes
 /// is led elsewhere by now, so what `other` proposed of it before is in the log of its successors or
-/// nowhere. A partition without copies has nobody else to ask.
+/// nowhere. A partition without copies has no other node to ask.
 fn is_settled(batch: &Batch, other: NodeId, book: &Book) -> bool {
     batch.heads().all(|head| {
         let elsewhere = book.leader(head.partition) != other;
@@ -716,7 +716,7 @@ fn reads(code: OpCode) -> bool {
     Redis::access(code) == Access::Read
 }
 
-/// A number that nobody can foresee.
+/// A number that a stranger cannot foresee.
 fn nonce() -> u64 {
     // The keys of the standard library's hasher come from the system's random numbers.
     RandomState::new().build_hasher().finish()
@@ -946,7 +946,7 @@ pub async fn accept(listener: TcpListener, book: Arc<Book>) {
     }
 }
 
-/// Receives a stream that somebody dialled: a node introduces itself, anybody else is shown out.
+/// Receives a stream that was dialled: a node introduces itself, anything else is shown out.
 async fn receive(mut stream: TcpStream, from: String, book: Arc<Book>) -> Result<(), String> {
     let refused = |why: &str| Err(format!("refused {from}: {why}"));
     match timeout(HANDSHAKE_MAX, listen_to(&mut stream)).await {
@@ -1016,7 +1016,7 @@ async fn read(
 }
 
 /// Passes on the words of the handshake until the link stands. What comes after them is not read
-/// before that, and nobody but a node of the cluster is listened to for longer than a word.
+/// before that, and only a node of the cluster is listened to for longer than a word.
 async fn shake_hands(
     reader: &mut OwnedReadHalf,
     buffer: &mut Vec<u8>,

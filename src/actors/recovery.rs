@@ -166,7 +166,7 @@ pub fn go_on_alone(
     if accepted && !all.is_empty() {
         found.log.write(&records)?;
         found.log.sync()?;
-        // Nobody is left who could verify them.
+        // No node is left that could verify them.
         let suspects = found.directory.suspects();
         let trusted = all.iter().map(|one| one.id).filter(|id| suspects.contains(id));
         let trusted: Vec<PartitionId> = trusted.collect();
@@ -440,7 +440,7 @@ pub fn setup(
     hasher: KeyHasher,
 ) -> Setup {
     let replicas = placement.replicas(id);
-    // A sole replica has promised nothing that anybody else relies on.
+    // A sole replica has promised nothing that another node relies on.
     let generation = if replicas.len() == 1 { 1 } else { generation };
     let voters = replicas.iter().map(|node| ReplicaId::new(*node, 1)).collect();
     let seed = [life.0, u64::from(node.0), u64::from(id.0)].map(u64::to_le_bytes).concat();

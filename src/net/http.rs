@@ -2,7 +2,7 @@
 //!
 //! The handlers know no actor: they put an [`Ask`] into a queue and await its answer.
 //!
-//! Whoever connects is a stranger: connections are counted, one that does not say what it wants is
+//! A client is a stranger: connections are counted, one that does not say what it wants is
 //! closed, and sooner if another one needs its place. (`axum::serve` has no such limits, so the
 //! connections are hyper's.)
 
@@ -359,7 +359,7 @@ mod tests {
 
     #[test]
     fn there_is_a_limit_to_connections_that_are_being_answered() {
-        // This node answers nobody, so whoever asks stays.
+        // This node answers no client, so one that asks stays.
         let mut waiting = Vec::new();
         let (told, mut asked) = mpsc::unbounded_channel();
         with_node(

@@ -6,7 +6,7 @@
 //! that the server, not the generator, is what gets measured. Where generator and server share
 //! cores, every cycle saved here is one the server can use.
 //!
-//! A closed loop flatters a server that stalls: while it stalls nobody asks, and a second without
+//! A closed loop flatters a server that stalls: while it stalls no connection asks, and a second without
 //! service counts as one slow reply a connection, not as the thousands that would have been asked
 //! in it. So read the latencies together with the replies of each second.
 //!

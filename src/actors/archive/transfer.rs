@@ -41,7 +41,7 @@ const RATE: u64 = 64 << 20;
 /// A transfer of which nothing is heard is offered again after this time.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// And given up after this time: whoever is back later gets the snapshot of then.
+/// And given up after this time: a node that is back later gets the snapshot of then.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
 
 /// After a transfer that failed, the next one waits for so long.

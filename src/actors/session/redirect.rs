@@ -1,6 +1,6 @@
 //! Operations that met a node which does not lead their partition (any more, or yet).
 //!
-//! They were not executed, so they may be asked of whoever leads; while nobody does they wait,
+//! They were not executed, so they may be asked of the leader; while there is none they wait,
 //! bounded by [`Limits::failover_wait`](crate::config::Limits). Operations on one partition go
 //! together and in order, as they came.
 
@@ -17,10 +17,10 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
-/// How long nobody is asked after somebody was who does not lead.
+/// How long to wait after a node was asked that does not lead.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Has operations that met a node that does not lead executed by whoever leads. Returns the batch's replies without any from a
+/// Has operations that met a node that does not lead executed by the leader. Returns the batch's replies without any from a
 /// node that does not lead; what its leaders left is left.
 ///
 /// # Errors

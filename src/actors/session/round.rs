@@ -264,7 +264,7 @@ impl Session {
             batch.clear();
             walk.take(self.ask_one(destination).await?);
             self.recycle();
-            // Tasks that keep waking each other are run dozens of times before anybody looks at
+            // Tasks that keep waking each other are run dozens of times before the arbiter looks at
             // the sockets; one that yields waits for that look.
             tokio::task::yield_now().await;
         }

@@ -37,7 +37,7 @@ impl Default for Limits {
 }
 
 /// Why a client's bytes are no requests. It is answered, and the connection closed: where the next
-/// request would begin is anybody's guess.
+/// request would begin cannot be known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProtocolError {
     /// The number behind `*` is none, or too great.
