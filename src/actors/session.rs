@@ -1,26 +1,26 @@
 //! A Session: one client's connection, as a task on a Bucket's arbiter.
 //!
 //! All that one read brought is parsed where it lies, grouped by who serves it, and sent as one
-//! message to each; their replies leave in one write, in the order of the requests ([`round`]).
-//! Transactions among them are under way together, and with the operations beside them, as far as
-//! they have no keys in common ([`flight`]). Commands about more than keys wait for the replies of
-//! those before them and hold back those after them. So a connection's commands take effect in the
-//! order it sent them.
+//! message to each; their replies leave in one write, in the order of the requests. Transactions among
+//! them are under way together, and with the operations beside them, as far as they have no keys in
+//! common ([`flight`]). Commands about more than keys wait for the replies of those before them and
+//! hold back those after them. So a connection's commands take effect in the order it sent them.
 
+mod ask;
 mod flight;
 mod node_query;
+mod outcome;
 mod outlet;
 mod redirect;
-mod round;
 mod transaction;
 
-use self::flight::{Finish, Spread, TRANSACTIONS_MAX};
+use self::flight::{Away, Begun, Finish, HELD_BYTES_MAX, Sink, Spread, TRANSACTIONS_MAX};
 use self::outlet::Outlet;
 use self::transaction::{control_transaction, enqueue, forget_watched, waits_for_exec};
 use crate::actors::local::{Entry, Local};
+use crate::batch::Batch;
+use crate::batch::flight::Flight;
 use crate::batch::machine::Scope;
-use crate::batch::round::Among;
-use crate::batch::{Batch, Replies};
 use crate::cluster::barrier::Standing;
 use crate::command;
 use crate::command::argv::{Argv, ArgvBuf};
@@ -66,15 +66,6 @@ const READ_SOME: Duration = Duration::from_secs(5);
 /// A reply buffer that has grown beyond this is given back.
 const KEEP_BYTES_MAX: usize = 1 << 20;
 
-/// In [`Gathered::order`]: the Session answers itself.
-const OWN: u16 = MUTE - 1;
-
-/// In [`Gathered::order`]: a transaction.
-const SPREAD: u16 = MUTE - 2;
-
-/// In [`Gathered::order`], as a bit: the client does not want the reply.
-const MUTE: u16 = 1 << 15;
-
 /// Serves a client until it leaves.
 pub async fn serve(stream: TcpStream, id: u64, local: Rc<Local>) {
     local.counters.borrow_mut().connections_opened += 1;
@@ -118,6 +109,10 @@ struct Session {
     input: Vec<u8>,
     requests: Requests,
     gathered: Gathered,
+    /// The batch that is away of each destination.
+    away: Vec<Away>,
+    /// Transactions that are under way.
+    begun: Vec<Begun>,
     out: Vec<u8>,
     /// Walks so far: no two throw the same dice.
     walks: u64,
@@ -134,27 +129,10 @@ struct State {
 }
 
 /// Requests that are served together.
-#[derive(Default)]
 struct Gathered {
-    /// What each destination of the book is asked.
-    shares: Vec<Share>,
-    /// Whose reply comes next: a destination, [`SPREAD`] or [`OWN`].
-    order: Vec<u16>,
-    /// The transactions.
-    spreads: Vec<Spread>,
-    own: Replies,
-}
-
-#[derive(Default)]
-struct Share {
-    batch: Batch,
-    replies: Replies,
-    /// Replies that were taken already.
-    taken: usize,
-    /// What the operations that are asked for again were left among.
-    among: Option<Among>,
-    /// How long the batch took, from when it was answered until that is noted.
-    took: Option<Duration>,
+    flight: Flight,
+    /// The transactions among them, until they are begun.
+    spreads: Vec<Option<Spread>>,
 }
 
 /// What comes after the requests gathered.
@@ -190,7 +168,8 @@ impl Session {
         entry: Rc<Entry>,
     ) -> Session {
         let limits = node_query::limits(&local);
-        let shares = (0..local.book.destinations()).map(|_| Share::default()).collect();
+        let destinations = local.book.destinations();
+        let flight = Flight::new(destinations, HELD_BYTES_MAX);
         Session {
             stream,
             outlet,
@@ -206,7 +185,9 @@ impl Session {
             limits,
             input: Vec::with_capacity(READ_BYTES),
             requests: Requests::new(),
-            gathered: Gathered { shares, ..Gathered::default() },
+            gathered: Gathered { flight, spreads: Vec::new() },
+            away: (0..destinations).map(|_| Away::No).collect(),
+            begun: Vec::new(),
             out: Vec::new(),
             walks: 0,
         }
@@ -219,7 +200,7 @@ impl Session {
                     return Ok(());
                 }
                 let next = self.gather();
-                self.flush().await?;
+                self.fly(Sink::Client).await?;
                 match next {
                     Next::Flush => continue,
                     Next::Read => break,
@@ -304,8 +285,8 @@ impl Session {
                 Ok(Some(argv)) => argv,
                 Ok(None) => break,
                 Err(error) => {
-                    let own = &mut self.gathered.own;
-                    Reply::new(&mut own.bytes, false).error_bytes(&error.reply_text());
+                    let own = self.gathered.flight.own();
+                    Reply::new(own, false).error_bytes(&error.reply_text());
                     answered(&self.local, None, &mut self.gathered);
                     next = Next::Close;
                     break;
@@ -325,14 +306,13 @@ impl Session {
                 next = waits;
                 break;
             }
-            if self.mute
-                && let Some(last) = self.gathered.order.last_mut()
-            {
-                *last |= MUTE;
+            let flight = &mut self.gathered.flight;
+            if self.mute {
+                flight.mute_last();
             }
-            if self.gathered.order.len() >= pipeline
+            if flight.len() >= pipeline
                 || bytes >= GATHER_BYTES_MAX
-                || self.gathered.spreads.len() >= TRANSACTIONS_MAX
+                || flight.spreads() >= TRANSACTIONS_MAX
             {
                 next = Next::Flush;
                 break;
@@ -405,11 +385,11 @@ fn request(
     local: &Local,
     gathered: &mut Gathered,
 ) -> Option<Next> {
-    let mut reply = Reply::new(&mut gathered.own.bytes, state.client.resp3);
+    let mut reply = Reply::new(gathered.flight.own(), state.client.resp3);
     let Some(spec) = command::resolve(argv, &mut reply) else {
         if command::is_http(argv) {
             local.warn_of_http(&state.client);
-            gathered.own.retract();
+            gathered.flight.retract_own();
             return Some(Next::Close);
         }
         spec::lookup(argv.name()).into_iter().for_each(|spec| local.reject(spec));
@@ -515,8 +495,7 @@ fn request(
         },
     };
     let destination = local.route(one.partition);
-    gathered.shares[usize::from(destination)].batch.push(one, argv.from(1));
-    gathered.order.push(destination);
+    gathered.flight.op(destination, one, argv.from(1));
     let mut counters = local.counters.borrow_mut();
     match spec.flags & WRITE != 0 {
         true => counters.writes += 1,
@@ -533,8 +512,8 @@ fn said(argv: Argv<'_>) -> Vec<Vec<u8>> {
 impl Gathered {
     /// Gathers a transaction.
     fn spread(&mut self, spread: Spread) {
-        self.spreads.push(spread);
-        self.order.push(SPREAD);
+        self.spreads.push(Some(spread));
+        self.flight.spread();
     }
 }
 
@@ -551,10 +530,7 @@ fn place<'a>(client: &Client, local: &'a Local) -> Placing<'a> {
 
 /// Ends a reply that the Session gave itself; `spec` if it is that of a command that was begun.
 fn answered(local: &Local, spec: Option<&'static Spec>, gathered: &mut Gathered) -> Option<Next> {
-    let own = &mut gathered.own;
-    own.end();
-    local.note_reply(spec, own.get(own.len() - 1));
-    gathered.order.push(OWN);
+    local.note_reply(spec, gathered.flight.end_own());
     None
 }
 

@@ -3,8 +3,8 @@
 //! What was executed is answered and never asked for again. Three places put replies together:
 //!
 //! - A node whose Buckets share a batch of another node gathers their replies: [`spread`], [`gather`].
-//! - A Session asks for what was left once it has taken what was answered: [`Among`].
 //! - A Session asks other leaders for what met a node that does not lead: [`Redirect`].
+//! - A Session asks for what was left once more: [`Flight`](super::flight::Flight).
 
 use crate::batch::machine::{Machine, too_long};
 use crate::batch::{Batch, Op, OpHead, Part, Replies};
@@ -45,58 +45,6 @@ pub fn gather<M: Machine>(
 /// Answers an operation whose reply is too long to be given.
 pub fn refuse_long<M: Machine>(head: OpHead, reply: &mut Vec<u8>) {
     M::refuse(&too_long::<M>(head), reply);
-}
-
-/// A batch of which some operations were left, and what became of the others, while those are asked
-/// for again.
-#[derive(Debug)]
-pub struct Among {
-    batch: Batch,
-    replies: Replies,
-    /// The first operation whose reply is not taken.
-    from: usize,
-    asked: Vec<u32>,
-}
-
-impl Among {
-    /// Makes `batch` one of the operations that were left, from the first on whose reply is not
-    /// taken. While more than `held_max` bytes of replies wait for those before them, it has only
-    /// the operations that they wait for. None if it is the end of the batch alone.
-    pub fn ask_again(
-        batch: &mut Batch,
-        replies: &mut Replies,
-        from: usize,
-        held_max: usize,
-    ) -> Option<Among> {
-        let (whole, replies) = (std::mem::take(batch), std::mem::take(replies));
-        let held = replies.bytes.len() - replies.start(from);
-        let mut asked = Vec::new();
-        for index in from..whole.len() {
-            match replies.part(index) {
-                Part::Left => asked.push(index as u32),
-                _ if held > held_max => break,
-                _ => {}
-            }
-        }
-        asked.iter().for_each(|index| batch.push_op(&whole.op(*index as usize)));
-        let is_end = asked.len() == whole.len() - from;
-        (!is_end).then_some(Among { batch: whole, replies, from, asked })
-    }
-
-    /// Puts the replies to what was asked for again back to where it was left.
-    pub fn put_back<M: Machine>(self, batch: &mut Batch, replies: &mut Replies) {
-        let Among { batch: whole, replies: earlier, from, asked } = self;
-        let again = std::mem::take(replies);
-        let parts = (from..whole.len()).map(|index| match asked.binary_search(&(index as u32)) {
-            Ok(place) => again.part(place),
-            Err(_) => earlier.part(index),
-        });
-        *replies = Replies::gather(parts, |place, reply| {
-            refuse_long::<M>(whole.head(from + place), reply);
-        });
-        batch.clear();
-        (from..whole.len()).for_each(|index| batch.push_op(&whole.op(index)));
-    }
 }
 
 /// What a leader made of an operation that met a node that does not lead.

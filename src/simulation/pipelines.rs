@@ -1,7 +1,6 @@
 //! Clients that send many commands at once, to any node.
 //!
-//! Where each is on one key, its Session may serve them in one order; where there are transactions among
-//! them, and at times where there are none, a [`Flight`] has as many under way at once as may be.
+//! Their Session's [`Flight`] has as many under way at once as may be: all, if each is on one key.
 //!
 //! The node's Session asks its own Buckets, and each other node once for all of that node's Buckets,
 //! which divide the batch among them. Replies are short of room, so that much is left and asked for
@@ -14,8 +13,8 @@ use super::world::{DATA, World, partition_of};
 use crate::batch::flight::{Flight, known_as};
 use crate::batch::machine::Machine;
 use crate::batch::refusal::Refusal;
-use crate::batch::round::{self, Among, Redirect};
-use crate::batch::{Batch, Op, OpCode, Part, Replies};
+use crate::batch::round::{self, Redirect};
+use crate::batch::{Batch, Op, OpCode, Replies};
 use crate::ids::{PartitionId, TableIndex};
 use crate::store::tables::Access;
 use std::collections::{BTreeMap, BTreeSet};
@@ -51,13 +50,11 @@ pub(super) struct Split {
     done: BTreeMap<usize, Replies>,
 }
 
-/// What a Session asks of one destination.
+/// What is away of one destination.
 #[derive(Debug, Default)]
 struct Share {
     batch: Batch,
     replies: Replies,
-    taken: usize,
-    among: Option<Among>,
     redirect: Option<Redirect>,
     turns: usize,
 }
@@ -78,69 +75,39 @@ pub(super) struct Pipeline {
     node: usize,
     pub(super) requests: Vec<usize>,
     shares: Vec<Share>,
-    /// The destination of each request.
-    order: Vec<usize>,
-    answered: usize,
+    /// The places of the transactions.
+    spreads: Vec<usize>,
     waiting: BTreeMap<Exchange, Asked>,
+    /// None once all is answered, or its node has died.
     flight: Option<Flight>,
 }
 
 impl World {
-    /// A client sends a node these commands at once. Only if they fly they may name two keys.
-    pub(super) fn ask_together(
-        &mut self,
-        node: usize,
-        asked: &[(Vec<usize>, OpCode)],
-        flies: bool,
-    ) {
-        let destinations = NODES_AND_BUCKETS;
-        let mut pipeline = Pipeline {
-            node,
-            requests: Vec::new(),
-            shares: (0..destinations).map(|_| Share::default()).collect(),
-            order: Vec::new(),
-            answered: 0,
-            waiting: BTreeMap::new(),
-            flight: None,
-        };
-        for (keys, code) in asked {
+    /// A client sends a node these commands at once.
+    pub(super) fn ask_together(&mut self, node: usize, asked: &[(Vec<usize>, OpCode)]) {
+        let mut flight = Flight::new(NODES_AND_BUCKETS, self.reply_bytes());
+        let (mut requests, mut spreads) = (Vec::new(), Vec::new());
+        for (place, (keys, code)) in asked.iter().enumerate() {
             let tag = self.requests.len();
             self.requests.push(Request::begun(tag as u32, keys.clone(), *code, self.step, node));
-            pipeline.requests.push(tag);
+            requests.push(tag);
             if keys.len() > 1 {
-                pipeline.order.push(SPREAD);
+                flight.spread();
+                spreads.push(place);
                 continue;
             }
-            let destination = self.route(node, partition_of(keys[0]));
-            let op = batch(*code, partition_of(keys[0]), keys, tag as u32);
-            pipeline.shares[destination].batch.push_op(&op.op(0));
-            pipeline.order.push(destination);
+            let lane = self.route(node, partition_of(keys[0]));
+            flight.ops(lane as u16, &batch(*code, partition_of(keys[0]), keys, tag as u32));
         }
-        if flies {
-            let lanes = pipeline.shares.iter_mut().map(|share| std::mem::take(&mut share.batch));
-            let mut flight = Flight::new(lanes, self.reply_bytes());
-            for (destination, (keys, _)) in pipeline.order.iter().zip(asked) {
-                match *destination {
-                    SPREAD => {
-                        let known = |key: &usize| {
-                            known_as(hasher(), TableIndex::default(), &key_name(*key))
-                        };
-                        flight.spread(keys.iter().map(known), false);
-                    }
-                    lane => flight.op::<Lists>(lane as u16, hasher(), false),
-                }
-            }
-            pipeline.flight = Some(flight);
-        }
-        self.pipelines.push(pipeline);
-        self.serve(self.pipelines.len() - 1);
-    }
-
-    fn serve(&mut self, number: usize) {
-        match self.pipelines[number].flight.is_some() {
-            true => self.fly(number),
-            false => self.go_through(number),
-        }
+        flight.seal::<Lists>(hasher(), |number, named| {
+            let (keys, _) = &asked[spreads[number]];
+            let known = |key: &usize| known_as(hasher(), TableIndex::default(), &key_name(*key));
+            named.extend(keys.iter().map(known));
+        });
+        let shares = (0..NODES_AND_BUCKETS).map(|_| Share::default()).collect();
+        let (flight, waiting) = (Some(flight), BTreeMap::new());
+        self.pipelines.push(Pipeline { node, requests, shares, spreads, waiting, flight });
+        self.fly(self.pipelines.len() - 1);
     }
 
     /// Starts what may start, and takes the replies whose turn it is, until nothing is left to be done
@@ -152,21 +119,20 @@ impl World {
             let mut replies = Vec::new();
             flight.collect(|place, reply, _| replies.push((place, reply.to_vec())));
             let begun = flight.start();
-            let batches = (0..flight.lanes()).filter_map(|lane| Some((lane, flight.send(lane)?)));
+            let batches = (0..flight.lanes()).filter_map(|lane| Some((lane, flight.send(lane)?.0)));
             let batches: Vec<_> = batches.collect();
             let is_idle = replies.is_empty() && begun.is_empty() && batches.is_empty();
-            if flight.is_over() {
-                pipeline.answered = pipeline.order.len();
-            }
+            let is_over = flight.is_over();
             for (place, reply) in replies {
                 // A transaction's client was told when it ended.
-                if self.pipelines[number].order[place] != SPREAD {
+                if !self.pipelines[number].spreads.contains(&place) {
                     let request = self.pipelines[number].requests[place];
                     self.on_reply(request, &reply);
                 }
             }
-            for place in begun {
-                let request = self.pipelines[number].requests[place as usize];
+            for spread in begun {
+                let place = self.pipelines[number].spreads[spread as usize];
+                let request = self.pipelines[number].requests[place];
                 let Request { keys, code, tag, node, .. } = &self.requests[request];
                 let (work, node) = (work_of(keys, *code, *tag, &[]), *node);
                 let begin = Message::Begin(request, work);
@@ -176,10 +142,11 @@ impl World {
                 self.pipelines[number].shares[lane].batch = batch.clone();
                 self.ask_destination(number, lane, lane, batch, None);
             }
+            if is_over {
+                self.pipelines[number].flight = None;
+                self.look_at_order(number);
+            }
             if is_idle {
-                if self.pipelines[number].answered == self.pipelines[number].order.len() {
-                    self.look_at_order(number);
-                }
                 return;
             }
         }
@@ -187,11 +154,13 @@ impl World {
 
     /// A transaction has ended; it may be one of a client that has sent others with it.
     pub(super) fn on_flown(&mut self, request: usize) {
-        let place = |pipeline: &Pipeline| pipeline.requests.iter().position(|one| *one == request);
-        let found = self.pipelines.iter().enumerate().find_map(|(n, one)| Some((n, place(one)?)));
-        let Some((number, place)) = found else { return };
+        let spread = |pipeline: &Pipeline| {
+            pipeline.spreads.iter().position(|place| pipeline.requests[*place] == request)
+        };
+        let found = self.pipelines.iter().enumerate().find_map(|(n, one)| Some((n, spread(one)?)));
+        let Some((number, spread)) = found else { return };
         if let Some(flight) = &mut self.pipelines[number].flight {
-            flight.answer(place as u32, b"");
+            flight.end(spread as u32, Vec::new());
             self.fly(number);
         }
     }
@@ -224,55 +193,6 @@ impl World {
         match (self.leader(node, id), self.home(node, id)) {
             (leader, Actor::Bucket(_, bucket)) if leader == node => DATA + bucket,
             (leader, _) => leader,
-        }
-    }
-
-    /// Takes what is answered, and asks for what is next.
-    fn go_through(&mut self, number: usize) {
-        loop {
-            let pipeline = &mut self.pipelines[number];
-            pipeline.shares.iter_mut().for_each(Share::put_back);
-            let mut replies = Vec::new();
-            while let Some(&destination) = pipeline.order.get(pipeline.answered) {
-                let share = &mut pipeline.shares[destination];
-                let Part::Answered(reply) = share.replies.part(share.taken) else { break };
-                replies.push((pipeline.requests[pipeline.answered], reply.to_vec()));
-                share.taken += 1;
-                pipeline.answered += 1;
-            }
-            let is_over = pipeline.answered == pipeline.order.len();
-            for (request, reply) in replies {
-                self.on_reply(request, &reply);
-            }
-            if is_over {
-                self.look_at_order(number);
-                return;
-            }
-            self.ask_shares(number);
-            if !self.pipelines[number].waiting.is_empty() {
-                return;
-            }
-        }
-    }
-
-    /// Asks every destination whose next operation is unanswered.
-    fn ask_shares(&mut self, number: usize) {
-        for destination in 0..self.pipelines[number].shares.len() {
-            let room = self.reply_bytes();
-            let share = &mut self.pipelines[number].shares[destination];
-            let is_next = matches!(share.replies.part(share.taken), Part::Answered(_));
-            if share.taken == share.batch.len() || is_next {
-                continue;
-            }
-            if !share.replies.is_empty() {
-                self.counts[0] += 1;
-                let from = std::mem::take(&mut share.taken);
-                let (batch, replies) = (&mut share.batch, &mut share.replies);
-                share.among = Among::ask_again(batch, replies, from, room);
-            }
-            share.taken = 0;
-            let batch = share.batch.clone();
-            self.ask_destination(number, destination, destination, batch, None);
         }
     }
 
@@ -373,17 +293,10 @@ impl World {
             (Some(indices), Some(redirect)) => redirect.take(&indices, &replies),
             _ => share.replies = replies,
         }
-        if pipeline.flight.is_some() {
-            let destination = asked.destination;
-            let is_awaited = |asked: &Asked| asked.destination == destination;
-            if !pipeline.waiting.values().any(is_awaited) {
-                self.land(number, destination);
-            }
-        } else if pipeline.waiting.is_empty() {
-            self.settle_redirect(number);
-            if self.pipelines[number].waiting.is_empty() {
-                self.go_through(number);
-            }
+        let destination = asked.destination;
+        let is_awaited = |asked: &Asked| asked.destination == destination;
+        if !pipeline.waiting.values().any(is_awaited) {
+            self.land(number, destination);
         }
     }
 
@@ -394,23 +307,17 @@ impl World {
         if pipeline.waiting.values().any(|asked| asked.destination == lane) {
             return;
         }
-        let replies = std::mem::take(&mut pipeline.shares[lane].replies);
-        if !replies.left.is_empty() {
-            self.counts[0] += 1;
-        }
+        let share = &mut pipeline.shares[lane];
+        let (batch, replies) =
+            (std::mem::take(&mut share.batch), std::mem::take(&mut share.replies));
         if let Some(flight) = &mut pipeline.flight {
-            flight.take_back(lane, &replies);
+            let is_left = flight.take_back(lane, batch, replies);
+            self.counts[0] += u64::from(is_left);
             self.fly(number);
         }
     }
 
     /// Asks again for what was asked of a node that does not lead it.
-    fn settle_redirect(&mut self, number: usize) {
-        for destination in 0..self.pipelines[number].shares.len() {
-            self.settle_share(number, destination);
-        }
-    }
-
     fn settle_share(&mut self, number: usize, destination: usize) {
         let node = self.pipelines[number].node;
         let share = &mut self.pipelines[number].shares[destination];
@@ -460,11 +367,10 @@ impl World {
     pub(super) fn end_sessions(&mut self, node: usize) {
         for number in 0..self.pipelines.len() {
             let pipeline = &mut self.pipelines[number];
-            if pipeline.node != node || pipeline.answered == pipeline.order.len() {
+            if pipeline.node != node || pipeline.flight.take().is_none() {
                 continue;
             }
             pipeline.waiting.clear();
-            pipeline.flight = None;
             for request in self.pipelines[number].requests.clone() {
                 self.end(request, Outcome::Unknown);
             }
@@ -472,17 +378,5 @@ impl World {
     }
 }
 
-/// In the place of a destination: a transaction.
-const SPREAD: usize = usize::MAX;
-
 /// Destinations: the nodes with partitions, then the Buckets of the Session's own node.
 const NODES_AND_BUCKETS: usize = DATA + 3;
-
-impl Share {
-    /// Puts what was asked for again back to where it was left.
-    fn put_back(&mut self) {
-        if let Some(among) = self.among.take() {
-            among.put_back::<Lists>(&mut self.batch, &mut self.replies);
-        }
-    }
-}

@@ -185,17 +185,17 @@ impl World {
     fn ask_many(&mut self) {
         let node = self.rng.roll(NODES);
         let count = 2 + self.rng.roll(11);
-        let flies = self.clock_rng.one_in(2);
+        let has_spreads = self.clock_rng.one_in(2);
         let asked = (0..count).map(|_| {
             let code = [READ, APPEND, APPEND, APPEND_IF_EVEN][self.rng.roll(4)];
             let mut keys = vec![self.rng.roll(KEYS)];
-            if flies && code != APPEND_IF_EVEN && self.clock_rng.one_in(4) {
+            if has_spreads && code != APPEND_IF_EVEN && self.clock_rng.one_in(4) {
                 keys.push((keys[0] + 1 + self.clock_rng.roll(KEYS - 1)) % KEYS);
             }
             (keys, code)
         });
         let asked: Vec<_> = asked.collect();
-        self.ask_together(node, &asked, flies);
+        self.ask_together(node, &asked);
     }
 
     fn ask(&mut self) {

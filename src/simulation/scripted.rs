@@ -404,7 +404,7 @@ pub(super) fn a_pipeline_waits_through_a_vain_transfer() -> Result<(), String> {
     run.ask(&BOTH, APPEND, COORDINATOR);
     run.until(SOON_MS, |run| run.is_locked(1, id))?;
     run.hold(Actor::Coordinator(COORDINATOR), leader);
-    run.world.ask_together(1, &[(vec![1], APPEND), (vec![1], APPEND)], false);
+    run.world.ask_together(1, &[(vec![1], APPEND), (vec![1], APPEND)]);
     run.pass_time(MOMENT_MS);
     run.hold(grants.0, grants.1);
     run.world.slow.remove(&(Actor::Coordinator(COORDINATOR), leader));

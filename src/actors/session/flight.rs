@@ -1,17 +1,16 @@
-//! Requests gathered together with transactions among them: as many under way at once as may be.
+//! The serving loop: what was gathered leaves, is waited for, and is answered.
 //!
-//! A [`Flight`] decides what may leave; here it leaves, one batch at a destination, and transactions that
-//! start together are begun with one message. Replies leave in order, in one write if that does not
-//! keep the client waiting.
+//! A [`Flight`](crate::batch::flight::Flight) decides what may leave and which reply is the next; here
+//! it leaves, one batch at a destination, and transactions that start together are begun with one
+//! message. Replies leave in order, in one write if that does not keep the client waiting.
 
-use super::round::landed;
+use super::outcome::{landed, stopping};
 use super::transaction::{conclude, conclude_exec};
-use super::{Gathered, MUTE, OWN, SPREAD, Session};
-use crate::actors::bucket::{Answer, Execute, Serve};
+use super::{Gathered, KEEP_BYTES_MAX, READ_BYTES, Session, redirect};
+use crate::actors::bucket::{Answer, Execute, Outcome, Serve};
 use crate::actors::coordinator::{Begin, Start};
-use crate::actors::local::{Entry as Register, Local};
-use crate::actors::submission::{Served, Submitted};
-use crate::batch::flight::{Flight, known_as, op_keys};
+use crate::actors::submission::Submitted;
+use crate::batch::flight::{known_as, op_keys};
 use crate::batch::machine::{Machine, Scope};
 use crate::batch::{Batch, Replies};
 use crate::command::Redis;
@@ -21,11 +20,9 @@ use crate::command::spec::Spec;
 use crate::command::transaction::{Counts, Script, Step};
 use crate::store::tables::KeyHasher;
 use crate::txn::protocol::{Ended, Granule, Work};
-use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -98,48 +95,36 @@ fn work_keys(work: &Work, hasher: KeyHasher, keys: &mut Vec<u64>) {
     }
 }
 
-type Away = Pin<Box<dyn Future<Output = io::Result<Back>>>>;
-
-/// A batch that came back.
-struct Back {
-    batch: Batch,
-    replies: Replies,
-    took: Duration,
+/// Where replies go.
+pub(super) enum Sink<'a> {
+    /// To the client.
+    Client,
+    /// Here, each with its place in the order.
+    Kept(&'a mut dyn FnMut(usize, &[u8])),
 }
+
+/// A batch that is away.
+#[derive(Default)]
+pub(super) enum Away {
+    #[default]
+    No,
+    /// In the submission queue of this arbiter.
+    Submitted,
+    /// Asked of another arbiter or node, and since when.
+    Asked(oneshot::Receiver<Outcome>, Instant),
+    /// Some of it met a node that does not lead, and is asked of others; and how long the batch
+    /// itself took.
+    Redirected(Redirected, Duration),
+}
+
+type Redirected = Pin<Box<dyn Future<Output = io::Result<(Batch, Replies)>>>>;
 
 /// A transaction that is under way.
-struct Begun {
-    command: u32,
+pub(super) struct Begun {
+    number: u32,
+    spread: Finished,
     at: Instant,
     ended: oneshot::Receiver<Ended>,
-}
-
-/// What has come about.
-enum Event {
-    Back(usize, Back),
-    Ended(Begun, Ended),
-}
-
-impl Event {
-    /// Whether something was left, to be asked for again.
-    fn leaves(&self) -> bool {
-        match self {
-            Event::Back(_, back) => {
-                back.replies.len() < back.batch.len() || !back.replies.left.is_empty()
-            }
-            Event::Ended(..) => false,
-        }
-    }
-}
-
-/// Commands that are served together, and what is under way of them.
-struct Serving {
-    flight: Flight,
-    /// The batch that is away of each destination.
-    away: Vec<Option<Away>>,
-    /// The transactions, by their place in the order.
-    spreads: BTreeMap<u32, (Option<Work>, Finished)>,
-    begun: Vec<Begun>,
 }
 
 /// What is left of a [`Spread`] without its work.
@@ -150,161 +135,53 @@ struct Finished {
     resp3: bool,
 }
 
-impl Serving {
-    fn new(gathered: &mut Gathered, hasher: KeyHasher) -> Serving {
-        let lanes = gathered.shares.iter_mut().map(|share| std::mem::take(&mut share.batch));
-        let mut flight = Flight::new(lanes, HELD_BYTES_MAX);
-        let mut own = 0;
-        let mut spreads = BTreeMap::new();
-        let mut gathered_spreads = gathered.spreads.drain(..);
-        let mut keys = Vec::new();
-        for (place, turn) in gathered.order.iter().enumerate() {
-            let mute = turn & MUTE != 0;
-            match turn & !MUTE {
-                OWN => {
-                    flight.own(gathered.own.get(own), mute);
-                    own += 1;
-                }
-                SPREAD => {
-                    let Some(spread) = gathered_spreads.next() else { continue };
-                    let Spread { work, finish, spec, said, resp3 } = spread;
-                    work_keys(&work, hasher, &mut keys);
-                    flight.spread(keys.drain(..), mute);
-                    let finished = Finished { finish, spec, said, resp3 };
-                    spreads.insert(place as u32, (Some(work), finished));
-                }
-                lane => flight.op::<Redis>(lane, hasher, mute),
-            }
-        }
-        let away = (0..flight.lanes()).map(|_| None).collect();
-        Serving { flight, away, spreads, begun: Vec::new() }
-    }
-
-    /// Starts whatever may start.
-    fn start(&mut self, local: &Rc<Local>, register: &Rc<Register>) {
-        let at = Instant::now();
-        let mut starts = Vec::new();
-        for command in self.flight.start() {
-            let work = self.spreads.get_mut(&command).and_then(|(work, _)| work.take());
-            let Some(work) = work else { continue };
-            let (told, ended) = oneshot::channel();
-            starts.push(Start { work, ended: told });
-            self.begun.push(Begun { command, at, ended });
-        }
-        if !starts.is_empty() {
-            local.counters.borrow_mut().transactions += starts.len() as u64;
-            local.book.coordinator.do_send(Begin(starts));
-        }
-        for (lane, away) in self.away.iter_mut().enumerate() {
-            if let Some(batch) = self.flight.send(lane) {
-                *away = Some(Box::pin(execute(lane, batch, local.clone(), register.clone())));
-            }
-        }
-    }
-
-    /// Waits until something has come about.
-    async fn wait(&mut self) -> io::Result<Vec<Event>> {
-        poll_fn(|context| {
-            let mut events = Vec::new();
-            self.poll(context, &mut events)?;
-            match events.is_empty() {
-                true => Poll::Pending,
-                false => Poll::Ready(Ok(events)),
-            }
-        })
-        .await
-    }
-
-    fn poll(&mut self, context: &mut Context<'_>, events: &mut Vec<Event>) -> io::Result<()> {
-        for (lane, place) in self.away.iter_mut().enumerate() {
-            let Some(away) = place else { continue };
-            if let Poll::Ready(back) = away.as_mut().poll(context) {
-                *place = None;
-                events.push(Event::Back(lane, back?));
-            }
-        }
-        let mut index = 0;
-        while let Some(begun) = self.begun.get_mut(index) {
-            match Pin::new(&mut begun.ended).poll(context) {
-                Poll::Pending => index += 1,
-                Poll::Ready(ended) => {
-                    let ended = ended.map_err(|_| io::Error::other("the node is stopping"))?;
-                    events.push(Event::Ended(self.begun.swap_remove(index), ended));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Appends the replies whose turn it is.
-    fn collect(&mut self, out: &mut Vec<u8>) {
-        self.flight.collect(|_, reply, is_wanted| {
-            if is_wanted {
-                out.extend_from_slice(reply);
+impl Gathered {
+    /// All that is served together is there.
+    #[inline]
+    fn seal(&mut self, hasher: KeyHasher) {
+        let Gathered { flight, spreads } = self;
+        flight.seal::<Redis>(hasher, |number, keys| {
+            if let Some(spread) = &spreads[number] {
+                work_keys(&spread.work, hasher, keys);
             }
         });
     }
 }
 
-/// Has a destination execute a batch.
-async fn execute(
-    destination: usize,
-    batch: Batch,
-    local: Rc<Local>,
-    register: Rc<Register>,
-) -> io::Result<Back> {
-    let replies = Replies::default();
-    let begun = Instant::now();
-    let (batch, replies, took) = if local.is_own(destination) {
-        let slot = register.slot.clone();
-        if local.submissions.submit(Submitted { batch, replies, slot }) {
-            local.bucket.do_send(Serve);
-        }
-        let served: Served = poll_fn(|context| register.slot.poll(context)).await;
-        (served.batch, served.replies, served.took)
-    } else {
-        let (answer, outcome) = oneshot::channel();
-        let answer = Answer::Session(answer);
-        local.book.execute(destination, Execute { batch, replies, answer });
-        let (batch, replies) = landed(outcome.await)?;
-        (batch, replies, begun.elapsed())
-    };
-    let replies = match replies.not_leader.is_empty() {
-        true => replies,
-        false => super::redirect::settle(&batch, replies, &local).await?,
-    };
-    Ok(Back { batch, replies, took })
-}
-
 impl Session {
-    /// Serves what was gathered, transactions among it.
-    pub(super) async fn fly(&mut self) -> io::Result<()> {
-        let mut serving = Serving::new(&mut self.gathered, self.local.setup.hasher);
+    /// Serves what was gathered.
+    pub(super) async fn fly(&mut self, mut sink: Sink<'_>) -> io::Result<()> {
+        if self.gathered.flight.is_empty() {
+            return Ok(());
+        }
+        self.gathered.seal(self.local.setup.hasher);
         loop {
-            serving.start(&self.local, &self.entry);
-            serving.collect(&mut self.out);
-            if serving.flight.is_over() {
+            match &mut sink {
+                Sink::Client => self.gathered.flight.collect_into(&mut self.out),
+                Sink::Kept(keep) => {
+                    self.gathered.flight.collect(|place, reply, _| keep(place, reply));
+                }
+            }
+            if self.gathered.flight.is_over() {
                 break;
             }
+            // What has just left may be what others waited for.
+            self.start();
             if self.out.len() >= WRITE_BYTES {
                 self.write_collected().await?;
                 continue;
             }
-            let events = match self.out.is_empty() {
-                true => serving.wait().await?,
-                false => match timeout(PATIENCE, serving.wait()).await {
-                    Ok(events) => events?,
+            let is_left = match self.out.is_empty() {
+                true => poll_fn(|context| self.poll(context)).await?,
+                false => match timeout(PATIENCE, poll_fn(|context| self.poll(context))).await {
+                    Ok(is_left) => is_left?,
                     Err(_) => {
                         self.write_collected().await?;
                         continue;
                     }
                 },
             };
-            let leaves = events.iter().any(Event::leaves);
-            for event in events {
-                self.take_event(&mut serving, event);
-            }
-            if leaves {
+            if is_left {
                 // It takes long: the sockets are looked at before it is asked for again.
                 tokio::task::yield_now().await;
             }
@@ -314,31 +191,143 @@ impl Session {
         Ok(())
     }
 
-    fn take_event(&mut self, serving: &mut Serving, event: Event) {
-        match event {
-            Event::Back(lane, Back { batch, replies, took }) => {
-                serving.flight.take_back(lane, &replies);
-                let share = &mut self.gathered.shares[lane];
-                (share.batch, share.replies, share.took) = (batch, replies, Some(took));
-                self.note_batches();
-            }
-            Event::Ended(begun, ended) => {
-                let Some((_, finished)) = serving.spreads.remove(&begun.command) else { return };
-                let Finished { finish, spec, said, resp3 } = finished;
-                let mut reply = Vec::new();
-                finish.reply(ended, &mut Reply::new(&mut reply, resp3));
-                self.local.note_reply(Some(spec), &reply);
-                self.note_said(spec, said, begun.at);
-                serving.flight.answer(begun.command, &reply);
+    /// Begins the transactions and sends the batches that may start.
+    #[inline]
+    fn start(&mut self) {
+        let begun = self.gathered.flight.start();
+        if !begun.is_empty() {
+            self.begin(begun);
+        }
+        for lane in 0..self.away.len() {
+            let Some((batch, replies)) = self.gathered.flight.send(lane) else { continue };
+            self.away[lane] = if self.local.is_own(lane) {
+                let slot = self.entry.slot.clone();
+                if self.local.submissions.submit(Submitted { batch, replies, slot }) {
+                    self.local.bucket.do_send(Serve);
+                }
+                Away::Submitted
+            } else {
+                let (answer, outcome) = oneshot::channel();
+                let answer = Answer::Session(answer);
+                self.local.book.execute(lane, Execute { batch, replies, answer });
+                Away::Asked(outcome, Instant::now())
+            };
+        }
+    }
+
+    fn begin(&mut self, numbers: Vec<u32>) {
+        let at = Instant::now();
+        let mut starts = Vec::with_capacity(numbers.len());
+        for number in numbers {
+            let Some(spread) = self.gathered.spreads[number as usize].take() else { continue };
+            let Spread { work, finish, spec, said, resp3 } = spread;
+            let spread = Finished { finish, spec, said, resp3 };
+            let (told, ended) = oneshot::channel();
+            starts.push(Start { work, ended: told });
+            self.begun.push(Begun { number, spread, at, ended });
+        }
+        self.local.counters.borrow_mut().transactions += starts.len() as u64;
+        self.local.book.coordinator.do_send(Begin(starts));
+    }
+
+    /// Ready when something has come that lets others go on; then, whether something was left.
+    #[inline]
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        if let Some(lane) = self.gathered.flight.awaited() {
+            return self.poll_lane(lane, context);
+        }
+        self.poll_all(context)
+    }
+
+    fn poll_all(&mut self, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let (mut is_left, mut has_come) = (false, false);
+        for lane in 0..self.away.len() {
+            if let Poll::Ready(left) = self.poll_lane(lane, context) {
+                is_left |= left?;
+                has_come = true;
             }
         }
+        let mut index = 0;
+        while let Some(begun) = self.begun.get_mut(index) {
+            match Pin::new(&mut begun.ended).poll(context) {
+                Poll::Pending => index += 1,
+                Poll::Ready(ended) => {
+                    let ended = ended.map_err(|_| stopping())?;
+                    let begun = self.begun.swap_remove(index);
+                    self.end(begun, ended);
+                    has_come = true;
+                }
+            }
+        }
+        match has_come {
+            true => Poll::Ready(Ok(is_left)),
+            false => Poll::Pending,
+        }
+    }
+
+    /// Whether the batch that is away of a lane is back; then, whether something of it was left.
+    #[inline]
+    fn poll_lane(&mut self, lane: usize, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        loop {
+            let (batch, replies, took) = match &mut self.away[lane] {
+                Away::No => return Poll::Pending,
+                Away::Submitted => match self.entry.slot.poll(context) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(served) => (served.batch, served.replies, served.took),
+                },
+                Away::Asked(outcome, since) => match Pin::new(outcome).poll(context) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(outcome) => {
+                        let (batch, replies) = landed(outcome)?;
+                        (batch, replies, since.elapsed())
+                    }
+                },
+                Away::Redirected(redirected, took) => match redirected.as_mut().poll(context) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(settled) => {
+                        let (batch, replies) = settled?;
+                        (batch, replies, *took)
+                    }
+                },
+            };
+            if replies.not_leader.is_empty() {
+                self.away[lane] = Away::No;
+                self.note_batch(&batch, &replies, took);
+                return Poll::Ready(Ok(self.gathered.flight.take_back(lane, batch, replies)));
+            }
+            let redirected = redirect::settle(batch, replies, self.local.clone());
+            self.away[lane] = Away::Redirected(Box::pin(redirected), took);
+        }
+    }
+
+    fn end(&mut self, begun: Begun, ended: Ended) {
+        let Begun { number, spread: Finished { finish, spec, said, resp3 }, at, .. } = begun;
+        let mut reply = Vec::new();
+        finish.reply(ended, &mut Reply::new(&mut reply, resp3));
+        self.local.note_reply(Some(spec), &reply);
+        self.note_said(spec, said, at);
+        self.gathered.flight.end(number, reply);
     }
 
     async fn write_collected(&mut self) -> io::Result<()> {
         let out = std::mem::take(&mut self.out);
-        self.write(&out).await?;
+        if !out.is_empty() {
+            self.write(&out).await?;
+        }
         self.out = out;
         self.out.clear();
         Ok(())
+    }
+
+    /// Forgets what was gathered; buffers that have grown large are given back.
+    pub(super) fn recycle(&mut self) {
+        self.gathered.flight.clear();
+        self.gathered.spreads.clear();
+        if self.out.capacity() > KEEP_BYTES_MAX {
+            self.out = Vec::new();
+        }
+        if self.input.is_empty() && self.input.capacity() > KEEP_BYTES_MAX {
+            self.input = Vec::with_capacity(READ_BYTES);
+        }
     }
 }

@@ -5,6 +5,7 @@ use super::{READ_SOME, STALL, Session, UNSENT_BYTES};
 use crate::actors::bucket::{Ask, Watch};
 use crate::actors::local::{Local, MONITOR_QUEUE};
 use crate::actors::metrics::{Forget, Refresh};
+use crate::batch::{Batch, Replies};
 use crate::command::argv::{Argv, ArgvBuf};
 use crate::command::latency;
 use crate::command::node_query::{LookFn, NodeQuery, Question, Show};
@@ -71,29 +72,25 @@ impl Session {
         }
     }
 
-    /// Notes what became of the batches that were just answered, and how long each took.
-    pub(super) fn note_batches(&mut self) {
-        for share in &mut self.gathered.shares {
-            let Some(took) = share.took.take() else { continue };
-            let batch = &share.batch;
-            self.local.note_batch(took, batch, &share.replies);
-            let Some(first) = batch.heads().next().and_then(|head| spec::by_code(head.code)) else {
-                continue;
-            };
-            self.local.note_round(took, Some(first.0), &self.state.client, || {
-                let op = batch.op(0);
-                let name = spec::full_name(first.0);
-                let name = name.split('|').next().unwrap_or_default();
-                let argv: Vec<&[u8]> =
-                    std::iter::once(name.as_bytes()).chain(op.args.iter()).collect();
-                let mut argv = latency::clip(argv.into_iter());
-                if batch.len() > 1 {
-                    let more = batch.len() - 1;
-                    argv.push(format!("... (and {more} more commands with it)").into_bytes());
-                }
-                argv
-            });
-        }
+    /// Notes what became of a batch that was just answered, and how long it took.
+    #[inline]
+    pub(super) fn note_batch(&self, batch: &Batch, replies: &Replies, took: Duration) {
+        self.local.note_batch(took, batch, replies);
+        let Some(first) = batch.heads().next().and_then(|head| spec::by_code(head.code)) else {
+            return;
+        };
+        self.local.note_round(took, Some(first.0), &self.state.client, || {
+            let op = batch.op(0);
+            let name = spec::full_name(first.0);
+            let name = name.split('|').next().unwrap_or_default();
+            let argv: Vec<&[u8]> = std::iter::once(name.as_bytes()).chain(op.args.iter()).collect();
+            let mut argv = latency::clip(argv.into_iter());
+            if batch.len() > 1 {
+                let more = batch.len() - 1;
+                argv.push(format!("... (and {more} more commands with it)").into_bytes());
+            }
+            argv
+        });
     }
 
     /// Notes how long a command took that no Bucket has measured.

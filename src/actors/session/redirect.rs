@@ -4,7 +4,7 @@
 //! bounded by [`Limits::failover_wait`](crate::config::Limits). Operations on one partition go
 //! together and in order, as they came.
 
-use super::round::landed;
+use super::outcome::landed;
 use crate::actors::bucket::{Answer, Execute};
 use crate::actors::local::Local;
 use crate::batch::machine::Machine;
@@ -13,6 +13,7 @@ use crate::batch::round::Redirect;
 use crate::batch::{Batch, Replies};
 use crate::command::Redis;
 use std::io;
+use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
@@ -20,22 +21,22 @@ use tokio::time::{Instant, sleep};
 /// How long to wait after a node was asked that does not lead.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Has operations that met a node that does not lead executed by the leader. Returns the batch's replies without any from a
-/// node that does not lead; what its leaders left is left.
+/// Has operations that met a node that does not lead executed by the leader. Returns the batch and its
+/// replies without any from a node that does not lead; what its leaders left is left.
 ///
 /// # Errors
 /// When the node is stopping.
 pub(super) async fn settle(
-    batch: &Batch,
+    batch: Batch,
     mut replies: Replies,
-    local: &Local,
-) -> io::Result<Replies> {
+    local: Rc<Local>,
+) -> io::Result<(Batch, Replies)> {
     let begun = Instant::now();
     let mut redirect = Redirect::of(&mut replies);
     let mut pause = Duration::ZERO;
     while !redirect.is_over() {
         if begun.elapsed() >= local.setup.limits.failover_wait {
-            redirect.give_up(batch, |partition, reply| {
+            redirect.give_up(&batch, |partition, reply| {
                 Redis::refuse(&Refusal::NoLeader(partition), reply);
             });
             break;
@@ -44,7 +45,7 @@ pub(super) async fn settle(
         pause = PAUSE;
         let mut asked = Vec::new();
         for (destination, (indices, share)) in
-            redirect.shares(batch, |partition| local.book.route(partition))
+            redirect.shares(&batch, |partition| local.book.route(partition))
         {
             let (answer, outcome) = oneshot::channel();
             let answer = Answer::Session(answer);
@@ -57,5 +58,6 @@ pub(super) async fn settle(
             redirect.take(&indices, &replies);
         }
     }
-    Ok(redirect.finish::<Redis>(batch, &replies))
+    let replies = redirect.finish::<Redis>(&batch, &replies);
+    Ok((batch, replies))
 }

@@ -1,6 +1,6 @@
 //! `MULTI`, `EXEC` and `WATCH`, and what a transaction's end is to its client.
 
-use super::round::unknown;
+use super::outcome::{stopping, unknown};
 use super::{Next, Session, State, node_query, place};
 use crate::actors::bucket::{Answer, Execute};
 use crate::actors::coordinator::{Begin, Start};
@@ -25,7 +25,7 @@ impl Session {
         self.local.counters.borrow_mut().transactions += 1;
         let (told, ended) = oneshot::channel();
         self.local.book.coordinator.do_send(Begin(vec![Start { work, ended: told }]));
-        ended.await.map_err(|_| io::Error::other("the node is stopping"))
+        ended.await.map_err(|_| stopping())
     }
 
     /// Runs a command over several partitions.
@@ -87,12 +87,7 @@ impl Session {
                     return self.carry_out(order, out).await;
                 }
             }
-            Plan::One(head) => {
-                let destination = local.book.route(head.partition);
-                self.gathered.shares[destination].batch.push(head, argv.from(1));
-                out.extend_from_slice(self.ask_one(destination).await?);
-                self.recycle();
-            }
+            Plan::One(head) => self.ask_one(head, argv.from(1), out).await?,
             Plan::Each { batches, layout } => return self.ask_each(batches, layout, out).await,
             Plan::Walk(walk) => return self.ask_in_turn(walk, out).await,
             Plan::Refused(error) => reply.error(&error),
@@ -107,12 +102,7 @@ impl Session {
         let keys = || argv_buf.argv().from(1);
         let mut told = Vec::new();
         match plan {
-            Plan::One(head) => {
-                // Another node may lead by the time it is answered.
-                let destination = self.local.book.route(head.partition);
-                self.gathered.shares[destination].batch.push(head, keys());
-                told.extend_from_slice(self.ask_one(destination).await?);
-            }
+            Plan::One(head) => self.ask_one(head, keys(), &mut told).await?,
             Plan::Spread { work, layout } => {
                 let ended = self.coordinate(work).await?;
                 conclude(ended, &mut Reply::new(&mut told, false), |replies, reply| {
