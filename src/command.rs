@@ -109,6 +109,7 @@ impl Machine for Redis {
             Some((spec, _)) if spec.flags & spec::GOES_THROUGH != 0 => match spec.name {
                 // Each byte of the one value is compared with each of the other.
                 "lcs" => (values() / 2).saturating_pow(2),
+                "restore" => dump::reach(op.args),
                 _ => values(),
             },
             _ => 0,
@@ -119,6 +120,7 @@ impl Machine for Redis {
         let reach = match spec::by_code(op.head.code) {
             Some((spec, _)) if spec.name == "setrange" => strings::reach(op.args),
             Some((spec, _)) if matches!(spec.name, "setbit" | "bitfield") => bits::reach(op.args),
+            Some((spec, _)) if spec.name == "restore" => dump::reach(op.args),
             _ => 0,
         };
         reach.saturating_sub(values())
@@ -187,6 +189,7 @@ fn bytes_stretched(spec: &Spec, args: Args<'_>) -> usize {
     let bytes = match spec.name {
         "setrange" => offset().map(|at| at.saturating_add(args.get(2).len())),
         "setbit" => offset().map(|at| at / 8 + 1),
+        "restore" => Some(dump::reach(args)),
         _ => return usize::MAX,
     };
     // One that cannot be read changes nothing.

@@ -11,9 +11,11 @@
 use super::Call;
 use super::number::parse_int;
 use super::spec::{
-    ANSWERS_VALUES, CommandGroup, DANGEROUS, DENYOOM, Doc, KEY, READONLY, Spec, Split, WRITE, data,
+    ANSWERS_VALUES, CommandGroup, DANGEROUS, DENYOOM, Doc, GOES_THROUGH, KEY, READONLY, STRETCHES,
+    Spec, Split, WRITE, data,
 };
-use super::{NOT_AN_INTEGER, SYNTAX, VALUE_BYTES_MAX};
+use super::{NOT_AN_INTEGER, SYNTAX};
+use crate::batch::Args;
 use crate::ids::Millis;
 use crate::store::tables::Expires;
 use crate::store::value::{Encoding, ValueBuf};
@@ -27,10 +29,14 @@ const fn doc(since: &'static str, summary: &'static str, syntax: &'static str) -
 pub(super) const COMMANDS: &[Spec] = &[
     Spec { name: "dump", arity: 2, flags: READONLY | ANSWERS_VALUES, keys: KEY, run: data(68, dump, Split::Single),
         doc: doc("2.6.0", "Serialises a key's value, with a version and a checksum.", "key") },
-    Spec { name: "restore", arity: -4, flags: WRITE | DENYOOM | DANGEROUS, keys: KEY, run: data(69, restore, Split::Single),
+    Spec { name: "restore", arity: -4, flags: WRITE | DENYOOM | DANGEROUS | STRETCHES | GOES_THROUGH, keys: KEY, run: data(69, restore, Split::Single),
         doc: doc("2.6.0", "Makes a key of a serialised value.",
             "key ttl serialized-value [REPLACE] [ABSTTL] [IDLETIME seconds] [FREQ frequency]") },
 ];
+
+/// The longest value that is restored: as long as one that comes as an argument may be. A payload of a
+/// few megabytes can tell of many times as much, which is made in one turn of every replica.
+const RESTORED_BYTES_MAX: usize = 64 << 20;
 
 /// The version of the layout that is written; those up to it are read.
 const VERSION: u16 = 10;
@@ -146,9 +152,7 @@ const BAD_DATA: &str = "ERR Bad data format";
 fn deserialise(payload: &[u8]) -> Result<ValueBuf, &'static str> {
     let (summed, crc) = payload.split_last_chunk::<8>().ok_or(BAD_FOOTER)?;
     let (body, version) = summed.split_last_chunk::<2>().ok_or(BAD_FOOTER)?;
-    // Redis takes a sum of 0 for "none": some write their payloads without one.
-    let crc = u64::from_le_bytes(*crc);
-    if u16::from_le_bytes(*version) > VERSION || crc != 0 && crc != crc64(summed) {
+    if u16::from_le_bytes(*version) > VERSION || u64::from_le_bytes(*crc) != crc64(summed) {
         return Err(BAD_FOOTER);
     }
     let mut reader = Reader(body);
@@ -160,7 +164,20 @@ fn deserialise(payload: &[u8]) -> Result<ValueBuf, &'static str> {
             .map(|encoding| ValueBuf { encoding, content: reader.0.to_vec() }),
         _ => None,
     };
-    value.filter(|value| value.content.len() <= VALUE_BYTES_MAX).ok_or(BAD_DATA)
+    value.ok_or(BAD_DATA)
+}
+
+/// How long `RESTORE` makes its key's value if that is more than its payload; 0 if it is not, or that
+/// is not to be.
+pub(super) fn reach(args: Args<'_>) -> usize {
+    let mut reader = Reader(args.get(2));
+    let mut unpacked = || {
+        let is_packed = reader.byte()? == STRING && reader.byte()? == ENCODED_LZF;
+        is_packed.then_some(())?;
+        reader.any_length()?;
+        reader.any_length()
+    };
+    unpacked().filter(|length| *length <= RESTORED_BYTES_MAX).unwrap_or(0)
 }
 
 /// What is left of a payload's body.
@@ -185,6 +202,11 @@ impl<'a> Reader<'a> {
         Some(bytes)
     }
 
+    fn any_length(&mut self) -> Option<usize> {
+        let first = self.byte()?;
+        self.length(first)
+    }
+
     fn length(&mut self, first: u8) -> Option<usize> {
         match first {
             0..LENGTH_14 => Some(usize::from(first)),
@@ -204,10 +226,7 @@ impl<'a> Reader<'a> {
             ENCODED_INT16 => number(i16::from_le_bytes(self.array()?).into()),
             ENCODED_INT32 => number(i32::from_le_bytes(self.array()?)),
             ENCODED_LZF => {
-                let first = self.byte()?;
-                let packed = self.length(first)?;
-                let first = self.byte()?;
-                let length = self.length(first)?;
+                let (packed, length) = (self.any_length()?, self.any_length()?);
                 unpack(self.bytes(packed)?, length)
             }
             first => {
@@ -220,7 +239,7 @@ impl<'a> Reader<'a> {
 
 /// Undoes LZF (Lehmann's): runs of literal bytes, and references to bytes up to 8 KiB back.
 fn unpack(mut packed: &[u8], length: usize) -> Option<Vec<u8>> {
-    if length > VALUE_BYTES_MAX {
+    if length > RESTORED_BYTES_MAX {
         return None;
     }
     let mut value = Vec::new();
@@ -242,9 +261,11 @@ fn unpack(mut packed: &[u8], length: usize) -> Option<Vec<u8>> {
             packed = rest;
             let back = ((control & 31) << 8 | usize::from(low)) + 1;
             let start = value.len().checked_sub(back)?;
-            // The run may reach into what it writes.
-            for at in start..start + run + 2 {
-                value.push(value[at]);
+            // The run may reach into what it writes: then it repeats what there is.
+            let end = value.len() + run + 2;
+            while value.len() < end {
+                let more = (value.len() - start).min(end - value.len());
+                value.extend_from_within(start..start + more);
             }
         }
         if value.len() > length {
@@ -311,20 +332,20 @@ fn restore(call: &mut Call<'_>) {
     let Ok(ttl) = u64::try_from(ttl) else {
         return call.reply.error("ERR Invalid TTL value, must be >= 0");
     };
+    let base = if options.absolute { 0 } else { call.now.0 };
+    let expires = match ttl.saturating_add(base) {
+        _ if ttl == 0 => Expires::Never,
+        moment if i64::try_from(moment).is_ok() => Expires::At(Millis(moment)),
+        // Redis's clients count in 64 bits with a sign.
+        _ => return call.reply.error("ERR invalid expire time in 'restore' command"),
+    };
     let value = match deserialise(call.args.get(2)) {
         Ok(value) => value,
         Err(error) => return call.reply.error(error),
     };
-    let base = if options.absolute { 0 } else { call.now.0 };
-    match ttl {
-        0 => call.put(&value.content, Expires::Never),
-        ttl => {
-            let moment = Millis(ttl.saturating_add(base));
-            match moment <= call.now {
-                true => drop(call.remove()),
-                false => call.put(&value.content, Expires::At(moment)),
-            }
-        }
+    match expires {
+        Expires::At(moment) if moment <= call.now => drop(call.remove()),
+        expires => call.put(&value.content, expires),
     }
     if value.encoding != Encoding::Plain {
         let key = call.args.get(0);
@@ -372,10 +393,48 @@ mod tests {
 
     #[test]
     fn what_redis_compresses_is_read() {
-        // DUMP of a hundred letters a by redis-server 7.0.15, its checksum left out.
+        // DUMP of a hundred letters a by redis-server 7.0.15, without its checksum.
         let payload = b"\x00\xc3\x09\x40\x64\x01\x61\x61\xe0\x57\x00\x01\x61\x61\x0a\x00";
-        let whole = [payload.as_slice(), &[0; 8]].concat();
+        let whole = [payload.as_slice(), &crc64(payload).to_le_bytes()].concat();
         assert_eq!(deserialise(&whole), Ok(ValueBuf::string(vec![b'a'; 100])));
+        let without = [payload.as_slice(), &[0; 8]].concat();
+        assert_eq!(deserialise(&without), Err(BAD_FOOTER), "a sum of 0 is a sum");
+        // A run that repeats three bytes, and one that lies behind it.
+        let packed = [&[2, b'a', b'b', b'c', 0xe0, 2, 2][..], &[0x40, 8]].concat();
+        let value: Vec<u8> = b"abc".iter().copied().cycle().take(14).chain(*b"cabc").collect();
+        assert_eq!(unpack(&packed, 18), Some(value));
+    }
+
+    /// A payload that tells of a value of `length` bytes.
+    fn packed(length: u32) -> Vec<u8> {
+        let mut payload = vec![STRING, ENCODED_LZF, 3, LENGTH_32];
+        payload.extend_from_slice(&length.to_be_bytes());
+        payload.extend_from_slice(&[1, b'a', b'b']);
+        end_payload(&mut payload);
+        payload
+    }
+
+    #[test]
+    fn what_a_payload_unpacks_to_is_foreseen_and_bounded() {
+        use crate::batch::Batch;
+        let reach_of = |payload: &[u8]| {
+            let mut batch = Batch::new();
+            let head = crate::batch::OpHead {
+                code: crate::batch::OpCode(69),
+                partition: crate::ids::PartitionId(0),
+                table: crate::ids::TableIndex::default(),
+                resp3: false,
+                hash: 0,
+            };
+            batch.push(head, [b"key".as_slice(), b"0", payload]);
+            reach(batch.op(0).args)
+        };
+        assert_eq!(reach_of(&packed(RESTORED_BYTES_MAX as u32)), RESTORED_BYTES_MAX);
+        assert_eq!(reach_of(&packed(RESTORED_BYTES_MAX as u32 + 1)), 0);
+        assert_eq!(deserialise(&packed(RESTORED_BYTES_MAX as u32 + 1)), Err(BAD_DATA));
+        assert_eq!(deserialise(&packed(3)), Err(BAD_DATA), "it does not hold what it tells of");
+        assert_eq!(reach_of(&serialise(&[b'x'; 100])), 0, "it is no longer than its payload");
+        assert_eq!([reach_of(b""), reach_of(b"\0\xc3")], [0, 0]);
     }
 
     #[test]
