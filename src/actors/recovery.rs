@@ -215,17 +215,9 @@ fn stored_placement(config: &Config, node: NodeId, directory: &Directory) -> Res
         Error::Directory(format!("the placement in {} is wrong: {why}", dir.display()))
     };
     let placement = Placement::parse(stored).map_err(wrong)?;
-    if placement.len() != usize::from(config.groups()) {
-        let (found, wanted) = (placement.len(), config.groups());
-        return Err(wrong(format!("it has {found} partitions, not {wanted}")));
-    }
-    let stranger = placement.partitions().find_map(|id| {
-        placement.replicas(id).iter().copied().find(|node| config.node(*node).is_none())
-    });
-    match stranger {
-        Some(node) => Err(wrong(format!("it names node {node}, which cluster.yaml does not"))),
-        None => Ok(placement),
-    }
+    let is_node = |node| config.node(node).is_some();
+    placement.check(&new_placement(config), is_node).map_err(wrong)?;
+    Ok(placement)
 }
 
 fn owner(config: &Config, node: NodeId) -> Identity {

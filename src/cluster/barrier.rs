@@ -81,8 +81,9 @@ impl Hello {
         }
         if other.digest != self.digest {
             return Err(format!(
-                "nodes {} and {} were given cluster.yaml files that differ in their nodes, \
-                 ports, partitions or tables (digests {:016x} and {:016x})",
+                "nodes {} and {} differ in what the cluster is (digests {:016x} and {:016x}): in \
+                 their cluster.yaml files the nodes, ports, partitions or tables, or in their data \
+                 directories the layout.placement",
                 other.node, self.node, other.digest, self.digest
             ));
         }

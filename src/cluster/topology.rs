@@ -89,6 +89,28 @@ impl Placement {
         self.replicas.iter().map(&mut next).collect()
     }
 
+    /// Whether this may be how a cluster's partitions are placed: as many of them as `made` has, on
+    /// nodes that there are, each with as many copies as there.
+    ///
+    /// # Errors
+    /// In a few words, what does not fit.
+    pub fn check(&self, made: &Placement, is_node: impl Fn(NodeId) -> bool) -> Result<(), String> {
+        if self.len() != made.len() {
+            return Err(format!("it has {} partitions, not {}", self.len(), made.len()));
+        }
+        for id in self.partitions() {
+            let (nodes, copies) = (self.replicas(id), made.replicas(id).len());
+            if let Some(node) = nodes.iter().find(|node| !is_node(**node)) {
+                return Err(format!("it names node {node}, which cluster.yaml does not"));
+            }
+            if nodes.len() != copies {
+                let found = nodes.len();
+                return Err(format!("partition {id} has {found} copies in it, not {copies}"));
+            }
+        }
+        Ok(())
+    }
+
     /// What [`Placement`]'s text says. The text is one that was displayed.
     ///
     /// # Errors
@@ -251,6 +273,22 @@ mod tests {
             [("1,x", "\"x\" is no node"), ("1 2,2", "partition 1 is twice on a node")]
         {
             assert_eq!(Placement::parse(text), Err(why.to_owned()));
+        }
+    }
+
+    #[test]
+    fn what_a_placement_must_have_is_checked() {
+        let check = |text: &str| {
+            Placement::parse(text).unwrap().check(&placement(), |node| (1..=4).contains(&node.0))
+        };
+        assert_eq!(check("4,2,1 3,2,1 2"), Ok(()), "moved");
+        for (text, why) in [
+            ("1,2,3 2,3,1", "it has 2 partitions, not 3"),
+            ("1,2,3 2,3,1 5", "it names node 5, which cluster.yaml does not"),
+            ("1,2,3 2,3 3", "partition 1 has 2 copies in it, not 3"),
+            ("1,2,3 2,3,1 3,1", "partition 2 has 2 copies in it, not 1"),
+        ] {
+            assert_eq!(check(text), Err(why.to_owned()));
         }
     }
 
