@@ -26,6 +26,10 @@ const WRITES_TOGETHER: usize = 512;
 /// Bytes of them; one write may be longer by itself.
 const BYTES_TOGETHER: usize = 1 << 20;
 
+/// A value that is longer is put in pieces of so many bytes: it may have been appended to until it
+/// was longer than what a cluster takes with one command (`limits.value`).
+const PIECE_BYTES: usize = 16 << 20;
+
 /// How often progress is told.
 const PROGRESS: Duration = Duration::from_secs(1);
 
@@ -195,6 +199,26 @@ fn write_of(item: &PagedItem<'_>) -> Request {
     words
 }
 
+/// The commands that make an item of this plain string, one after the other. Each may be carried out
+/// twice before the next one.
+fn writes_in_pieces(item: &PagedItem<'_>, piece_bytes: usize) -> impl Iterator<Item = Request> {
+    let pieces = item.content.chunks(piece_bytes).enumerate().map(move |(index, piece)| {
+        let (key, piece) = (item.key.to_vec(), piece.to_vec());
+        match index {
+            0 => vec![b"SET".to_vec(), key, piece],
+            _ => {
+                let offset = (index * piece_bytes).to_string().into_bytes();
+                vec![b"SETRANGE".to_vec(), key, offset, piece]
+            }
+        }
+    });
+    // Last: a key that expired in between would begin anew with zeros.
+    let expiry = item.expires.map(|Millis(expires)| {
+        vec![b"PEXPIREAT".to_vec(), item.key.to_vec(), expires.to_string().into_bytes()]
+    });
+    pieces.chain(expiry)
+}
+
 impl Writer<'_> {
     fn new(asker: Asker<'_>, done: u64, keys: u64) -> Writer<'_> {
         Writer {
@@ -223,6 +247,9 @@ impl Writer<'_> {
             self.settle();
             self.table = item.table;
         }
+        if item.content.len() > PIECE_BYTES {
+            return self.put_in_pieces(item);
+        }
         let words = write_of(item);
         self.bytes += words.iter().map(Vec::len).sum::<usize>();
         self.pending.push(words);
@@ -231,14 +258,32 @@ impl Writer<'_> {
         }
     }
 
+    fn put_in_pieces(&mut self, item: &PagedItem<'_>) {
+        self.settle();
+        for write in writes_in_pieces(item, PIECE_BYTES) {
+            self.pending.push(write);
+            self.carry_out();
+        }
+        self.count(1);
+    }
+
     /// Has everything carried out that was put.
     fn settle(&mut self) {
         let put = self.pending.len() as u64;
+        self.carry_out();
+        self.count(put);
+    }
+
+    fn carry_out(&mut self) {
         while !self.pending.is_empty() && self.stopped.is_none() {
             self.stopped = self.write().err();
         }
         self.pending.clear();
         self.bytes = 0;
+    }
+
+    /// So many more items are there.
+    fn count(&mut self, put: u64) {
         if self.stopped.is_none() {
             self.done += put;
         }
@@ -269,7 +314,7 @@ impl Writer<'_> {
         let is_selected = matches!(selected, Some(Value::Simple(_)));
         for answer in answers {
             let write = writes.next();
-            if !is_selected || !matches!(answer, Value::Simple(_)) {
+            if !is_selected || !matches!(answer, Value::Simple(_) | Value::Int(_)) {
                 self.pending.extend(write);
             }
         }
@@ -301,6 +346,25 @@ mod tests {
 
     /// Longer than any machine is slow.
     const PATIENCE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_long_value_is_made_piece_after_piece_and_expires_at_last() {
+        let item = PagedItem {
+            table: TableIndex::default(),
+            key: b"k",
+            encoding: Encoding::Plain,
+            expires: Some(Millis(77)),
+            content: b"abcdefgh",
+            used: 0,
+        };
+        let writes: Vec<String> = writes_in_pieces(&item, 3)
+            .map(|words| words.iter().map(|word| String::from_utf8_lossy(word) + " ").collect())
+            .collect();
+        assert_eq!(
+            writes,
+            ["SET k abc ", "SETRANGE k 3 def ", "SETRANGE k 6 gh ", "PEXPIREAT k 77 "]
+        );
+    }
 
     /// A backup of three images, and what is in it.
     fn backup() -> (TempDir, Keys) {
