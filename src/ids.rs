@@ -96,6 +96,9 @@ impl fmt::Display for PartitionId {
 pub struct Millis(pub u64);
 
 impl Millis {
+    /// The latest moment that clients can be told: they count with a sign.
+    pub const LATEST: Millis = Millis(i64::MAX as u64);
+
     /// This moment and `ms` milliseconds more, or `None` past the end of time.
     pub fn checked_add(self, ms: u64) -> Option<Millis> {
         self.0.checked_add(ms).map(Millis)

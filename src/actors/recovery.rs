@@ -212,7 +212,12 @@ fn stored_placement(config: &Config, node: NodeId, directory: &Directory) -> Res
     let Some(stored) = directory.placement() else { return Ok(new_placement(config)) };
     let wrong = |why: String| {
         let dir = config.data_of(node);
-        Error::Directory(format!("the placement in {} is wrong: {why}", dir.display()))
+        Error::Directory(format!(
+            "the placement (layout.placement) in {} is wrong: {why}. Put the directory back as it \
+             was, or move it away and start the node again: what others have copies of, it is given \
+             by them",
+            dir.display()
+        ))
     };
     let placement = Placement::parse(stored).map_err(wrong)?;
     let is_node = |node| config.node(node).is_some();

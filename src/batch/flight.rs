@@ -421,17 +421,23 @@ impl Flight {
     }
 
     /// Forgets the commands.
+    #[inline]
     pub fn clear(&mut self) {
         self.order.clear();
-        self.own.clear();
+        if !self.own.is_empty() {
+            self.own.clear();
+        }
         for lane in &mut self.lanes {
-            lane.clear();
+            if !lane.batch.is_empty() {
+                lane.clear();
+            }
         }
         (self.turn, self.own_turn, self.spread_turn, self.held) = (0, 0, 0, 0);
         self.has_mute = false;
-        self.ended.clear();
-        self.spreads.clear();
-        self.gate = None;
+        if self.gate.take().is_some() {
+            self.ended.clear();
+            self.spreads.clear();
+        }
     }
 }
 
@@ -488,10 +494,12 @@ impl FlightLane {
         if self.landed.bytes.capacity() > KEEP_BYTES_MAX {
             self.landed = Replies::default();
         }
-        self.places.clear();
-        self.queue.clear();
-        self.sent.clear();
-        self.parked.clear();
+        if !self.is_whole || !self.places.is_empty() {
+            self.places.clear();
+            self.queue.clear();
+            self.sent.clear();
+            self.parked.clear();
+        }
         (self.is_fresh, self.is_whole, self.is_away) = (false, false, false);
         (self.cursor, self.next) = (0, 0);
     }

@@ -335,8 +335,7 @@ fn restore(call: &mut Call<'_>) {
     let base = if options.absolute { 0 } else { call.now.0 };
     let expires = match ttl.saturating_add(base) {
         _ if ttl == 0 => Expires::Never,
-        moment if i64::try_from(moment).is_ok() => Expires::At(Millis(moment)),
-        // Redis's clients count in 64 bits with a sign.
+        moment if moment <= Millis::LATEST.0 => Expires::At(Millis(moment)),
         _ => return call.reply.error("ERR invalid expire time in 'restore' command"),
     };
     let value = match deserialise(call.args.get(2)) {

@@ -391,6 +391,12 @@ fn idle_time_passes_until_a_key_is_used() {
     assert_eq!(cluster.ask(&argv).0, b"+OK\r\n");
     assert_eq!(reply_of(&mut cluster, "object idletime c"), ":40\r\n");
     assert_eq!(reply_of(&mut cluster, "get c"), "$2\r\n12\r\n");
+    let latest = i64::MAX.to_string();
+    let argv: [&[u8]; 4] = [b"restore", b"d", latest.as_bytes(), payload];
+    assert_eq!(cluster.ask(&argv).0, b"-ERR invalid expire time in 'restore' command\r\n");
+    let argv: [&[u8]; 5] = [b"restore", b"d", latest.as_bytes(), payload, b"absttl"];
+    assert_eq!(cluster.ask(&argv).0, b"+OK\r\n");
+    assert_eq!(reply_of(&mut cluster, "pexpiretime d"), format!(":{latest}\r\n"));
 }
 
 #[test]

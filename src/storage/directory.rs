@@ -450,16 +450,20 @@ fn read<D: Disk>(disk: &D, dir: &Path) -> Result<Record> {
 }
 
 /// What was changed, in the words of `cluster.yaml`, which has no field for how tables are kept
-/// together.
+/// together. Whether a log is synced or written at intervals may change, and is not kept.
 fn told_moved(name: &str, was: &str, now: &str) -> String {
     let (what, words): (_, fn(&str) -> String) = match name {
-        "classes" => ("how tables are kept (mode, replicas, durability)", |classes| {
+        // Tables that are kept alike share their partitions: kinds can neither be joined nor divided.
+        "classes" => ("in how many ways tables are kept (mode, replicas, durability)", |classes| {
             let class = |class: &str| match class.split(',').collect::<Vec<_>>()[..] {
-                [mode, replicas, "disk"] => format!("{mode} with replicas: {replicas} and a log"),
+                [mode, replicas, "disk"] => {
+                    format!("{mode} with replicas: {replicas} and a log (sync or interval)")
+                }
                 [mode, replicas, _] => format!("{mode} with replicas: {replicas} and none"),
                 _ => class.to_owned(),
             };
-            classes.split(' ').map(class).collect::<Vec<_>>().join(", then ")
+            let ways: Vec<String> = classes.split(' ').map(class).collect();
+            format!("{} ({})", ways.len(), ways.join("; "))
         }),
         "tables" => ("which tables are kept alike", |tables| {
             let mut alike = BTreeMap::<&str, Vec<String>>::new();

@@ -417,7 +417,8 @@ impl Tables {
         let Some(place) = items.find(hash, key) else { return };
         if let Some(expires) = items.at(place).expires() {
             let moved = expires.0.saturating_add(to.0).saturating_sub(from.0);
-            items.edit(place, |item| item.set_expires(Some(Millis(moved))));
+            let moved = Millis(moved).min(Millis::LATEST);
+            items.edit(place, |item| item.set_expires(Some(moved)));
         }
     }
 

@@ -243,6 +243,9 @@ impl Writer<'_> {
             self.skipped -= 1;
             return;
         }
+        // A backup of an earlier version may tell of a moment that no command takes.
+        let expires = item.expires.map(|at| at.min(Millis::LATEST));
+        let item = &PagedItem { expires, ..*item };
         if self.table != item.table {
             self.settle();
             self.table = item.table;

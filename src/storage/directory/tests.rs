@@ -321,9 +321,9 @@ fn another_layout_is_refused_by_name() {
     let of = |classes: &str, tables: &str| told_moved("classes", classes, tables);
     assert_eq!(
         of("strong,3,disk strong,1,memory", "strong,2,disk"),
-        "how tables are kept (mode, replicas, durability) was strong with replicas: 3 and a log, then strong \
-         with replicas: 1 and none when it was made, and cluster.yaml says strong with replicas: 2 \
-         and a log"
+        "in how many ways tables are kept (mode, replicas, durability) was 2 (strong with replicas: 3 \
+         and a log (sync or interval); strong with replicas: 1 and none) when it was made, and \
+         cluster.yaml says 1 (strong with replicas: 2 and a log (sync or interval))"
     );
     assert_eq!(
         told_moved("tables", "0 1 0", "0 0 0"),

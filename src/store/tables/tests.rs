@@ -355,6 +355,18 @@ fn a_small_item_takes_little_memory() {
 }
 
 #[test]
+fn an_expiry_is_moved_no_further_than_can_be_told() {
+    let mut tables = Tables::new(KeyHasher::new(1));
+    let (table, hash) = (index(0), tables.hasher().hash(b"k"));
+    tables.begin(Millis(1), Access::Write);
+    for (expires, moved) in [(Millis(50), Millis(57)), (Millis::LATEST, Millis::LATEST)] {
+        tables.put(table, hash, b"k", b"v", Expires::At(expires));
+        tables.rebase(table, b"k", Millis(3), Millis(10));
+        assert_eq!(tables.get(table, hash, b"k").unwrap().expires(), Some(moved));
+    }
+}
+
+#[test]
 fn notes_of_expired_keys_are_bounded() {
     let hasher = KeyHasher::new(1);
     let mut tables = Tables::new(hasher);
