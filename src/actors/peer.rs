@@ -36,11 +36,11 @@ use crate::net::listen::{Acceptor, OwnedReadHalf, OwnedWriteHalf, TcpListener, T
 use crate::net::packet::{Extent, Packet, Relayed};
 use crate::store::tables::Access;
 use actix::fut::{ActorFutureExt, WrapFuture};
-use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, SpawnHandle};
 use bytes::Bytes;
 use smallvec::SmallVec;
 use std::collections::hash_map::RandomState;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::rc::Rc;
@@ -51,7 +51,7 @@ use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 
-/// How long dialling and introducing may take.
+/// How long a stranger may take to introduce itself.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(2);
 
 /// Why a stream ended that its other end closed in order: as a process does that ends, whatever ends
@@ -69,9 +69,6 @@ const PIECES_AT_ONCE: usize = 16;
 
 /// Streams of strangers at a time: the oldest gives way.
 const STRANGERS_MAX: usize = 64;
-
-/// Complaints logged from one link to the next: strangers may think up any number.
-const COMPLAINTS_MAX: usize = 64;
 
 /// Why a node is cut off that is of another version, or mistaken.
 const UNKNOWN_OPERATIONS: &str = "it sent operations that do not exist";
@@ -115,8 +112,8 @@ pub struct Peer {
     /// Received, and not passed on yet.
     dispatch: Dispatch,
     flushing: bool,
-    /// What was logged since the link last stood: a node refused every second is told of once.
-    complaints: BTreeSet<String>,
+    /// The attempt to dial that is under way.
+    attempt: Option<SpawnHandle>,
     failpoint: Failpoint,
 }
 
@@ -252,7 +249,7 @@ impl Peer {
             adrift: Vec::new(),
             dispatch: Dispatch::default(),
             flushing: false,
-            complaints: BTreeSet::new(),
+            attempt: None,
             failpoint,
         }
     }
@@ -261,49 +258,33 @@ impl Peer {
         self.elapsed.at((self.clock)())
     }
 
-    fn complain(&mut self, complaint: String) {
-        if self.complaints.len() < COMPLAINTS_MAX && self.complaints.insert(complaint.clone()) {
-            log::warn!(target: "peer", "{complaint}");
-            if self.complaints.len() == COMPLAINTS_MAX {
-                let other = self.other;
-                log::warn!(target: "peer", "more complaints about node {other} are not logged");
-            }
-        }
-    }
-
-    /// Ends the link because of what came on one of its streams. The node is not lost by it before the
-    /// link stood, but the reason is told all the same.
-    fn cut_off(&mut self, stream: StreamId, why: &str, ctx: &mut Context<Self>) {
-        if let Some(from) = self.link.stranger(stream) {
-            let complaint = format!("cut off {from}, for node {}: {why}", self.other);
-            self.complain(complaint);
-        }
-        self.on_closed(stream, why, ctx);
-    }
-
-    fn on_closed(&mut self, stream: StreamId, why: &str, ctx: &mut Context<Self>) {
-        self.link.closed(stream, why, why == CLOSED_THERE, &mut self.effects);
+    /// A stream has ended, or ends because of what came on it.
+    fn close(&mut self, stream: StreamId, why: &str, ctx: &mut Context<Self>) {
+        let now = self.now_ms();
+        self.link.closed(stream, why, why == CLOSED_THERE, now, &mut self.effects);
         self.carry(ctx);
     }
 
     fn dial(&mut self, ctx: &mut Context<Self>) {
-        let Some(hello) = self.link.dial(nonce()) else { return };
+        let now = self.now_ms();
+        let Some(hello) = self.link.dial(nonce(), now) else { return };
         let attempt = introduce(self.address.clone(), hello).into_actor(self);
-        ctx.spawn(attempt.map(|result, peer, ctx| {
+        self.attempt = Some(ctx.spawn(attempt.map(|result, peer, ctx| {
+            let now = peer.now_ms();
             match result {
                 Ok((stream, hello, rest)) => {
-                    let (id, now) = (peer.open(stream, rest, ctx), peer.now_ms());
+                    let id = peer.open(stream, rest, ctx);
                     peer.link.answered(id, hello, now, &mut peer.effects);
                 }
                 Err(failure) => {
                     if let DialFailure::Unreachable(why) = &failure {
                         log::debug!(target: "peer", "node {}: {why}", peer.other);
                     }
-                    peer.link.dial_failed(failure, &mut peer.effects);
+                    peer.link.dial_failed(failure, now, &mut peer.effects);
                 }
             }
             peer.carry(ctx);
-        }));
+        })));
     }
 
     /// Takes a stream and reads it. Returns its name.
@@ -338,10 +319,15 @@ impl Peer {
     fn carry_one(&mut self, effect: LinkEffect, ctx: &mut Context<Self>) {
         let other = self.other;
         match effect {
-            LinkEffect::Dial(0) => self.dial(ctx),
-            LinkEffect::Dial(after_ms) => {
-                let after = Duration::from_millis(after_ms);
-                ctx.run_later(after, |peer, ctx| peer.dial(ctx));
+            LinkEffect::Dial => self.dial(ctx),
+            LinkEffect::Retry(after_ms) => {
+                ctx.run_later(Duration::from_millis(after_ms), |peer, ctx| peer.tick(ctx));
+            }
+            LinkEffect::HangUp => {
+                log::debug!(target: "peer", "node {other}: timed out");
+                if let Some(attempt) = self.attempt.take() {
+                    ctx.cancel_future(attempt);
+                }
             }
             LinkEffect::Say(stream, word) => {
                 let packet = match word {
@@ -363,7 +349,6 @@ impl Peer {
                         let _ = open.send(());
                     }
                 }
-                self.complaints.clear();
                 log::info!(target: "peer", "linked with node {other}");
                 if let Some(book) = &self.book {
                     for bucket in &book.buckets {
@@ -403,7 +388,7 @@ impl Peer {
                     book.coordinator.do_send(coordinator::Outlived(other, seen));
                 }
             }
-            LinkEffect::Complain(complaint) => self.complain(complaint),
+            LinkEffect::Complain(complaint) => log::warn!(target: "peer", "{complaint}"),
         }
     }
 
@@ -487,7 +472,7 @@ impl Peer {
             let why = format!(
                 "it does not read: {waiting} bytes wait for it, where limits.peer_queue is {max}"
             );
-            self.cut_off(id, &why, ctx);
+            self.close(id, &why, ctx);
         } else if !self.flushing {
             self.flushing = true;
             ctx.address().do_send(Flush);
@@ -526,11 +511,11 @@ impl Peer {
             let writable = writable.into_actor(self);
             ctx.spawn(writable.map(move |result, peer, ctx| match result {
                 Ok(()) => peer.unblock(id, ctx),
-                Err(error) => peer.on_closed(id, &error.to_string(), ctx),
+                Err(error) => peer.close(id, &error.to_string(), ctx),
             }));
         }
         for (id, why) in ended {
-            self.on_closed(id, &why, ctx);
+            self.close(id, &why, ctx);
         }
         self.failpoint.strike();
     }
@@ -551,7 +536,7 @@ impl Peer {
         let extent =
             Extent { from: self.other, placement: book.topology.placement(), nodes: &self.nodes };
         if let Err(why) = packet.check(&extent) {
-            return self.cut_off(stream, &why, ctx);
+            return self.close(stream, &why, ctx);
         }
         match packet {
             Packet::Execute { id, batch } => self.on_execute(stream, id, batch, &book, ctx),
@@ -559,7 +544,7 @@ impl Peer {
                 if let Some((batch, answer)) = self.pending.remove(&id) {
                     if replies.len() > batch.len() {
                         fail(answer, batch, Failure::Unknown(self.other));
-                        self.cut_off(stream, "it answers what was not asked", ctx);
+                        self.close(stream, "it answers what was not asked", ctx);
                         return;
                     }
                     give(answer, batch, replies);
@@ -570,12 +555,12 @@ impl Peer {
                 match known.incoming.take(number, &bytes, last) {
                     Ok(Some(packet)) => self.receive(stream, packet, ctx),
                     Ok(None) => {}
-                    Err(error) => self.cut_off(stream, &error.to_string(), ctx),
+                    Err(error) => self.close(stream, &error.to_string(), ctx),
                 }
             }
             // A message for a partition that is not here would come straight back.
             Packet::Partition(_, message) if !message.is_known::<Redis>() => {
-                self.cut_off(stream, UNKNOWN_OPERATIONS, ctx);
+                self.close(stream, UNKNOWN_OPERATIONS, ctx);
             }
             Packet::Partition(to, message) => self.dispatch.to_partition_here(&book, to, message),
             Packet::Raft(messages) => self.on_raft(messages, &book),
@@ -599,7 +584,7 @@ impl Peer {
             Packet::Relay(to, relayed) => match book.peers.get(&to) {
                 // Not asked to be relayed again, so it goes no further than one node.
                 Some(peer) => peer.do_send(Convey(relayed.into())),
-                None => self.cut_off(stream, "it wants this node told by itself", ctx),
+                None => self.close(stream, "it wants this node told by itself", ctx),
             },
             Packet::Ready => {
                 if let Some(life) = self.link.life() {
@@ -610,15 +595,15 @@ impl Peer {
             Packet::Yours(nonce, yours) => self.hear(stream, Word::Yours(nonce, yours), ctx),
             Packet::Ping { number, seen } => self.hear(stream, Word::Ping { number, seen }, ctx),
             Packet::Pong(number) => self.hear(stream, Word::Pong(number), ctx),
-            Packet::Hello(_) => self.cut_off(stream, "it introduced itself twice", ctx),
-            Packet::Refused => self.cut_off(stream, "it refuses this node", ctx),
+            Packet::Hello(_) => self.close(stream, "it introduced itself twice", ctx),
+            Packet::Refused => self.close(stream, "it refuses this node", ctx),
         }
     }
 
     fn hear(&mut self, stream: StreamId, word: Word, ctx: &mut Context<Self>) {
         let now = self.now_ms();
         if !self.link.hear(stream, word, now, &mut self.effects) {
-            self.cut_off(stream, "it says what has no place there", ctx);
+            self.close(stream, "it says what has no place there", ctx);
         }
         self.carry(ctx);
     }
@@ -679,7 +664,7 @@ impl Peer {
         ctx: &mut Context<Self>,
     ) {
         if !Redis::knows_all(batch.heads()) {
-            self.cut_off(stream, UNKNOWN_OPERATIONS, ctx);
+            self.close(stream, UNKNOWN_OPERATIONS, ctx);
             return;
         }
         let placed =
@@ -845,7 +830,7 @@ impl Stream {
     }
 }
 
-/// Dials a node and introduces this one.
+/// Dials a node and introduces this one. How long that may take the link decides.
 async fn introduce(
     address: Address,
     hello: Hello,
@@ -858,18 +843,12 @@ async fn introduce(
         }
         _ => DialFailure::Unreachable(error.to_string()),
     };
-    let handshake = async {
-        let mut stream = dial(&address.host, address.port).await?;
-        greet(&mut stream, &Packet::Hello(hello)).await?;
-        let (packet, rest) = listen_to(&mut stream).await?;
-        Ok((stream, packet, rest))
-    };
-    match timeout(HANDSHAKE_MAX, handshake).await {
-        Ok(Ok((stream, Packet::Hello(hello), rest))) => Ok((stream, hello, rest)),
-        Ok(Ok((_, Packet::Refused, _))) => Err(DialFailure::Refused),
-        Ok(Ok(_)) => Err(failed(garbled("it does not introduce itself"))),
-        Ok(Err(error)) => Err(failed(error)),
-        Err(_) => Err(failed(io::ErrorKind::TimedOut.into())),
+    let mut stream = dial(&address.host, address.port).await.map_err(failed)?;
+    greet(&mut stream, &Packet::Hello(hello)).await.map_err(failed)?;
+    match listen_to(&mut stream).await.map_err(failed)? {
+        (Packet::Hello(hello), rest) => Ok((stream, hello, rest)),
+        (Packet::Refused, _) => Err(DialFailure::Refused),
+        _ => Err(failed(garbled("it does not introduce itself"))),
     }
 }
 
@@ -914,10 +893,10 @@ pub async fn accept(listener: TcpListener, book: Arc<Book>) {
     loop {
         let accepted = tokio::select! {
             Some(met) = strangers.join_next() => {
-                if let Ok(Err(why)) = met {
-                    complaints.note(why, epoch.elapsed().as_millis() as u64, |line| {
-                        log::warn!(target: "peer", "{line}");
-                    });
+                if let Ok(Err(why)) = met
+                    && let Some(line) = complaints.note(why, epoch.elapsed().as_millis() as u64)
+                {
+                    log::warn!(target: "peer", "{line}");
                 }
                 continue;
             }
@@ -1069,7 +1048,8 @@ impl Handler<Wire> for Peer {
         self.nodes = wire.0.peers.keys().copied().chain([self.node]).collect();
         self.nodes.sort_unstable();
         (self.book, self.log) = (Some(wire.0), wire.1);
-        self.dial(ctx);
+        self.link.begin(&mut self.effects);
+        self.carry(ctx);
     }
 }
 
@@ -1085,7 +1065,8 @@ impl Handler<Relive> for Peer {
     type Result = ();
 
     fn handle(&mut self, Relive(life): Relive, ctx: &mut Context<Self>) {
-        self.link.relive(life, &mut self.effects);
+        let now = self.now_ms();
+        self.link.relive(life, now, &mut self.effects);
         self.carry(ctx);
     }
 }
@@ -1158,7 +1139,7 @@ impl Handler<Answered> for Peer {
         let Answered { stream, id, replies, .. } = answered;
         // What cannot be told was executed all the same: the other node must not take it for refused.
         if self.link.has(stream) && !self.queue(&Packet::Executed { id, replies }, ctx) {
-            self.cut_off(stream, "its replies are too long to be told", ctx);
+            self.close(stream, "its replies are too long to be told", ctx);
         }
     }
 }
@@ -1220,7 +1201,7 @@ impl Handler<Closed> for Peer {
     type Result = ();
 
     fn handle(&mut self, closed: Closed, ctx: &mut Context<Self>) {
-        self.cut_off(closed.stream, &closed.why, ctx);
+        self.close(closed.stream, &closed.why, ctx);
     }
 }
 

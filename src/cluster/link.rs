@@ -22,6 +22,13 @@
 //! The claim is the first word on a stream after the introductions, so nothing that a node says once
 //! its link stands is in the way of the other one's proof.
 //!
+//! **Dialling.** The other node is dialled when this one begins, and again whenever the stream that was
+//! dialled is gone. An attempt that has no answer after [`DIAL_MS_MAX`] is given up. After each failure
+//! the pause before the next attempt is twice as long, from [`BACKOFF_MS_MIN`] to [`BACKOFF_MS_MAX`]; an
+//! introduction of the right node makes it short again. There is no jitter: a node has one dialler for each
+//! other node, and an attempt costs it little. Who dials this node is asked at its own address at once,
+//! whatever is left of a pause.
+//!
 //! **Suspected and lost.** Pings go out regularly, and a pong shows that both directions work. A node
 //! without a pong for an election timeout is *suspected*: requests take another way, its locks are
 //! given up, but the streams stay. A node that says nothing for [`SILENCE_MS`], or whose stream ends,
@@ -37,6 +44,10 @@ use crate::cluster::barrier::Hello;
 use crate::ids::{Incarnation, LastSeen, NodeId};
 use std::collections::VecDeque;
 
+pub use complaints::Complaints;
+
+mod complaints;
+
 /// How often [`Link::tick`] is to be called, in ms.
 pub const TICK_MS: u64 = 25;
 
@@ -49,9 +60,14 @@ pub const SUSPECT_MS_MAX: u64 = 2_000;
 /// Pings in the time after which a node is suspected.
 const PINGS: u64 = 4;
 
-/// The first and the longest pause between two attempts to dial, in ms.
-const BACKOFF_MS_MIN: u64 = 20;
-const BACKOFF_MS_MAX: u64 = 1_000;
+/// The pause after the first attempt to dial that failed, in ms.
+pub const BACKOFF_MS_MIN: u64 = 20;
+
+/// The longest pause between two attempts to dial, in ms.
+pub const BACKOFF_MS_MAX: u64 = 1_000;
+
+/// How long an attempt to dial waits for the introduction of the other node, in ms.
+pub const DIAL_MS_MAX: u64 = 2_000;
 
 /// Introductions that wait for their proof at most; the oldest gives way.
 pub const HELD_MAX: usize = 4;
@@ -62,11 +78,6 @@ pub const HELD_MS: u64 = 4_000;
 
 /// Pongs remembered until the other node says which of them came.
 const PONGS_MAX: usize = 64;
-
-/// Complaints about strangers that are logged at once, and how long it takes until there is room for
-/// another one, in ms.
-const COMPLAINTS_MAX: u64 = 32;
-const COMPLAINT_MS: u64 = 1_000;
 
 /// Names a stream of this node.
 pub type StreamId = u64;
@@ -92,8 +103,13 @@ pub enum Word {
 /// What a link wants done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LinkEffect {
-    /// Dial the node's configured address after so many ms.
-    Dial(u64),
+    /// Dial the node's configured address: [`Link::dial`] says how to introduce this node.
+    Dial,
+    /// The next attempt to dial is due after so many ms: [`Link::tick`] is to be called then, in
+    /// addition to its regular calls.
+    Retry(u64),
+    /// The attempt to dial that is under way has lasted too long: end it.
+    HangUp,
     /// Say this on a stream.
     Say(StreamId, Word),
     /// Close a stream.
@@ -121,7 +137,7 @@ pub enum LinkEffect {
     Seen(LastSeen),
     /// The other node has seen a life of this one that its data directory does not know.
     Outlived(LastSeen),
-    /// Something that an operator should know.
+    /// Log this: an operator should know.
     Complain(String),
 }
 
@@ -152,6 +168,17 @@ pub enum DialFailure {
     Garbled(String, String),
 }
 
+/// How far this node has got with dialling the other one.
+#[derive(Clone, Copy, Debug)]
+enum Dialling {
+    /// It has not begun, or its stream is there.
+    Idle,
+    /// The next attempt is due at this moment.
+    Due(u64),
+    /// An attempt is under way.
+    UnderWay { nonce: u64, since_ms: u64 },
+}
+
 #[derive(Debug)]
 struct Dialled {
     stream: StreamId,
@@ -180,8 +207,7 @@ pub struct Link {
     last_life: Option<Incarnation>,
     other: NodeId,
     suspect_ms: u64,
-    /// The nonce of the dial that is under way.
-    dialling: Option<u64>,
+    dialling: Dialling,
     dialled: Option<Dialled>,
     /// The introduction that was proven.
     guest: Option<Introduction>,
@@ -193,7 +219,9 @@ pub struct Link {
     life: Option<(Incarnation, bool)>,
     /// The other side closed the last link in order, and has not dialled since.
     closed_there: bool,
+    /// The pause after the next failure to dial, in ms.
     backoff_ms: u64,
+    complaints: Complaints,
     heard_ms: u64,
     ticked_ms: u64,
     /// For how long no pong has come while this process ran, in ms.
@@ -218,7 +246,7 @@ impl Link {
             last_life: None,
             other,
             suspect_ms: suspect_ms.clamp(PINGS * TICK_MS, SUSPECT_MS_MAX),
-            dialling: None,
+            dialling: Dialling::Idle,
             dialled: None,
             guest: None,
             held: VecDeque::new(),
@@ -227,6 +255,7 @@ impl Link {
             life: None,
             closed_there: false,
             backoff_ms: BACKOFF_MS_MIN,
+            complaints: Complaints::default(),
             heard_ms: 0,
             ticked_ms: 0,
             quiet_ms: 0,
@@ -260,9 +289,9 @@ impl Link {
     }
 
     /// This node goes on in a later life: what was linked with the one before is linked anew.
-    pub fn relive(&mut self, life: Incarnation, effects: &mut Vec<LinkEffect>) {
+    pub fn relive(&mut self, life: Incarnation, now_ms: u64, effects: &mut Vec<LinkEffect>) {
         self.own.life = life;
-        self.go_down("this node goes on in a later life", effects);
+        self.go_down("this node goes on in a later life", now_ms, effects);
     }
 
     /// How this node introduces itself.
@@ -315,14 +344,54 @@ impl Link {
         self.heard_there_ms.map_or(0, |heard| heard.saturating_add(lease_ms))
     }
 
-    /// Begins to dial, unless that is under way or done, and says how to introduce this node. The
-    /// nonce is to be unpredictable.
-    pub fn dial(&mut self, nonce: u64) -> Option<Hello> {
-        if self.dialling.is_some() || self.dialled.is_some() {
+    /// This node can serve the other one: it is dialled.
+    pub fn begin(&mut self, effects: &mut Vec<LinkEffect>) {
+        self.dial_at_once(effects);
+    }
+
+    /// An attempt to dial begins, if one is due: says how to introduce this node. The nonce is to be
+    /// unpredictable.
+    pub fn dial(&mut self, nonce: u64, now_ms: u64) -> Option<Hello> {
+        if !matches!(self.dialling, Dialling::Due(due_ms) if due_ms <= now_ms) {
             return None;
         }
-        self.dialling = Some(nonce);
+        self.dialling = Dialling::UnderWay { nonce, since_ms: now_ms };
         Some(Hello { nonce, ..self.own.clone() })
+    }
+
+    /// Dials without a pause, unless that is under way or done.
+    fn dial_at_once(&mut self, effects: &mut Vec<LinkEffect>) {
+        if self.dialled.is_none() && !matches!(self.dialling, Dialling::UnderWay { .. }) {
+            self.dialling = Dialling::Due(0);
+            effects.push(LinkEffect::Dial);
+        }
+    }
+
+    /// Dials again after a pause, unless that is decided already.
+    fn retry(&mut self, now_ms: u64, effects: &mut Vec<LinkEffect>) {
+        if !matches!(self.dialling, Dialling::Idle) {
+            return;
+        }
+        self.dialling = Dialling::Due(now_ms.saturating_add(self.backoff_ms));
+        effects.push(LinkEffect::Retry(self.backoff_ms));
+        self.backoff_ms = (self.backoff_ms * 2).min(BACKOFF_MS_MAX);
+    }
+
+    /// Begins the attempt that is due, and gives up the one that has lasted too long.
+    fn tick_dialling(&mut self, now_ms: u64, effects: &mut Vec<LinkEffect>) {
+        match self.dialling {
+            Dialling::Due(due_ms) if due_ms <= now_ms => effects.push(LinkEffect::Dial),
+            Dialling::UnderWay { since_ms, .. } if now_ms >= since_ms + DIAL_MS_MAX => {
+                effects.push(LinkEffect::HangUp);
+                self.dialling = Dialling::Idle;
+                self.retry(now_ms, effects);
+            }
+            _ => {}
+        }
+    }
+
+    fn complain(&mut self, complaint: String, now_ms: u64, effects: &mut Vec<LinkEffect>) {
+        effects.extend(self.complaints.note(complaint, now_ms).map(LinkEffect::Complain));
     }
 
     /// The node's configured address answered the dial with this introduction.
@@ -333,21 +402,22 @@ impl Link {
         now_ms: u64,
         effects: &mut Vec<LinkEffect>,
     ) {
-        let Some(nonce) = self.dialling.take() else {
+        let Dialling::UnderWay { nonce, .. } = self.dialling else {
             return effects.push(LinkEffect::Close(stream));
         };
+        self.dialling = Dialling::Idle;
         let judged = self.own.judge(&hello).and_then(|()| match hello.node == self.other {
             true => Ok(()),
             false => Err(format!("node {} answers in place of node {}", hello.node, self.other)),
         });
         if let Err(why) = judged {
             effects.push(LinkEffect::Close(stream));
-            effects.push(LinkEffect::Complain(format!("refused node {}: {why}", self.other)));
-            return self.retry(effects);
+            self.complain(format!("refused node {}: {why}", self.other), now_ms, effects);
+            return self.retry(now_ms, effects);
         }
         if self.is_outlived(&hello) {
             effects.extend([LinkEffect::Close(stream), LinkEffect::Outlived(hello.seen)]);
-            return self.retry(effects);
+            return self.retry(now_ms, effects);
         }
         self.backoff_ms = BACKOFF_MS_MIN;
         self.heard_ms = now_ms;
@@ -359,9 +429,16 @@ impl Link {
         self.come_up(now_ms, effects);
     }
 
-    /// Dialling failed.
-    pub fn dial_failed(&mut self, failure: DialFailure, effects: &mut Vec<LinkEffect>) {
-        self.dialling = None;
+    /// The attempt to dial that was under way has failed.
+    pub fn dial_failed(
+        &mut self,
+        failure: DialFailure,
+        now_ms: u64,
+        effects: &mut Vec<LinkEffect>,
+    ) {
+        let Dialling::UnderWay { .. } = self.dialling else { return };
+        self.dialling = Dialling::Idle;
+        let other = self.other;
         match failure {
             // The streams of the process were read to their end before this attempt.
             DialFailure::NobodyListens => {
@@ -376,20 +453,18 @@ impl Link {
             }
             DialFailure::Unreachable(_) => {}
             DialFailure::Garbled(address, why) => {
-                let complaint = format!("cut off {address}, for node {}: {why}", self.other);
-                effects.push(LinkEffect::Complain(complaint));
+                self.complain(
+                    format!("cut off {address}, for node {other}: {why}"),
+                    now_ms,
+                    effects,
+                );
             }
-            DialFailure::Refused => effects.push(LinkEffect::Complain(format!(
-                "node {} refuses this node: its log says why",
-                self.other
-            ))),
+            DialFailure::Refused => {
+                let complaint = format!("node {other} refuses this node: its log says why");
+                self.complain(complaint, now_ms, effects);
+            }
         }
-        self.retry(effects);
-    }
-
-    fn retry(&mut self, effects: &mut Vec<LinkEffect>) {
-        effects.push(LinkEffect::Dial(self.backoff_ms));
-        self.backoff_ms = (self.backoff_ms * 2).min(BACKOFF_MS_MAX);
+        self.retry(now_ms, effects);
     }
 
     /// A process at `from` has dialled and says that it is the other node. It is held until that is
@@ -406,7 +481,7 @@ impl Link {
         let host = from.rsplit_once(':').map_or(from, |(host, _)| host);
         if let Err(why) = self.own.judge(&hello) {
             let complaint = format!("refused node {} at {host}: {why}", self.other);
-            effects.push(LinkEffect::Complain(complaint));
+            self.complain(complaint, now_ms, effects);
             return Greeting::Refuse;
         }
         if hello.life < self.own.seen.life {
@@ -414,12 +489,12 @@ impl Link {
             // what it may not be again.
             let (node, life, seen) = (hello.node, hello.life.0, self.own.seen.life.0);
             let why = format!("node {node} has been started again since: {life} < {seen}");
-            effects.push(LinkEffect::Complain(why));
+            self.complain(why, now_ms, effects);
             return Greeting::Tell(self.own.clone());
         }
         if self.is_outlived(&hello) {
             // Is it? It is asked at its own address.
-            effects.push(LinkEffect::Dial(0));
+            self.dial_at_once(effects);
             return Greeting::LetGo;
         }
         if self.held.len() >= HELD_MAX
@@ -431,7 +506,7 @@ impl Link {
             Some(dialled) => {
                 effects.push(LinkEffect::Say(dialled.stream, Word::Claim(hello.nonce)));
             }
-            None => effects.push(LinkEffect::Dial(0)),
+            None => self.dial_at_once(effects),
         }
         let claimed_ms = self.dialled.as_ref().map(|_| now_ms);
         let from = from.to_owned();
@@ -453,7 +528,11 @@ impl Link {
                     return false;
                 }
                 let dialled = self.dialled.as_ref().map(|one| one.nonce);
-                let yours = [dialled, self.dialling].contains(&Some(nonce));
+                let dialling = match self.dialling {
+                    Dialling::UnderWay { nonce, .. } => Some(nonce),
+                    Dialling::Idle | Dialling::Due(_) => None,
+                };
+                let yours = [dialled, dialling].contains(&Some(nonce));
                 effects.push(LinkEffect::Say(stream, Word::Yours(nonce, yours)));
                 if yours {
                     self.prove(stream, now_ms, effects);
@@ -464,7 +543,7 @@ impl Link {
                     return false;
                 }
                 if !yours {
-                    self.disprove(nonce, effects);
+                    self.disprove(nonce, now_ms, effects);
                 }
             }
             Word::Ping { number, seen } => {
@@ -497,14 +576,13 @@ impl Link {
     }
 
     /// The node does not know of an introduction with this nonce.
-    fn disprove(&mut self, nonce: u64, effects: &mut Vec<LinkEffect>) {
+    fn disprove(&mut self, nonce: u64, now_ms: u64, effects: &mut Vec<LinkEffect>) {
         let place = self.held.iter().position(|held| held.hello.nonce == nonce);
         let Some(held) = place.and_then(|place| self.held.remove(place)) else { return };
         effects.push(LinkEffect::Close(held.stream));
-        effects.push(LinkEffect::Complain(format!(
-            "cut off {}, for node {}: that node does not know of the introduction",
-            held.from, self.other
-        )));
+        let why = "that node does not know of the introduction";
+        let complaint = format!("cut off {}, for node {}: {why}", held.from, self.other);
+        self.complain(complaint, now_ms, effects);
     }
 
     /// Who is at the other end of a stream knows what only the node can know.
@@ -513,7 +591,7 @@ impl Link {
         let Some(held) = place.and_then(|place| self.held.remove(place)) else { return };
         if self.up {
             // It dials again only once it has dropped the link.
-            self.go_down("it dialled again", effects);
+            self.go_down("it dialled again", now_ms, effects);
         } else if let Some(earlier) = self.guest.take() {
             effects.push(LinkEffect::Close(earlier.stream));
         }
@@ -535,7 +613,7 @@ impl Link {
         let (met, came) = (dialled.hello.life, guest.hello.life);
         if met < came {
             self.drop_dialled(effects);
-            return effects.push(LinkEffect::Dial(0));
+            return self.dial_at_once(effects);
         }
         if came < met {
             return self.drop_guest(effects);
@@ -555,6 +633,7 @@ impl Link {
         (self.quiet_ms, self.pings, self.seen) = (0, 0, 0);
         self.pongs.clear();
         self.heard_there_ms = claimed_ms;
+        self.complaints.forget();
         effects.push(LinkEffect::Up(hello));
     }
 
@@ -575,7 +654,7 @@ impl Link {
         }
         if self.dialled.as_ref().is_some_and(|dialled| is_old(dialled.since_ms)) {
             self.drop_dialled(effects);
-            self.retry(effects);
+            self.retry(now_ms, effects);
         }
     }
 
@@ -586,36 +665,42 @@ impl Link {
     }
 
     /// A stream has ended, or is to end because of what came on it. `in_order` if the other side
-    /// closed it after its last word.
+    /// closed it after its last word. A node is not lost by the end of a stream that became part of no
+    /// link, but the reason is told all the same.
     pub fn closed(
         &mut self,
         stream: StreamId,
         why: &str,
         in_order: bool,
+        now_ms: u64,
         effects: &mut Vec<LinkEffect>,
     ) {
+        if let Some(from) = self.stranger(stream) {
+            let complaint = format!("cut off {from}, for node {}: {why}", self.other);
+            self.complain(complaint, now_ms, effects);
+        }
         if let Some(place) = self.held.iter().position(|held| held.stream == stream) {
             self.held.remove(place);
             effects.push(LinkEffect::Close(stream));
         } else if !self.has(stream) {
         } else if self.up {
             self.closed_there = in_order;
-            self.go_down(why, effects);
+            self.go_down(why, now_ms, effects);
         } else if self.dialled_stream() == Some(stream) {
             self.drop_dialled(effects);
-            self.retry(effects);
+            self.retry(now_ms, effects);
         } else {
             self.drop_guest(effects);
         }
     }
 
     /// Who is at the other end of a stream that is not part of a standing link.
-    pub fn stranger(&self, stream: StreamId) -> Option<&str> {
+    fn stranger(&self, stream: StreamId) -> Option<&str> {
         let accepted = self.held.iter().chain(self.guest.as_ref().filter(|_| !self.up));
         accepted.into_iter().find(|one| one.stream == stream).map(|one| one.from.as_str())
     }
 
-    fn go_down(&mut self, why: &str, effects: &mut Vec<LinkEffect>) {
+    fn go_down(&mut self, why: &str, now_ms: u64, effects: &mut Vec<LinkEffect>) {
         self.drop_dialled(effects);
         self.drop_guest(effects);
         self.heard_there_ms = None;
@@ -624,7 +709,7 @@ impl Link {
             self.adrift_ms = Some(self.quiet_ms);
             effects.push(LinkEffect::Down(why.to_owned()));
         }
-        self.retry(effects);
+        self.retry(now_ms, effects);
     }
 
     /// What was asked over lost links is final.
@@ -634,20 +719,20 @@ impl Link {
         }
     }
 
-    /// Lets time pass: pings, suspects, gives up.
+    /// Lets time pass: dials, pings, suspects, gives up.
     pub fn tick(&mut self, now_ms: u64, effects: &mut Vec<LinkEffect>) {
         // This process may have been stopped, or busy: that is no silence of the other.
         let passed = now_ms.saturating_sub(self.ticked_ms).min(2 * TICK_MS);
         self.ticked_ms = now_ms;
+        self.tick_dialling(now_ms, effects);
         while let Some(held) = self.held.front()
             && held.since_ms.saturating_add(HELD_MS) <= now_ms
             && let Some(held) = self.held.pop_front()
         {
             effects.push(LinkEffect::Close(held.stream));
-            effects.push(LinkEffect::Complain(format!(
-                "cut off {}, for node {}: nobody confirms its introduction",
-                held.from, self.other
-            )));
+            let why = "nobody confirms its introduction";
+            let complaint = format!("cut off {}, for node {}: {why}", held.from, self.other);
+            self.complain(complaint, now_ms, effects);
         }
         if let Some(adrift_ms) = &mut self.adrift_ms {
             *adrift_ms += passed;
@@ -660,7 +745,8 @@ impl Link {
         }
         self.quiet_ms += passed;
         if now_ms.saturating_sub(self.heard_ms) > SILENCE_MS && self.quiet_ms > self.suspect_ms {
-            return self.go_down(&format!("silent for {} s", SILENCE_MS / 1000), effects);
+            let why = format!("silent for {} s", SILENCE_MS / 1000);
+            return self.go_down(&why, now_ms, effects);
         }
         if self.quiet_ms >= self.suspect_ms && !std::mem::replace(&mut self.suspected, true) {
             effects.push(LinkEffect::Suspect);
@@ -674,34 +760,6 @@ impl Link {
                 false => self.accepted_stream(),
             };
             effects.extend(stream.map(|stream| LinkEffect::Say(stream, ping)));
-        }
-    }
-}
-
-/// Complaints about strangers, who decide how many there are: some of them are logged, the others
-/// counted.
-#[derive(Debug, Default)]
-pub struct Complaints {
-    /// Logged, and not made up for by time.
-    logged: u64,
-    since_ms: u64,
-    kept_back: u64,
-}
-
-impl Complaints {
-    /// Logs a complaint by `log`, or counts it.
-    pub fn note(&mut self, complaint: String, now_ms: u64, mut log: impl FnMut(String)) {
-        let passed = now_ms.saturating_sub(self.since_ms) / COMPLAINT_MS;
-        self.since_ms += passed * COMPLAINT_MS;
-        self.logged = self.logged.saturating_sub(passed);
-        if self.logged >= COMPLAINTS_MAX {
-            self.kept_back += 1;
-            return;
-        }
-        self.logged += 1;
-        match std::mem::take(&mut self.kept_back) {
-            0 => log(complaint),
-            more => log(format!("{complaint} (and {more} others were refused before)")),
         }
     }
 }
