@@ -35,6 +35,12 @@
 //! is *lost*: both streams are closed. Neither is evidence that its life has ended; only a refused
 //! connection or a newer life is.
 //!
+//! How long another node has been silent is counted while this process runs: a gap between two ticks
+//! counts for two ticks at most. After a gap of [`STOPPED_MS`] this process was itself stopped, or its
+//! machine was, and no ping has left it meanwhile. So the other node has a fresh interval before it is
+//! suspected, or lost. It has one of these in each silence: a process that is stopped again and again
+//! must not wait for a dead node for ever.
+//!
 //! **Serving lease.** A node executes what another one asks only while that one surely still waits
 //! for the answer. Pings say which pong came last, so the receiver knows a moment at which the sender
 //! had heard of it, and the sender gives nothing up before an election timeout after that moment. So
@@ -50,6 +56,9 @@ mod complaints;
 
 /// How often [`Link::tick`] is to be called, in ms.
 pub const TICK_MS: u64 = 25;
+
+/// After so long a time between two ticks this process was stopped meanwhile, in ms.
+pub const STOPPED_MS: u64 = 8 * TICK_MS;
 
 /// A node that was silent for so long is lost, in ms.
 pub const SILENCE_MS: u64 = 3_000;
@@ -175,7 +184,7 @@ enum Dialling {
     Idle,
     /// The next attempt is due at this moment.
     Due(u64),
-    /// An attempt is under way.
+    /// An attempt is under way, since this moment in ms that this process has run.
     UnderWay { nonce: u64, since_ms: u64 },
 }
 
@@ -184,6 +193,7 @@ struct Dialled {
     stream: StreamId,
     nonce: u64,
     hello: Hello,
+    /// Since when it is there, in ms that this process has run.
     since_ms: u64,
 }
 
@@ -193,6 +203,7 @@ struct Introduction {
     hello: Hello,
     /// Who is at its other end, for complaints.
     from: String,
+    /// Since when it is there, in ms that this process has run.
     since_ms: u64,
     /// When its nonce was first named to the other node, which takes no link with it for standing
     /// earlier than that.
@@ -222,12 +233,18 @@ pub struct Link {
     /// The pause after the next failure to dial, in ms.
     backoff_ms: u64,
     complaints: Complaints,
+    /// The last tick.
+    ticked_ms: Option<u64>,
+    /// How long this process has run at the last tick, in ms: see [`Link::ran`].
+    ran_ms: u64,
+    /// When anything came last, in ms that this process has run.
     heard_ms: u64,
-    ticked_ms: u64,
-    /// For how long no pong has come while this process ran, in ms.
-    quiet_ms: u64,
-    /// The same until what was asked over lost links is final.
-    adrift_ms: Option<u64>,
+    /// When a pong came last, in ms that this process has run.
+    ponged_ms: u64,
+    /// The same of the link that was lost last, until what was asked over lost links is final.
+    adrift_since_ms: Option<u64>,
+    /// The other node was given a fresh interval since the last pong, for this process was stopped.
+    spared: bool,
     pings: u64,
     pinged_ms: u64,
     /// The last pong that came.
@@ -256,10 +273,12 @@ impl Link {
             closed_there: false,
             backoff_ms: BACKOFF_MS_MIN,
             complaints: Complaints::default(),
+            ticked_ms: None,
+            ran_ms: 0,
             heard_ms: 0,
-            ticked_ms: 0,
-            quiet_ms: 0,
-            adrift_ms: None,
+            ponged_ms: 0,
+            adrift_since_ms: None,
+            spared: false,
             pings: 0,
             pinged_ms: 0,
             seen: 0,
@@ -355,7 +374,7 @@ impl Link {
         if !matches!(self.dialling, Dialling::Due(due_ms) if due_ms <= now_ms) {
             return None;
         }
-        self.dialling = Dialling::UnderWay { nonce, since_ms: now_ms };
+        self.dialling = Dialling::UnderWay { nonce, since_ms: self.ran(now_ms) };
         Some(Hello { nonce, ..self.own.clone() })
     }
 
@@ -381,7 +400,7 @@ impl Link {
     fn tick_dialling(&mut self, now_ms: u64, effects: &mut Vec<LinkEffect>) {
         match self.dialling {
             Dialling::Due(due_ms) if due_ms <= now_ms => effects.push(LinkEffect::Dial),
-            Dialling::UnderWay { since_ms, .. } if now_ms >= since_ms + DIAL_MS_MAX => {
+            Dialling::UnderWay { since_ms, .. } if self.ran_ms >= since_ms + DIAL_MS_MAX => {
                 effects.push(LinkEffect::HangUp);
                 self.dialling = Dialling::Idle;
                 self.retry(now_ms, effects);
@@ -420,12 +439,12 @@ impl Link {
             return self.retry(now_ms, effects);
         }
         self.backoff_ms = BACKOFF_MS_MIN;
-        self.heard_ms = now_ms;
+        self.heard(now_ms);
         for one in self.guest.iter_mut().chain(&mut self.held) {
             one.claimed_ms.get_or_insert(now_ms);
             effects.push(LinkEffect::Say(stream, Word::Claim(one.hello.nonce)));
         }
-        self.dialled = Some(Dialled { stream, nonce, hello, since_ms: now_ms });
+        self.dialled = Some(Dialled { stream, nonce, hello, since_ms: self.ran(now_ms) });
         self.come_up(now_ms, effects);
     }
 
@@ -509,8 +528,8 @@ impl Link {
             None => self.dial_at_once(effects),
         }
         let claimed_ms = self.dialled.as_ref().map(|_| now_ms);
-        let from = from.to_owned();
-        self.held.push_back(Introduction { stream, hello, from, since_ms: now_ms, claimed_ms });
+        let (from, since_ms) = (from.to_owned(), self.ran(now_ms));
+        self.held.push_back(Introduction { stream, hello, from, since_ms, claimed_ms });
         Greeting::Keep(self.own.clone())
     }
 
@@ -566,7 +585,8 @@ impl Link {
                     return false;
                 }
                 self.seen = self.seen.max(number);
-                self.quiet_ms = 0;
+                self.ponged_ms = self.ran(now_ms);
+                self.spared = false;
                 if std::mem::take(&mut self.suspected) {
                     effects.push(LinkEffect::Trust);
                 }
@@ -629,8 +649,9 @@ impl Link {
         self.up = true;
         self.life = Some((hello.life, false));
         self.closed_there = false;
-        (self.heard_ms, self.ticked_ms, self.pinged_ms) = (now_ms, now_ms, now_ms);
-        (self.quiet_ms, self.pings, self.seen) = (0, 0, 0);
+        let ran_ms = self.ran(now_ms);
+        (self.heard_ms, self.ponged_ms, self.spared) = (ran_ms, ran_ms, false);
+        (self.pinged_ms, self.pings, self.seen) = (now_ms, 0, 0);
         self.pongs.clear();
         self.heard_there_ms = claimed_ms;
         self.complaints.forget();
@@ -648,7 +669,8 @@ impl Link {
     /// Drops a stream that has become part of no link for long: the other node may have lost it from
     /// sight.
     fn drop_lone(&mut self, now_ms: u64, effects: &mut Vec<LinkEffect>) {
-        let is_old = |since_ms: u64| since_ms.saturating_add(HELD_MS) <= now_ms;
+        let ran_ms = self.ran_ms;
+        let is_old = |since_ms: u64| since_ms + HELD_MS <= ran_ms;
         if self.guest.as_ref().is_some_and(|guest| is_old(guest.since_ms)) {
             self.drop_guest(effects);
         }
@@ -661,7 +683,13 @@ impl Link {
     /// Anything came on a stream of the link.
     #[inline]
     pub fn heard(&mut self, now_ms: u64) {
-        self.heard_ms = now_ms;
+        self.heard_ms = self.ran(now_ms);
+    }
+
+    /// How long this process has run: what it was stopped for does not count.
+    fn ran(&self, now_ms: u64) -> u64 {
+        let since_tick = self.ticked_ms.map_or(0, |ticked_ms| now_ms.saturating_sub(ticked_ms));
+        self.ran_ms + since_tick.min(2 * TICK_MS)
     }
 
     /// A stream has ended, or is to end because of what came on it. `in_order` if the other side
@@ -706,7 +734,7 @@ impl Link {
         self.heard_there_ms = None;
         if std::mem::take(&mut self.up) {
             self.suspected = false;
-            self.adrift_ms = Some(self.quiet_ms);
+            self.adrift_since_ms = Some(self.ponged_ms);
             effects.push(LinkEffect::Down(why.to_owned()));
         }
         self.retry(now_ms, effects);
@@ -714,19 +742,22 @@ impl Link {
 
     /// What was asked over lost links is final.
     fn settle(&mut self, effects: &mut Vec<LinkEffect>) {
-        if self.adrift_ms.take().is_some() {
+        if self.adrift_since_ms.take().is_some() {
             effects.push(LinkEffect::Final);
         }
     }
 
     /// Lets time pass: dials, pings, suspects, gives up.
     pub fn tick(&mut self, now_ms: u64, effects: &mut Vec<LinkEffect>) {
-        // This process may have been stopped, or busy: that is no silence of the other.
-        let passed = now_ms.saturating_sub(self.ticked_ms).min(2 * TICK_MS);
-        self.ticked_ms = now_ms;
+        self.ran_ms = self.ran(now_ms);
+        let ticked_ms = self.ticked_ms.replace(now_ms).unwrap_or(now_ms);
+        let was_stopped = now_ms.saturating_sub(ticked_ms) >= STOPPED_MS;
+        if was_stopped && !std::mem::replace(&mut self.spared, true) {
+            (self.heard_ms, self.ponged_ms) = (self.ran_ms, self.ran_ms);
+        }
         self.tick_dialling(now_ms, effects);
         while let Some(held) = self.held.front()
-            && held.since_ms.saturating_add(HELD_MS) <= now_ms
+            && held.since_ms + HELD_MS <= self.ran_ms
             && let Some(held) = self.held.pop_front()
         {
             effects.push(LinkEffect::Close(held.stream));
@@ -734,21 +765,20 @@ impl Link {
             let complaint = format!("cut off {}, for node {}: {why}", held.from, self.other);
             self.complain(complaint, now_ms, effects);
         }
-        if let Some(adrift_ms) = &mut self.adrift_ms {
-            *adrift_ms += passed;
-            if *adrift_ms >= self.suspect_ms {
-                self.settle(effects);
-            }
+        let is_final = |since_ms: u64| self.ran_ms.saturating_sub(since_ms) >= self.suspect_ms;
+        if self.adrift_since_ms.is_some_and(is_final) {
+            self.settle(effects);
         }
         if !self.up {
             return self.drop_lone(now_ms, effects);
         }
-        self.quiet_ms += passed;
-        if now_ms.saturating_sub(self.heard_ms) > SILENCE_MS && self.quiet_ms > self.suspect_ms {
+        let quiet_ms = self.ran_ms.saturating_sub(self.ponged_ms);
+        let silent_ms = self.ran_ms.saturating_sub(self.heard_ms);
+        if silent_ms > SILENCE_MS && quiet_ms > self.suspect_ms {
             let why = format!("silent for {} s", SILENCE_MS / 1000);
             return self.go_down(&why, now_ms, effects);
         }
-        if self.quiet_ms >= self.suspect_ms && !std::mem::replace(&mut self.suspected, true) {
+        if quiet_ms >= self.suspect_ms && !std::mem::replace(&mut self.suspected, true) {
             effects.push(LinkEffect::Suspect);
         }
         if now_ms.saturating_sub(self.pinged_ms) >= self.suspect_ms / PINGS {

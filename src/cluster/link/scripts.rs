@@ -31,11 +31,17 @@ struct Script {
 #[test]
 fn scripts() {
     run_all("tests/scripts/link", || Script {
-        link: Link::new(hello(1, 1), NodeId(2), 600),
+        link: begun(Link::new(hello(1, 1), NodeId(2), 600), BEGIN_MS),
         now: BEGIN_MS,
         nonce: NONCE,
         due: None,
     });
+}
+
+/// A link that has ticked once by now.
+fn begun(mut link: Link, now: u64) -> Link {
+    link.tick(now, &mut Vec::new());
+    link
 }
 
 fn word(word: Word) -> String {
@@ -208,7 +214,8 @@ impl goldenscript::Runner for Script {
                 let other = NodeId(args.key("other", 2)?);
                 let last: u64 = args.key("last", 0)?;
                 let last = (last > 0).then_some(Incarnation(last));
-                self.link = Link::new(own, other, args.key("suspect", 600)?).remembering(last);
+                let link = Link::new(own, other, args.key("suspect", 600)?).remembering(last);
+                self.link = begun(link, self.now);
             }
             // linked [life=LIFE]: a link that stands, of streams 1 and 2.
             "linked" => {
