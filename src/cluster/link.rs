@@ -467,7 +467,11 @@ impl Link {
                     // Had it dialled again, it would live.
                     let dead = self.closed_there && self.guest.is_none() && self.held.is_empty();
                     effects.push(LinkEffect::Ended { life, dead });
-                    self.settle(effects);
+                    // A firewall refuses connections as well. What was asked is final at once only
+                    // where the process has closed its streams itself, else after an election timeout.
+                    if dead {
+                        self.settle(effects);
+                    }
                 }
             }
             DialFailure::Unreachable(_) => {}
