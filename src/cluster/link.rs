@@ -46,13 +46,13 @@
 //! had heard of it, and the sender gives nothing up before an election timeout after that moment. So
 //! what the sender has given up is not executed later, wherever its bytes have been meanwhile.
 
+mod complaints;
+
 use crate::cluster::barrier::Hello;
 use crate::ids::{Incarnation, LastSeen, NodeId};
 use std::collections::VecDeque;
 
 pub use complaints::Complaints;
-
-mod complaints;
 
 /// How often [`Link::tick`] is to be called, in ms.
 pub const TICK_MS: u64 = 25;
