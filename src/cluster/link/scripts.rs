@@ -4,28 +4,44 @@
 use super::tests::hello;
 use super::*;
 use crate::script::{Args, run_all};
+use std::collections::VecDeque;
 use std::error::Error;
 use std::fmt::Write;
 
 /// When every script begins, in ms.
 const BEGIN_MS: u64 = 1_000;
 
-/// What a link that stands at the beginning is made of: the stream dialled here and its nonce, the
-/// stream dialled there and its nonce.
-const DIALLED: (StreamId, u64) = (1, 11);
+/// What a link that stands at the beginning is made of: the stream dialled here; the stream dialled
+/// there and its nonce.
+const DIALLED: StreamId = 1;
 const ACCEPTED: (StreamId, u64) = (2, 22);
+
+/// The nonce of the first attempt to dial; each of those after it has the next number.
+const NONCE: u64 = 11;
 
 struct Script {
     link: Link,
     now: u64,
+    /// The nonce of the next attempt to dial.
+    nonce: u64,
+    /// When the link wants a tick besides the regular ones.
+    due: Option<u64>,
 }
 
 #[test]
 fn scripts() {
     run_all("tests/scripts/link", || Script {
-        link: Link::new(hello(1, 1), NodeId(2), 600),
+        link: begun(Link::new(hello(1, 1), NodeId(2), 600), BEGIN_MS),
         now: BEGIN_MS,
+        nonce: NONCE,
+        due: None,
     });
+}
+
+/// A link that has ticked once by now.
+fn begun(mut link: Link, now: u64) -> Link {
+    link.tick(now, &mut Vec::new());
+    link
 }
 
 fn word(word: Word) -> String {
@@ -40,8 +56,9 @@ fn word(word: Word) -> String {
 
 fn tell(effect: &LinkEffect) -> String {
     match effect {
-        LinkEffect::Dial(0) => "dial at once".to_owned(),
-        LinkEffect::Dial(ms) => format!("dial in {ms} ms"),
+        LinkEffect::Dial => "dial".to_owned(),
+        LinkEffect::Retry(ms) => format!("dial in {ms} ms"),
+        LinkEffect::HangUp => "give up the attempt to dial".to_owned(),
         LinkEffect::Say(stream, said) => format!("say on stream {stream}: {}", word(*said)),
         LinkEffect::Close(stream) => format!("close stream {stream}"),
         LinkEffect::Up(hello) => format!("up, to node {} in life {}", hello.node, hello.life.0),
@@ -62,34 +79,87 @@ fn tell(effect: &LinkEffect) -> String {
 }
 
 impl Script {
+    /// Does what the link wants done, as far as it concerns dialling, and tells all of it.
+    fn carry(
+        &mut self,
+        effects: Vec<LinkEffect>,
+        fails: Option<&DialFailure>,
+        mut tell_line: impl FnMut(String),
+    ) {
+        let mut effects: VecDeque<LinkEffect> = effects.into();
+        while let Some(effect) = effects.pop_front() {
+            match &effect {
+                LinkEffect::Dial => {
+                    let Some(own) = self.link.dial(self.nonce, self.now) else { continue };
+                    self.nonce += 1;
+                    tell_line(format!("dial, with nonce {}", own.nonce));
+                    if let Some(failure) = fails {
+                        let mut more = Vec::new();
+                        self.link.dial_failed(failure.clone(), self.now, &mut more);
+                        effects.extend(more);
+                    }
+                    continue;
+                }
+                LinkEffect::Retry(ms) => self.due = Some(self.now + ms),
+                _ => {}
+            }
+            tell_line(tell(&effect));
+        }
+    }
+
     /// Lets time pass, tick by tick. `pongs`: the other node answers each ping.
-    fn pass(&mut self, ms: u64, pongs: bool, told: &mut String) -> Result<(), Box<dyn Error>> {
+    fn pass(
+        &mut self,
+        ms: u64,
+        pongs: bool,
+        fails: Option<&DialFailure>,
+        told: &mut String,
+    ) -> Result<(), Box<dyn Error>> {
         let (until, mut pings) = (self.now + ms, 0);
+        let mut regular = until.min(self.now + TICK_MS);
         while self.now < until {
-            self.now = until.min(self.now + TICK_MS);
+            self.now = self.due.filter(|due| (self.now..regular).contains(due)).unwrap_or(regular);
+            if self.now == regular {
+                regular = until.min(self.now + TICK_MS);
+            }
+            self.due = self.due.filter(|due| *due > self.now);
             let mut effects = Vec::new();
             self.link.tick(self.now, &mut effects);
-            let mut said = Vec::new();
-            for effect in &effects {
-                if let LinkEffect::Say(stream, Word::Ping { number, .. }) = effect {
+            let mut answers = Vec::new();
+            effects.retain(|effect| match effect {
+                LinkEffect::Say(stream, Word::Ping { number, .. }) => {
                     pings += 1;
-                    if pongs {
-                        self.link.heard(self.now);
-                        self.link.hear(*stream, Word::Pong(*number), self.now, &mut said);
-                    }
-                } else {
-                    writeln!(told, "{}: {}", self.now, tell(effect))?;
+                    answers.push((*stream, *number));
+                    false
                 }
+                _ => true,
+            });
+            for (stream, number) in answers.into_iter().filter(|_| pongs) {
+                self.link.heard(self.now);
+                self.link.hear(stream, Word::Pong(number), self.now, &mut effects);
             }
-            for effect in said {
-                writeln!(told, "{}: {}", self.now, tell(&effect))?;
-            }
+            let now = self.now;
+            self.carry(effects, fails, |line| told.push_str(&format!("{now}: {line}\n")));
         }
         if pings > 0 {
             let answered = if pongs { ", and answered" } else { "" };
             writeln!(told, "pinged {pings} times{answered}")?;
         }
         Ok(())
+    }
+
+    /// Makes a link that stands: both nodes dial, and each proves what it is.
+    fn link(&mut self, other: Hello) -> Vec<LinkEffect> {
+        let mut effects = Vec::new();
+        self.link.begin(&mut effects);
+        self.carry(std::mem::take(&mut effects), None, |_| {});
+        let link = &mut self.link;
+        link.answered(DIALLED, other.clone(), self.now, &mut effects);
+        let other = Hello { nonce: ACCEPTED.1, ..other };
+        link.introduced(ACCEPTED.0, other, "other:1", self.now, &mut effects);
+        link.hear(ACCEPTED.0, Word::Claim(self.nonce - 1), self.now, &mut effects);
+        effects.retain(|effect| matches!(effect, LinkEffect::Up(_)));
+        effects
     }
 
     fn hear(
@@ -106,6 +176,16 @@ impl Script {
         }
         Ok(())
     }
+}
+
+fn failure(how: &str) -> Result<DialFailure, Box<dyn Error>> {
+    Ok(match how {
+        "refused_connection" => DialFailure::NobodyListens,
+        "unreachable" => DialFailure::Unreachable("no route".into()),
+        "refused" => DialFailure::Refused,
+        "garbled" => DialFailure::Garbled("other:1".into(), "no node".into()),
+        _ => return Err("there is no such failure".into()),
+    })
 }
 
 /// `[node=ID] [life=LIFE] [seen=LIFE] [nonce=NONCE] [cluster=NAME]`
@@ -134,38 +214,25 @@ impl goldenscript::Runner for Script {
                 let other = NodeId(args.key("other", 2)?);
                 let last: u64 = args.key("last", 0)?;
                 let last = (last > 0).then_some(Incarnation(last));
-                self.link = Link::new(own, other, args.key("suspect", 600)?).remembering(last);
+                let link = Link::new(own, other, args.key("suspect", 600)?).remembering(last);
+                self.link = begun(link, self.now);
             }
             // linked [life=LIFE]: a link that stands, of streams 1 and 2.
             "linked" => {
                 let other = introduction(&mut args)?;
-                let link = &mut self.link;
-                link.dial(DIALLED.1);
-                link.answered(DIALLED.0, other.clone(), self.now, &mut effects);
-                let other = Hello { nonce: ACCEPTED.1, ..other };
-                link.introduced(ACCEPTED.0, other, "other:1", self.now, &mut effects);
-                link.hear(ACCEPTED.0, Word::Claim(DIALLED.1), self.now, &mut effects);
-                effects.retain(|effect| matches!(effect, LinkEffect::Up(_)));
+                effects = self.link(other);
             }
-            "dial" => match self.link.dial(args.next()?) {
-                Some(own) => writeln!(told, "introduces itself with nonce {}", own.nonce)?,
-                None => writeln!(told, "no need to dial")?,
-            },
+            "begin" => self.link.begin(&mut effects),
             // answered STREAM ..: who was dialled introduces itself.
             "answered" => {
                 let stream = args.next()?;
                 let hello = introduction(&mut args)?;
                 self.link.answered(stream, hello, self.now, &mut effects);
             }
+            // failed refused_connection|unreachable|refused|garbled: so did the attempt to dial.
             "failed" => {
-                let failure = match args.next::<String>()?.as_str() {
-                    "refused_connection" => DialFailure::NobodyListens,
-                    "unreachable" => DialFailure::Unreachable("no route".into()),
-                    "refused" => DialFailure::Refused,
-                    "garbled" => DialFailure::Garbled("other:1".into(), "no node".into()),
-                    _ => return Err("there is no such failure".into()),
-                };
-                self.link.dial_failed(failure, &mut effects);
+                let failure = failure(&args.next::<String>()?)?;
+                self.link.dial_failed(failure, self.now, &mut effects);
             }
             // came STREAM nonce=NONCE [from=ADDRESS] ..: someone dialled this node.
             "came" => {
@@ -200,17 +267,35 @@ impl goldenscript::Runner for Script {
             "packet" => self.link.heard(self.now),
             "closed" => {
                 let in_order = args.key("in_order", true)?;
-                self.link.closed(args.next()?, "its stream ended", in_order, &mut effects);
+                let (stream, why) = (args.next()?, "its stream ended");
+                self.link.closed(stream, why, in_order, self.now, &mut effects);
             }
             "see" => {
                 let seen = LastSeen { life: Incarnation(args.next()?), generation: 0 };
                 self.link.see(seen, &mut effects);
             }
-            "relive" => self.link.relive(Incarnation(args.next()?), &mut effects),
-            // pass MS [pongs=true]: time passes, tick by tick.
+            "relive" => {
+                self.link.relive(Incarnation(args.next()?), self.now, &mut effects);
+            }
+            // strangers COUNT [first=N]: so many of another cluster dial, each from a host of its own.
+            "strangers" => {
+                let (count, first): (u64, u64) = (args.next()?, args.key("first", 1)?);
+                for n in first..first + count {
+                    let (own, from) = (hello(2, 1), format!("10.0.0.{n}:4711"));
+                    let other = Hello { cluster: "other".into(), ..own };
+                    self.link.introduced(100 + n, other, &from, self.now, &mut effects);
+                }
+                let logged = effects.len();
+                writeln!(told, "{count} refused, {logged} complaints, the last of them:")?;
+                effects.drain(..logged.saturating_sub(1));
+            }
+            // pass MS [pongs=true] [dials=FAILURE]: time passes, tick by tick. The other node answers
+            // pings, attempts to dial fail at once.
             "pass" => {
                 let pongs = args.key("pongs", false)?;
-                self.pass(args.next()?, pongs, &mut told)?;
+                let how: String = args.key("dials", "wait".to_owned())?;
+                let fails = if how == "wait" { None } else { Some(failure(&how)?) };
+                self.pass(args.next()?, pongs, fails.as_ref(), &mut told)?;
             }
             // The process stood still for so long: no tick.
             "stop" => self.now += args.next::<u64>()?,
@@ -227,9 +312,7 @@ impl goldenscript::Runner for Script {
             other => return Err(format!("no command {other}").into()),
         }
         args.end()?;
-        for effect in &effects {
-            writeln!(told, "{}", tell(effect))?;
-        }
+        self.carry(effects, None, |line| told.push_str(&format!("{line}\n")));
         Ok(told)
     }
 }

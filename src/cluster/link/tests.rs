@@ -22,12 +22,14 @@ pub(super) fn hello(node: u16, life: u64) -> Hello {
 
 #[derive(Clone, Debug)]
 enum Event {
-    Dial,
+    /// The link begins.
+    Begin,
+    /// A tick that the link asked for.
+    Tick,
     Introduced(StreamId, Hello),
     Answered(StreamId, Hello),
-    Failed(DialFailure),
-    /// The dial with this nonce takes too long.
-    Late(u64),
+    /// The attempt that dialled this stream failed.
+    Failed(StreamId, DialFailure),
     Hear(StreamId, Word),
     /// Any packet that a node sends once its link stands.
     Packet(StreamId),
@@ -55,6 +57,8 @@ struct Wire {
     queue: BTreeMap<(u64, u64), (usize, Event)>,
     sent: u64,
     streams: BTreeSet<StreamId>,
+    /// By who dials: the stream of the attempt that began last.
+    attempt: [Option<StreamId>; 2],
     /// By receiver: nothing arrives.
     cut: [bool; 2],
     delay: [u64; 2],
@@ -81,6 +85,7 @@ impl Wire {
             queue: BTreeMap::new(),
             sent: 0,
             streams: BTreeSet::new(),
+            attempt: [None; 2],
             cut: [false; 2],
             delay: [1; 2],
             jitter: 0,
@@ -96,8 +101,8 @@ impl Wire {
 
     fn linked() -> Wire {
         let mut wire = Wire::new();
-        wire.at(0, Event::Dial);
-        wire.at(1, Event::Dial);
+        wire.at(0, Event::Begin);
+        wire.at(1, Event::Begin);
         wire.run(500);
         assert!(wire.links.iter().all(Link::is_up), "{:?}", wire.told);
         wire.told = [Vec::new(), Vec::new()];
@@ -155,37 +160,25 @@ impl Wire {
         let mut effects = Vec::new();
         let link = &mut self.links[side];
         match event {
-            Event::Dial => {
-                self.next += 1;
-                let (stream, nonce) = (self.next, self.next * 1_000_003);
-                let Some(hello) = link.dial(nonce) else { return };
-                self.sent += 1;
-                self.queue.insert((self.now + 2_000, self.sent), (side, Event::Late(nonce)));
-                if !self.cut[0] && !self.cut[1] {
-                    self.streams.insert(stream);
-                    self.send(1 - side, Event::Introduced(stream, hello));
-                }
-            }
+            Event::Begin => link.begin(&mut effects),
+            Event::Tick => link.tick(self.now, &mut effects),
             Event::Introduced(stream, hello) => {
                 match link.introduced(stream, hello, "somewhere", self.now, &mut effects) {
                     Greeting::Keep(own) | Greeting::Tell(own) => {
                         self.send(1 - side, Event::Answered(stream, own));
                     }
                     Greeting::LetGo | Greeting::Refuse => {
-                        self.send(1 - side, Event::Failed(DialFailure::Refused));
+                        self.send(1 - side, Event::Failed(stream, DialFailure::Refused));
                     }
                 }
             }
+            // What was hung up tells nothing any more.
+            Event::Answered(stream, _) | Event::Failed(stream, _)
+                if self.attempt[side] != Some(stream) => {}
             Event::Answered(stream, hello) => {
                 link.answered(stream, hello, self.now, &mut effects);
             }
-            Event::Failed(failure) => link.dial_failed(failure, &mut effects),
-            Event::Late(nonce) => {
-                if link.dialling == Some(nonce) {
-                    let late = DialFailure::Unreachable("it takes too long".into());
-                    link.dial_failed(late, &mut effects);
-                }
-            }
+            Event::Failed(_, failure) => link.dial_failed(failure, self.now, &mut effects),
             Event::Hear(stream, word) => {
                 let is_packet = matches!(word, Word::Ping { .. } | Word::Pong(_));
                 let unread = &mut self.unread[side];
@@ -201,17 +194,42 @@ impl Wire {
                     self.unread[side].entry(stream).or_default();
                 }
             }
-            Event::Closed(stream) => link.closed(stream, "closed", true, &mut effects),
+            Event::Closed(stream) => {
+                link.closed(stream, "closed", true, self.now, &mut effects);
+            }
         }
         self.carry(side, effects);
+    }
+
+    fn dial(&mut self, side: usize) {
+        self.next += 1;
+        let (stream, nonce) = (self.next, self.next * 1_000_003);
+        let Some(hello) = self.links[side].dial(nonce, self.now) else { return };
+        self.attempt[side] = Some(stream);
+        if !self.cut[0] && !self.cut[1] {
+            self.streams.insert(stream);
+            self.send(1 - side, Event::Introduced(stream, hello));
+        }
     }
 
     fn carry(&mut self, side: usize, effects: Vec<LinkEffect>) {
         for effect in effects {
             match &effect {
-                LinkEffect::Dial(after) => {
+                LinkEffect::Dial => {
+                    self.dial(side);
+                    continue;
+                }
+                LinkEffect::Retry(after) => {
                     self.sent += 1;
-                    self.queue.insert((self.now + after, self.sent), (side, Event::Dial));
+                    self.queue.insert((self.now + after, self.sent), (side, Event::Tick));
+                    continue;
+                }
+                LinkEffect::HangUp => {
+                    if let Some(stream) = self.attempt[side].take()
+                        && self.streams.remove(&stream)
+                    {
+                        self.send(1 - side, Event::Closed(stream));
+                    }
                     continue;
                 }
                 LinkEffect::Say(stream, word) => {
@@ -271,9 +289,9 @@ fn streams_that_overtake_each_other_make_a_link() {
     for seed in 0..500 {
         let mut wire = Wire::new();
         (wire.sent, wire.jitter) = (seed * 1_000, 40);
-        wire.at(0, Event::Dial);
+        wire.at(0, Event::Begin);
         wire.now += seed % 30;
-        wire.at(1, Event::Dial);
+        wire.at(1, Event::Begin);
         wire.run(500);
         assert!(wire.links.iter().all(Link::is_up), "seed {seed}: {:?}", wire.told);
         let linked = |told: &LinkEffect| matches!(told, LinkEffect::Up(_));
@@ -284,7 +302,7 @@ fn streams_that_overtake_each_other_make_a_link() {
 #[test]
 fn a_dial_that_is_answered_by_a_dial_makes_a_link() {
     let mut wire = Wire::new();
-    wire.at(0, Event::Dial);
+    wire.at(0, Event::Begin);
     wire.run(500);
     assert!(wire.links.iter().all(Link::is_up), "{:?}", wire.told);
 }
@@ -319,7 +337,7 @@ fn a_new_life_is_linked_once_the_streams_of_the_old_one_have_ended() {
     for stream in std::mem::take(&mut wire.streams) {
         wire.send(0, Event::Closed(stream));
     }
-    wire.at(1, Event::Dial);
+    wire.at(1, Event::Begin);
     wire.run(1_000);
     assert!(wire.links.iter().all(Link::is_up), "{:?}", wire.told);
     assert_eq!(wire.links[0].life(), Some(Incarnation(2)));
@@ -333,13 +351,13 @@ fn a_life_that_was_outlived_is_told_so_and_linked_in_a_later_one() {
     let seen = LastSeen { life: Incarnation(7), generation: 3 };
     let mut wire = Wire::new();
     wire.links[0].see(seen, &mut Vec::new());
-    wire.at(1, Event::Dial);
-    wire.at(0, Event::Dial);
+    wire.at(1, Event::Begin);
+    wire.at(0, Event::Begin);
     wire.run(500);
     assert!(!wire.links.iter().any(Link::is_up));
     assert!(wire.counted(1, &LinkEffect::Outlived(seen)) > 0, "{:?}", wire.told);
     let mut effects = Vec::new();
-    wire.links[1].relive(Incarnation(8), &mut effects);
+    wire.links[1].relive(Incarnation(8), wire.now, &mut effects);
     wire.carry(1, effects);
     wire.run(3_000);
     assert!(wire.links.iter().all(Link::is_up), "{:?}", wire.told);
@@ -430,16 +448,4 @@ fn what_is_given_up_is_not_executed_whatever_happens_to_the_wire() {
         assert!(wire.links.iter().all(Link::is_up), "seed {seed}: {:?}", wire.told);
     }
     assert!(served > 1_000, "it hardly ever served: {served}");
-}
-
-#[test]
-fn complaints_have_a_bound_and_the_rest_is_counted() {
-    let mut complaints = Complaints::default();
-    let mut lines = Vec::new();
-    for n in 0..1_000 {
-        complaints.note(format!("stranger {n}"), 5_000, |line| lines.push(line));
-    }
-    assert_eq!(lines.len() as u64, COMPLAINTS_MAX);
-    complaints.note("the last".into(), 9_000, |line| lines.push(line));
-    assert!(lines.last().is_some_and(|line| line.starts_with("the last (and 968 others")));
 }
