@@ -288,6 +288,10 @@ impl Session {
                     let own = self.gathered.flight.own();
                     Reply::new(own, false).error_bytes(&error.reply_text());
                     answered(&self.local, None, &mut self.gathered);
+                    self.state.client.begin_answer();
+                    if self.state.client.holds_answer() {
+                        self.gathered.flight.mute_last();
+                    }
                     next = Next::Close;
                     break;
                 }
@@ -302,6 +306,10 @@ impl Session {
             }
             self.mute = self.state.client.holds_answer();
             if let Some(waits) = request {
+                if self.mute && matches!(waits, Next::Close) {
+                    // It is answered already.
+                    self.gathered.flight.mute_last();
+                }
                 self.said = said(argv);
                 next = waits;
                 break;

@@ -445,6 +445,9 @@ impl FlightLane {
     /// Hands out the reply to the lane's next operation if it has come. Returns its length.
     #[inline]
     fn take_next(&mut self, give: impl FnOnce(&[u8])) -> Option<usize> {
+        if self.landed.is_empty() && self.parked.is_empty() {
+            return None;
+        }
         if !self.is_whole {
             while self.sent.get(self.cursor).is_some_and(|number| *number < self.next) {
                 self.cursor += 1;

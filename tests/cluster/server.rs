@@ -129,6 +129,11 @@ fn a_client_may_do_without_replies() {
     );
     stream.write_all(request.as_bytes()).unwrap();
     expect(&mut stream, "$1\r\n1\r\n+OK\r\n*3\r\n$1\r\n3\r\n$1\r\n4\r\n$1\r\n5\r\n");
+    for last in ["QUIT\r\n", "*1\r\n$x\r\n"] {
+        let mut stream = dial(cluster.ports(1).client);
+        stream.write_all(format!("PING\r\nCLIENT REPLY OFF\r\nPING\r\n{last}").as_bytes()).unwrap();
+        assert_eq!(read_to_end(&mut stream), "+PONG\r\n", "{last:?}");
+    }
 }
 
 #[test]

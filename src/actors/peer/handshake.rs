@@ -96,13 +96,16 @@ pub async fn accept(listener: TcpListener, book: Arc<Book>) {
     let mut complaints = Complaints::default();
     let mut strangers: JoinSet<Result<(), String>> = JoinSet::new();
     let mut order: VecDeque<AbortHandle> = VecDeque::new();
+    let mut complain = |why: String| {
+        if let Some(line) = complaints.note(why, epoch.elapsed().as_millis() as u64) {
+            log::warn!(target: "peer", "{line}");
+        }
+    };
     loop {
         let accepted = tokio::select! {
             Some(met) = strangers.join_next() => {
-                if let Ok(Err(why)) = met
-                    && let Some(line) = complaints.note(why, epoch.elapsed().as_millis() as u64)
-                {
-                    log::warn!(target: "peer", "{line}");
+                if let Ok(Err(why)) = met {
+                    complain(why);
                 }
                 continue;
             }
@@ -111,11 +114,11 @@ pub async fn accept(listener: TcpListener, book: Arc<Book>) {
         let (stream, from) = match accepted {
             Ok(Some(accepted)) => accepted,
             Ok(None) => {
-                log::warn!(target: "peer", "no file descriptor left for a node");
+                complain("no file descriptor left for a node".into());
                 continue;
             }
             Err(error) => {
-                log::warn!(target: "peer", "cannot accept a node: {error}");
+                complain(format!("cannot accept a node: {error}"));
                 sleep(Duration::from_millis(100)).await;
                 continue;
             }

@@ -9,7 +9,7 @@ use super::transaction::{conclude, conclude_exec};
 use super::{Gathered, KEEP_BYTES_MAX, READ_BYTES, Session, redirect};
 use crate::actors::bucket::{Answer, Execute, Outcome, Serve};
 use crate::actors::coordinator::{Begin, Start};
-use crate::actors::submission::Submitted;
+use crate::actors::submission::{Served, Submitted};
 use crate::batch::flight::{known_as, op_keys};
 use crate::batch::machine::{Machine, Scope};
 use crate::batch::{Batch, Replies};
@@ -269,35 +269,58 @@ impl Session {
     #[inline]
     fn poll_lane(&mut self, lane: usize, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
         loop {
-            let (batch, replies, took) = match &mut self.away[lane] {
+            match &mut self.away[lane] {
                 Away::No => return Poll::Pending,
                 Away::Submitted => match self.entry.slot.poll(context) {
                     Poll::Pending => return Poll::Pending,
-                    Poll::Ready(served) => (served.batch, served.replies, served.took),
+                    Poll::Ready(Served { batch, replies, took }) => {
+                        if let Some(is_left) = self.land(lane, batch, replies, took) {
+                            return Poll::Ready(Ok(is_left));
+                        }
+                    }
                 },
                 Away::Asked(outcome, since) => match Pin::new(outcome).poll(context) {
                     Poll::Pending => return Poll::Pending,
                     Poll::Ready(outcome) => {
+                        let took = since.elapsed();
                         let (batch, replies) = landed(outcome)?;
-                        (batch, replies, since.elapsed())
+                        if let Some(is_left) = self.land(lane, batch, replies, took) {
+                            return Poll::Ready(Ok(is_left));
+                        }
                     }
                 },
                 Away::Redirected(redirected, took) => match redirected.as_mut().poll(context) {
                     Poll::Pending => return Poll::Pending,
                     Poll::Ready(settled) => {
+                        let took = *took;
                         let (batch, replies) = settled?;
-                        (batch, replies, *took)
+                        if let Some(is_left) = self.land(lane, batch, replies, took) {
+                            return Poll::Ready(Ok(is_left));
+                        }
                     }
                 },
-            };
-            if replies.not_leader.is_empty() {
-                self.away[lane] = Away::No;
-                self.note_batch(&batch, &replies, took);
-                return Poll::Ready(Ok(self.gathered.flight.take_back(lane, batch, replies)));
             }
-            let redirected = redirect::settle(batch, replies, self.local.clone());
-            self.away[lane] = Away::Redirected(Box::pin(redirected), took);
         }
+    }
+
+    /// A batch is back. Whether something of it was left; None if some of it is asked of others
+    /// first.
+    #[inline]
+    fn land(
+        &mut self,
+        lane: usize,
+        batch: Batch,
+        replies: Replies,
+        took: Duration,
+    ) -> Option<bool> {
+        if replies.not_leader.is_empty() {
+            self.away[lane] = Away::No;
+            self.note_batch(&batch, &replies, took);
+            return Some(self.gathered.flight.take_back(lane, batch, replies));
+        }
+        let redirected = redirect::settle(batch, replies, self.local.clone());
+        self.away[lane] = Away::Redirected(Box::pin(redirected), took);
+        None
     }
 
     fn end(&mut self, begun: Begun, ended: Ended) {

@@ -164,6 +164,12 @@ fn passing<'a>(answers: impl Iterator<Item = &'a Value>) -> Result<String, Strin
     Ok(why)
 }
 
+/// The beginning of a key, as far as it can be shown.
+fn show_key(key: &[u8]) -> String {
+    const SHOWN_MAX: usize = 100;
+    String::from_utf8_lossy(&key[..key.len().min(SHOWN_MAX)]).into_owned()
+}
+
 /// Writes keys, many at a time, all of one table.
 struct Writer<'a> {
     asker: Asker<'a>,
@@ -243,8 +249,8 @@ impl Writer<'_> {
             self.skipped -= 1;
             return;
         }
-        // A backup of an earlier version may tell of a moment that no command takes.
-        let expires = item.expires.map(|at| at.min(Millis::LATEST));
+        // A backup may tell of a moment that no command takes.
+        let expires = item.expires.map(|at| at.clamp(Millis(1), Millis::LATEST));
         let item = &PagedItem { expires, ..*item };
         if self.table != item.table {
             self.settle();
@@ -313,7 +319,13 @@ impl Writer<'_> {
         };
         let mut answers = answers.iter();
         let selected = answers.next();
-        let why = passing(selected.into_iter().chain(answers.clone()))?;
+        // The first that is refused for good ends the restore: its key is told.
+        let of_key = |why: String| {
+            let refused = answers.clone().position(|answer| passing([answer].into_iter()).is_err());
+            let key = refused.and_then(|at| writes.as_slice().get(at)?.get(1));
+            key.map_or(why.clone(), |key| format!("key {:?}: {why}", show_key(key)))
+        };
+        let why = passing(selected.into_iter().chain(answers.clone())).map_err(of_key)?;
         let is_selected = matches!(selected, Some(Value::Simple(_)));
         for answer in answers {
             let write = writes.next();
