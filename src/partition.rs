@@ -58,11 +58,12 @@ use std::sync::Arc;
 pub const RESOLVE_AFTER_MS: u64 = 3_000;
 
 /// The same where an earlier leader has proposed the intent: its Coordinator may have told the
-/// outcome to that one.
+/// outcome to that one. Sooner than anything is repeated.
 pub const RESOLVE_INHERITED_AFTER_MS: u64 = 200;
 
 /// How often a question or a decision that is not answered is repeated.
 pub const REPEAT_AFTER_MS: u64 = 300;
+const _: () = assert!(RESOLVE_INHERITED_AFTER_MS < REPEAT_AFTER_MS);
 
 /// For how many of a Coordinator's transactions a partition without copies remembers how each of
 /// them ended, whatever the Coordinator says: about a second of one that is busy.
@@ -208,8 +209,8 @@ struct LockOwner {
 struct Aged {
     /// Since when this leader knows of it.
     since: u64,
-    /// When its outcome was last asked for or repeated.
-    repeated: u64,
+    /// When its outcome is next asked for or repeated, if it is to be.
+    next: u64,
 }
 
 /// A partition and what its leader knows.

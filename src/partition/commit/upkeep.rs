@@ -62,20 +62,20 @@ impl<M: Machine> Partition<M> {
         self.replica.forget_watches(stamp);
         self.ask_for_forgotten(now, effects);
         let aged = &mut self.aged;
-        // How old it is, and whether what is said about it is to be repeated.
-        let mut due = |txn: &TxnId, stamped: Millis| {
+        // How old it is, and whether anything is to be said about it: `first` ms after it was first
+        // seen, and from then on as often as is repeated.
+        let mut due = |txn: &TxnId, stamped: Millis, first: u64| {
             let since = match kept(Rule::IntentsAgeHere) {
                 true => now.mono,
                 false => (now.mono + stamped.0).saturating_sub(now.wall.0),
             };
-            let Aged { since, repeated } =
-                *aged.entry(*txn).or_insert(Aged { since, repeated: since });
-            let due = now.mono >= repeated.saturating_add(REPEAT_AFTER_MS);
-            (now.mono.saturating_sub(since), due)
+            let fresh = Aged { since, next: since.saturating_add(first) };
+            let Aged { since, next } = *aged.entry(*txn).or_insert(fresh);
+            (now.mono.saturating_sub(since), now.mono >= next)
         };
         let mut drive = Vec::new();
         for (txn, outcome) in self.replica.outcomes() {
-            let (_, due) = due(txn, outcome.since);
+            let (_, due) = due(txn, outcome.since, REPEAT_AFTER_MS);
             if due && kept(Rule::PrimaryDrives) {
                 drive.push((*txn, outcome.unconfirmed.clone()));
             }
@@ -84,11 +84,11 @@ impl<M: Machine> Partition<M> {
         for (txn, intent) in self.replica.intents() {
             let coordinator_lost =
                 neighbours.is_away(txn.node) || neighbours.is_over(txn.node, txn.incarnation);
-            let (age, due) = due(txn, intent.since);
-            let patience = match self.inherited.contains(txn) {
-                true => RESOLVE_INHERITED_AFTER_MS,
-                false => RESOLVE_AFTER_MS,
+            let (patience, first) = match self.inherited.contains(txn) {
+                true => (RESOLVE_INHERITED_AFTER_MS, RESOLVE_INHERITED_AFTER_MS),
+                false => (RESOLVE_AFTER_MS, REPEAT_AFTER_MS),
             };
+            let (age, due) = due(txn, intent.since, first);
             let old = age >= patience;
             if (old || coordinator_lost) && due && kept(Rule::OldIntentsAsk) {
                 ask.push((*txn, intent.primary, intent.primary_life));
@@ -116,7 +116,7 @@ impl<M: Machine> Partition<M> {
 
     fn repeat(&mut self, txn: TxnId, mono: u64) {
         if let Some(aged) = self.aged.get_mut(&txn) {
-            aged.repeated = mono;
+            aged.next = mono.saturating_add(REPEAT_AFTER_MS);
         }
     }
 
