@@ -5,7 +5,7 @@ use super::Deferred;
 use crate::batch::Replies;
 use crate::batch::machine::{Effort, Machine};
 use crate::ids::{Now, Term, TxnId};
-use crate::partition::journal::Completion;
+use crate::partition::journal::{Certainty, Completion};
 use crate::partition::replica::Mutation;
 use crate::partition::{Partition, PartitionEffect, WaitingRequest};
 use crate::rules::{Rule, kept};
@@ -244,12 +244,10 @@ impl<M: Machine> Partition<M> {
         effects: &mut Vec<PartitionEffect>,
     ) {
         let Some(journal) = &mut self.journal else { return self.confirm(txn, term, effects) };
-        if journal.has_lease(now) {
-            return self.confirm(txn, term, effects);
-        }
-        match journal.group_mut().confirm(now) {
-            Some(asked) => self.deferred.push(Deferred::Confirm(txn, term, asked)),
-            None => self.refuse(txn, effects),
+        match journal.certainty(now) {
+            Certainty::Lease => self.confirm(txn, term, effects),
+            Certainty::Asked(asked) => self.deferred.push(Deferred::Confirm(txn, term, asked)),
+            Certainty::None => self.refuse(txn, effects),
         }
     }
 
