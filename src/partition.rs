@@ -410,6 +410,7 @@ impl<M: Machine> Partition<M> {
         };
         if reads && (may_overtake || journal.backlog() == 0) && journal.may_read(now, waiter) {
             let start = reply.len();
+            self.replica.look();
             self.replica.read(op, stamp, reply);
             if self.replica.expired().is_none() {
                 return Took::Done;
@@ -451,6 +452,7 @@ impl<M: Machine> Partition<M> {
         }
         let stamp = self.stamp(now);
         let Sweep { table, cursor } = self.sweep;
+        self.replica.look();
         self.sweep.cursor = self.replica.sweep(table, cursor, EXPIRE_CELLS, stamp);
         let mut removed = 0;
         for (table, key) in self.replica.expired().into_iter().flatten() {

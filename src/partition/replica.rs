@@ -232,7 +232,14 @@ impl<M: Machine> Replica<M> {
         M::run(op, &mut self.tables, stamp, reply);
     }
 
-    /// Items that reads found expired and whose expiry is to be logged.
+    /// Begins a look, after which [`Replica::expired`] has what this one found. What others found
+    /// before is in the log with what they replied, or was told to no client.
+    #[inline]
+    pub fn look(&mut self) {
+        self.tables.forget_expired();
+    }
+
+    /// Items that reads found expired and whose expiry is to be logged, since [`Replica::look`].
     #[inline]
     pub fn expired(&mut self) -> Option<Vec<(TableIndex, Vec<u8>)>> {
         self.tables.has_expired().then(|| self.tables.take_expired())

@@ -556,6 +556,12 @@ impl Tables {
         expired
     }
 
+    /// Forgets what earlier reads have found expired: [`Tables::take_expired`] tells of later ones.
+    #[inline]
+    pub fn forget_expired(&mut self) {
+        self.expired.clear();
+    }
+
     /// Removes the key if it is expired at `now`; whether it was.
     pub fn expire(&mut self, table: TableIndex, key: &[u8], now: Millis) -> bool {
         let hash = self.hasher.hash(key);

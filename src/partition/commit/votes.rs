@@ -67,6 +67,7 @@ impl<M: Machine> Partition<M> {
             self.changed(lock.txn, effects);
             return;
         }
+        self.replica.look();
         let claims = self.held.get(&lock.txn).map_or(&[][..], |held| &held.claims);
         if lock.mode == Mode::Gather && self.holds_too_much(claims) {
             return self.too_much(lock.txn, effects);
