@@ -353,15 +353,12 @@ impl<M: Machine> Partition<M> {
             }
             turn.members.extend(members.voters.iter().chain(&members.learners));
             // The one on offer has the members of before: a replica that is not among them would
-            // refuse it, and the others would not learn of that one.
+            // refuse it, and the others would not learn of that one. A replica that needs one asks
+            // for another; for the log's sake none is due, a restart finds the changes in it.
             journal.group.withdraw_snapshot();
         }
         turn.orders.extend(output.snapshots.drain(..).map(ToArchive::Send));
-        // Until a snapshot or a later change says it, a restart takes the last change of members
-        // for uncertain, and asks replicas that left.
-        if output.members.is_some() {
-            self.members_changed(&mut turn.orders);
-        } else if !output.wants_snapshot.is_empty() {
+        if !output.wants_snapshot.is_empty() {
             self.ask_for_snapshot(&mut turn.orders);
         }
         for incoming in output.persist.iter().filter_map(|persist| persist.snapshot.as_ref()) {
