@@ -179,7 +179,7 @@ impl Nodes {
     }
 
     fn restore(&self, bytes: &[u8]) -> Replica<Redis> {
-        let mut restorer = Restorer::new(PARTITION, self.hasher);
+        let mut restorer = Restorer::new(PARTITION, self.hasher, bytes.len() as u64);
         restorer.push(bytes).expect("a whole snapshot");
         restorer.finish().expect("a whole snapshot")
     }
