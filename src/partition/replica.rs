@@ -245,6 +245,12 @@ impl<M: Machine> Replica<M> {
         self.tables.has_expired().then(|| self.tables.take_expired())
     }
 
+    /// Whether the log says of an item that it has expired: it had by the log's latest stamp, before
+    /// which no later leader goes on.
+    pub fn knows_expired(&self, table: TableIndex, key: &[u8]) -> bool {
+        self.tables.was_expired(table, key, self.stamp)
+    }
+
     /// Looks for expired items and notes them for [`Replica::expired`]: [`Tables::sweep`].
     pub fn sweep(&mut self, table: TableIndex, cursor: u64, cells: usize, stamp: Millis) -> u64 {
         self.tables.begin(stamp, Access::Read);

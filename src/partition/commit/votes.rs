@@ -81,12 +81,15 @@ impl<M: Machine> Partition<M> {
             Mode::Gather | Mode::Write => Ok(Replies::default()),
         };
         let Ok(replies) = replies else { return self.too_much(lock.txn, effects) };
-        if let Some(expired) = self.replica.expired() {
-            for (table, key) in expired {
-                self.propose(Mutation::Expire(table, &key), Completion::Nothing, now, effects);
+        if let Some(mut expired) = self.replica.expired() {
+            // What another transaction has prepared to read stays there until that ends.
+            let is_logged = self.journal.is_some();
+            expired.retain(|(table, key)| !is_logged || !self.replica.knows_expired(*table, key));
+            for (table, key) in &expired {
+                self.propose(Mutation::Expire(*table, key), Completion::Nothing, now, effects);
             }
-            if self.journal.is_some() {
-                // What expired must be gone in the log before any client hears that it is.
+            if is_logged && !expired.is_empty() {
+                // The log must say that it expired before any client hears so.
                 self.when_applied(Deferred::Grant, lock, now, effects);
                 return;
             }
