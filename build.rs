@@ -11,6 +11,8 @@ fn main() {
     let own = git(&["rev-parse", "--show-prefix"]).is_some_and(|prefix| prefix.is_empty());
     let commit = git(&["rev-parse", "--short=12", "HEAD"]).filter(|_| own);
     println!("cargo:rustc-env=QUORATE_COMMIT={}", commit.as_deref().unwrap_or("unknown"));
+    // The commit is part of the version that `--version` tells, so a new one builds the crate again.
+    // `HEAD` says which branch that is of, its log has a new line whenever the commit changes.
     // Git knows where these lie; in a linked worktree it is not below `.git`. Cargo takes a file
     // that is missing for one that has changed and would build the whole crate every time.
     for file in ["HEAD", "logs/HEAD"] {

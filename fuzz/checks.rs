@@ -203,7 +203,8 @@ pub fn snapshot(replica: &mut Replica<Redis>) -> Vec<u8> {
 }
 
 fn restore(pieces: &[&[u8]]) -> Result<Replica<Redis>, Damaged> {
-    let mut restorer = Restorer::new(PARTITION, *HASHER);
+    let length = pieces.iter().map(|piece| piece.len() as u64).sum();
+    let mut restorer = Restorer::new(PARTITION, *HASHER, length);
     for piece in pieces {
         if let Err(damaged) = restorer.push(piece) {
             assert_eq!(restorer.push(b"more"), Err(damaged.clone()), "it stays refused");

@@ -3,48 +3,44 @@
 //! Sessions are tasks on the Bucket's own arbiter, so a command for a key that lies here crosses
 //! no thread. The Bucket also gives its Sessions what they share ([`Local`]).
 
+mod messages;
 mod moves;
 mod report;
 
+pub use self::messages::{
+    Answer, Archived, Ask, Connect, Execute, Failure, ForPartitions, Granted, HandOver, Inform,
+    Meet, NodeDown, NodeSuspected, NodeUp, Observe, Outcome, Raft, Reborn, Rejoin, Relive, Retire,
+    Serve, Settle, Snapshot, Stand, Watch, Wire,
+};
 pub use self::moves::Move;
-pub use self::report::PartitionReport;
+pub use self::report::{PartitionReport, Report};
 
 use self::moves::Moves;
 use crate::actors::book::Book;
 use crate::actors::coordinator;
 use crate::actors::failpoint::{Failpoint, Point};
-use crate::actors::local::{Feed, Local, Setup, Tally};
+use crate::actors::local::{Local, Setup};
 use crate::actors::log::{Link, Persisted};
-use crate::actors::metrics::Metrics;
-use crate::actors::peer::{self, Convey, Peer};
+use crate::actors::peer::{self, Convey};
 use crate::actors::session;
 use crate::actors::submission::{Served, Slot, Submitted};
-use crate::batch::refusal::Refusal;
 use crate::batch::{Batch, Replies};
-use crate::cluster::barrier::{Hello, Standing};
+use crate::cluster::barrier::Standing;
 use crate::command::Redis;
-use crate::command::facts::Facts;
 use crate::command::node_query::{NodeAnswer, Question};
-use crate::consensus;
-use crate::ids::{Incarnation, NodeId, Now, PartitionId};
+use crate::ids::{NodeId, Now, PartitionId};
 use crate::memory::{self, Calm};
-use crate::net::listen::{LooseStream, TcpStream};
+use crate::net::listen::TcpStream;
 use crate::net::packet::Packet;
-use crate::partition::Partition;
 use crate::partition::bucket::{self as core, Executed, Outbox, Parked};
-use crate::partition::snapshots::FromArchive;
-use crate::txn::protocol::{Ticket, ToPartition};
 use actix::fut::ActorFuture;
-use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, MessageResult};
+use actix::{Actor, AsyncContext, Context, Handler, MessageResult};
 use bytes::Bytes;
-use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 /// How often unanswered questions are repeated and late operations given up; so old is the time of
@@ -76,66 +72,6 @@ pub struct Bucket {
     failpoint: Failpoint,
 }
 
-/// Operations to be executed, from a Session here or elsewhere.
-#[derive(Message, Debug)]
-#[rtype(result = "()")]
-pub struct Execute {
-    /// The operations.
-    pub batch: Batch,
-    /// An empty buffer for their replies.
-    pub replies: Replies,
-    /// Where the replies go.
-    pub answer: Answer,
-}
-
-/// What became of an [`Execute`]: the batch comes back for its buffers, with as many replies as
-/// were reached before they grew too large, or with the reason for none.
-pub type Outcome = Result<(Batch, Replies), (Batch, Failure)>;
-
-/// Why operations have no replies.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// They were surely not executed.
-    Refused(Refusal),
-    /// The node was lost while they were under way.
-    Unknown(NodeId),
-}
-
-/// Where an outcome goes.
-#[derive(Debug)]
-pub enum Answer {
-    /// To a task of this node.
-    Session(oneshot::Sender<Outcome>),
-    /// To another node, through its Peer.
-    Peer {
-        /// The Peer.
-        peer: Addr<Peer>,
-        /// Which of its streams asked.
-        stream: u64,
-        /// The request's id on that stream.
-        id: u64,
-        /// The other node may have given it up from then on: it is not executed any more.
-        until: Now,
-    },
-}
-
-impl Answer {
-    /// Whether who asked may have given up.
-    fn is_late(&self, now: Now) -> bool {
-        matches!(self, Answer::Peer { until, .. } if now.may_be_past(*until))
-    }
-
-    fn give(self, batch: Batch, replies: Replies) {
-        match self {
-            // A Session that is gone needs no answer.
-            Answer::Session(session) => drop(session.send(Ok((batch, replies)))),
-            Answer::Peer { peer, stream, id, .. } => {
-                peer.do_send(peer::Answered { stream, id, batch, replies });
-            }
-        }
-    }
-}
-
 /// Who waits for a batch.
 #[derive(Debug)]
 enum Asker {
@@ -152,181 +88,6 @@ impl Asker {
             Asker::Elsewhere(answer) => answer.give(batch, replies),
         }
     }
-}
-
-/// Batches of this arbiter's Sessions lie in the submission queue.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Serve;
-
-/// Messages of the commit protocol, each for one of the partitions, in the order sent.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct ForPartitions(pub Vec<(PartitionId, ToPartition)>);
-
-/// Messages of partitions' groups, from their replicas on another node.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Raft {
-    /// The other node.
-    pub from: NodeId,
-    /// Each with its partition, in the order sent.
-    pub messages: Vec<(PartitionId, Bytes)>,
-}
-
-/// The lock manager grants a request.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Granted {
-    /// Where.
-    pub partition: PartitionId,
-    /// Which request.
-    pub ticket: Ticket,
-}
-
-/// The node's archive of snapshots has news for a partition.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Archived(pub PartitionId, pub FromArchive<Redis>);
-
-/// A node's replicas of these partitions are of these generations.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Reborn(pub NodeId, pub Vec<(PartitionId, u32)>);
-
-/// The node goes on in a later life than the one it began in, and has not served in that.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Relive(pub Incarnation);
-
-/// These take the place of the partitions as they were found: this node begins with nothing.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Rejoin(pub Vec<Partition<Redis>>);
-
-/// The suspicion of these partitions is settled: with a setup, the replica goes on as that one.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Settle(pub Vec<(PartitionId, Option<consensus::Setup>)>);
-
-/// Have a snapshot made of this partition, if it is here.
-#[derive(Clone, Copy, Message)]
-#[rtype(result = "()")]
-pub struct Snapshot(pub PartitionId);
-
-/// The address book is ready.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Wire(pub Arc<Book>, pub Option<Link>);
-
-/// Whether the node may serve has changed, or whom it waits for.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Stand(pub Standing);
-
-/// A node is linked both ways.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct NodeUp(pub Hello);
-
-/// A node cannot be reached; its life may be known to be over.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct NodeDown {
-    /// The node.
-    pub node: NodeId,
-    /// The life that no process listens for any more.
-    pub ended: Option<Incarnation>,
-    /// Whether the process closed its streams before: it is dead, beyond what a firewall can feign.
-    pub dead: bool,
-}
-
-/// A linked node does not answer, or answers again.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct NodeSuspected {
-    /// The node.
-    pub node: NodeId,
-    /// Whether it is suspected from now on.
-    pub suspected: bool,
-}
-
-/// The node stops: hand over what is led here. Answers how many partitions are still led here that
-/// another node could lead.
-#[derive(Message)]
-#[rtype(result = "usize")]
-pub struct HandOver;
-
-/// A client has connected.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Connect {
-    /// Its socket, on no arbiter yet.
-    pub stream: LooseStream,
-    /// Its id, unique on the node.
-    pub client: u64,
-}
-
-/// A client asks about all clients of the node.
-#[derive(Message)]
-#[rtype(result = "NodeAnswer")]
-pub struct Ask(pub Question);
-
-/// A client wants to be told what all clients of the node ask.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Watch {
-    /// Its id.
-    pub client: u64,
-    /// Where it is told.
-    pub feed: Feed,
-}
-
-/// The node's Metrics are there.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Meet(pub Addr<Metrics>);
-
-/// What the node knows to report has changed.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Inform(pub Arc<Facts>);
-
-/// Let the Sessions finish what they are doing, then close them.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Retire;
-
-/// What has the Bucket counted, and what does it hold?
-#[derive(Message)]
-#[rtype(result = "Report")]
-pub struct Observe;
-
-/// The answer to [`Observe`].
-#[derive(Clone, Debug, Default)]
-pub struct Report {
-    /// Counted by its Sessions.
-    pub tally: Tally,
-    /// Nodes that it has met.
-    pub met: BTreeSet<NodeId>,
-    /// Nodes that it cannot reach.
-    pub unreachable: BTreeSet<NodeId>,
-    /// Linked nodes that do not answer.
-    pub suspected: BTreeSet<NodeId>,
-    /// Counted by its core.
-    pub core: core::BucketCounts,
-    /// Bytes of its tables.
-    pub bytes: usize,
-    /// Keys that clients watch in them.
-    pub watched: usize,
-    /// Items and volatile items by table.
-    pub tables: Vec<(usize, usize)>,
-    /// Intents and outcomes that are not settled.
-    pub unsettled: usize,
-    /// Each of its partitions.
-    pub partitions: Vec<PartitionReport>,
-    /// The latest changes of leaders that it saw.
-    pub moves: Vec<Move>,
 }
 
 impl Bucket {
@@ -811,35 +572,5 @@ impl Handler<Retire> for Bucket {
         if let Some(local) = &self.local {
             local.retire();
         }
-    }
-}
-
-impl Handler<Observe> for Bucket {
-    type Result = MessageResult<Observe>;
-
-    fn handle(&mut self, _: Observe, _: &mut Context<Self>) -> MessageResult<Observe> {
-        let mut report = Report { core: self.core.counts(), ..Report::default() };
-        if let Some(local) = &self.local {
-            report.tally = local.tally();
-        }
-        report.met = self.core.neighbours().lives.keys().copied().collect();
-        report.unreachable = self.core.neighbours().unreachable.clone();
-        report.suspected = self.core.neighbours().suspected.clone();
-        report.moves = self.moves.latest().collect();
-        report.tables = vec![(0, 0); crate::ids::TABLES];
-        for partition in self.core.partitions() {
-            let replica = partition.replica();
-            report.bytes += replica.tables().bytes();
-            report.watched += replica.tables().watches().len();
-            report.unsettled += replica.intents().len() + replica.outcomes().len();
-            let preferred = self.core.preferred(partition.id()).map(|node| node.0);
-            report.partitions.push(PartitionReport::of(partition, preferred));
-            for table in crate::ids::TableIndex::all() {
-                let (items, volatile) = &mut report.tables[table.index()];
-                *items += replica.tables().len(table);
-                *volatile += replica.tables().volatile(table);
-            }
-        }
-        MessageResult(report)
     }
 }

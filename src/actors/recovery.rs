@@ -301,7 +301,7 @@ pub fn restore(
     hasher: KeyHasher,
 ) -> Result<(SnapshotMeta, Replica<Redis>)> {
     let meta = meta_of(&reader)?;
-    let mut restorer = Restorer::new(id, hasher);
+    let mut restorer = Restorer::new(id, hasher, reader.snapshot().bytes);
     while let Some(chunk) = reader.next_chunk()? {
         restorer.push(&chunk).map_err(|damaged| reader.damaged(&damaged.to_string()))?;
     }

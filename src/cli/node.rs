@@ -86,6 +86,7 @@ fn serve(options: &One) -> crate::error::Result<()> {
     let level = options.log_level.unwrap_or(config.log_level);
     logging::init(level, wall_clock).map_err(Error::Arguments)?;
     run_nodes(config, &[id], |_, took| {
-        log::info!(target: "node", "node {id} serves after {took} ms");
+        // The cluster is formed. Whether a majority is there shows only once partitions are led.
+        log::info!(target: "node", "node {id} is ready after {took} ms, serves what has a leader");
     })
 }

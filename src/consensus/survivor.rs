@@ -12,14 +12,12 @@
 //! their disks after all, there are two groups.
 
 use super::log::forced_head;
-use super::{
-    Entry, EntryType, Group, Logged, MemberChange, Output, Recovered, ReplicaId, STATE_BYTES,
-    Setup, write_state,
-};
+use super::recover::write_state;
+use super::{Group, Logged, MemberChange, Output, Recovered, ReplicaId, STATE_BYTES, Setup};
 use crate::ids::{NodeId, Now};
 use bytes::Bytes;
 use protobuf::Message as _;
-use raft::eraftpb::{ConfChangeV2, HardState};
+use raft::eraftpb::{ConfChangeV2, Entry, EntryType, HardState};
 
 /// What a replica that goes on alone has to log before it starts.
 #[derive(Clone, Debug)]

@@ -3,6 +3,8 @@
 use super::rules::broken;
 use super::*;
 use crate::ids::{Millis, NodeId, Now};
+use protobuf::Message as _;
+use raft::eraftpb::{Entry, MessageType};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A replica with its disk, which is as durable as the test says.

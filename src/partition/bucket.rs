@@ -9,22 +9,25 @@
 //! turn: whatever arrived together is proposed together, logged together and sent together.
 
 mod leadership;
+mod nodes;
+mod parking;
 
 pub use self::leadership::DRIFT_AFTER_MS;
+pub use self::parking::Parked;
 
 use self::leadership::Wishes;
+use self::parking::{ParkedBatch, Parking};
 use crate::batch::machine::{Machine, too_long};
 use crate::batch::refusal::Refusal;
 use crate::batch::{Batch, Op, OpHead, Replies};
 use crate::cluster::topology::Topology;
-use crate::consensus::{Persist, ReplicaId, Setup};
+use crate::consensus::{Persist, ReplicaId};
 use crate::ids::Term;
 use crate::ids::{Incarnation, NodeId, Now, PartitionId};
-use crate::partition::journal::{Journal, OpOutcome, OpWaiter, Turn};
+use crate::partition::journal::{OpOutcome, OpWaiter, Turn};
 use crate::partition::replica::ANSWERS_BYTES_KEPT;
 use crate::partition::snapshots::{FromArchive, ToArchive};
 use crate::partition::{Foresight, Neighbours, Partition, PartitionEffect, Took};
-use crate::rules::{Rule, kept};
 use crate::store::tables::Access;
 use crate::store::tables::{KeyHasher, Tables};
 use crate::txn::protocol::{Claim, Ticket, ToCoordinator, ToPartition};
@@ -40,10 +43,6 @@ pub const REPLY_BYTES_MAX: usize = 1 << 20;
 /// some ten milliseconds in which no other client is served.
 const EFFORT_MAX: usize = 1 << 24;
 
-/// Late replies of one batch stop growing past this, should they be longer than was foreseen: the
-/// offsets of their ends would not do any more.
-const LATE_BYTES_MAX: usize = 1 << 31;
-
 /// A single reply that is longer is not given: it would fit no frame, and its end no offset.
 pub const ONE_REPLY_BYTES_MAX: usize = 1 << 29;
 
@@ -56,14 +55,6 @@ const EXPIRE_MORE: usize = 64;
 
 /// Messages of groups that are kept while theirs take no part yet.
 const TOLD_ASLEEP_MAX: usize = 4096;
-
-/// Names a batch that waits: its place among those that do, and how often that place was used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Parked {
-    /// The place: small, and used again.
-    pub place: u32,
-    generation: u32,
-}
 
 /// How a batch came out.
 #[derive(Debug)]
@@ -97,61 +88,6 @@ pub struct Outbox {
     pub members: Vec<ReplicaId>,
     /// Why the node has to stop: what its log holds cannot be read.
     pub fatal: Option<String>,
-}
-
-#[derive(Debug)]
-struct ParkedBatch {
-    batch: Batch,
-    /// Replies written so far; a hole is empty here.
-    replies: Replies,
-    /// Late replies, and where each operation's lies in them.
-    late: Vec<u8>,
-    places: Vec<(u32, u32)>,
-    holes: usize,
-}
-
-/// In [`ParkedBatch::places`]: the operation has no late reply.
-const PROMPT: (u32, u32) = (u32::MAX, u32::MAX);
-
-/// The batches that wait, in places that are used again.
-#[derive(Debug, Default)]
-struct Parking {
-    places: Vec<(u32, Option<ParkedBatch>)>,
-    free: Vec<u32>,
-}
-
-impl Parking {
-    /// The name that the next batch will have.
-    fn next(&self) -> Parked {
-        match self.free.last() {
-            Some(&place) => Parked { place, generation: self.places[place as usize].0 },
-            None => Parked { place: self.places.len() as u32, generation: 0 },
-        }
-    }
-
-    fn put(&mut self, parked: Parked, waiting: ParkedBatch) {
-        match self.free.pop() {
-            Some(place) => self.places[place as usize].1 = Some(waiting),
-            None => self.places.push((parked.generation, Some(waiting))),
-        }
-    }
-
-    fn get_mut(&mut self, parked: Parked) -> Option<&mut ParkedBatch> {
-        let (generation, waiting) = self.places.get_mut(parked.place as usize)?;
-        waiting.as_mut().filter(|_| *generation == parked.generation)
-    }
-
-    fn take(&mut self, parked: Parked) -> Option<ParkedBatch> {
-        let (generation, waiting) = self.places.get_mut(parked.place as usize)?;
-        let taken = waiting.take_if(|_| *generation == parked.generation)?;
-        *generation = generation.wrapping_add(1);
-        self.free.push(parked.place);
-        Some(taken)
-    }
-
-    fn is_empty(&self) -> bool {
-        self.free.len() == self.places.len()
-    }
 }
 
 /// What a Bucket counted since its start.
@@ -252,47 +188,6 @@ impl<M: Machine> Bucket<M> {
             unsound: BTreeSet::new(),
             asleep: None,
         }
-    }
-
-    /// Places a replicated partition here.
-    pub fn place(&mut self, partition: Partition<M>) {
-        let id = partition.id();
-        if !votes(&partition) {
-            self.unsound.insert(id);
-        }
-        self.partitions[id.index()] = Some(partition);
-        self.touch(id);
-    }
-
-    /// The replica of a partition may have lost what it acknowledged. It takes no part before
-    /// [`Bucket::settle`].
-    pub fn suspect(&mut self, id: PartitionId) {
-        self.suspects.insert(id);
-        self.unsound.insert(id);
-    }
-
-    /// Partitions whose replica here cannot verify what it acknowledged: it is suspect or still
-    /// learns. [`Outbox::sound`] says what becomes of them.
-    pub fn unsound(&self) -> impl Iterator<Item = PartitionId> {
-        self.unsound.iter().copied()
-    }
-
-    /// The suspicion of a partition's replica is settled: it goes on as the replica of `setup`, or as
-    /// itself.
-    ///
-    /// # Errors
-    /// In words, if the replica cannot go on.
-    pub fn settle(&mut self, id: PartitionId, setup: Option<&Setup>) -> Result<(), String> {
-        let known = self.partitions.get_mut(id.index()).and_then(Option::as_mut);
-        let Some(journal) = known.and_then(Partition::journal_mut) else { return Ok(()) };
-        if self.suspects.contains(&id)
-            && let Some(setup) = setup
-        {
-            journal.group_mut().rename(setup)?;
-        }
-        self.suspects.remove(&id);
-        self.touch(id);
-        Ok(())
     }
 
     /// The partitions owned.
@@ -453,9 +348,7 @@ impl<M: Machine> Bucket<M> {
         if holes == 0 {
             return Executed::Done(batch, replies);
         }
-        let places = vec![PROMPT; replies.len()];
-        let waiting = ParkedBatch { batch, replies, late: Vec::new(), places, holes };
-        self.parking.put(parked, waiting);
+        self.parking.put(parked, ParkedBatch::new(batch, replies, holes));
         Executed::Parked(parked)
     }
 
@@ -599,101 +492,6 @@ impl<M: Machine> Bucket<M> {
         }
     }
 
-    /// Gives a waiting operation its reply.
-    fn fill(&mut self, waiter: OpWaiter, reply: &[u8], out: &mut Outbox) {
-        let Some(waiting) = self.parking.get_mut(waiter.parked) else { return };
-        let Some(place) = waiting.places.get_mut(waiter.index as usize) else { return };
-        if *place != PROMPT {
-            return;
-        }
-        let start = waiting.late.len() as u32;
-        match waiting.late.len() + reply.len() > LATE_BYTES_MAX {
-            false => waiting.late.extend_from_slice(reply),
-            true => {
-                let head = waiting.batch.head(waiter.index as usize);
-                M::refuse(&too_long::<M>(head), &mut waiting.late);
-            }
-        }
-        *place = (start, waiting.late.len() as u32);
-        self.close(waiter.parked, out);
-    }
-
-    /// Has a waiting operation asked of another node, and with it those of its batch that come
-    /// after it and wait for contended keys of the same partition: executed before it is asked
-    /// again, they would overtake it.
-    fn turn_away(&mut self, waiter: OpWaiter, out: &mut Outbox) {
-        let Some(waiting) = self.parking.get_mut(waiter.parked) else { return };
-        let partition = waiting.batch.head(waiter.index as usize).partition;
-        // Most wait alone, and all that wait are many when a leader goes.
-        if waiting.holes == 1 {
-            return self.give_back(waiter, out);
-        }
-        let follows = |later: &OpWaiter, at: PartitionId| {
-            later.parked == waiter.parked
-                && later.index > waiter.index
-                && at == partition
-                && kept(Rule::TurnedAwayInOrder)
-        };
-        let late = self.tickets.iter().filter(|(_, (later, at, _))| follows(later, *at));
-        let late: Vec<(Ticket, OpWaiter)> =
-            late.map(|(ticket, (later, ..))| (*ticket, *later)).collect();
-        self.give_back(waiter, out);
-        for (ticket, later) in late {
-            self.tickets.remove(&ticket);
-            if let Some(Some(partition)) = self.partitions.get_mut(partition.index()) {
-                partition.cancel(ticket, &mut out.effects);
-            }
-            self.give_back(later, out);
-        }
-    }
-
-    /// Has one waiting operation asked of another node.
-    fn give_back(&mut self, waiter: OpWaiter, out: &mut Outbox) {
-        let Some(waiting) = self.parking.get_mut(waiter.parked) else { return };
-        waiting.replies.not_leader.push(waiter.index);
-        self.close(waiter.parked, out);
-    }
-
-    /// Leaves a waiting operation that reads, to be asked for again.
-    fn leave(&mut self, waiter: OpWaiter, out: &mut Outbox) {
-        let Some(waiting) = self.parking.get_mut(waiter.parked) else { return };
-        let index = waiter.index as usize;
-        let head = waiting.batch.head(index);
-        // Asked again it would see what its client wrote after it.
-        let is_followed =
-            (index + 1..waiting.replies.len()).map(|later| waiting.batch.head(later)).any(
-                |later| later.partition == head.partition && M::access(later.code) == Access::Write,
-            );
-        if is_followed {
-            return self.refuse(waiter, &Refusal::Crowded, out);
-        }
-        waiting.replies.left.push(waiter.index);
-        self.close(waiter.parked, out);
-    }
-
-    /// One hole less: a batch without holes is complete.
-    fn close(&mut self, parked: Parked, out: &mut Outbox) {
-        let Some(waiting) = self.parking.get_mut(parked) else { return };
-        waiting.holes -= 1;
-        if waiting.holes > 0 {
-            return;
-        }
-        let Some(waiting) = self.parking.take(parked) else { return };
-        let ParkedBatch { batch, mut replies, late, places, .. } = waiting;
-        let mut whole = Replies::default();
-        whole.bytes.reserve(replies.bytes.len() + late.len());
-        for (index, place) in places.into_iter().enumerate() {
-            match place {
-                PROMPT => whole.push(replies.get(index)),
-                (start, end) => whole.push(&late[start as usize..end as usize]),
-            }
-        }
-        replies.not_leader.sort_unstable();
-        replies.left.sort_unstable();
-        (whole.not_leader, whole.left) = (replies.not_leader, replies.left);
-        out.completed.push((parked, batch, whole));
-    }
-
     /// Gives every partition that has something to do its turn, until none has.
     pub fn flush(&mut self, now: Now, out: &mut Outbox) {
         while let Some(id) = self.dirty.pop() {
@@ -772,12 +570,6 @@ impl<M: Machine> Bucket<M> {
         }
     }
 
-    fn refuse(&mut self, waiter: OpWaiter, refusal: &Refusal, out: &mut Outbox) {
-        let mut reply = Vec::new();
-        M::refuse(refusal, &mut reply);
-        self.fill(waiter, &reply, out);
-    }
-
     /// A step of the groups' clocks: elections and heartbeats. To be called often, at any pace.
     pub fn beat(&mut self, now: Now) {
         if self.asleep.is_some() {
@@ -853,112 +645,6 @@ impl<M: Machine> Bucket<M> {
         }
     }
 
-    /// The node goes on in a later life, before it has served in the one that it began in.
-    pub fn relive(&mut self, life: Incarnation) {
-        self.life = life;
-        self.partitions.iter_mut().flatten().for_each(|partition| partition.relive(life));
-    }
-
-    /// A node lives and can be reached.
-    pub fn node_up(&mut self, node: NodeId, life: Incarnation, out: &mut Outbox) {
-        let known = self.neighbours.lives.get(&node).copied();
-        self.neighbours.alive(node, life);
-        for index in 0..self.partitions.len() {
-            let Some(partition) = &mut self.partitions[index] else { continue };
-            if known.is_some_and(|known| known < life) {
-                partition.coordinator_lost(node, &mut out.effects);
-            }
-            partition.coordinator_began(node, life);
-            self.touch(PartitionId(index as u16));
-        }
-    }
-
-    /// A node cannot be reached; `ended` if that life of it is known to be over.
-    pub fn node_down(&mut self, node: NodeId, ended: Option<Incarnation>, out: &mut Outbox) {
-        self.neighbours.unreachable.insert(node);
-        self.neighbours.suspected.remove(&node);
-        if let Some(life) = ended {
-            self.neighbours.gone(node, life);
-        }
-        for index in 0..self.partitions.len() {
-            let Some(partition) = &mut self.partitions[index] else { continue };
-            partition.coordinator_lost(node, &mut out.effects);
-            if let Some(journal) = partition.journal_mut() {
-                // What was on its way to it is lost: a leader sends it again.
-                let there = journal.group().members().of_node(node);
-                there.into_iter().for_each(|id| journal.group_mut().unreachable(id));
-                self.touch(PartitionId(index as u16));
-            }
-        }
-    }
-
-    /// A linked node does not answer. What its transactions hold here without a log is given up, and
-    /// the partitions that it leads are succeeded to as soon as the promises to it end.
-    pub fn node_suspected(&mut self, node: NodeId, now: Now, out: &mut Outbox) {
-        self.neighbours.suspected.insert(node);
-        for partition in self.partitions.iter_mut().flatten() {
-            partition.coordinator_lost(node, &mut out.effects);
-        }
-        self.leader_suspected(node, now);
-    }
-
-    /// A node that was suspected answers again.
-    pub fn node_trusted(&mut self, node: NodeId) {
-        self.neighbours.suspected.remove(&node);
-        self.leader_trusted(node);
-    }
-
-    /// The cluster is formed: the first leaders of new groups stand for election.
-    pub fn form(&mut self, now: Now) {
-        for (partition, message) in self.asleep.take().into_iter().flatten() {
-            // A reborn replica is told what was meant for the one before it.
-            let _ = self.raft(partition, &message, now);
-        }
-        for index in 0..self.partitions.len() {
-            let Some(partition) = &mut self.partitions[index] else { continue };
-            if self.suspects.contains(&partition.id()) {
-                continue;
-            }
-            let preferred = self.neighbours.topology.placement().preferred(partition.id());
-            let first = preferred == Some(partition.node());
-            if let Some(journal) = partition.journal_mut()
-                && (first && journal.group().term() == 0 || journal.group().members().is_sole())
-            {
-                journal.group_mut().campaign();
-                self.touch(PartitionId(index as u16));
-            }
-        }
-    }
-
-    /// The groups take no part until the cluster is formed: with a disk that holds nothing, this
-    /// node cannot know yet whether its replicas have promised anything.
-    pub fn sleep(&mut self) {
-        self.asleep = Some(Vec::new());
-    }
-
-    /// A node tells the generations of its replicas: earlier ones have lost what they promised.
-    pub fn reborn(&mut self, node: NodeId, generations: &[(PartitionId, u32)]) {
-        for &(partition, generation) in generations {
-            let known = self.generations.entry((partition, node)).or_insert(generation);
-            *known = generation.max(*known);
-        }
-    }
-
-    /// Whether a replica of a partition may still be there.
-    fn lives(&self, partition: PartitionId, id: ReplicaId) -> bool {
-        may_live(&self.generations, partition, id)
-    }
-
-    /// Tells of the replicas that have come to vote.
-    fn verify(&mut self, out: &mut Outbox) {
-        let (partitions, suspects) = (&self.partitions, &self.suspects);
-        let verified = |id: &PartitionId| {
-            let partition = partitions.get(id.index()).and_then(Option::as_ref);
-            !suspects.contains(id) && partition.is_some_and(votes)
-        };
-        out.sound.extend(self.unsound.extract_if(.., verified));
-    }
-
     /// Whether nothing waits and nothing is locked.
     pub fn is_at_rest(&self) -> bool {
         self.parking.is_empty()
@@ -975,22 +661,6 @@ impl<M: Machine> Bucket<M> {
     pub fn life(&self) -> Incarnation {
         self.life
     }
-}
-
-/// Whether a replica of a partition may still be there, by what its node said last.
-fn may_live(
-    generations: &BTreeMap<(PartitionId, NodeId), u32>,
-    partition: PartitionId,
-    id: ReplicaId,
-) -> bool {
-    let known = generations.get(&(partition, id.node()));
-    known.is_none_or(|generation| id.generation() >= *generation)
-}
-
-/// Whether the replica of a partition here is one of those without which nothing is decided.
-fn votes<M: Machine>(partition: &Partition<M>) -> bool {
-    let group = partition.journal().map(Journal::group);
-    group.is_none_or(|group| group.members().votes(group.id()))
 }
 
 /// Whether there is room for what the operation asks for; takes it if so. What operations add that

@@ -116,6 +116,16 @@ pub struct Turn {
     output: Output,
 }
 
+/// What makes sure that no other replica leads now.
+pub(super) enum Certainty {
+    /// A lease.
+    Lease,
+    /// This confirmation, once it has come.
+    Asked(Confirmation),
+    /// Nothing: this one does not lead, or does not serve yet.
+    None,
+}
+
 /// The log side of a replicated partition.
 pub struct Journal {
     group: Group,
@@ -228,12 +238,20 @@ impl Journal {
     /// Whether no other replica can lead now. Asks for a lease if there is none, or not for long.
     #[inline]
     pub fn has_lease(&mut self, now: Now) -> bool {
+        // A read that waits looks again at the next turn.
+        matches!(self.certainty(now), Certainty::Lease)
+    }
+
+    /// The same, and what there is to wait for where there is no lease.
+    #[inline]
+    pub(super) fn certainty(&mut self, now: Now) -> Certainty {
         let until = self.group.lease_until(now);
-        if until < now.mono + RENEW_BELOW_MS {
-            // A read that waits looks again at the next turn.
-            let _ = self.group.confirm(now);
+        let asks = until < now.mono + RENEW_BELOW_MS;
+        let asked = asks.then(|| self.group.confirm(now)).flatten();
+        match self.group.holds_lease(now) || !kept(Rule::ReadsNeedLease) {
+            true => Certainty::Lease,
+            false => asked.map_or(Certainty::None, Certainty::Asked),
         }
-        self.group.holds_lease(now) || !kept(Rule::ReadsNeedLease)
     }
 
     /// Whether a majority has confirmed this leader since it asked.
@@ -335,15 +353,12 @@ impl<M: Machine> Partition<M> {
             }
             turn.members.extend(members.voters.iter().chain(&members.learners));
             // The one on offer has the members of before: a replica that is not among them would
-            // refuse it, and the others would not learn of that one.
+            // refuse it, and the others would not learn of that one. A replica that needs one asks
+            // for another; for the log's sake none is due, a restart finds the changes in it.
             journal.group.withdraw_snapshot();
         }
         turn.orders.extend(output.snapshots.drain(..).map(ToArchive::Send));
-        // Until a snapshot or a later change says it, a restart takes the last change of members
-        // for uncertain, and asks replicas that left.
-        if output.members.is_some() {
-            self.members_changed(&mut turn.orders);
-        } else if !output.wants_snapshot.is_empty() {
+        if !output.wants_snapshot.is_empty() {
             self.ask_for_snapshot(&mut turn.orders);
         }
         for incoming in output.persist.iter().filter_map(|persist| persist.snapshot.as_ref()) {

@@ -12,6 +12,7 @@
 
 mod ends;
 mod locked;
+mod rehearsal;
 mod state;
 
 use crate::batch::machine::{AnswerBytes, Machine, Scope, TooMuch, may_answer_too_much, too_long};
@@ -231,10 +232,23 @@ impl<M: Machine> Replica<M> {
         M::run(op, &mut self.tables, stamp, reply);
     }
 
-    /// Items that reads found expired and whose expiry is to be logged.
+    /// Begins a look, after which [`Replica::expired`] has what this one found. What others found
+    /// before is in the log with what they replied, or was told to no client.
+    #[inline]
+    pub fn look(&mut self) {
+        self.tables.forget_expired();
+    }
+
+    /// Items that reads found expired and whose expiry is to be logged, since [`Replica::look`].
     #[inline]
     pub fn expired(&mut self) -> Option<Vec<(TableIndex, Vec<u8>)>> {
         self.tables.has_expired().then(|| self.tables.take_expired())
+    }
+
+    /// Whether the log says of an item that it has expired: it had by the log's latest stamp, before
+    /// which no later leader goes on.
+    pub fn knows_expired(&self, table: TableIndex, key: &[u8]) -> bool {
+        self.tables.was_expired(table, key, self.stamp)
     }
 
     /// Looks for expired items and notes them for [`Replica::expired`]: [`Tables::sweep`].
@@ -606,95 +620,6 @@ impl<M: Machine> Replica<M> {
         let intent =
             Intent { age, primary, participants, primary_life, synced, claims, since, writes };
         self.add_intent(txn, Box::new(intent));
-    }
-
-    /// What a share replies, without changing the tables: where that depends on its keys, they are
-    /// copied to the scratch tables, and the operations run there.
-    fn evaluate(&mut self, ops: Laid<'_>, stamp: Millis) -> Result<Replies, TooMuch> {
-        let mut replies = Replies::default();
-        let mut foretold = ops.iter();
-        if foretold.all(|op| M::foretell(&op, &mut replies.bytes).then(|| replies.end()).is_some())
-        {
-            return Ok(replies);
-        }
-        replies.clear();
-        let tables = &self.tables;
-        let value = |table, key: &[u8]| tables.value_bytes(table, tables.hasher().hash(key), key);
-        if may_answer_too_much::<M>(ops.iter(), value) {
-            self.rehearse(ops, stamp, false, &mut replies)?;
-        }
-        self.rehearse(ops, stamp, true, &mut replies)?;
-        Ok(replies)
-    }
-
-    /// Runs operations on copies of their keys, and keeps their replies or only measures them. No
-    /// further key is copied once they are too long.
-    fn rehearse(
-        &mut self,
-        ops: Laid<'_>,
-        stamp: Millis,
-        keeps: bool,
-        replies: &mut Replies,
-    ) -> Result<(), TooMuch> {
-        let mut copied = BTreeSet::new();
-        let whole = ops.heads(0, ops.len()).any(|head| M::scope(head.code) == Scope::Partition);
-        if whole {
-            // Keys that are copied later would not have met an operation on everything.
-            ops.iter().for_each(|op| self.copy_keys(&op, stamp, whole, &mut copied));
-        }
-        let mut answered = AnswerBytes::default();
-        let mut fits = Ok(());
-        for op in ops.iter() {
-            self.copy_keys(&op, stamp, whole, &mut copied);
-            // What looks at a whole partition finds nothing in scratch tables.
-            let glance = M::scope(op.head.code) == Scope::Glance;
-            let tables = if glance { &mut self.tables } else { &mut self.scratch };
-            tables.begin(stamp, M::access(op.head.code));
-            M::run(&op, tables, stamp, &mut replies.bytes);
-            fits = match keeps {
-                true => answered.end(replies),
-                false => answered.add(replies.bytes.len()),
-            };
-            if !keeps {
-                replies.bytes.clear();
-            }
-            if fits.is_err() {
-                break;
-            }
-        }
-        self.scratch.begin(stamp, Access::Write);
-        for (table, key) in copied {
-            let hash = self.scratch.hasher().hash(&key);
-            self.scratch.remove(table, hash, &key);
-        }
-        if whole {
-            // Keys may have changed places under an operation on everything.
-            TableIndex::all().for_each(|table| self.scratch.clear(table));
-        }
-        self.scratch.take_expired();
-        *self.scratch.watches_mut() = Watches::default();
-        fits
-    }
-
-    /// Copies the keys of an operation to the scratch tables that are not `copied` yet.
-    fn copy_keys(
-        &mut self,
-        op: &Op<'_>,
-        stamp: Millis,
-        whole: bool,
-        copied: &mut BTreeSet<(TableIndex, Vec<u8>)>,
-    ) {
-        M::keys(op, &mut |table, key| {
-            if !copied.insert((table, key.to_vec())) {
-                return;
-            }
-            self.tables.begin(stamp, Access::Read);
-            self.scratch.begin(stamp, Access::Write);
-            // Where tables may change places, the key of another one may come here.
-            for from in TableIndex::all().filter(|from| whole || *from == table) {
-                self.scratch.install(self.tables.image(from, key));
-            }
-        });
     }
 
     fn decide(&mut self, txn: TxnId, verdict: Verdict, stamp: Millis) -> Applied {

@@ -20,8 +20,8 @@ use crate::batch::machine::Machine;
 use crate::ids::{Millis, PartitionId, TABLES};
 use crate::partition::replica::Replica;
 use crate::store::pages::{
-    self, BLOCK_BYTES, BLOCK_BYTES_MAX, BlockKind, Damaged, PagedItem, PagesReader, put_value,
-    read_value,
+    self, BLOCK_BYTES, BLOCK_BYTES_MAX, BlockKind, Damaged, ITEM_BYTES, PagedItem, PagesReader,
+    put_value, read_value,
 };
 use crate::store::tables::{KeyHasher, Tables};
 use serde::{Deserialize, Serialize};
@@ -68,6 +68,8 @@ pub(super) fn put_ends(out: &mut Vec<u8>, ends: &impl Serialize) {
 pub struct Restorer<M> {
     id: PartitionId,
     hasher: KeyHasher,
+    /// How long the stream is at most.
+    length: u64,
     /// The beginning of what is not whole yet.
     rest: Vec<u8>,
     /// How many bytes of the stream come before `rest`.
@@ -83,11 +85,12 @@ pub struct Restorer<M> {
 }
 
 impl<M: Machine> Restorer<M> {
-    /// Waits for the snapshot of a partition.
-    pub fn new(id: PartitionId, hasher: KeyHasher) -> Restorer<M> {
+    /// Waits for the snapshot of a partition, of no more than `length` bytes.
+    pub fn new(id: PartitionId, hasher: KeyHasher, length: u64) -> Restorer<M> {
         Restorer {
             id,
             hasher,
+            length,
             rest: Vec::new(),
             at: 0,
             replica: None,
@@ -225,6 +228,11 @@ impl<M: Machine> Restorer<M> {
         let head: SnapshotHead = read_value(content)?;
         if head.partition != self.id {
             return Err(format!("a snapshot of partition {}, not {}", head.partition, self.id));
+        }
+        // They are given their room at once, so their number is not believed alone.
+        let items = head.items.iter().fold(0, |sum: u64, items| sum.saturating_add(*items));
+        if items > self.length / ITEM_BYTES as u64 {
+            return Err(format!("{items} items in {} bytes", self.length));
         }
         let mut replica = Replica::new(self.id, self.hasher);
         replica.restore_head(&head);

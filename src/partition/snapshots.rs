@@ -124,9 +124,6 @@ pub(super) struct Snapshots<M> {
     bytes: u64,
     /// The archive was asked for a turn.
     asked: bool,
-    /// The last one says of members what is no longer so: whatever its length, the log is not to
-    /// be the only one that knows.
-    members_changed: bool,
     /// None is made before.
     not_before: u64,
     /// When the last one was made, or its failure told.
@@ -142,7 +139,6 @@ impl<M> Default for Snapshots<M> {
             since: 0,
             bytes: 0,
             asked: false,
-            members_changed: false,
             not_before: 0,
             made: 0,
             making: None,
@@ -179,13 +175,11 @@ impl<M: Machine> Partition<M> {
     }
 
     /// Whether the log has grown by so many bytes, or by as many as are worth a snapshot, since the
-    /// last one; or says of members what none of them does; or is little but history. Where memory
-    /// is scarce history does not wait.
+    /// last one; or is little but history. Where memory is scarce history does not wait.
     pub fn snapshot_is_due(&self, after: u64, mono: u64, scarce: bool) -> bool {
         let worth = self.snapshots.bytes / WORTH_PART;
         self.journal.is_some()
-            && (self.snapshots.members_changed
-                || self.snapshots.since >= after.max(worth).max(1)
+            && (self.snapshots.since >= after.max(worth).max(1)
                 || self.log_is_history(mono, scarce))
             && self.snapshots.not_before <= mono
     }
@@ -197,13 +191,6 @@ impl<M: Machine> Partition<M> {
         since >= IDLE_LOG_MIN
             && (scarce || mono >= made + IDLE_LOG_EVERY_MS)
             && since / IDLE_LOG_PART >= self.replica.tables().bytes() as u64
-    }
-
-    /// Notes that the members have changed, and asks for a snapshot that says so. One that is being
-    /// made says what was before: another will be due.
-    pub(super) fn members_changed(&mut self, orders: &mut Vec<ToArchive>) {
-        self.snapshots.members_changed = true;
-        self.ask_for_snapshot(orders);
     }
 
     /// Asks for a snapshot, unless one is asked for or being made.
@@ -283,8 +270,8 @@ impl<M: Machine> Partition<M> {
         let index = meta.index;
         let group = self.journal.as_mut()?.group_mut();
         group.compact(index, bytes);
-        self.snapshots.members_changed = meta.members != *group.members();
-        if !self.snapshots.members_changed {
+        // One that says of members what was before is of use to the log alone.
+        if meta.members == *group.members() {
             let token = token(&meta);
             group.offer_snapshot(meta, token);
         }

@@ -33,9 +33,12 @@ pub(super) struct Group {
     /// The index of the first of `entries`. It may be covered: an entry can be read for as long as
     /// its segment stays.
     first: u64,
-    /// The entries from `first` on. A hole exists only while the log is being read: an entry that
-    /// was copied forward stands behind those that follow it.
-    entries: VecDeque<Option<Place>>,
+    /// The entries from `first` on, without a hole.
+    entries: VecDeque<Place>,
+    /// Entries that do not adjoin those. There are some only while the log is being read: one that
+    /// was copied forward stands behind those that follow it. Where they lie a record alone says, so
+    /// they take room by their number and not by their indexes.
+    apart: BTreeMap<u64, Place>,
 }
 
 impl Index {
@@ -65,17 +68,16 @@ impl Index {
         self.groups.entry(record.group).or_default().apply(record, place);
     }
 
-    /// The log has been read whole: what is there now is all there is.
+    /// The log has been read whole, and no group has a [`Group::hole`]: what is there now is all
+    /// there is.
     pub(super) fn settle(&mut self) {
-        for group in self.groups.values_mut() {
-            group.forget_behind_holes();
-        }
+        self.groups.values_mut().for_each(Group::join);
     }
 
     /// All places in this segment that still count, in no particular order.
     pub(super) fn needed_in(&self, segment: u32) -> impl Iterator<Item = (PartitionId, Place)> {
         self.groups().flat_map(move |(id, group)| {
-            let entries = group.needed().filter_map(|(_, place)| place);
+            let entries = group.needed().map(|(_, place)| place);
             let places = group.state.into_iter().chain(group.mark).chain(entries);
             places.filter(move |place| place.segment == segment).map(move |place| (id, place))
         })
@@ -86,7 +88,7 @@ impl Index {
         for group in self.groups.values_mut() {
             let covered = group.covered_entries();
             let mut gone = group.entries.iter().take(covered);
-            let gone = gone.rposition(|place| place.is_some_and(|place| place.segment <= segment));
+            let gone = gone.rposition(|place| place.segment <= segment);
             group.forget_first(gone.map_or(0, |n| n + 1));
         }
     }
@@ -94,7 +96,7 @@ impl Index {
 
 impl Group {
     /// The entries that are not covered, and where they are.
-    pub(super) fn needed(&self) -> impl Iterator<Item = (u64, Option<Place>)> {
+    pub(super) fn needed(&self) -> impl Iterator<Item = (u64, Place)> {
         let covered = self.covered_entries();
         let first = self.first + covered as u64;
         (first..).zip(self.entries.range(covered..).copied())
@@ -107,19 +109,35 @@ impl Group {
 
     /// The first entry that should be there and is not.
     pub(super) fn hole(&self) -> Option<u64> {
-        for (expected, (index, place)) in (self.covered + 1..).zip(self.needed()) {
-            if index != expected || place.is_none() {
-                return Some(expected);
+        let mut expected = self.covered + 1;
+        let joined = self.first..self.first + self.entries.len() as u64;
+        let mut apart = self.apart.range(expected..).map(|(index, _)| *index).peekable();
+        loop {
+            if joined.contains(&expected) {
+                expected = joined.end;
+            } else if apart.next_if_eq(&expected).is_some() {
+                expected += 1;
+            } else {
+                let more = joined.start.max(expected) < joined.end || apart.peek().is_some();
+                return more.then_some(expected);
             }
         }
-        None
     }
 
-    /// Forgets covered entries that cannot be reached from the needed ones: the end of reading.
-    fn forget_behind_holes(&mut self) {
-        let covered = self.covered_entries();
-        let hole = self.entries.iter().take(covered).rposition(Option::is_none);
-        self.forget_first(hole.map_or(0, |n| n + 1));
+    /// Joins what is apart, and forgets what cannot be reached from the last entry: covered ones.
+    /// The end of reading.
+    fn join(&mut self) {
+        if self.apart.is_empty() {
+            return;
+        }
+        let mut all = std::mem::take(&mut self.apart);
+        all.extend((self.first..).zip(std::mem::take(&mut self.entries)));
+        while let Some((index, place)) = all.pop_last()
+            && (self.entries.is_empty() || index + 1 == self.first)
+        {
+            self.entries.push_front(place);
+            self.first = index;
+        }
     }
 
     fn forget_first(&mut self, count: usize) {
@@ -129,10 +147,10 @@ impl Group {
 
     /// The index of the entry that comes next.
     pub(super) fn next(&self) -> u64 {
-        if self.entries.is_empty() {
-            self.covered + 1
-        } else {
-            self.first + self.entries.len() as u64
+        let apart = self.apart.last_key_value().map(|(index, _)| index + 1);
+        match (self.entries.len(), apart) {
+            (0, apart) => apart.unwrap_or(self.covered + 1),
+            (joined, apart) => (self.first + joined as u64).max(apart.unwrap_or(0)),
         }
     }
 
@@ -148,7 +166,7 @@ impl Group {
     /// Where the entry at `index` is.
     pub(super) fn entry(&self, index: u64) -> Option<Place> {
         let n = index.checked_sub(self.first)?;
-        self.entries.get(usize::try_from(n).ok()?).copied().flatten()
+        self.entries.get(usize::try_from(n).ok()?).copied()
     }
 
     /// How many of `entries` are covered.
@@ -167,13 +185,13 @@ impl Group {
             Kind::State => self.state = Some(place),
             Kind::Covered if index >= self.covered => {
                 if index >= self.next() {
-                    self.entries.clear();
+                    self.clear();
                 }
                 (self.covered, self.mark) = (index, Some(place));
             }
             Kind::Covered => {}
             Kind::Reset => {
-                self.entries.clear();
+                self.clear();
                 (self.covered, self.mark) = (index, Some(place));
             }
         }
@@ -183,20 +201,127 @@ impl Group {
     fn truncate(&mut self, index: u64) {
         let keep = index.saturating_sub(self.first).min(self.entries.len() as u64);
         self.entries.truncate(keep as usize);
+        self.apart.split_off(&index);
+    }
+
+    fn clear(&mut self) {
+        self.entries.clear();
+        self.apart.clear();
     }
 
     fn put(&mut self, index: u64, place: Place) {
+        self.apart.remove(&index);
         if self.entries.is_empty() {
             self.first = index;
         }
-        while index < self.first {
-            self.entries.push_front(None);
-            self.first -= 1;
+        let next = self.first + self.entries.len() as u64;
+        if index == next {
+            self.entries.push_back(place);
+        } else if self.first <= index && index < next {
+            self.entries[(index - self.first) as usize] = place;
+        } else if index + 1 == self.first {
+            self.entries.push_front(place);
+            self.first = index;
+        } else {
+            self.apart.insert(index, place);
         }
-        let n = (index - self.first) as usize;
-        while self.entries.len() <= n {
-            self.entries.push_back(None);
+        self.adjoin();
+    }
+
+    /// Joins what adjoins by now.
+    fn adjoin(&mut self) {
+        if self.apart.is_empty() {
+            return;
         }
-        self.entries[n] = Some(place);
+        while let Some(place) = self.apart.remove(&(self.first + self.entries.len() as u64)) {
+            self.entries.push_back(place);
+        }
+        while let Some(before) = self.first.checked_sub(1)
+            && let Some(place) = self.apart.remove(&before)
+        {
+            self.entries.push_front(place);
+            self.first = before;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::record::{self, INDEX_MAX, Records};
+
+    fn record(kind: Kind, index: u64) -> Record<'static> {
+        Record { kind, group: PartitionId(0), index, payload: &[], at: 0 }
+    }
+
+    /// A group of which these records were read, each at a place of its own.
+    fn read(records: &[(Kind, u64)]) -> Group {
+        let mut group = Group::default();
+        for (at, (kind, index)) in records.iter().enumerate() {
+            let place = Place { segment: 1, offset: at as u32 };
+            group.apply(&record(*kind, *index), place);
+        }
+        group
+    }
+
+    fn needed(group: &Group) -> Vec<(u64, u32)> {
+        group.needed().map(|(index, place)| (index, place.offset)).collect()
+    }
+
+    #[test]
+    fn entries_copied_forward_come_before_those_that_stand_before_them() {
+        use Kind::{Covered, Entry, Kept};
+        let mut group = read(&[(Entry, 4), (Entry, 5), (Kept, 1), (Kept, 2), (Kept, 3)]);
+        assert_eq!((group.hole(), group.apart.len()), (None, 0));
+        group.join();
+        assert_eq!(needed(&group), [(1, 2), (2, 3), (3, 4), (4, 0), (5, 1)]);
+
+        // The entries between were covered, and their segments are gone.
+        let records = [(Kept, 1), (Kept, 2), (Entry, 9), (Covered, 7), (Kept, 8)];
+        let mut group = read(&records);
+        assert_eq!((group.hole(), group.next()), (None, 10));
+        group.join();
+        assert_eq!(needed(&group), [(8, 4), (9, 2)]);
+        assert_eq!((group.first(), group.next()), (8, 10));
+    }
+
+    #[test]
+    fn entries_that_are_missing_are_named() {
+        use Kind::{Covered, Entry, Kept};
+        assert_eq!(read(&[(Entry, 2)]).hole(), Some(1));
+        assert_eq!(read(&[(Entry, 1), (Entry, 3)]).hole(), Some(2));
+        assert_eq!(read(&[(Entry, 4), (Kept, 1), (Kept, 2)]).hole(), Some(3));
+        assert_eq!(read(&[(Entry, 1), (Entry, 5), (Covered, 3)]).hole(), Some(4));
+        assert_eq!(read(&[(Entry, 1), (Entry, 5), (Covered, 4)]).hole(), None);
+        // What was there is overwritten from its place on.
+        assert_eq!(read(&[(Entry, 1), (Entry, 5), (Entry, 2)]).hole(), None);
+        assert_eq!(read(&[(Entry, 1), (Entry, 5), (Entry, 2)]).next(), 3);
+    }
+
+    /// A checksum vouches for a record, but not for its sense.
+    #[test]
+    fn an_index_beyond_all_logs_is_no_record() {
+        for (index, is_one) in [(INDEX_MAX, true), (INDEX_MAX + 1, false), (u64::MAX, false)] {
+            let mut records = Records::default();
+            records.covered(PartitionId(0), index);
+            let read = record::read(records.as_bytes());
+            assert_eq!(read.is_some(), is_one, "{index}");
+            let Some(read) = read else { continue };
+            let mut group = Group::default();
+            group.apply(&read, Place { segment: 1, offset: 0 });
+            assert_eq!((group.hole(), group.next()), (None, index + 1));
+        }
+    }
+
+    #[test]
+    fn an_index_takes_no_room() {
+        for kind in [Kind::Entry, Kind::Kept] {
+            let far = read(&[(Kind::Entry, 1), (kind, 1 << 20)]);
+            assert_eq!(far.hole(), Some(2));
+            assert!(far.entries.capacity() + far.apart.len() < 100, "{kind:?}");
+            let back = read(&[(Kind::Entry, 1 << 20), (Kind::Kept, 1)]);
+            assert_eq!(back.hole(), Some(2));
+            assert!(back.entries.capacity() + back.apart.len() < 100, "{kind:?}");
+        }
     }
 }

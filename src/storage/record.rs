@@ -11,6 +11,9 @@ use crate::ids::PartitionId;
 /// Bytes of a record before its payload.
 pub(super) const RECORD_HEADER: usize = 20;
 
+/// No log gets that far. What is said of a later entry makes no sense, and could not be counted on.
+pub(super) const INDEX_MAX: u64 = u64::MAX >> 1;
+
 /// A recycled buffer that has grown larger is cut down to this.
 const RECYCLED_MAX: usize = 4 << 20;
 
@@ -191,10 +194,12 @@ pub(super) fn read(bytes: &[u8]) -> Option<Record<'_>> {
     let record = bytes.get(..end)?;
     let crc = u32::from_le_bytes(array(record, 0));
     (crc32fast::hash(&record[4..]) == crc).then_some(())?;
+    let index = u64::from_le_bytes(array(record, 12));
+    (index <= INDEX_MAX).then_some(())?;
     Some(Record {
         kind: Kind::from_byte(record[8])?,
         group: PartitionId(u16::from_le_bytes(array(record, 10))),
-        index: u64::from_le_bytes(array(record, 12)),
+        index,
         payload: &record[RECORD_HEADER..],
         at: 0,
     })

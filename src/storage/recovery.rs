@@ -258,7 +258,7 @@ fn collect_groups<D: Disk>(reading: &mut Reading<D::File>, disk: &D, dir: &Path)
     for (id, group) in reading.index.groups() {
         let log = GroupLog { covered: group.covered(), ..GroupLog::default() };
         reading.recovered.groups.insert(id, log);
-        let entries = group.needed().filter_map(|(_, place)| place);
+        let entries = group.needed().map(|(_, place)| place);
         for place in entries.chain(group.state()) {
             needed.entry(place.segment).or_default().push((place, id));
         }

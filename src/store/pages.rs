@@ -59,8 +59,8 @@ const ITEMS_BYTES: usize = 1 << 20;
 pub const PAGE_BYTES: usize = 256 << 10;
 /// No block is longer: it holds what one transaction prepared.
 pub const BLOCK_BYTES_MAX: usize = 1 << 31;
-/// Bytes of an item before its expiry and key.
-const ITEM_BYTES: usize = 12;
+/// Bytes of an item before its expiry and key: none has fewer.
+pub const ITEM_BYTES: usize = 12;
 /// Flag: the item expires.
 const EXPIRES: u8 = 1;
 /// Flag: the item has metadata.

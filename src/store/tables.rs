@@ -556,6 +556,19 @@ impl Tables {
         expired
     }
 
+    /// Forgets what earlier reads have found expired: [`Tables::take_expired`] tells of later ones.
+    #[inline]
+    pub fn forget_expired(&mut self) {
+        self.expired.clear();
+    }
+
+    /// Whether the key is there and was expired at `then`.
+    pub fn was_expired(&self, table: TableIndex, key: &[u8], then: Millis) -> bool {
+        let Some(items) = self.table(table) else { return false };
+        let place = items.find(self.hasher.hash(key), key);
+        place.is_some_and(|place| items.at(place).is_expired(then))
+    }
+
     /// Removes the key if it is expired at `now`; whether it was.
     pub fn expire(&mut self, table: TableIndex, key: &[u8], now: Millis) -> bool {
         let hash = self.hasher.hash(key);

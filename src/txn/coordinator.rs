@@ -16,20 +16,21 @@
 //! sent to the primary the attempt can no longer be taken back, and if the primary is lost then,
 //! the client is told that the outcome is unknown.
 
-use crate::batch::machine::{AnswerBytes, Effort, Machine, Scope, effort_of};
+mod gather;
+mod reach;
+
+use crate::batch::Replies;
+use crate::batch::machine::{AnswerBytes, Effort, Machine};
 use crate::batch::refusal::Refusal;
-use crate::batch::{Op, Replies};
 use crate::cluster::topology::Topology;
 use crate::ids::Term;
-use crate::ids::{Age, Incarnation, Millis, NodeId, Now, PartitionId, TableIndex, TxnId};
+use crate::ids::{Age, Incarnation, Millis, NodeId, Now, PartitionId, TxnId};
 use crate::rules::{Rule, kept};
 use crate::store::key_state::KeyState;
-use crate::store::tables::Access;
-use crate::store::tables::{KeyHasher, Tables};
-use crate::txn::claims::share_claims;
+use crate::store::tables::KeyHasher;
 use crate::txn::protocol::{
-    Decide, Ended, Granule, Knowledge, Lock, Mode, Prepare, Prepared, Share, ToCoordinator,
-    ToPartition, Verdict, Work,
+    Decide, Ended, Knowledge, Lock, Mode, Prepare, Prepared, Share, ToCoordinator, ToPartition,
+    Verdict, Work,
 };
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -274,49 +275,6 @@ impl<M: Machine> Transactions<M> {
         self.attempt(sequence, now, effects);
     }
 
-    /// A node leads a partition from a term on.
-    pub fn led(
-        &mut self,
-        id: PartitionId,
-        node: NodeId,
-        term: Term,
-        now: Now,
-        effects: &mut Vec<TxnEffect>,
-    ) {
-        if !self.topology.learn(id, node, term) {
-            return;
-        }
-        let touches = |txn: &&Txn| txn.work.shares.iter().any(|(share, _)| *share == id);
-        let active = self.active.values().map(Box::as_ref);
-        let hit: Vec<u64> = active.filter(touches).map(|txn| txn.id.sequence).collect();
-        for sequence in hit {
-            self.on_leader_lost(sequence, id, now, effects);
-        }
-    }
-
-    /// The leader of a partition leads no more: its unlogged locks are gone, and what was on its
-    /// way to it may be lost.
-    fn on_leader_lost(
-        &mut self,
-        sequence: u64,
-        partition: PartitionId,
-        now: Now,
-        effects: &mut Vec<TxnEffect>,
-    ) {
-        let Some(txn) = self.active.get_mut(&sequence) else { return };
-        match &mut txn.phase {
-            Phase::Pausing { .. } => {}
-            // The first decision stands, so asking again is harmless; at the next tick, as the new
-            // leader may not be known yet.
-            Phase::Deciding { asked, .. } if txn.primary == partition => *asked = 0,
-            Phase::Deciding { .. } => {}
-            Phase::Locking { .. } | Phase::Preparing { .. } | Phase::Confirming { .. } => {
-                self.abort(sequence, effects);
-                self.pause(sequence, partition, now);
-            }
-        }
-    }
-
     fn pause(&mut self, sequence: u64, lacking: PartitionId, now: Now) {
         if let Some(txn) = self.active.get_mut(&sequence) {
             txn.phase = Phase::Pausing { until: now.mono + PAUSE_MS, lacking };
@@ -356,81 +314,6 @@ impl<M: Machine> Transactions<M> {
                 let knowledge = self.knowledge(txn);
                 let answer = ToPartition::CoordinatorKnows { txn, knowledge };
                 effects.push(TxnEffect::Partition(asker, answer));
-            }
-        }
-    }
-
-    /// A node can be reached, in this life.
-    pub fn node_up(
-        &mut self,
-        node: NodeId,
-        life: Incarnation,
-        now: Now,
-        effects: &mut Vec<TxnEffect>,
-    ) {
-        if self.reachable.get(&node).is_some_and(|known| *known != life) {
-            self.node_down(node, now, effects);
-        }
-        self.reachable.insert(node, life);
-        self.suspected.remove(&node);
-    }
-
-    /// A node can be reached and does not answer. Attempts that need it are aborted, so that they
-    /// lock nothing elsewhere meanwhile, and begin again once it answers or others lead what it led.
-    /// Decisions under way are waited for.
-    pub fn node_suspected(&mut self, node: NodeId, now: Now, effects: &mut Vec<TxnEffect>) {
-        if node == self.node {
-            return;
-        }
-        self.suspected.insert(node);
-        let led_there = |txn: &Txn| {
-            let mut ids = txn.work.shares.iter().map(|(id, _)| *id);
-            Some((txn.id.sequence, ids.find(|id| self.leader(*id) == Some(node))?))
-        };
-        let active = self.active.values().map(AsRef::as_ref);
-        let hit: Vec<(u64, PartitionId)> = active.filter_map(led_there).collect();
-        for (sequence, partition) in hit {
-            self.on_leader_lost(sequence, partition, now, effects);
-        }
-    }
-
-    /// A node that was suspected answers again.
-    pub fn node_trusted(&mut self, node: NodeId) {
-        self.suspected.remove(&node);
-    }
-
-    /// A node cannot be reached any more: transactions that need it end, or wait for another leader
-    /// of what it led.
-    pub fn node_down(&mut self, node: NodeId, now: Now, effects: &mut Vec<TxnEffect>) {
-        if node == self.node {
-            return;
-        }
-        self.reachable.remove(&node);
-        self.suspected.remove(&node);
-        let hit: Vec<(u64, PartitionId)> = self
-            .active
-            .values()
-            .filter_map(|txn| {
-                let mut ids = txn.work.shares.iter().map(|(id, _)| *id);
-                let led = ids.find(|id| self.leader(*id) == Some(node))?;
-                Some((txn.id.sequence, led))
-            })
-            .collect();
-        for (sequence, partition) in hit {
-            let Some(txn) = self.active.get(&sequence) else { continue };
-            let deciding = matches!(txn.phase, Phase::Deciding { .. });
-            let primary_lost = self.leader(txn.primary) == Some(node);
-            if deciding && primary_lost && self.is_replicated(txn.primary) {
-                let primary = txn.primary;
-                self.on_leader_lost(sequence, primary, now, effects);
-            } else if deciding && primary_lost {
-                // The participants ask the primary, or each other, by themselves.
-                let unknown = Ended::Unknown(Refusal::Unreachable(node));
-                self.give_up(sequence, unknown, effects);
-            } else if !deciding && let Some(refusal) = self.hopeless(&txn.work) {
-                self.refuse(sequence, refusal, effects);
-            } else if !deciding {
-                self.on_leader_lost(sequence, partition, now, effects);
             }
         }
     }
@@ -477,10 +360,6 @@ impl<M: Machine> Transactions<M> {
         effects.push(TxnEffect::Partition(primary, ToPartition::Decide(decide)));
     }
 
-    fn leader(&self, id: PartitionId) -> Option<NodeId> {
-        self.topology.leader(id)
-    }
-
     fn strength(&self, id: PartitionId) -> Strength {
         self.strengths.get(id.index()).copied().unwrap_or(Strength::WEAKEST)
     }
@@ -504,33 +383,6 @@ impl<M: Machine> Transactions<M> {
     fn survives_power(&self, work: &Work) -> bool {
         let mut ids = work.shares.iter().map(|(id, _)| *id);
         ids.any(|id| self.strength(id).survives == Survives::Power)
-    }
-
-    /// The first of the work's partitions whose leader cannot be reached, among the replicated ones
-    /// or the others.
-    fn lacking(&self, work: &Work, replicated: bool) -> Option<PartitionId> {
-        let mut ids = work.shares.iter().map(|(id, _)| *id);
-        ids.find(|id| {
-            let leader = self.leader(*id);
-            self.is_replicated(*id) == replicated
-                && leader.is_some_and(|leader| !self.reachable.contains_key(&leader))
-        })
-    }
-
-    /// The first of the work's partitions whose leader does not answer.
-    fn silent(&self, work: &Work) -> Option<PartitionId> {
-        let mut ids = work.shares.iter().map(|(id, _)| *id);
-        ids.find(|id| self.leader(*id).is_some_and(|leader| self.suspected.contains(&leader)))
-    }
-
-    /// Why work cannot be done: a partition without copies is out of reach.
-    fn hopeless(&self, work: &Work) -> Option<Refusal> {
-        let gathered: usize = work.shares.iter().map(|(_, share)| share.claims.len()).sum();
-        if work.mode == Mode::Gather && gathered > GATHERED_KEYS_MAX {
-            return Some(Refusal::Gathers(gathered.try_into().unwrap_or(u32::MAX)));
-        }
-        let lacking = self.lacking(work, false)?;
-        self.leader(lacking).map(Refusal::Unreachable)
     }
 
     /// Every transaction with a smaller sequence has ended.
@@ -665,88 +517,6 @@ impl<M: Machine> Transactions<M> {
         } else {
             self.done(id, replies, effects);
         }
-    }
-
-    /// Runs the script of a gathered transaction on a scratch table and prepares what it changed.
-    fn evaluate(
-        &mut self,
-        id: TxnId,
-        grants: BTreeMap<PartitionId, Grant>,
-        now: Now,
-        effects: &mut Vec<TxnEffect>,
-    ) {
-        let mut scratch = Tables::new(self.hasher);
-        let mut versions = BTreeMap::new();
-        let mut moments = Moments::default();
-        for Grant { stamp, images, .. } in grants.values() {
-            let stamp = if kept(Rule::LeadersDecideExpiry) { *stamp } else { now.wall };
-            moments.latest = moments.latest.max(stamp);
-            scratch.begin(stamp, Access::Write);
-            for image in images {
-                scratch.install(image.clone());
-                let hash = scratch.hasher().hash(&image.key);
-                let version = scratch.watches_mut().watch(image.table, hash, false, stamp);
-                versions.insert((image.table, &image.key), version);
-                moments.of.insert((image.table, &image.key), stamp);
-            }
-        }
-        let Some(txn) = self.current(id) else { return };
-        let mut replies = Replies::default();
-        let (mut effort, mut answers) = (Effort::default(), AnswerBytes::default());
-        let too_much = txn.work.script.iter().any(|op| {
-            let bytes = effort_of::<M>(&op, |table, key| {
-                scratch.value_bytes(table, scratch.hasher().hash(key), key)
-            });
-            if effort.add(bytes).is_err() {
-                return true;
-            }
-            moments.run::<M>(&op, &mut scratch, &mut replies.bytes);
-            answers.end(&mut replies).is_err()
-        });
-        if too_much {
-            self.on_obstacle(id, Ended::Refused(Refusal::TooMuch), effects);
-            return;
-        }
-        let mut bare = bare::<M>(scratch.hasher(), &txn.work, &grants, moments.latest);
-        let mut outcome: BTreeMap<PartitionId, Vec<KeyState>> = BTreeMap::new();
-        let mut changed = false;
-        for (partition, share) in &txn.work.shares {
-            let images = outcome.entry(*partition).or_default();
-            changed |= !share.batch.is_empty();
-            for claim in share_claims::<M>(share) {
-                let Granule::Key(table, key) = &claim.granule else { continue };
-                // A key that gets the value that it had is written all the same.
-                let version = scratch.watches().version(*table, scratch.hasher().hash(key));
-                let mut written = version.as_ref() != versions.get(&(*table, key));
-                let moment = moments.at(*table, key);
-                scratch.begin(moment, Access::Write);
-                if let Some(bare) = &mut bare {
-                    bare.begin(moment, Access::Write);
-                    written |= bare.image(*table, key) != scratch.image(*table, key);
-                }
-                if claim.access == Access::Write && written {
-                    images.push(scratch.image(*table, key));
-                }
-            }
-            changed |= !images.is_empty();
-        }
-        if !changed {
-            self.confirm(id, grants, Some(replies), effects);
-            return;
-        }
-        let waiting = grants.keys().copied().collect();
-        let replies = SmallVec::from_iter([(txn.primary, replies)]);
-        txn.phase = Phase::Preparing { waiting, replies };
-        let shares = txn.work.shares.iter().map(|(partition, share)| {
-            let images = outcome.remove(partition).unwrap_or_default();
-            let term = grants.get(partition).map(|grant| grant.term);
-            match share.batch.is_empty() {
-                true => (*partition, term, Prepared::Images(images)),
-                false => (*partition, term, Prepared::Whole(share.batch.clone(), images)),
-            }
-        });
-        let work: Vec<_> = shares.collect();
-        self.prepare(id.sequence, work.into_iter(), effects);
     }
 
     fn on_voted(
@@ -916,67 +686,6 @@ impl<M: Machine> Transactions<M> {
     }
 }
 
-/// What time it is for the keys of a script: for each of them the stamp of its partition's leader,
-/// as of which nothing that the leader has shown is expired.
-#[derive(Default)]
-struct Moments<'a> {
-    of: BTreeMap<(TableIndex, &'a Vec<u8>), Millis>,
-    latest: Millis,
-}
-
-impl Moments<'_> {
-    fn at(&self, table: TableIndex, key: &Vec<u8>) -> Millis {
-        self.of.get(&(table, key)).copied().unwrap_or(self.latest)
-    }
-
-    /// Runs an operation at the moment of its keys. Those of several partitions, whose leaders'
-    /// clocks differ, are brought to the latest of their moments with what is left of their times to
-    /// live, and back: what is moved from one to the other lives on for as long as it would have.
-    fn run<M: Machine>(&self, op: &Op<'_>, scratch: &mut Tables, reply: &mut Vec<u8>) {
-        let mut keys = Vec::new();
-        M::keys(op, &mut |table, key| keys.push((table, key.to_vec())));
-        keys.sort_unstable();
-        keys.dedup();
-        let of_keys = || keys.iter().map(|(table, key)| self.at(*table, key));
-        let now = of_keys().max().unwrap_or(self.latest);
-        let differ = of_keys().any(|moment| moment != now);
-        let rebase = |scratch: &mut Tables, there: bool| {
-            for (table, key) in keys.iter().filter(|_| differ) {
-                let own = self.at(*table, key);
-                let (from, to) = if there { (own, now) } else { (now, own) };
-                scratch.rebase(*table, key, from, to);
-            }
-        };
-        rebase(scratch, true);
-        scratch.begin(now, M::access(op.head.code));
-        M::run(op, scratch, now, reply);
-        rebase(scratch, false);
-    }
-}
-
-/// The keys that a script names, after its operations on whole partitions, if it has any. What the
-/// script itself makes of them comes on top.
-fn bare<M: Machine>(
-    hasher: KeyHasher,
-    work: &Work,
-    grants: &BTreeMap<PartitionId, Grant>,
-    now: Millis,
-) -> Option<Tables> {
-    let whole = |op: &Op<'_>| M::scope(op.head.code) == Scope::Partition;
-    if !work.script.iter().any(|op| whole(&op)) {
-        return None;
-    }
-    let mut bare = Tables::new(hasher);
-    bare.begin(now, Access::Write);
-    for image in grants.values().flat_map(|grant| &grant.images) {
-        bare.install(image.clone());
-    }
-    for op in work.script.iter().filter(whole) {
-        M::run(&op, &mut bare, now, &mut Vec::new());
-    }
-    Some(bare)
-}
-
 /// A share of operations only.
 impl From<crate::batch::Batch> for Share {
     fn from(batch: crate::batch::Batch) -> Share {
@@ -985,264 +694,4 @@ impl From<crate::batch::Batch> for Share {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::batch::{Batch, OpCode, OpHead};
-    use crate::ids::TableIndex;
-    use crate::script::Args;
-    use crate::simulation::Lists;
-    use crate::store::key_state::HeldValue;
-    use crate::store::value::ValueBuf;
-    use crate::txn::protocol::Claim;
-    use std::error::Error;
-    use std::fmt::Write;
-
-    /// Scripts of one Coordinator, on node 1 of three; partition 0 is node 1's, and so on.
-    struct Script(Transactions<Lists>);
-
-    fn head(code: u16, partition: PartitionId) -> OpHead {
-        let table = TableIndex::default();
-        OpHead { code: OpCode(code), partition, table, resp3: false, hash: 0 }
-    }
-
-    fn key(partition: PartitionId) -> Vec<u8> {
-        format!("k{partition}").into_bytes()
-    }
-
-    fn work(mode: Mode, partitions: &[PartitionId]) -> Work {
-        let share = |id: &PartitionId| {
-            let mut share = Share::default();
-            let granule = Granule::Key(TableIndex::default(), key(*id));
-            match mode {
-                Mode::Read => share.batch.push(head(0, *id), [key(*id).as_slice()]),
-                Mode::Write => share.batch.push(head(1, *id), [key(*id).as_slice(), b"tag1"]),
-                Mode::Gather => share.claims.push(Claim { granule, access: Access::Write }),
-            }
-            (*id, share)
-        };
-        let mut script = Batch::new();
-        if mode == Mode::Gather {
-            let keys: Vec<Vec<u8>> = partitions.iter().copied().map(key).collect();
-            let args = keys.iter().map(Vec::as_slice).chain([b"tag1".as_slice()]);
-            script.push(head(2, PartitionId(0)), args);
-        }
-        Work { mode, shares: partitions.iter().map(share).collect(), script }
-    }
-
-    fn tell(effect: &TxnEffect) -> String {
-        match effect {
-            TxnEffect::Partition(to, ToPartition::Lock(lock)) => {
-                format!("p{to} lock attempt={} age={}", lock.txn.attempt, lock.age.time)
-            }
-            TxnEffect::Partition(to, ToPartition::Prepare(prepare)) => {
-                let work = match &prepare.work {
-                    Prepared::Share(_) => "its share".to_owned(),
-                    Prepared::Images(images) => format!("{} images", images.len()),
-                    Prepared::Whole(batch, images) => {
-                        format!("{} operations, {} images", batch.len(), images.len())
-                    }
-                };
-                let Prepare { txn, primary, age, .. } = &**prepare;
-                let age = age.time;
-                let synced = if prepare.synced { " synced" } else { "" };
-                format!(
-                    "p{to} prepare {work} attempt={} age={age} primary=p{primary}{synced}",
-                    txn.attempt
-                )
-            }
-            TxnEffect::Partition(to, ToPartition::Decide(decide)) => {
-                let what = if decide.deciding { "decide" } else { "told" };
-                format!("p{to} {what} {:?} attempt={}", decide.verdict, decide.txn.attempt)
-            }
-            TxnEffect::Partition(to, ToPartition::Confirm { txn, .. }) => {
-                format!("p{to} confirm attempt={}", txn.attempt)
-            }
-            TxnEffect::Partition(to, message) => format!("p{to} {message:?}"),
-            TxnEffect::Reply(client, Ended::Done(replies)) => {
-                format!("client {} done, {} replies", client.0, replies.len())
-            }
-            TxnEffect::Reply(client, ended) => format!("client {} {ended:?}", client.0),
-        }
-    }
-
-    impl goldenscript::Runner for Script {
-        type Command = goldenscript::Command;
-
-        fn run(
-            &mut self,
-            command: &goldenscript::Command,
-            _: &goldenscript::Context,
-        ) -> Result<String, Box<dyn Error>> {
-            let mut args = Args::new(command);
-            let mut effects = Vec::new();
-            let sequence: u64 = args.key("txn", 1)?;
-            let attempt: u32 = args.key("attempt", 1)?;
-            let (node, incarnation) = (NodeId(1), Incarnation(1));
-            let txn = TxnId { node, incarnation, sequence, attempt };
-            let at: u64 = args.key("at", 0)?;
-            let now = Now { wall: Millis(at), mono: at };
-            let handle = |transactions: &mut Transactions<Lists>, message, effects: &mut Vec<_>| {
-                transactions.handle(message, now, effects);
-            };
-            match command.name.as_str() {
-                "begin" => {
-                    let mode = match args.next::<String>()?.as_str() {
-                        "read" => Mode::Read,
-                        "write" => Mode::Write,
-                        _ => Mode::Gather,
-                    };
-                    let client = ClientId(args.key("client", 1)?);
-                    let ids = args.words().into_iter().map(|word| word.parse().map(PartitionId));
-                    let ids = ids.collect::<Result<Vec<_>, _>>()?;
-                    self.0.begin(client, work(mode, &ids), now, &mut effects);
-                }
-                "granted" => {
-                    let length: usize = args.key("length", 0)?;
-                    for word in args.words() {
-                        let partition = PartitionId(word.parse()?);
-                        let value = b"tag0".repeat(length);
-                        let held = HeldValue { value: ValueBuf::string(value), expires: None };
-                        let image = KeyState {
-                            table: TableIndex::default(),
-                            key: key(partition),
-                            held: (length > 0).then_some(held),
-                        };
-                        let granted = ToCoordinator::Granted {
-                            txn,
-                            partition,
-                            term: Term(1),
-                            time: 0,
-                            stamp: Millis(0),
-                            replies: Replies::default(),
-                            images: vec![image],
-                        };
-                        handle(&mut self.0, granted, &mut effects);
-                    }
-                }
-                "voted" => {
-                    let vote = args.key("yes", true)?.then(Replies::default);
-                    for word in args.words() {
-                        let (partition, vote) = (PartitionId(word.parse()?), vote.clone());
-                        let voted = ToCoordinator::Voted { txn, partition, time: 0, vote };
-                        handle(&mut self.0, voted, &mut effects);
-                    }
-                }
-                "confirmed" => {
-                    let held = args.key("held", true)?;
-                    for word in args.words() {
-                        let partition = PartitionId(word.parse()?);
-                        let confirmed = ToCoordinator::Confirmed { txn, partition, held };
-                        handle(&mut self.0, confirmed, &mut effects);
-                    }
-                }
-                "decided" => {
-                    let commit = args.key("commit", true)?;
-                    let verdict = if commit { Verdict::Commit } else { Verdict::Abort };
-                    handle(&mut self.0, ToCoordinator::Decided { txn, verdict }, &mut effects);
-                }
-                "wound" => handle(&mut self.0, ToCoordinator::Wound { txn }, &mut effects),
-                "inquire" => {
-                    let inquire = ToCoordinator::Inquire { txn, asker: PartitionId(2) };
-                    handle(&mut self.0, inquire, &mut effects);
-                }
-                "class" => {
-                    let survives = match args.key("survives", "power".to_owned())?.as_str() {
-                        "nothing" => Survives::Nothing,
-                        "process" => Survives::Process,
-                        _ => Survives::Power,
-                    };
-                    let strength = Strength { copies: args.key("copies", 1)?, survives };
-                    self.0.keep(PartitionId(args.next()?), strength);
-                }
-                "up" => self.0.node_up(NodeId(args.next()?), Incarnation(1), now, &mut effects),
-                "down" => self.0.node_down(NodeId(args.next()?), now, &mut effects),
-                "tick" => self.0.tick(now, &mut effects),
-                name => return Err(format!("no command {name}").into()),
-            }
-            args.end()?;
-            let mut told = String::new();
-            for effect in &effects {
-                writeln!(told, "{}", tell(effect))?;
-            }
-            if effects.is_empty() {
-                writeln!(told, "nothing")?;
-            }
-            Ok(told)
-        }
-    }
-
-    /// Three partitions, none of which sends too much, do so together: in a transaction of each mode.
-    #[test]
-    fn what_partitions_send_is_added_up() {
-        let mebibytes = |count: usize| vec![0; count << 20];
-        for mode in [Mode::Read, Mode::Write, Mode::Gather] {
-            for (each, too_much) in [(60, false), (70, true)] {
-                let homes = Topology::of_leaders([NodeId(1); 3]).view();
-                let (node, incarnation) = (NodeId(1), Incarnation(1));
-                let mut transactions: Transactions<Lists> =
-                    Transactions::new(node, incarnation, homes, KeyHasher::new(0), 100);
-                let (now, mut effects) = (Now::default(), Vec::new());
-                let ids = [0, 1, 2].map(PartitionId);
-                transactions.begin(ClientId(1), work(mode, &ids), now, &mut effects);
-                let txn = TxnId { node, incarnation, sequence: 1, attempt: 1 };
-                for partition in ids {
-                    let mut replies = Replies::default();
-                    let mut images = Vec::new();
-                    if mode == Mode::Gather {
-                        let value = mebibytes(each);
-                        let held = HeldValue { value: ValueBuf::string(value), expires: None };
-                        let table = TableIndex::default();
-                        images.push(KeyState { table, key: key(partition), held: Some(held) });
-                    } else {
-                        replies.bytes = mebibytes(each);
-                        replies.end();
-                    }
-                    let message = match mode {
-                        Mode::Write => {
-                            ToCoordinator::Voted { txn, partition, time: 0, vote: Some(replies) }
-                        }
-                        Mode::Read | Mode::Gather => ToCoordinator::Granted {
-                            txn,
-                            partition,
-                            term: Term(1),
-                            time: 0,
-                            stamp: Millis(0),
-                            replies,
-                            images,
-                        },
-                    };
-                    // The last one completes what is answered, and is not needed to see it refused.
-                    if mode != Mode::Gather || partition != ids[2] || too_much {
-                        transactions.handle(message, now, &mut effects);
-                    }
-                }
-                let refused = TxnEffect::Reply(ClientId(1), Ended::Refused(Refusal::TooMuch));
-                assert_eq!(effects.contains(&refused), too_much, "{mode:?}");
-                assert_eq!(transactions.active(), usize::from(!too_much), "{mode:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn scripts() {
-        let scripts = [
-            "write",
-            "read",
-            "gather",
-            "wounds",
-            "votes_against",
-            "lost_nodes",
-            "patience",
-            "classes",
-        ];
-        for name in scripts {
-            let homes = Topology::of_leaders([NodeId(1), NodeId(2), NodeId(3)]).view();
-            let hasher = KeyHasher::new(0);
-            let mut script =
-                Script(Transactions::new(NodeId(1), Incarnation(1), homes, hasher, 100));
-            script.0.node_up(NodeId(2), Incarnation(1), Now::default(), &mut Vec::new());
-            script.0.node_up(NodeId(3), Incarnation(1), Now::default(), &mut Vec::new());
-            goldenscript::run(&mut script, format!("tests/scripts/txn/{name}")).unwrap();
-        }
-    }
-}
+mod tests;

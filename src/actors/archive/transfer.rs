@@ -403,7 +403,7 @@ fn restoring(
 ) -> Result<Stage, Error> {
     let meta = SnapshotMeta::from_bytes(reader.meta());
     let meta = meta.ok_or_else(|| reader.damaged("what it says about itself makes no sense"))?;
-    let restorer = Box::new(Restorer::new(partition, hasher));
+    let restorer = Box::new(Restorer::new(partition, hasher, reader.snapshot().bytes));
     Ok(Stage::Restoring { reader, meta, restorer })
 }
 

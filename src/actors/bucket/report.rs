@@ -1,9 +1,42 @@
-//! How a Bucket's partitions are, for operators: the rows of `/status`.
+//! What a Bucket has counted and holds, and how its partitions are, for operators: the rows of
+//! `/status`.
 
+use super::{Bucket, Move, Observe, core};
+use crate::actors::local::Tally;
 use crate::batch::machine::Machine;
 use crate::consensus::Role;
+use crate::ids::{NodeId, TABLES, TableIndex};
 use crate::partition::Partition;
+use actix::{Context, Handler, MessageResult};
 use serde::Serialize;
+use std::collections::BTreeSet;
+
+/// The answer to [`Observe`].
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Counted by its Sessions.
+    pub tally: Tally,
+    /// Nodes that it has met.
+    pub met: BTreeSet<NodeId>,
+    /// Nodes that it cannot reach.
+    pub unreachable: BTreeSet<NodeId>,
+    /// Linked nodes that do not answer.
+    pub suspected: BTreeSet<NodeId>,
+    /// Counted by its core.
+    pub core: core::BucketCounts,
+    /// Bytes of its tables.
+    pub bytes: usize,
+    /// Keys that clients watch in them.
+    pub watched: usize,
+    /// Items and volatile items by table.
+    pub tables: Vec<(usize, usize)>,
+    /// Intents and outcomes that are not settled.
+    pub unsettled: usize,
+    /// Each of its partitions.
+    pub partitions: Vec<PartitionReport>,
+    /// The latest changes of leaders that it saw.
+    pub moves: Vec<Move>,
+}
 
 /// A replica of a partition.
 #[derive(Clone, Debug, Serialize)]
@@ -79,7 +112,7 @@ impl PartitionReport {
             log_bytes: 0,
             since_snapshot: 0,
             followers: Vec::new(),
-            items: crate::ids::TableIndex::all().map(|table| tables.len(table)).sum(),
+            items: TableIndex::all().map(|table| tables.len(table)).sum(),
             bytes: tables.bytes(),
             unsettled: replica.intents().len() + replica.outcomes().len(),
             at_rest: partition.is_at_rest(),
@@ -112,5 +145,35 @@ impl PartitionReport {
         };
         report.followers = others.map(follower).collect();
         report
+    }
+}
+
+impl Handler<Observe> for Bucket {
+    type Result = MessageResult<Observe>;
+
+    fn handle(&mut self, _: Observe, _: &mut Context<Self>) -> MessageResult<Observe> {
+        let mut report = Report { core: self.core.counts(), ..Report::default() };
+        if let Some(local) = &self.local {
+            report.tally = local.tally();
+        }
+        report.met = self.core.neighbours().lives.keys().copied().collect();
+        report.unreachable = self.core.neighbours().unreachable.clone();
+        report.suspected = self.core.neighbours().suspected.clone();
+        report.moves = self.moves.latest().collect();
+        report.tables = vec![(0, 0); TABLES];
+        for partition in self.core.partitions() {
+            let replica = partition.replica();
+            report.bytes += replica.tables().bytes();
+            report.watched += replica.tables().watches().len();
+            report.unsettled += replica.intents().len() + replica.outcomes().len();
+            let preferred = self.core.preferred(partition.id()).map(|node| node.0);
+            report.partitions.push(PartitionReport::of(partition, preferred));
+            for table in TableIndex::all() {
+                let (items, volatile) = &mut report.tables[table.index()];
+                *items += replica.tables().len(table);
+                *volatile += replica.tables().volatile(table);
+            }
+        }
+        MessageResult(report)
     }
 }

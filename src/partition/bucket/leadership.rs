@@ -13,7 +13,8 @@
 //!   take turns in standing at once, in an order that all of them know. Where it does not answer
 //!   they do so as soon as their promises to it end.
 
-use super::{Bucket, may_live};
+use super::Bucket;
+use super::nodes::may_live;
 use crate::batch::machine::Machine;
 use crate::cluster::topology::Placement;
 use crate::consensus::{Group, Progress, Role};

@@ -246,7 +246,8 @@ impl goldenscript::Runner for Script {
                 if flip > 0 {
                     stream[flip] ^= 0x10;
                 }
-                let mut restorer = Restorer::<Redis>::new(ID, hasher());
+                let length = self.snapshot.len() as u64;
+                let mut restorer = Restorer::<Redis>::new(ID, hasher(), length);
                 let restored = restorer.push(&stream).and_then(|()| restorer.finish());
                 match restored {
                     Err(damaged) => writeln!(told, "{damaged}")?,

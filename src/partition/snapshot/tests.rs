@@ -5,8 +5,11 @@ use crate::partition::replica::AppliedAnswers;
 use crate::partition::replica::tests::{ID, Story, hasher, replica};
 use bytes::Bytes;
 
+/// No stream here is longer.
+const LENGTH: u64 = 1 << 30;
+
 fn restore(stream: &[u8], story: &mut Story) -> Result<Replica<Redis>, Damaged> {
-    let mut restorer = Restorer::new(ID, hasher());
+    let mut restorer = Restorer::new(ID, hasher(), LENGTH);
     let longest = [2, 20, 1_000, 100_000][story.roll(4) as usize];
     let mut rest = stream;
     while !rest.is_empty() {
@@ -179,20 +182,34 @@ fn what_is_not_its_snapshot_is_refused() {
     let (_, mut replica) = begun(8, 10);
     let stream = snapshot(&mut replica);
     let other = PartitionId(ID.0 + 1);
-    let mut restorer = Restorer::<Redis>::new(other, hasher());
+    let mut restorer = Restorer::<Redis>::new(other, hasher(), LENGTH);
     let error = restorer.push(&stream).unwrap_err();
     assert_eq!(error.to_string(), "damaged at byte 5: a snapshot of partition 3, not 4");
     assert_eq!(restorer.push(b"").unwrap_err(), error, "and stays refused");
     assert_eq!(restorer.finish().err(), Some(error));
     let mut later = stream.clone();
     later[4] = 3;
-    let error = Restorer::<Redis>::new(ID, hasher()).push(&later).unwrap_err();
+    let error = Restorer::<Redis>::new(ID, hasher(), LENGTH).push(&later).unwrap_err();
     assert_eq!(error.to_string(), "damaged at byte 0: snapshot version 3, not 2");
-    let error = Restorer::<Redis>::new(ID, hasher()).push(b"*1\r\n$4\r\n").unwrap_err();
+    let error = Restorer::<Redis>::new(ID, hasher(), LENGTH).push(b"*1\r\n$4\r\n").unwrap_err();
     assert_eq!(error.to_string(), "damaged at byte 0: no snapshot");
     // A length that no block has is not waited for.
     let mut long = stream.clone();
     long[6..10].copy_from_slice(&u32::MAX.to_le_bytes());
-    let error = Restorer::<Redis>::new(ID, hasher()).push(&long).unwrap_err();
+    let error = Restorer::<Redis>::new(ID, hasher(), LENGTH).push(&long).unwrap_err();
     assert_eq!(error.to_string(), "damaged at byte 5: a block longer than there can be");
+}
+
+/// A checksum vouches for a head, but not for its sense.
+#[test]
+fn items_that_the_bytes_cannot_hold_take_no_room() {
+    for (first, length, fits) in [(10, 120, true), (11, 120, false), (u64::MAX, LENGTH, false)] {
+        let mut items = [0; TABLES];
+        (items[0], items[1]) = (first - 1, 1);
+        let head = SnapshotHead { partition: ID, stamp: Millis(1), items };
+        let mut stream = Vec::new();
+        put_head(&mut stream, &head);
+        let taken = Restorer::<Redis>::new(ID, hasher(), length).push(&stream);
+        assert_eq!(taken.is_ok(), fits, "{first} items: {taken:?}");
+    }
 }

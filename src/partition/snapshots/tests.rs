@@ -4,7 +4,7 @@ use super::{Arrived, FromArchive, PIECES_MAX, ToArchive};
 use crate::batch::{Batch, OpCode, OpHead, Replies};
 use crate::cluster::topology::Topology;
 use crate::command::Redis;
-use crate::consensus::{Group, Outgoing, Recovered, ReplicaId, Setup, SnapshotMeta};
+use crate::consensus::{Group, Members, Outgoing, Recovered, ReplicaId, Setup, SnapshotMeta};
 use crate::ids::{Incarnation, Millis, NodeId, Now, PartitionId, TableIndex};
 use crate::partition::Partition;
 use crate::partition::bucket::{Bucket, Executed, Outbox};
@@ -29,8 +29,8 @@ struct Nodes {
     nodes: Vec<Node>,
     hasher: KeyHasher,
     mono: u64,
-    /// This one hears nothing and is not heard.
-    cut_off: Option<usize>,
+    /// These hear nothing and are not heard.
+    cut_off: Vec<usize>,
 }
 
 impl Nodes {
@@ -51,7 +51,7 @@ impl Nodes {
             Node { bucket, out, orders, covered: Vec::new(), installed: 0 }
         };
         let mut nodes =
-            Nodes { nodes: ids.iter().map(node).collect(), hasher, mono: 0, cut_off: None };
+            Nodes { nodes: ids.iter().map(node).collect(), hasher, mono: 0, cut_off: Vec::new() };
         let now = nodes.now();
         nodes.nodes[0].bucket.form(now);
         nodes.settle();
@@ -65,6 +65,11 @@ impl Nodes {
 
     fn partition(&self, node: usize) -> &Partition<Redis> {
         self.nodes[node].bucket.partition(PARTITION).expect("it is placed there")
+    }
+
+    fn members(&self, node: usize) -> Members {
+        let journal = self.partition(node).journal().expect("it is replicated");
+        journal.group().members().clone()
     }
 
     /// Lets all replicas do what is to be done, until nothing is left.
@@ -86,7 +91,9 @@ impl Nodes {
                 let said = node.out.raft.drain(..);
                 letters.extend(said.map(|(to, id, bytes)| (at, usize::from(to.0) - 1, id, bytes)));
             }
-            letters.retain(|(from, to, ..)| ![Some(*from), Some(*to)].contains(&self.cut_off));
+            letters.retain(|(from, to, ..)| {
+                ![from, to].iter().any(|node| self.cut_off.contains(node))
+            });
             if letters.is_empty() && !persisted {
                 return;
             }
@@ -172,7 +179,7 @@ impl Nodes {
     }
 
     fn restore(&self, bytes: &[u8]) -> Replica<Redis> {
-        let mut restorer = Restorer::new(PARTITION, self.hasher);
+        let mut restorer = Restorer::new(PARTITION, self.hasher, bytes.len() as u64);
         restorer.push(bytes).expect("a whole snapshot");
         restorer.finish().expect("a whole snapshot")
     }
@@ -190,35 +197,57 @@ impl Nodes {
 }
 
 #[test]
-fn members_that_change_while_a_snapshot_is_made_get_another() {
+fn a_change_of_members_asks_for_no_snapshot() {
     let mut nodes = Nodes::new(3);
     nodes.set(1, "one");
     // Its new replica is not there yet.
-    nodes.cut_off = Some(1);
+    nodes.cut_off = vec![1];
+    nodes.nodes[0].bucket.reborn(NodeId(2), &[(PARTITION, 2)]);
+    let before = nodes.members(2);
+    for _ in 0..5 {
+        let now = nodes.now();
+        for node in [0, 2] {
+            let Node { bucket, out, .. } = &mut nodes.nodes[node];
+            bucket.tick(now, out);
+        }
+        nodes.pass(100);
+    }
+    assert_ne!(nodes.members(2), before, "the new replica learns");
+    for node in [0, 2] {
+        let orders = &nodes.nodes[node].orders;
+        assert!(orders.is_empty(), "node {}: {orders:?}", node + 1);
+    }
+}
+
+#[test]
+fn a_snapshot_with_the_members_of_before_is_not_offered() {
+    let mut nodes = Nodes::new(5);
+    nodes.set(0, "before");
+    nodes.cut_off = vec![4];
+    for number in 0..500 {
+        nodes.set(number, "while it was away");
+    }
     let now = nodes.now();
     let Node { bucket, out, .. } = &mut nodes.nodes[0];
     bucket.snapshot(PARTITION, out);
     nodes.settle();
-    let tick = |nodes: &mut Nodes| {
+    let (before, _) = nodes.make(0, |nodes| {
+        // The new replica is not there yet.
+        nodes.cut_off = vec![2, 4];
         let Node { bucket, out, .. } = &mut nodes.nodes[0];
+        bucket.reborn(NodeId(3), &[(PARTITION, 2)]);
         bucket.tick(now, out);
         nodes.settle();
-    };
-    let (before, _) = nodes.make(0, |nodes| {
-        nodes.nodes[0].bucket.reborn(NodeId(2), &[(PARTITION, 2)]);
-        tick(nodes);
     });
-    let members = |nodes: &Nodes| {
-        let journal = nodes.partition(0).journal().expect("it is replicated");
-        journal.group().members().clone()
-    };
-    assert_ne!(before.members, members(&nodes));
-    tick(&mut nodes);
-    nodes.nodes[0].orders.retain(|order| !matches!(order, ToArchive::Send(_)));
-    let (after, _) = nodes.make(0, |_| {});
-    assert_eq!(after.members, members(&nodes));
-    tick(&mut nodes);
-    assert!(!nodes.nodes[0].orders.iter().any(|order| matches!(order, ToArchive::Due)));
+    assert_ne!(before.members, nodes.members(0));
+
+    // A follower that needs one is given the next.
+    nodes.cut_off = vec![2];
+    nodes.pass(300);
+    let (after, _) = nodes.make(0, |_| ());
+    assert_eq!(after.members, nodes.members(0));
+    let outgoing = nodes.outgoing();
+    assert_eq!((outgoing.to, outgoing.index), (ReplicaId::new(NodeId(5), 1), after.index));
 }
 
 #[test]
@@ -267,7 +296,7 @@ fn a_snapshot_is_as_of_its_beginning_and_the_log_behind_it_goes() {
 fn a_follower_far_behind_goes_on_from_a_snapshot() {
     let mut nodes = Nodes::new(3);
     nodes.set(0, "before");
-    nodes.cut_off = Some(2);
+    nodes.cut_off = vec![2];
     for number in 0..500 {
         nodes.set(number, "while it was away");
     }
@@ -279,7 +308,7 @@ fn a_follower_far_behind_goes_on_from_a_snapshot() {
     for number in 0..10 {
         nodes.set(number, "after the snapshot");
     }
-    nodes.cut_off = None;
+    nodes.cut_off = Vec::new();
     let outgoing = nodes.outgoing();
     assert_eq!((outgoing.to, outgoing.index), (ReplicaId::new(NodeId(3), 1), meta.index));
 
