@@ -186,7 +186,7 @@ impl Session {
             input: Vec::with_capacity(READ_BYTES),
             requests: Requests::new(),
             gathered: Gathered { flight, spreads: Vec::new() },
-            away: (0..destinations).map(|_| Away::No).collect(),
+            away: (0..destinations).map(|_| Away::Here).collect(),
             begun: Vec::new(),
             out: Vec::new(),
             walks: 0,

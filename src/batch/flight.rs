@@ -295,6 +295,12 @@ impl Flight {
         Some((batch, std::mem::take(&mut of.landed)))
     }
 
+    /// Whether a batch is away of a lane.
+    #[inline]
+    pub fn is_away(&self, lane: usize) -> bool {
+        self.lanes[lane].is_away
+    }
+
     /// The lane without whose answer nothing can go on. None if any answer lets something go on.
     #[inline]
     pub fn awaited(&self) -> Option<usize> {

@@ -103,13 +103,12 @@ pub(super) enum Sink<'a> {
     Kept(&'a mut dyn FnMut(usize, &[u8])),
 }
 
-/// A batch that is away.
+/// Where a batch is that is away of a destination.
 #[derive(Default)]
 pub(super) enum Away {
+    /// With the Bucket of this arbiter, if that is the destination and any is away.
     #[default]
-    No,
-    /// In the submission queue of this arbiter.
-    Submitted,
+    Here,
     /// Asked of another arbiter or node, and since when.
     Asked(oneshot::Receiver<Outcome>, Instant),
     /// Some of it met a node that does not lead, and is asked of others; and how long the batch
@@ -186,7 +185,13 @@ impl Session {
                 tokio::task::yield_now().await;
             }
         }
-        self.write_collected().await?;
+        // Written out: a future less in every round.
+        if !self.out.is_empty() {
+            let out = std::mem::take(&mut self.out);
+            self.write(&out).await?;
+            self.out = out;
+            self.out.clear();
+        }
         self.recycle();
         Ok(())
     }
@@ -200,18 +205,17 @@ impl Session {
         }
         for lane in 0..self.away.len() {
             let Some((batch, replies)) = self.gathered.flight.send(lane) else { continue };
-            self.away[lane] = if self.local.is_own(lane) {
+            if self.local.is_own(lane) {
                 let slot = self.entry.slot.clone();
                 if self.local.submissions.submit(Submitted { batch, replies, slot }) {
                     self.local.bucket.do_send(Serve);
                 }
-                Away::Submitted
-            } else {
-                let (answer, outcome) = oneshot::channel();
-                let answer = Answer::Session(answer);
-                self.local.book.execute(lane, Execute { batch, replies, answer });
-                Away::Asked(outcome, Instant::now())
-            };
+                continue;
+            }
+            let (answer, outcome) = oneshot::channel();
+            let answer = Answer::Session(answer);
+            self.local.book.execute(lane, Execute { batch, replies, answer });
+            self.away[lane] = Away::Asked(outcome, Instant::now());
         }
     }
 
@@ -268,59 +272,53 @@ impl Session {
     /// Whether the batch that is away of a lane is back; then, whether something of it was left.
     #[inline]
     fn poll_lane(&mut self, lane: usize, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        if matches!(self.away[lane], Away::Here) {
+            if !self.gathered.flight.is_away(lane) {
+                return Poll::Pending;
+            }
+            let Poll::Ready(served) = self.entry.slot.poll(context) else { return Poll::Pending };
+            let Served { batch, replies, took } = served;
+            if replies.not_leader.is_empty() {
+                return Poll::Ready(Ok(self.land(lane, batch, replies, took)));
+            }
+            self.redirect(lane, batch, replies, took);
+        }
+        self.poll_elsewhere(lane, context)
+    }
+
+    fn poll_elsewhere(&mut self, lane: usize, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
         loop {
-            match &mut self.away[lane] {
-                Away::No => return Poll::Pending,
-                Away::Submitted => match self.entry.slot.poll(context) {
-                    Poll::Pending => return Poll::Pending,
-                    Poll::Ready(Served { batch, replies, took }) => {
-                        if let Some(is_left) = self.land(lane, batch, replies, took) {
-                            return Poll::Ready(Ok(is_left));
-                        }
-                    }
-                },
+            let (back, took) = match &mut self.away[lane] {
+                Away::Here => return Poll::Pending,
                 Away::Asked(outcome, since) => match Pin::new(outcome).poll(context) {
                     Poll::Pending => return Poll::Pending,
-                    Poll::Ready(outcome) => {
-                        let took = since.elapsed();
-                        let (batch, replies) = landed(outcome)?;
-                        if let Some(is_left) = self.land(lane, batch, replies, took) {
-                            return Poll::Ready(Ok(is_left));
-                        }
-                    }
+                    Poll::Ready(outcome) => (landed(outcome), since.elapsed()),
                 },
                 Away::Redirected(redirected, took) => match redirected.as_mut().poll(context) {
                     Poll::Pending => return Poll::Pending,
-                    Poll::Ready(settled) => {
-                        let took = *took;
-                        let (batch, replies) = settled?;
-                        if let Some(is_left) = self.land(lane, batch, replies, took) {
-                            return Poll::Ready(Ok(is_left));
-                        }
-                    }
+                    Poll::Ready(settled) => (settled, *took),
                 },
+            };
+            let (batch, replies) = back?;
+            if replies.not_leader.is_empty() {
+                self.away[lane] = Away::Here;
+                return Poll::Ready(Ok(self.land(lane, batch, replies, took)));
             }
+            self.redirect(lane, batch, replies, took);
         }
     }
 
-    /// A batch is back. Whether something of it was left; None if some of it is asked of others
-    /// first.
-    #[inline]
-    fn land(
-        &mut self,
-        lane: usize,
-        batch: Batch,
-        replies: Replies,
-        took: Duration,
-    ) -> Option<bool> {
-        if replies.not_leader.is_empty() {
-            self.away[lane] = Away::No;
-            self.note_batch(&batch, &replies, took);
-            return Some(self.gathered.flight.take_back(lane, batch, replies));
-        }
+    /// Asks others for what met a node that does not lead.
+    fn redirect(&mut self, lane: usize, batch: Batch, replies: Replies, took: Duration) {
         let redirected = redirect::settle(batch, replies, self.local.clone());
         self.away[lane] = Away::Redirected(Box::pin(redirected), took);
-        None
+    }
+
+    /// A batch is back. Whether something of it was left.
+    #[inline]
+    fn land(&mut self, lane: usize, batch: Batch, replies: Replies, took: Duration) -> bool {
+        self.note_batch(&batch, &replies, took);
+        self.gathered.flight.take_back(lane, batch, replies)
     }
 
     fn end(&mut self, begun: Begun, ended: Ended) {
@@ -334,9 +332,7 @@ impl Session {
 
     async fn write_collected(&mut self) -> io::Result<()> {
         let out = std::mem::take(&mut self.out);
-        if !out.is_empty() {
-            self.write(&out).await?;
-        }
+        self.write(&out).await?;
         self.out = out;
         self.out.clear();
         Ok(())
