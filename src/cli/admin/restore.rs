@@ -26,9 +26,9 @@ const WRITES_TOGETHER: usize = 512;
 /// Bytes of them; one write may be longer by itself.
 const BYTES_TOGETHER: usize = 1 << 20;
 
-/// A value that is longer is put in pieces of so many bytes: it may have been appended to until it
-/// was longer than what a cluster takes with one command (`limits.value`).
-const PIECE_BYTES: usize = 16 << 20;
+/// A value that is longer is put in pieces of so many bytes, or of as many as the cluster takes for one
+/// argument (`limits.value`): it may have been appended to until it was longer than that.
+const PIECE_BYTES: usize = 1 << 20;
 
 /// How often progress is told.
 const PROGRESS: Duration = Duration::from_secs(1);
@@ -83,8 +83,9 @@ impl Verified<'_> {
             Held::Refused | Held::Deleted => 0,
         };
         let mut asker = Asker::new(cluster, patience);
+        let piece_bytes = piece_bytes(&mut asker)?;
         make_room(&mut asker, held)?;
-        let mut writer = Writer::new(asker, done, *keys);
+        let mut writer = Writer::new(asker, done, *keys, piece_bytes);
         let put = images.iter().try_for_each(|image| {
             let mut reader = ImageFile::open(&self.dir.join(&image.file))?;
             while reader.next(&mut |item| writer.put(&item))? {
@@ -105,6 +106,17 @@ impl Verified<'_> {
         })?;
         show(&format!("restored {keys} keys of cluster '{name}' from {}", self.dir.display()))
     }
+}
+
+/// How long the pieces of long values are.
+fn piece_bytes(asker: &mut Asker<'_>) -> Result<usize, String> {
+    let told = asker.ask(&["CONFIG", "GET", "proto-max-bulk-len"])?;
+    let Value::Array(told) = told else { return Err(said(&told)) };
+    let taken = told.get(1).and_then(|value| match value {
+        Value::Bulk(bytes) => std::str::from_utf8(bytes).ok()?.parse::<usize>().ok(),
+        _ => None,
+    });
+    Ok(taken.map_or(PIECE_BYTES, |taken| taken.clamp(1, PIECE_BYTES)))
 }
 
 /// Sees to it that the cluster holds what it may hold.
@@ -177,6 +189,7 @@ struct Writer<'a> {
     /// Writes that are not known to have been carried out.
     pending: Vec<Request>,
     bytes: usize,
+    piece_bytes: usize,
     /// Items that are passed over: they are there already.
     skipped: u64,
     /// Items that are known to be there: all before this one.
@@ -205,33 +218,30 @@ fn write_of(item: &PagedItem<'_>) -> Request {
     words
 }
 
-/// The commands that make an item of this plain string, one after the other. Each may be carried out
-/// twice before the next one.
+/// The commands that make an item of this plain string. A node that was given up may carry one out
+/// much later, also after those behind it: then it writes what is there already.
 fn writes_in_pieces(item: &PagedItem<'_>, piece_bytes: usize) -> impl Iterator<Item = Request> {
-    let pieces = item.content.chunks(piece_bytes).enumerate().map(move |(index, piece)| {
-        let (key, piece) = (item.key.to_vec(), piece.to_vec());
-        match index {
-            0 => vec![b"SET".to_vec(), key, piece],
-            _ => {
-                let offset = (index * piece_bytes).to_string().into_bytes();
-                vec![b"SETRANGE".to_vec(), key, offset, piece]
-            }
-        }
-    });
-    // Last: a key that expired in between would begin anew with zeros.
-    let expiry = item.expires.map(|Millis(expires)| {
-        vec![b"PEXPIREAT".to_vec(), item.key.to_vec(), expires.to_string().into_bytes()]
-    });
-    pieces.chain(expiry)
+    item.content.chunks(piece_bytes).enumerate().map(move |(index, piece)| {
+        let offset = (index * piece_bytes).to_string().into_bytes();
+        vec![b"SETRANGE".to_vec(), item.key.to_vec(), offset, piece.to_vec()]
+    })
+}
+
+/// The command that makes an item expire, if it does. It comes last: a key that expired before would
+/// begin anew with zeros.
+fn expiry_of(item: &PagedItem<'_>) -> Option<Request> {
+    let expires = item.expires?.0.to_string().into_bytes();
+    Some(vec![b"PEXPIREAT".to_vec(), item.key.to_vec(), expires])
 }
 
 impl Writer<'_> {
-    fn new(asker: Asker<'_>, done: u64, keys: u64) -> Writer<'_> {
+    fn new(asker: Asker<'_>, done: u64, keys: u64, piece_bytes: usize) -> Writer<'_> {
         Writer {
             asker,
             table: TableIndex::default(),
             pending: Vec::new(),
             bytes: 0,
+            piece_bytes,
             skipped: done,
             done,
             keys,
@@ -256,7 +266,7 @@ impl Writer<'_> {
             self.settle();
             self.table = item.table;
         }
-        if item.content.len() > PIECE_BYTES {
+        if item.content.len() > self.piece_bytes {
             return self.put_in_pieces(item);
         }
         let words = write_of(item);
@@ -269,7 +279,7 @@ impl Writer<'_> {
 
     fn put_in_pieces(&mut self, item: &PagedItem<'_>) {
         self.settle();
-        for write in writes_in_pieces(item, PIECE_BYTES) {
+        for write in writes_in_pieces(item, self.piece_bytes).chain(expiry_of(item)) {
             self.pending.push(write);
             self.carry_out();
         }
@@ -355,6 +365,9 @@ mod tests {
     use std::fs;
     use tempfile::TempDir;
 
+    /// What the cluster takes for one argument: some values are longer.
+    const TAKEN_BYTES: usize = 896;
+
     type Keys = BTreeMap<(u8, Vec<u8>), (Vec<u8>, Option<u64>)>;
 
     const KEYS: usize = 3_000;
@@ -373,11 +386,13 @@ mod tests {
             used: 0,
         };
         let writes: Vec<String> = writes_in_pieces(&item, 3)
+            .chain(expiry_of(&item))
             .map(|words| words.iter().map(|word| String::from_utf8_lossy(word) + " ").collect())
             .collect();
         assert_eq!(
             writes,
-            ["SET k abc ", "SETRANGE k 3 def ", "SETRANGE k 6 gh ", "PEXPIREAT k 77 "]
+            ["SETRANGE k 0 abc ", "SETRANGE k 3 def ", "SETRANGE k 6 gh ", "PEXPIREAT k 77 "],
+            "none of them undoes another, however late it comes"
         );
     }
 
@@ -439,17 +454,35 @@ mod tests {
                     keys.clear();
                     "+OK".to_owned()
                 }
-                b"SET" => {
+                b"CONFIG" => {
+                    let taken = TAKEN_BYTES.to_string();
+                    format!("*2\r\n$18\r\nproto-max-bulk-len\r\n${}\r\n{taken}", taken.len())
+                }
+                write => {
+                    assert!(words.iter().all(|word| word.len() <= TAKEN_BYTES), "it is too long");
                     let (is_done, reply) = mood(connection, writes);
                     writes += 1;
-                    if is_done {
-                        let expires = (words.len() == 5).then(|| text(4).parse().unwrap());
-                        let key = (table, words[1].clone());
-                        keys.insert(key, (words[2].clone(), expires));
+                    let key = (table, words[1].clone());
+                    match write {
+                        _ if !is_done => {}
+                        b"SET" => {
+                            let expires = (words.len() == 5).then(|| text(4).parse().unwrap());
+                            keys.insert(key, (words[2].clone(), expires));
+                        }
+                        b"SETRANGE" => {
+                            let (at, piece) = (text(2).parse().unwrap(), &words[3]);
+                            let (value, _) = keys.entry(key).or_default();
+                            value.resize(value.len().max(at + piece.len()), 0);
+                            value[at..at + piece.len()].copy_from_slice(piece);
+                        }
+                        b"PEXPIREAT" => {
+                            let held = keys.get_mut(&key).expect("its value is there");
+                            held.1 = Some(text(2).parse().unwrap());
+                        }
+                        other => panic!("{}", other.escape_ascii()),
                     }
                     reply?.to_owned()
                 }
-                other => panic!("{}", other.escape_ascii()),
             };
             Some((reply + "\r\n").into_bytes())
         };
