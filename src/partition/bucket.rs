@@ -56,6 +56,9 @@ const EXPIRE_MORE: usize = 64;
 /// Messages of groups that are kept while theirs take no part yet.
 const TOLD_ASLEEP_MAX: usize = 4096;
 
+/// Turns that one flush gives, for each partition there is. A few do: a turn does all that it can.
+const TURNS_EACH_MAX: usize = 64;
+
 /// How a batch came out.
 #[derive(Debug)]
 pub enum Executed {
@@ -492,9 +495,11 @@ impl<M: Machine> Bucket<M> {
         }
     }
 
-    /// Gives every partition that has something to do its turn, until none has.
+    /// Gives every partition that has something to do its turn, until none has, or others have to be
+    /// heard first: what is left goes on with the next flush.
     pub fn flush(&mut self, now: Now, out: &mut Outbox) {
-        while let Some(id) = self.dirty.pop() {
+        for _ in 0..TURNS_EACH_MAX * self.partitions.len() {
+            let Some(id) = self.dirty.pop() else { return };
             self.is_dirty[id.index()] = false;
             let Some(Some(partition)) = self.partitions.get_mut(id.index()) else { continue };
             if partition.journal().is_none() {

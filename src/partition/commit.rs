@@ -199,7 +199,8 @@ impl<M: Machine> Partition<M> {
         effects: &mut Vec<PartitionEffect>,
     ) {
         match completion {
-            Completion::Nothing | Completion::Reply(_) => {}
+            // Who waits for a grant is deferred until all of it is applied.
+            Completion::Nothing | Completion::Reply(_) | Completion::Grant(_) => {}
             Completion::Vote(txn) => match applied {
                 // Its operations ran at the entry's stamp, which is later than that of the check.
                 Applied::Voted(_) if self.has_lost_watched(txn) => {

@@ -51,6 +51,8 @@ pub enum Completion {
     Reply(OpWaiter),
     /// The vote on a prepared share.
     Vote(TxnId),
+    /// Whether locks are granted: looked at again then.
+    Grant(TxnId),
     /// The answer to a decision.
     Decide(Decide),
     /// The decision that stands, for a participant that asked.
@@ -521,6 +523,15 @@ impl<M: Machine> Partition<M> {
                 Completion::Vote(txn) => {
                     self.release(txn, effects);
                     self.refuse(txn, effects);
+                }
+                // Not again here: what is given back would be so until another node leads.
+                Completion::Grant(txn) => {
+                    let deferred = self.deferred.len();
+                    self.deferred.retain(|deferred| deferred.txn() != txn);
+                    if self.deferred.len() < deferred {
+                        self.release(txn, effects);
+                        self.refuse(txn, effects);
+                    }
                 }
                 Completion::Decide(Decide { txn, deciding: true, .. }) => self.refuse(txn, effects),
                 // What waits for these asks again.

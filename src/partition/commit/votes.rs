@@ -86,7 +86,11 @@ impl<M: Machine> Partition<M> {
             let is_logged = self.journal.is_some();
             expired.retain(|(table, key)| !is_logged || !self.replica.knows_expired(*table, key));
             for (table, key) in &expired {
-                self.propose(Mutation::Expire(*table, key), Completion::Nothing, now, effects);
+                let completion = match is_logged {
+                    true => Completion::Grant(lock.txn),
+                    false => Completion::Nothing,
+                };
+                self.propose(Mutation::Expire(*table, key), completion, now, effects);
             }
             if is_logged && !expired.is_empty() {
                 // The log must say that it expired before any client hears so.
