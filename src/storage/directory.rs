@@ -171,9 +171,12 @@ impl<D: Disk> Directory<D> {
         let path = &directory.path;
         for dir in [directory.log_dir(), directory.snapshots_dir()] {
             if is_new && has_files(&directory.disk, &dir) {
-                let problem =
-                    format!("{} holds data, but {shown} does not say whose", dir.display());
-                return Err(Error::Directory(problem));
+                return Err(Error::Directory(format!(
+                    "{} holds data, but {shown} does not say whose: its file {IDENTITY} is missing. \
+                     Put that back, or move the directory away and start the node again, which then \
+                     begins empty and is given what others have copies of",
+                    dir.display()
+                )));
             }
             directory.disk.make_dir(&dir).map_err(no_room(&dir, 0))?;
         }

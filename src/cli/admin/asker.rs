@@ -15,6 +15,9 @@ const PAUSE_MIN: Duration = Duration::from_millis(50);
 /// A node that says nothing for so long is taken for lost.
 const SILENCE: Duration = Duration::from_secs(30);
 
+/// Nodes that may say nothing for one caller's patience: the one after them is asked, too.
+const SILENT_NODES: u32 = 3;
+
 /// The same for a caller with less patience, or none: a node may take that long.
 const SILENCE_MIN: Duration = Duration::from_secs(1);
 
@@ -101,7 +104,7 @@ impl Asker<'_> {
         let node = &nodes[self.next % nodes.len().max(1)];
         self.next += 1;
         let mut link = Link::new(node.host.clone(), node.client)
-            .with_patience(self.patience.clamp(SILENCE_MIN, SILENCE));
+            .with_patience((self.patience / SILENT_NODES).clamp(SILENCE_MIN, SILENCE));
         link.connect().map_err(|error| error.to_string())?;
         Ok(link)
     }
