@@ -432,6 +432,9 @@ impl Flight {
         self.order.clear();
         if !self.own.is_empty() {
             self.own.clear();
+            if self.own.bytes.capacity() > KEEP_BYTES_MAX {
+                self.own = Replies::default();
+            }
         }
         for lane in &mut self.lanes {
             if !lane.batch.is_empty() {
