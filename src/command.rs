@@ -24,7 +24,6 @@ mod keys;
 pub mod latency;
 mod lcs;
 pub mod node_query;
-pub mod number;
 pub mod object;
 pub mod plan;
 mod rename;
@@ -43,6 +42,7 @@ use crate::batch::machine::{EFFORT_TOGETHER_MAX, Machine, Scope};
 use crate::batch::refusal::Refusal;
 use crate::batch::{Args, Op, OpCode, OpHead};
 use crate::ids::{Millis, PartitionId, TableIndex};
+use crate::store::number::parse_int;
 use crate::store::tables::Access;
 use crate::store::tables::{Expires, ItemRef, Tables};
 use crate::txn::coordinator::GATHERED_KEYS_MAX;
@@ -171,7 +171,7 @@ fn value_bytes_answered(spec: &Spec, args: Args<'_>, values: &mut dyn FnMut() ->
         // Without options.
         "set" if args.len() <= 2 => 0,
         "getrange" | "substr" => {
-            let ends = [1, 2].map(|at| number::parse_int(args.get(at)));
+            let ends = [1, 2].map(|at| parse_int(args.get(at)));
             match ends {
                 [Some(start @ 0..), Some(end @ 0..)] => values()
                     .min(usize::try_from(end.saturating_sub(start).saturating_add(1)).unwrap_or(0)),
@@ -185,7 +185,7 @@ fn value_bytes_answered(spec: &Spec, args: Args<'_>, values: &mut dyn FnMut() ->
 
 /// By how many bytes a command may make a value longer, however short its arguments are.
 fn bytes_stretched(spec: &Spec, args: Args<'_>) -> usize {
-    let offset = || usize::try_from(number::parse_int(args.get(1))?).ok();
+    let offset = || usize::try_from(parse_int(args.get(1))?).ok();
     let bytes = match spec.name {
         "setrange" => offset().map(|at| at.saturating_add(args.get(2).len())),
         "setbit" => offset().map(|at| at / 8 + 1),

@@ -9,7 +9,10 @@
 pub mod image;
 pub mod item;
 pub mod key_state;
+pub mod number;
+pub mod packed;
 pub mod pages;
+pub mod sorted;
 pub mod table;
 pub mod tables;
 pub mod value;

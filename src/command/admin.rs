@@ -4,13 +4,13 @@ use super::argv::{Argv, ArgvBuf};
 use super::client::{Client, Then};
 use super::facts::Facts;
 use super::node_query::{NodeQuery, Question, Show};
-use super::number::parse_int;
 use super::reply::Reply;
 use super::spec::{
     ADMIN, ADMINISTRATION, CONNECTION, CommandGroup, Doc, FAST, Keys, LOADING, NO_KEYS, NOSCRIPT,
     READONLY, Run, SCRIPTING, STALE, Spec, Split, WRITE, data,
 };
 use super::{Call, NOT_AN_INTEGER, SYNTAX};
+use crate::store::number::parse_int;
 
 const fn doc(since: &'static str, summary: &'static str, syntax: &'static str) -> Doc {
     Doc { group: CommandGroup::Server, since, complexity: "O(1)", summary, syntax }

@@ -1,12 +1,12 @@
 //! Commands on strings as arrays of bits. Bit 0 is the highest of the first byte.
 
-use super::number::parse_int;
 use super::spec::{
     CommandGroup, DENYOOM, Doc, FAST, GOES_THROUGH, KEY, Keys, READONLY, STRETCHES, Spec, Split,
     WRITE, data,
 };
 use super::{Call, NOT_AN_INTEGER, SYNTAX, VALUE_BYTES_MAX};
 use crate::batch::Args;
+use crate::store::number::parse_int;
 use crate::store::tables::{Encoding, Expires};
 
 const fn doc(

@@ -7,7 +7,6 @@ use super::argv::Argv;
 use super::client::{Client, Then};
 use super::facts::{Facts, NodeFacts, PartitionFacts};
 use super::node_query::{NodeQuery, Question, Show};
-use super::number::parse_int;
 use super::reply::Reply;
 use super::spec::{
     ADMIN, CommandGroup, DANGEROUS, Doc, LOADING, Merge, NO_KEYS, NO_MULTI, Over, READONLY, Run,
@@ -16,6 +15,7 @@ use super::spec::{
 use super::{Call, NOT_AN_INTEGER};
 use crate::cluster::slots::slot_of;
 use crate::ids::{NodeId, PartitionId, Slot};
+use crate::store::number::parse_int;
 use std::fmt::Write as _;
 
 const fn doc(since: &'static str, summary: &'static str, syntax: &'static str) -> Doc {

@@ -4,7 +4,6 @@ use super::argv::Argv;
 use super::client::{Client, ReplyMode, Then, is_plain, text};
 use super::facts::{Facts, REDIS_VERSION};
 use super::node_query::{NodeQuery, Question, Selection, Show};
-use super::number::parse_int;
 use super::reply::Reply;
 use super::spec::{
     ADMIN, ALLOW_BUSY, CommandGroup, Doc, FAST, LOADING, NO_AUTH, NO_KEYS, NOSCRIPT, Run, STALE,
@@ -12,6 +11,7 @@ use super::spec::{
 };
 use super::{NOT_AN_INTEGER, SYNTAX, clip};
 use crate::ids::{Millis, TableIndex};
+use crate::store::number::parse_int;
 
 const fn doc(since: &'static str, summary: &'static str, syntax: &'static str) -> Doc {
     Doc { group: CommandGroup::Connection, since, complexity: "O(1)", summary, syntax }

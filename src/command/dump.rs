@@ -9,7 +9,6 @@
 //! brings back what Redis's layout leaves out.
 
 use super::Call;
-use super::number::parse_int;
 use super::spec::{
     ANSWERS_VALUES, CommandGroup, DANGEROUS, DENYOOM, Doc, GOES_THROUGH, KEY, READONLY, STRETCHES,
     Spec, Split, WRITE, data,
@@ -17,6 +16,7 @@ use super::spec::{
 use super::{NOT_AN_INTEGER, SYNTAX};
 use crate::batch::Args;
 use crate::ids::Millis;
+use crate::store::number::parse_int;
 use crate::store::tables::Expires;
 use crate::store::value::{Encoding, ValueBuf};
 

@@ -1,9 +1,9 @@
 //! Commands on keys, whatever they hold.
 
-use super::number::parse_int;
 use super::spec::{CommandGroup, Doc, FAST, KEY, KEYS, Merge, READONLY, Spec, Split, WRITE, data};
 use super::{Call, NOT_AN_INTEGER};
 use crate::ids::Millis;
+use crate::store::number::parse_int;
 
 const fn doc(
     since: &'static str,

@@ -11,10 +11,10 @@ use super::argv::Argv;
 use super::client::{Client, Then};
 use super::facts::Facts;
 use super::node_query::{NodeQuery, Question, Show};
-use super::number::parse_int;
 use super::reply::Reply;
 use super::spec::{ADMIN, CommandGroup, Doc, LOADING, NO_KEYS, NOSCRIPT, Run, STALE, Spec};
 use crate::ids::Millis;
+use crate::store::number::parse_int;
 use std::collections::{BTreeMap, VecDeque};
 
 /// Argv of a command that the slow log keeps, and bytes of each.

@@ -1,11 +1,11 @@
 //! `LCS`: the longest common subsequence of two strings, by the textbook's table of lengths
 //! (Cormen et al., section 15.4) and a walk back through it.
 
-use super::number::parse_int;
 use super::spec::{
     ANSWERS_VALUES, CommandGroup, Doc, GOES_THROUGH, Keys, READONLY, Spec, Split, data,
 };
 use super::{Call, NOT_AN_INTEGER, SYNTAX};
+use crate::store::number::parse_int;
 
 /// Entries that the table of lengths may have: 128 MiB, about a tenth of a second.
 const CELLS_MAX: usize = 32 << 20;

@@ -4,11 +4,11 @@ use super::Call;
 use super::argv::Argv;
 use super::client::{Client, Then};
 use super::facts::Facts;
-use super::number::parse_int;
 use super::reply::Reply;
 use super::spec::{
     CommandGroup, Doc, Keys, LOADING, NO_KEYS, READONLY, Run, STALE, Spec, Split, data,
 };
+use crate::store::number::parse_int;
 use crate::store::tables::Encoding;
 
 const fn doc(since: &'static str, summary: &'static str, syntax: &'static str) -> Doc {

@@ -8,7 +8,6 @@
 
 use super::Redis;
 use super::argv::Argv;
-use super::number::parse_int;
 use super::rename;
 use super::reply::Reply;
 use super::scan::{self, Walk};
@@ -17,6 +16,7 @@ use crate::batch::machine::Machine;
 use crate::batch::{Batch, OpHead, Replies};
 use crate::cluster::slots::{Atlas, Partitions};
 use crate::ids::{PartitionId, Slot, TableIndex};
+use crate::store::number::parse_int;
 use crate::store::tables::Access;
 use crate::store::tables::KeyHasher;
 use crate::txn::protocol::{Claim, Granule, Mode, Share, Work};
@@ -349,5 +349,5 @@ enum Merged<'r> {
 
 /// The number of an encoded integer reply.
 pub(super) fn integer(reply: &[u8]) -> Option<i64> {
-    super::number::parse_int(reply.strip_prefix(b":")?.strip_suffix(b"\r\n")?)
+    parse_int(reply.strip_prefix(b":")?.strip_suffix(b"\r\n")?)
 }

@@ -1,7 +1,6 @@
 //! Commands that give a value another name or another table.
 
 use super::argv::Argv;
-use super::number::parse_int;
 use super::spec::{
     CommandGroup, DANGEROUS, DENYOOM, Doc, FAST, GOES_THROUGH, KEY, KEYSPACE, Keys, Merge, NO_KEYS,
     Over, STRETCHES, Spec, Split, WRITE, data, reaching,
@@ -9,6 +8,7 @@ use super::spec::{
 use super::{Call, NOT_AN_INTEGER, SYNTAX};
 use crate::batch::Args;
 use crate::ids::TableIndex;
+use crate::store::number::parse_int;
 use crate::store::tables::{Encoding, Expires};
 
 const fn doc(

@@ -12,13 +12,13 @@
 
 use super::argv::Argv;
 use super::glob;
-use super::number::parse_int;
 use super::reply::Reply;
 use super::spec::{CommandGroup, DANGEROUS, Doc, NO_KEYS, READONLY, Spec, Split, data};
 use super::{Call, NOT_AN_INTEGER, SYNTAX};
 use crate::batch::{Batch, OpCode, OpHead};
 use crate::cluster::slots::Partitions;
 use crate::ids::{PartitionId, TableIndex};
+use crate::store::number::parse_int;
 use crate::store::table::CURSOR_BITS;
 use crate::store::tables::KeyHasher;
 use hashbrown::HashTable;

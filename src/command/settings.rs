@@ -7,7 +7,7 @@
 //! password) can only be set to what it is.
 
 use super::glob;
-use super::number::parse_int;
+use crate::store::number::parse_int;
 use std::collections::BTreeMap;
 
 /// What a setting may be.

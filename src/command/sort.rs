@@ -1,7 +1,6 @@
 //! `SORT` on what exists. There are no lists, sets or sorted sets: an absent key sorts to nothing,
 //! and a string is of the wrong type.
 
-use super::number::parse_int;
 use super::spec::{
     CommandGroup, DANGEROUS, DENYOOM, Doc, KEY, MOVABLE_KEYS, READONLY, SORTS, Spec, Split, WRITE,
     data, reaching,
@@ -9,6 +8,7 @@ use super::spec::{
 use super::{Call, NOT_AN_INTEGER, SYNTAX, WRONG_TYPE};
 use crate::batch::Args;
 use crate::ids::TableIndex;
+use crate::store::number::parse_int;
 
 const fn doc(since: &'static str, summary: &'static str, syntax: &'static str) -> Doc {
     Doc { group: CommandGroup::Generic, since, complexity: "O(1)", summary, syntax }

@@ -1,7 +1,6 @@
 //! Commands on strings.
 
 use super::float::{Float, is_infinite};
-use super::number::parse_int;
 use super::spec::{
     ANSWERS_VALUES, CommandGroup, DENYOOM, Doc, FAST, KEY, KEYS, Merge, PAIRS, READONLY, STRETCHES,
     Spec, Split, WRITE, data,
@@ -10,6 +9,7 @@ use super::{Call, NOT_AN_INTEGER, SYNTAX, VALUE_BYTES_MAX};
 use crate::batch::Args;
 use crate::batch::refusal::Refusal;
 use crate::ids::Millis;
+use crate::store::number::parse_int;
 use crate::store::tables::{Encoding, Expires, ItemRef};
 
 const fn doc(

@@ -6,7 +6,7 @@
 //! deep pipeline nor a huge MSET in small pieces is looked at twice.
 
 use crate::command::argv::{Argv, ArgvBuf, Span};
-use crate::command::number::parse_int;
+use crate::store::number::parse_int;
 use std::fmt;
 
 /// What a client may send.

@@ -3,8 +3,8 @@
 //! [`ReplyReader`] only finds where a reply ends, which is all that a load generator needs;
 //! [`Value::parse`] then takes a whole reply apart. Both know RESP2 and RESP3.
 
-use crate::command::number::parse_int;
 use crate::command::reply::Reply;
+use crate::store::number::parse_int;
 use std::fmt;
 
 /// How deep a reply may be nested.
