@@ -17,6 +17,8 @@ use quorate::partition::snapshot::Restorer;
 use quorate::storage::disk::File;
 use quorate::storage::{Disk, Identity, Options, Recovered, SegmentLog};
 use quorate::store::image::{IMAGE_BLOCK_BYTES, IMAGE_PREFIX_BYTES, ImageReader};
+use quorate::store::packed::intset::{self, IntSet};
+use quorate::store::packed::{self, Element, Packed, PackedMut};
 use quorate::store::pages::{BLOCK_BYTES, BlockKind, Damaged, checksum};
 use quorate::store::tables::KeyHasher;
 use quorate::txn::protocol::Verdict;
@@ -192,6 +194,38 @@ pub fn entries(data: &[u8]) {
     // Whether clients wait for the replies changes nothing.
     let [leader, follower] = &mut digests;
     assert_eq!(leader, follower);
+}
+
+/// Small collections: readers come to an end on any bytes, and what is taken is what edits make.
+pub fn packed(data: &[u8]) {
+    let read = Packed::new(data);
+    let forward: Vec<Vec<u8>> = read.iter().map(Element::to_vec).collect();
+    let mut backward: Vec<Vec<u8>> = read.iter().rev().map(Element::to_vec).collect();
+    backward.reverse();
+    read.pairs().for_each(drop);
+    read.scores().for_each(drop);
+    let mut built = Vec::new();
+    if packed::check(data).is_ok() && !forward.is_empty() {
+        assert_eq!(forward, backward);
+        let mut edit = PackedMut::new(&mut built);
+        for element in &forward {
+            edit.push_back(Element::new(element)).expect("as many fit as there were");
+        }
+        assert_eq!(built, data, "equal elements are equal bytes");
+    }
+    built.clear();
+    if packed::check_scores(data).is_ok() && !read.is_empty() {
+        let mut edit = PackedMut::new(&mut built);
+        for (member, score) in read.scores().rev() {
+            edit.set_score(member, score).expect("as many fit as there were");
+        }
+        assert_eq!(built, data, "members and scores have one order");
+    }
+    let integers: Vec<i64> = IntSet::new(data).iter().collect();
+    if intset::check(data).is_ok() {
+        assert!(integers.is_sorted_by(|one, next| one < next));
+        assert!(integers.iter().all(|integer| IntSet::new(data).contains(*integer)));
+    }
 }
 
 /// The stream of a replica's snapshot.

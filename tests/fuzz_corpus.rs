@@ -15,6 +15,8 @@ use quorate::partition::record::EntryWriter;
 use quorate::partition::replica::{AppliedAnswers, Replica};
 use quorate::storage::Records;
 use quorate::store::key_state::{HeldValue, KeyState};
+use quorate::store::packed::intset::IntSetMut;
+use quorate::store::packed::{Element, PackedMut};
 use quorate::store::tables::{Access, ValueBuf};
 use quorate::txn::protocol::{Claim, Granule, Prepare, Prepared, Share, Verdict};
 use std::fs;
@@ -73,6 +75,11 @@ fn records_hold() {
 #[test]
 fn snapshots_hold() {
     run("snapshots", checks::snapshots);
+}
+
+#[test]
+fn packed_hold() {
+    run("packed", checks::packed);
 }
 
 /// A target's input with its name.
@@ -201,6 +208,26 @@ fn written() -> [Records; 3] {
 }
 
 fn samples() -> Vec<Sample> {
+    let list = |elements: &[&[u8]]| {
+        let mut bytes = Vec::new();
+        let mut list = PackedMut::new(&mut bytes);
+        elements.iter().for_each(|element| list.push_back(Element::new(element)).unwrap());
+        bytes
+    };
+    let sorted = || {
+        let mut bytes = Vec::new();
+        let mut sorted = PackedMut::new(&mut bytes);
+        for (member, score) in [("a", 1.0), ("17", -0.0), ("c", 2.5), ("d", f64::INFINITY)] {
+            sorted.set_score(Element::new(member.as_bytes()), score).unwrap();
+        }
+        bytes
+    };
+    let integers = |integers: &[i64]| {
+        let mut bytes = Vec::new();
+        let mut set = IntSetMut::new(&mut bytes);
+        assert!(integers.iter().all(|integer| set.insert(*integer)), "each is new");
+        bytes
+    };
     let torn = |mut bytes: Vec<u8>| {
         // A hole in the second batch, with a whole one behind it.
         let at = bytes.len() / 2;
@@ -222,6 +249,9 @@ fn samples() -> Vec<Sample> {
     };
     let twice = |stream: Vec<u8>| [&stream[..], &stream[5..]].concat();
     vec![
+        ("packed", "list", list(&[b"", b"one", b"99", b"100", b"-70000", &[b'x'; 130], b"01"])),
+        ("packed", "sorted", sorted()),
+        ("packed", "integers", integers(&[5, -3, 70_000, 1 << 40])),
         ("entries", "runs", entry("set a 1\nget a\nappend a 2\nmset b 1 c 2\ndel b nothing")),
         ("entries", "bits", entry("setbit a 7 1\nbitfield b set u8 0 9\nbitop or c a b\nsort a")),
         ("entries", "expiries", entry("set a 1 px 90\ngetex a persist\nexpire a 5 nx\nttl a")),

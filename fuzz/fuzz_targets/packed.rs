@@ -1,0 +1,9 @@
+//! Fuzzes small collections, as a disk or a peer may give them back.
+
+#![no_main]
+
+#[path = "../checks.rs"]
+#[allow(dead_code)]
+mod checks;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| checks::packed(data));
