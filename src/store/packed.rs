@@ -114,7 +114,7 @@ impl<'a> Packed<'a> {
 
     /// The pairs of a hash.
     #[inline]
-    pub fn pairs(self) -> Pairs<'a> {
+    pub fn pairs(self) -> PackedPairs<'a> {
         self.iter().pairs()
     }
 
@@ -232,8 +232,8 @@ pub struct Iter<'a> {
 impl<'a> Iter<'a> {
     /// The elements two by two: those of a hash, from the index of a key on.
     #[inline]
-    pub fn pairs(self) -> Pairs<'a> {
-        Pairs { elements: self }
+    pub fn pairs(self) -> PackedPairs<'a> {
+        PackedPairs { elements: self }
     }
 
     /// The elements as members and scores: those of a sorted set, from the index of a member on.
@@ -288,11 +288,11 @@ impl<'a> DoubleEndedIterator for Iter<'a> {
 
 /// The pairs of a packed hash, from both ends.
 #[derive(Clone, Debug)]
-pub struct Pairs<'a> {
+pub struct PackedPairs<'a> {
     elements: Iter<'a>,
 }
 
-impl<'a> Iterator for Pairs<'a> {
+impl<'a> Iterator for PackedPairs<'a> {
     type Item = (Element<'a>, Element<'a>);
 
     #[inline]
@@ -307,7 +307,7 @@ impl<'a> Iterator for Pairs<'a> {
     }
 }
 
-impl<'a> DoubleEndedIterator for Pairs<'a> {
+impl<'a> DoubleEndedIterator for PackedPairs<'a> {
     #[inline]
     fn next_back(&mut self) -> Option<(Element<'a>, Element<'a>)> {
         let value = self.elements.next_back()?;
@@ -318,7 +318,7 @@ impl<'a> DoubleEndedIterator for Pairs<'a> {
 /// The members of a packed sorted set with their scores, from both ends.
 #[derive(Clone, Debug)]
 pub struct Scores<'a> {
-    pairs: Pairs<'a>,
+    pairs: PackedPairs<'a>,
 }
 
 /// A pair as member and score. Bytes in place of a score, which [`check_scores`] refuses, are 0.

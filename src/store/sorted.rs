@@ -47,7 +47,7 @@ mod tree;
 
 use crate::store::tables::KeyHasher;
 use index::{Index, print};
-pub use leaf::Entry;
+pub use leaf::ScoredMember;
 use leaf::{Cut, Tie};
 use std::iter::FusedIterator;
 use std::ops::{Bound, Range};
@@ -55,7 +55,7 @@ use tree::{Spot, Tree};
 
 /// Where leaves, nodes and segments of the index split.
 #[derive(Clone, Copy, Debug)]
-struct Shape {
+struct TreeShape {
     /// Bytes of a leaf in use.
     leaf_bytes: usize,
     /// Children of an inner node.
@@ -65,7 +65,7 @@ struct Shape {
 }
 
 /// What was measured best. Larger leaves take less memory and more time.
-const SHAPE: Shape = Shape { leaf_bytes: 4096, fanout: 64, cells_split: 256 };
+const SHAPE: TreeShape = TreeShape { leaf_bytes: 4096, fanout: 64, cells_split: 256 };
 
 /// How many members' worth of work it is to free a node or an index segment.
 const PIECE_MEMBERS: usize = 32;
@@ -85,7 +85,7 @@ impl SortedSet {
         SortedSet::with_shape(hasher, SHAPE)
     }
 
-    fn with_shape(hasher: KeyHasher, shape: Shape) -> SortedSet {
+    fn with_shape(hasher: KeyHasher, shape: TreeShape) -> SortedSet {
         SortedSet { tree: Tree::new(shape), index: Index::new(hasher, shape.cells_split) }
     }
 
@@ -124,13 +124,13 @@ impl SortedSet {
         let mut old = None;
         if let Some(spot) = self.find(hash, member) {
             let before = self.tree.leaves[spot.leaf].score(spot.at);
-            if before == score || self.tree.set_score(spot, Entry { member, score }) {
+            if before == score || self.tree.set_score(spot, ScoredMember { member, score }) {
                 return Some(before);
             }
             self.tree.remove(spot, &mut self.index);
             old = Some(before);
         }
-        let leaf = self.tree.insert(Entry { member, score }, hash, &mut self.index);
+        let leaf = self.tree.insert(ScoredMember { member, score }, hash, &mut self.index);
         self.index.insert(hash, leaf, &self.tree);
         old
     }
@@ -154,7 +154,7 @@ impl SortedSet {
     pub fn rank(&self, member: &[u8]) -> Option<(usize, f64)> {
         let spot = self.find(self.index.hash(member), member)?;
         let score = self.tree.leaves[spot.leaf].score(spot.at);
-        Some((self.tree.rank_at(spot, &Entry { member, score }), score))
+        Some((self.tree.rank_at(spot, &ScoredMember { member, score }), score))
     }
 
     /// How many entries are behind a member's, and its score.
@@ -164,7 +164,7 @@ impl SortedSet {
 
     /// The entry before which there are `rank`. With a rank by chance it is one by chance, each as
     /// likely as the others.
-    pub fn select(&self, rank: usize) -> Option<Entry<'_>> {
+    pub fn select(&self, rank: usize) -> Option<ScoredMember<'_>> {
         self.tree.select(rank).map(|spot| self.tree.entry(spot))
     }
 
@@ -187,7 +187,7 @@ impl SortedSet {
     /// The ranks of the entries with such members, if all scores are the same. Else it is a range of
     /// some entries, as in Redis, here of those with the least score.
     pub fn ranks_by_member(&self, min: Bound<&[u8]>, max: Bound<&[u8]>) -> Range<usize> {
-        let Some(Entry { score, .. }) = self.select(0) else { return 0..0 };
+        let Some(ScoredMember { score, .. }) = self.select(0) else { return 0..0 };
         let rank = |tie| self.tree.rank(&Cut { score, tie });
         let start = match min {
             Bound::Unbounded => 0,
@@ -243,7 +243,7 @@ impl SortedSet {
         &mut self,
         ranks: Range<usize>,
         most: usize,
-        mut visit: impl FnMut(Entry<'_>),
+        mut visit: impl FnMut(ScoredMember<'_>),
     ) -> usize {
         let wanted = ranks.len().min(most);
         let mut removed = 0;
@@ -269,7 +269,12 @@ impl SortedSet {
     /// whatever its size, entries are visited by tag. Where the segment around the cursor was split,
     /// its parts are visited from that tag on and from the beginning; where it was merged, from the
     /// beginning.
-    pub fn scan<'a>(&'a self, cursor: u64, budget: usize, mut visit: impl FnMut(Entry<'a>)) -> u64 {
+    pub fn scan<'a>(
+        &'a self,
+        cursor: u64,
+        budget: usize,
+        mut visit: impl FnMut(ScoredMember<'a>),
+    ) -> u64 {
         self.index.scan(&self.tree, cursor, budget, &mut visit)
     }
 
@@ -310,18 +315,18 @@ impl<'a> Entries<'a> {
         Some(Place { spot, offset: self.tree.leaves[spot.leaf].offset(spot.at) })
     }
 
-    fn entry(&self, place: Place) -> Entry<'a> {
+    fn entry(&self, place: Place) -> ScoredMember<'a> {
         let Spot { leaf, at } = place.spot;
         let leaf = &self.tree.leaves[leaf];
         let member = leaf.member_from(at, place.offset, &self.tree.longs);
-        Entry { member, score: leaf.score(at) }
+        ScoredMember { member, score: leaf.score(at) }
     }
 }
 
 impl<'a> Iterator for Entries<'a> {
-    type Item = Entry<'a>;
+    type Item = ScoredMember<'a>;
 
-    fn next(&mut self) -> Option<Entry<'a>> {
+    fn next(&mut self) -> Option<ScoredMember<'a>> {
         if self.ranks.is_empty() {
             return None;
         }
@@ -348,7 +353,7 @@ impl<'a> Iterator for Entries<'a> {
         (self.ranks.len(), Some(self.ranks.len()))
     }
 
-    fn nth(&mut self, skipped: usize) -> Option<Entry<'a>> {
+    fn nth(&mut self, skipped: usize) -> Option<ScoredMember<'a>> {
         if skipped > 0 {
             self.ranks.start = self.ranks.start.saturating_add(skipped).min(self.ranks.end);
             self.front = None;
@@ -358,7 +363,7 @@ impl<'a> Iterator for Entries<'a> {
 }
 
 impl<'a> DoubleEndedIterator for Entries<'a> {
-    fn next_back(&mut self) -> Option<Entry<'a>> {
+    fn next_back(&mut self) -> Option<ScoredMember<'a>> {
         if self.ranks.is_empty() {
             return None;
         }
@@ -382,7 +387,7 @@ impl<'a> DoubleEndedIterator for Entries<'a> {
         Some(self.entry(place))
     }
 
-    fn nth_back(&mut self, skipped: usize) -> Option<Entry<'a>> {
+    fn nth_back(&mut self, skipped: usize) -> Option<ScoredMember<'a>> {
         if skipped > 0 {
             self.ranks.end = self.ranks.end.saturating_sub(skipped).max(self.ranks.start);
             self.back = None;

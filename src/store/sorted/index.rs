@@ -24,7 +24,7 @@
 //!   in use, or one third after removals. Small segments that were split are merged again.
 //! - A leaf whose number needs more bits takes them from the tags, segment by segment.
 
-use super::leaf::{Entry, class};
+use super::leaf::{ScoredMember, class};
 use super::prefetch;
 use super::slab::Rows;
 use super::tree::Tree;
@@ -69,7 +69,7 @@ pub(super) struct Index {
     /// For each value of the hash's top `depth` bits the segment of its members.
     directory: Vec<u32>,
     depth: u32,
-    segments: Rows<Segment>,
+    segments: Rows<IndexSegment>,
     /// How many segments there are of each depth.
     depths: [u32; PREFIX_BITS as usize + 1],
     /// Cells of all segments.
@@ -81,7 +81,7 @@ pub(super) struct Index {
 impl Index {
     pub(super) fn new(hasher: KeyHasher, cells_split: usize) -> Index {
         let mut segments = Rows::default();
-        segments.push(Segment::with_room(0, 0, 0, CELL_TAG_BITS));
+        segments.push(IndexSegment::with_room(0, 0, 0, CELL_TAG_BITS));
         let mut depths = [0; PREFIX_BITS as usize + 1];
         depths[0] = 1;
         Index {
@@ -148,7 +148,7 @@ impl Index {
     /// Notes that some members moved from one leaf to another.
     pub(super) fn moved<'a>(
         &mut self,
-        entries: impl Iterator<Item = Entry<'a>>,
+        entries: impl Iterator<Item = ScoredMember<'a>>,
         from: u32,
         to: u32,
     ) {
@@ -159,14 +159,18 @@ impl Index {
     }
 
     /// Forgets some members of a leaf.
-    pub(super) fn removed<'a>(&mut self, entries: impl Iterator<Item = Entry<'a>>, leaf: u32) {
+    pub(super) fn removed<'a>(
+        &mut self,
+        entries: impl Iterator<Item = ScoredMember<'a>>,
+        leaf: u32,
+    ) {
         for hash in self.hashes(entries) {
             self.removed_one(hash, leaf);
         }
     }
 
     /// The hashes of some members, whose cells are about to be looked for: all misses at once.
-    fn hashes<'a>(&self, entries: impl Iterator<Item = Entry<'a>>) -> Hashes {
+    fn hashes<'a>(&self, entries: impl Iterator<Item = ScoredMember<'a>>) -> Hashes {
         let hashes: Hashes = entries.map(|entry| self.hash(entry.member)).collect();
         if hashes.len() > 1 {
             for &hash in &hashes {
@@ -187,7 +191,7 @@ impl Index {
         segment.remove(cell);
         let (len, capacity) = (segment.len as usize, segment.cells.len());
         if capacity > CELLS_MIN && len * 3 < capacity {
-            self.resize(at, Segment::room(len + len / 4));
+            self.resize(at, IndexSegment::room(len + len / 4));
         }
         if len * 8 < self.cells_split && self.depth > 0 {
             self.merge(at);
@@ -204,7 +208,7 @@ impl Index {
     /// Splits a segment by the next bit of the hash. `newcomer` is in its leaf and not yet here.
     fn split(&mut self, left: usize, newcomer: (u64, u32), tree: &Tree) {
         let right = self.segments.len();
-        let Segment { depth, prefix, .. } = self.segments[left];
+        let IndexSegment { depth, prefix, .. } = self.segments[left];
         if depth == self.depth {
             self.directory = self.directory.iter().flat_map(|&segment| [segment; 2]).collect();
             self.depth += 1;
@@ -212,7 +216,7 @@ impl Index {
         let half: u32 = 1 << (PREFIX_BITS - depth - 1);
         self.point(prefix | half, depth + 1, right);
 
-        let old = std::mem::replace(&mut self.segments[left], Segment::nothing());
+        let old = std::mem::replace(&mut self.segments[left], IndexSegment::nothing());
         self.cells -= old.cells.len();
         let mut parts = [Vec::new(), Vec::new()];
         let mut met = false;
@@ -227,7 +231,7 @@ impl Index {
         let room = old.tag_bits;
         for (part, at) in parts.iter().zip([left, right]) {
             let prefix = if at == left { prefix } else { prefix | half };
-            let mut segment = Segment::with_room(part.len() + 1, prefix, depth + 1, room);
+            let mut segment = IndexSegment::with_room(part.len() + 1, prefix, depth + 1, room);
             self.cells += segment.cells.len();
             for &(tag, leaf) in part {
                 segment.insert(tag, leaf);
@@ -244,7 +248,7 @@ impl Index {
 
     /// Makes one segment of this one and its buddy, the other half of a split, if both are small.
     fn merge(&mut self, at: usize) {
-        let Segment { depth, prefix, len, .. } = self.segments[at];
+        let IndexSegment { depth, prefix, len, .. } = self.segments[at];
         if depth == 0 {
             return;
         }
@@ -257,7 +261,7 @@ impl Index {
         let prefix = prefix & !half;
         let tag_bits = self.segments[at].tag_bits.min(other.tag_bits);
         let both = (len + other.len) as usize;
-        let mut merged = Segment::with_room(both + both / 4, prefix, depth - 1, tag_bits);
+        let mut merged = IndexSegment::with_room(both + both / 4, prefix, depth - 1, tag_bits);
         for part in [at, buddy] {
             let part = &self.segments[part];
             self.cells -= part.cells.len();
@@ -272,7 +276,7 @@ impl Index {
         self.point(prefix, depth - 1, kept);
         self.segments.swap_remove(freed);
         if freed < self.segments.len() {
-            let Segment { prefix, depth, .. } = self.segments[freed];
+            let IndexSegment { prefix, depth, .. } = self.segments[freed];
             self.point(prefix, depth, freed);
         }
         self.depths[depth as usize] -= 2;
@@ -291,7 +295,7 @@ impl Index {
 
     /// The members of a segment by leaf and hash, found in three passes, so that the misses of each
     /// overlap: heads of leaves, prints, members.
-    fn members(&self, tree: &Tree, segment: &Segment) -> Vec<(u32, u64)> {
+    fn members(&self, tree: &Tree, segment: &IndexSegment) -> Vec<(u32, u64)> {
         let mut cells: Vec<u32> = segment.cells_from(0).collect();
         // Equal cells stand for as many members of one leaf, which one look finds.
         cells.sort_unstable();
@@ -330,9 +334,9 @@ impl Index {
     fn each_member<'a>(
         &self,
         tree: &'a Tree,
-        segment: &Segment,
+        segment: &IndexSegment,
         cell: u32,
-        mut visit: impl FnMut(Entry<'a>),
+        mut visit: impl FnMut(ScoredMember<'a>),
     ) {
         let leaf = &tree.leaves[segment.leaf(cell)];
         let (print, mask) = segment.print(cell);
@@ -351,10 +355,10 @@ impl Index {
         tree: &'a Tree,
         cursor: u64,
         budget: usize,
-        visit: &mut dyn FnMut(Entry<'a>),
+        visit: &mut dyn FnMut(ScoredMember<'a>),
     ) -> u64 {
         let mut left = budget.max(1);
-        let Cursor { mut prefix, mut depth, mut tag } = Cursor::decode(cursor);
+        let IndexCursor { mut prefix, mut depth, mut tag } = IndexCursor::decode(cursor);
         loop {
             let segment = &self.segments[self.route(hash_from(prefix))];
             // When the cursor is about a part of the segment, nothing is known of the whole.
@@ -370,7 +374,7 @@ impl Index {
                 let tag = segment.tag(equal[0]);
                 if left == 0 && last != Some(tag) {
                     let prefix = segment.prefix.into();
-                    return Cursor { prefix, depth: segment.depth, tag }.encode();
+                    return IndexCursor { prefix, depth: segment.depth, tag }.encode();
                 }
                 self.each_member(tree, segment, equal[0], &mut *visit);
                 left = left.saturating_sub(equal.len());
@@ -384,7 +388,7 @@ impl Index {
             }
             left = left.saturating_sub(usize::from(cells.is_empty()));
             if left == 0 {
-                return Cursor { prefix, depth, tag }.encode();
+                return IndexCursor { prefix, depth, tag }.encode();
             }
         }
     }
@@ -441,7 +445,7 @@ impl Index {
 /// A cell's *home* is the tag's share of the capacity. It lies there or in the run of cells in use
 /// that begins there, wrapped round at the end. At least a seventh of the cells is empty, so every
 /// probe ends.
-struct Segment {
+struct IndexSegment {
     cells: Box<[u32]>,
     /// How many are in use.
     len: u32,
@@ -453,11 +457,11 @@ struct Segment {
     tag_bits: u32,
 }
 
-const _: () = assert!(size_of::<Segment>() == 32);
+const _: () = assert!(size_of::<IndexSegment>() == 32);
 
-impl Segment {
-    fn nothing() -> Segment {
-        Segment { cells: Box::default(), len: 0, depth: 0, prefix: 0, tag_bits: CELL_TAG_BITS }
+impl IndexSegment {
+    fn nothing() -> IndexSegment {
+        IndexSegment { cells: Box::default(), len: 0, depth: 0, prefix: 0, tag_bits: CELL_TAG_BITS }
     }
 
     /// The number of cells for so many members: an allocator's size class.
@@ -465,9 +469,9 @@ impl Segment {
         (class((len + len / 6 + 2) * 4) / 4).max(CELLS_MIN)
     }
 
-    fn with_room(len: usize, prefix: u32, depth: u32, tag_bits: u32) -> Segment {
-        let cells = vec![EMPTY; Segment::room(len)].into();
-        Segment { cells, len: 0, depth, prefix, tag_bits }
+    fn with_room(len: usize, prefix: u32, depth: u32, tag_bits: u32) -> IndexSegment {
+        let cells = vec![EMPTY; IndexSegment::room(len)].into();
+        IndexSegment { cells, len: 0, depth, prefix, tag_bits }
     }
 
     /// Whether a member more would take the last of the empty cells that probing needs.
@@ -494,7 +498,7 @@ impl Segment {
         leaf < u32::MAX >> self.tag_bits
     }
 
-    /// The cell of a leaf that [`Segment::takes`].
+    /// The cell of a leaf that [`IndexSegment::takes`].
     #[inline]
     fn cell(&self, tag: u16, leaf: u32) -> u32 {
         (u32::from(tag) << 16) & !(u32::MAX >> self.tag_bits) | leaf
@@ -628,7 +632,7 @@ impl Segment {
     /// Moves all to so many cells, with so many bits of their tags.
     fn rebuild(&mut self, capacity: usize, tag_bits: u32) {
         let fresh = vec![EMPTY; capacity].into();
-        let old = Segment { cells: std::mem::replace(&mut self.cells, fresh), ..*self };
+        let old = IndexSegment { cells: std::mem::replace(&mut self.cells, fresh), ..*self };
         self.tag_bits = tag_bits;
         self.len = 0;
         for &cell in old.cells.iter().filter(|&&cell| cell != EMPTY) {
@@ -659,7 +663,7 @@ impl Segment {
 /// Where a scan goes on: what lies in segments before the one around the prefix has been visited,
 /// and in that one, if it is no greater than the prefix says, each member with a lesser tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Cursor {
+struct IndexCursor {
     /// The top bits that the segment's members share, followed by zeros.
     prefix: u64,
     /// How many bits they share.
@@ -667,21 +671,21 @@ struct Cursor {
     tag: u16,
 }
 
-impl Cursor {
+impl IndexCursor {
     /// The prefix, closed by a one so that its length can be told; then the tag.
     fn encode(self) -> u64 {
         let close = 1 << (PREFIX_BITS - self.depth);
         (self.prefix << 1 | close) << TAG_BITS | u64::from(self.tag)
     }
 
-    fn decode(cursor: u64) -> Cursor {
+    fn decode(cursor: u64) -> IndexCursor {
         let closed = cursor >> TAG_BITS & ((1 << (PREFIX_BITS + 1)) - 1);
         if closed == 0 {
-            return Cursor { prefix: 0, depth: 0, tag: 0 };
+            return IndexCursor { prefix: 0, depth: 0, tag: 0 };
         }
         let close = closed.trailing_zeros();
         let prefix = (closed ^ (1 << close)) >> 1;
-        Cursor { prefix, depth: PREFIX_BITS - close, tag: cursor as u16 }
+        IndexCursor { prefix, depth: PREFIX_BITS - close, tag: cursor as u16 }
     }
 }
 
@@ -691,7 +695,7 @@ mod tests {
 
     #[test]
     fn a_segment_takes_any_leaf_number() {
-        let mut segment = Segment::with_room(40, 0, 0, CELL_TAG_BITS);
+        let mut segment = IndexSegment::with_room(40, 0, 0, CELL_TAG_BITS);
         let tag = |n: u32| (n * 1637) as u16;
         for n in 0..40 {
             segment.insert(tag(n), n);
@@ -714,8 +718,8 @@ mod tests {
         for depth in 0..=PREFIX_BITS {
             let prefix = ((1 << PREFIX_BITS) - 1) & !((1 << (PREFIX_BITS - depth)) - 1);
             for tag in [0, 1, u16::MAX] {
-                let cursor = Cursor { prefix, depth, tag };
-                assert_eq!(Cursor::decode(cursor.encode()), cursor);
+                let cursor = IndexCursor { prefix, depth, tag };
+                assert_eq!(IndexCursor::decode(cursor.encode()), cursor);
                 assert!(cursor.encode() < 1 << 48);
             }
         }

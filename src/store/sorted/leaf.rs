@@ -104,16 +104,16 @@ impl<'a> Cut<'a> {
 
 /// An entry of a sorted set.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Entry<'a> {
+pub struct ScoredMember<'a> {
     /// What is unique.
     pub member: &'a [u8],
     /// What it is ordered by, then by member. Minus zero keeps its sign and is equal to zero.
     pub score: f64,
 }
 
-impl Entry<'_> {
+impl ScoredMember<'_> {
     /// The order of a sorted set.
-    pub(super) fn order(&self, other: &Entry<'_>) -> Ordering {
+    pub(super) fn order(&self, other: &ScoredMember<'_>) -> Ordering {
         let scores = self.score.partial_cmp(&other.score).unwrap_or(Ordering::Equal);
         scores.then_with(|| self.member.cmp(other.member))
     }
@@ -251,8 +251,8 @@ impl Leaf {
 
     /// An entry.
     #[inline]
-    pub(super) fn entry<'a>(&'a self, at: usize, longs: &'a Longs) -> Entry<'a> {
-        Entry { member: self.member(at, longs), score: self.score(at) }
+    pub(super) fn entry<'a>(&'a self, at: usize, longs: &'a Longs) -> ScoredMember<'a> {
+        ScoredMember { member: self.member(at, longs), score: self.score(at) }
     }
 
     /// Some entries.
@@ -260,12 +260,12 @@ impl Leaf {
         &'a self,
         range: Range<usize>,
         longs: &'a Longs,
-    ) -> impl Iterator<Item = Entry<'a>> {
+    ) -> impl Iterator<Item = ScoredMember<'a>> {
         let mut offset = self.offset(range.start);
         range.map(move |at| {
             let member = self.member_from(at, offset, longs);
             offset += self.stride_at(at);
-            Entry { member, score: self.score(at) }
+            ScoredMember { member, score: self.score(at) }
         })
     }
 
@@ -361,7 +361,13 @@ impl Leaf {
     }
 
     /// Puts an entry at a place. A long member is stored in `longs`.
-    pub(super) fn insert(&mut self, at: usize, entry: Entry<'_>, print: u8, longs: &mut Longs) {
+    pub(super) fn insert(
+        &mut self,
+        at: usize,
+        entry: ScoredMember<'_>,
+        print: u8,
+        longs: &mut Longs,
+    ) {
         if entry.member.len() <= INLINE_MAX {
             self.insert_body(at, entry.score, print, entry.member.len() as u8, entry.member);
         } else {

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use std::collections::BTreeMap;
 
 // With less than 8 children no node is small enough to be merged.
-const SMALL: Shape = Shape { leaf_bytes: 96, fanout: 8, cells_split: 24 };
+const SMALL: TreeShape = TreeShape { leaf_bytes: 96, fanout: 8, cells_split: 24 };
 
 fn small() -> SortedSet {
     SortedSet::with_shape(KeyHasher::new(7), SMALL)
@@ -37,7 +37,7 @@ fn bits(score: Option<f64>) -> Option<u64> {
     score.map(f64::to_bits)
 }
 
-fn owned(entry: Entry<'_>) -> (Vec<u8>, u64) {
+fn owned(entry: ScoredMember<'_>) -> (Vec<u8>, u64) {
     (entry.member.to_vec(), entry.score.to_bits())
 }
 
@@ -148,7 +148,7 @@ fn apply(set: &mut SortedSet, model: &mut Model, operation: Operation) {
             );
             for (rank, (member, score)) in order.iter().enumerate().step_by(17) {
                 assert_eq!(set.rank(member), Some((rank, *score)));
-                assert_eq!(set.select(rank), Some(Entry { member, score: *score }));
+                assert_eq!(set.select(rank), Some(ScoredMember { member, score: *score }));
             }
             assert_eq!(set.select(order.len()), None);
         }
@@ -461,7 +461,7 @@ fn a_set_is_freed_in_steps() {
 fn leaf_numbers_take_bits_from_tags() {
     // Few leaves and few bits: many cells are equal.
     for leaf_bytes in [96, 4096] {
-        let shape = Shape { leaf_bytes, ..SMALL };
+        let shape = TreeShape { leaf_bytes, ..SMALL };
         let mut set = SortedSet::with_shape(KeyHasher::new(7), shape);
         for n in 0..1000 {
             set.insert(format!("m{n}").as_bytes(), f64::from(n % 100));
@@ -484,7 +484,7 @@ fn entries_are_skipped_from_both_ends() {
     for n in 0..200u32 {
         set.insert(&n.to_be_bytes(), 1.0);
     }
-    let number = |entry: Option<Entry<'_>>| {
+    let number = |entry: Option<ScoredMember<'_>>| {
         entry.and_then(|entry| entry.member.try_into().ok()).map(u32::from_be_bytes)
     };
     let mut entries = set.iter();

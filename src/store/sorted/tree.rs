@@ -9,18 +9,18 @@
 //! Unterauer 1977): only between entries of one score it has bytes of a member at all. It need not
 //! be an entry that is there, so removing entries does not change separators.
 
-use super::Shape;
+use super::TreeShape;
 use super::index::{Index, print};
-use super::leaf::{Cut, Entry, Leaf, Longs, NONE, Tie};
+use super::leaf::{Cut, Leaf, Longs, NONE, ScoredMember, Tie};
 use super::slab::Slab;
 use smallvec::SmallVec;
 use std::ops::Range;
 
 /// A way from the root to a leaf: nodes, and which child of each.
-type Path = SmallVec<[Step; 8]>;
+type Path = SmallVec<[TreeStep; 8]>;
 
 #[derive(Clone, Copy)]
-pub(super) struct Step {
+pub(super) struct TreeStep {
     node: u32,
     child: usize,
 }
@@ -46,11 +46,11 @@ pub(super) struct Tree {
     len: usize,
     /// What leaves and inner nodes have allocated.
     heap: usize,
-    shape: Shape,
+    shape: TreeShape,
 }
 
 impl Tree {
-    pub(super) fn new(shape: Shape) -> Tree {
+    pub(super) fn new(shape: TreeShape) -> Tree {
         let mut leaves = Slab::default();
         let root = leaves.insert(Leaf::default());
         let inners = Slab::default();
@@ -90,7 +90,7 @@ impl Tree {
     }
 
     /// How many entries are before one that is there.
-    pub(super) fn rank_at(&self, spot: Spot, entry: &Entry<'_>) -> usize {
+    pub(super) fn rank_at(&self, spot: Spot, entry: &ScoredMember<'_>) -> usize {
         let (leaf, before) = self.leaf_of(&Cut::at(entry.score, entry.member));
         debug_assert_eq!(leaf, spot.leaf);
         before + spot.at
@@ -102,7 +102,7 @@ impl Tree {
         for _ in 0..self.height {
             let inner = &self.inners[node];
             let child = inner.child(cut);
-            path.push(Step { node, child });
+            path.push(TreeStep { node, child });
             node = inner.nodes[child];
         }
         (path, node)
@@ -118,7 +118,7 @@ impl Tree {
                 at -= inner.counts[child];
                 child += 1;
             }
-            path.push(Step { node, child });
+            path.push(TreeStep { node, child });
             node = inner.nodes[child];
         }
         (path, Spot { leaf: node, at })
@@ -131,13 +131,13 @@ impl Tree {
 
     /// The entry at a spot.
     #[inline]
-    pub(super) fn entry(&self, spot: Spot) -> Entry<'_> {
+    pub(super) fn entry(&self, spot: Spot) -> ScoredMember<'_> {
         self.leaves[spot.leaf].entry(spot.at, &self.longs)
     }
 
     /// Replaces the score of an entry if it stays between the same neighbours of its leaf; returns
     /// whether it does.
-    pub(super) fn set_score(&mut self, spot: Spot, entry: Entry<'_>) -> bool {
+    pub(super) fn set_score(&mut self, spot: Spot, entry: ScoredMember<'_>) -> bool {
         let leaf = &self.leaves[spot.leaf];
         let stays = |other: usize, wanted: std::cmp::Ordering| {
             leaf.entry(other, &self.longs).order(&entry) == wanted
@@ -161,7 +161,7 @@ impl Tree {
     }
 
     /// Puts an entry whose member is not there; returns its leaf.
-    pub(super) fn insert(&mut self, entry: Entry<'_>, hash: u64, index: &mut Index) -> u32 {
+    pub(super) fn insert(&mut self, entry: ScoredMember<'_>, hash: u64, index: &mut Index) -> u32 {
         let cut = Cut::at(entry.score, entry.member);
         let (mut path, mut leaf) = self.path_to(&cut);
         if self.share(&path, leaf, &entry, index) {
@@ -192,10 +192,16 @@ impl Tree {
     /// What allocations have to spare is most of what a member takes beyond its columns. So it is
     /// used up, by some byte-moving, before more is asked for; not where entries come in order,
     /// since their leaves are full in the end.
-    fn share(&mut self, path: &Path, leaf: u32, coming: &Entry<'_>, index: &mut Index) -> bool {
+    fn share(
+        &mut self,
+        path: &Path,
+        leaf: u32,
+        coming: &ScoredMember<'_>,
+        index: &mut Index,
+    ) -> bool {
         let giver = &self.leaves[leaf];
         let wanted = Leaf::entry_bytes(coming.member);
-        let (Some(&Step { node, child }), true) = (path.last(), giver.room() < wanted) else {
+        let (Some(&TreeStep { node, child }), true) = (path.last(), giver.room() < wanted) else {
             return false;
         };
         let inner = &self.inners[node];
@@ -241,7 +247,7 @@ impl Tree {
     }
 
     /// Splits a leaf that has no room for an entry to come.
-    fn split(&mut self, path: Path, leaf: u32, coming: &Entry<'_>, index: &mut Index) {
+    fn split(&mut self, path: Path, leaf: u32, coming: &ScoredMember<'_>, index: &mut Index) {
         let old = &self.leaves[leaf];
         let len = old.len();
         let at = old.split_at(old.cut(&Cut::at(coming.score, coming.member), &self.longs));
@@ -296,7 +302,7 @@ impl Tree {
         mut separator: Separator,
         mut right: (u32, usize),
     ) {
-        while let Some(Step { node, child }) = path.pop() {
+        while let Some(TreeStep { node, child }) = path.pop() {
             let inner = &mut self.inners[node];
             self.heap -= inner.heap();
             (inner.nodes[child], inner.counts[child]) = left;
@@ -338,7 +344,7 @@ impl Tree {
         rank: usize,
         most: usize,
         index: &mut Index,
-        visit: &mut dyn FnMut(Entry<'_>),
+        visit: &mut dyn FnMut(ScoredMember<'_>),
     ) -> usize {
         if rank >= self.len || most == 0 {
             return 0;
@@ -367,7 +373,7 @@ impl Tree {
 
     /// Removes or merges a leaf that has become empty or small, and then nodes above it.
     fn mend(&mut self, mut path: Path, leaf: u32, index: &mut Index) {
-        let Some(Step { node, child }) = path.pop() else { return };
+        let Some(TreeStep { node, child }) = path.pop() else { return };
         let used = self.leaves[leaf].used();
         if used == 0 {
             self.unlink(leaf);
@@ -392,7 +398,7 @@ impl Tree {
 
     /// Merges or removes an inner node that has lost a child, then those above it.
     fn mend_inner(&mut self, mut path: Path, mut node: u32) {
-        while let Some(Step { node: parent, child }) = path.pop() {
+        while let Some(TreeStep { node: parent, child }) = path.pop() {
             let len = self.inners[node].nodes.len();
             if len == 0 {
                 let gone = self.inners.remove(node);
@@ -608,7 +614,7 @@ struct Separator {
 
 impl Separator {
     /// The shortest that is greater than one entry and at most the other.
-    fn between(below: &Entry<'_>, above: &Entry<'_>) -> Separator {
+    fn between(below: &ScoredMember<'_>, above: &ScoredMember<'_>) -> Separator {
         let member = if below.score < above.score {
             &[]
         } else {
@@ -633,8 +639,8 @@ impl Separator {
     }
 
     #[cfg(test)]
-    fn entry(&self) -> Entry<'_> {
-        Entry { member: &self.member, score: self.score }
+    fn entry(&self) -> ScoredMember<'_> {
+        ScoredMember { member: &self.member, score: self.score }
     }
 }
 
