@@ -63,9 +63,6 @@ const STALL: Duration = Duration::from_millis(50);
 /// How long a client whose replies have reached `limits.output_buffer` may take to read some.
 const READ_SOME: Duration = Duration::from_secs(5);
 
-/// A reply buffer that has grown beyond this is given back.
-const KEEP_BYTES_MAX: usize = 1 << 20;
-
 /// Serves a client until it leaves.
 pub async fn serve(stream: TcpStream, id: u64, local: Rc<Local>) {
     local.counters.borrow_mut().connections_opened += 1;

@@ -34,8 +34,8 @@ const SPREAD: u16 = MUTE - 2;
 /// In [`Flight::order`], as a bit: the client does not want the reply.
 const MUTE: u16 = 1 << 15;
 
-/// A buffer that has grown beyond this is given back.
-const KEEP_BYTES_MAX: usize = 1 << 20;
+/// A buffer of a connection that has grown beyond this is given back.
+pub const KEEP_BYTES_MAX: usize = 1 << 20;
 
 /// A key as a [`Pipeline`] knows it.
 pub fn known_as(hasher: KeyHasher, table: TableIndex, key: &[u8]) -> u64 {

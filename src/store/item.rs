@@ -61,7 +61,7 @@ const _: () = assert!(size_of::<Option<Item>>() == size_of::<usize>());
 /// 16 bytes apart), so what is rounded up here costs nothing there and [`Item::bytes`] is what an
 /// item takes. Above there are eight to a doubling.
 #[inline]
-fn class(len: usize) -> usize {
+pub(super) fn class(len: usize) -> usize {
     if len <= 128 {
         return len.next_multiple_of(16);
     }

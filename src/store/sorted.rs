@@ -268,7 +268,8 @@ impl SortedSet {
     /// scores. The order is that of (top bits of the hash, low bits); within a segment of the index,
     /// whatever its size, entries are visited by tag. Where the segment around the cursor was split,
     /// its parts are visited from that tag on and from the beginning; where it was merged, from the
-    /// beginning.
+    /// beginning. So while a set grows and shrinks between any two steps, a scan by small steps need
+    /// not come to its end.
     pub fn scan<'a>(
         &'a self,
         cursor: u64,
@@ -425,20 +426,6 @@ impl Remains {
     pub fn bytes(&self) -> usize {
         size_of::<Remains>() + self.tree.bytes() + self.index.bytes()
     }
-}
-
-/// Asks for a cache line that is about to be read.
-#[inline]
-fn prefetch(address: *const u8) {
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    // SAFETY: a prefetch reads nothing the program can see and does not fault, whatever the
-    // address.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(address.cast());
-    }
-    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-    let _ = address;
 }
 
 #[cfg(test)]

@@ -62,9 +62,9 @@ use segment::{CELLS_SPLIT, Segment};
 pub const CURSOR_BITS: u32 = PREFIX_BITS + 1 + TAG_BITS;
 
 /// Bits of the hash that the directory may use at most.
-const PREFIX_BITS: u32 = 31;
+pub(super) const PREFIX_BITS: u32 = 31;
 /// Bits of the hash that a cell keeps.
-const TAG_BITS: u32 = 16;
+pub(super) const TAG_BITS: u32 = 16;
 
 /// The directory has at most so many entries for each segment. With a good hash segments fill at
 /// nearly the same time and two would do.
@@ -417,22 +417,22 @@ impl Table {
 
 /// Where a scan goes on, as in the module's documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Cursor {
+pub(super) struct Cursor {
     /// The top bits that the segment's items share, followed by zeros.
-    prefix: u64,
+    pub(super) prefix: u64,
     /// How many bits they share.
-    depth: u32,
-    tag: u16,
+    pub(super) depth: u32,
+    pub(super) tag: u16,
 }
 
 impl Cursor {
     /// The prefix, closed by a one so that its length can be told; then the tag.
-    fn encode(self) -> u64 {
+    pub(super) fn encode(self) -> u64 {
         let close = 1 << (PREFIX_BITS - self.depth);
         (self.prefix << 1 | close) << TAG_BITS | u64::from(self.tag)
     }
 
-    fn decode(cursor: u64) -> Cursor {
+    pub(super) fn decode(cursor: u64) -> Cursor {
         let closed = cursor >> TAG_BITS & ((1 << (PREFIX_BITS + 1)) - 1);
         if closed == 0 {
             return Cursor { prefix: 0, depth: 0, tag: 0 };
@@ -452,7 +452,7 @@ fn stale(place: CellPlace) -> ! {
 
 /// Asks for a cache line that is about to be read.
 #[inline]
-fn prefetch(address: *const u8) {
+pub(super) fn prefetch(address: *const u8) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     // SAFETY: a prefetch reads nothing the program can see and does not fault, whatever the
     // address.

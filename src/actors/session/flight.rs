@@ -6,11 +6,11 @@
 
 use super::outcome::{landed, stopping};
 use super::transaction::{conclude, conclude_exec};
-use super::{Gathered, KEEP_BYTES_MAX, READ_BYTES, Session, redirect};
+use super::{Gathered, READ_BYTES, Session, redirect};
 use crate::actors::bucket::{Answer, Execute, Outcome, Serve};
 use crate::actors::coordinator::{Begin, Start};
 use crate::actors::submission::{Served, Submitted};
-use crate::batch::flight::{known_as, op_keys};
+use crate::batch::flight::{KEEP_BYTES_MAX, known_as, op_keys};
 use crate::batch::machine::{Machine, Scope};
 use crate::batch::{Batch, Replies};
 use crate::command::Redis;

@@ -24,17 +24,14 @@
 //!   in use, or one third after removals. Small segments that were split are merged again.
 //! - A leaf whose number needs more bits takes them from the tags, segment by segment.
 
-use super::leaf::{ScoredMember, class};
-use super::prefetch;
+use super::leaf::ScoredMember;
 use super::slab::Rows;
 use super::tree::Tree;
+use crate::store::item::class;
+use crate::store::table::{Cursor, PREFIX_BITS, TAG_BITS, prefetch};
 use crate::store::tables::KeyHasher;
 use smallvec::SmallVec;
 
-/// Bits of the hash that the directory may use at most.
-const PREFIX_BITS: u32 = 31;
-/// Bits of the hash that a tag may have.
-const TAG_BITS: u32 = 16;
 /// Bits of a cell's tag while leaf numbers are small enough.
 const CELL_TAG_BITS: u32 = 12;
 /// The fewest bits of a cell's tag: two to the power of 28 leaves are more than 500 GB.
@@ -349,7 +346,8 @@ impl Index {
     }
 
     /// Visits members from `cursor` on (0 = start) until at least `budget` were visited; returns the
-    /// next cursor, 0 at the end.
+    /// next cursor, 0 at the end. The cursor says that what lies in segments before the one around its
+    /// prefix was visited, and in that one each member with a lesser tag.
     pub(super) fn scan<'a>(
         &'a self,
         tree: &'a Tree,
@@ -358,7 +356,7 @@ impl Index {
         visit: &mut dyn FnMut(ScoredMember<'a>),
     ) -> u64 {
         let mut left = budget.max(1);
-        let IndexCursor { mut prefix, mut depth, mut tag } = IndexCursor::decode(cursor);
+        let Cursor { mut prefix, mut depth, mut tag } = Cursor::decode(cursor);
         loop {
             let segment = &self.segments[self.route(hash_from(prefix))];
             // When the cursor is about a part of the segment, nothing is known of the whole.
@@ -374,7 +372,7 @@ impl Index {
                 let tag = segment.tag(equal[0]);
                 if left == 0 && last != Some(tag) {
                     let prefix = segment.prefix.into();
-                    return IndexCursor { prefix, depth: segment.depth, tag }.encode();
+                    return Cursor { prefix, depth: segment.depth, tag }.encode();
                 }
                 self.each_member(tree, segment, equal[0], &mut *visit);
                 left = left.saturating_sub(equal.len());
@@ -388,7 +386,7 @@ impl Index {
             }
             left = left.saturating_sub(usize::from(cells.is_empty()));
             if left == 0 {
-                return IndexCursor { prefix, depth, tag }.encode();
+                return Cursor { prefix, depth, tag }.encode();
             }
         }
     }
@@ -660,35 +658,6 @@ impl IndexSegment {
     }
 }
 
-/// Where a scan goes on: what lies in segments before the one around the prefix has been visited,
-/// and in that one, if it is no greater than the prefix says, each member with a lesser tag.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct IndexCursor {
-    /// The top bits that the segment's members share, followed by zeros.
-    prefix: u64,
-    /// How many bits they share.
-    depth: u32,
-    tag: u16,
-}
-
-impl IndexCursor {
-    /// The prefix, closed by a one so that its length can be told; then the tag.
-    fn encode(self) -> u64 {
-        let close = 1 << (PREFIX_BITS - self.depth);
-        (self.prefix << 1 | close) << TAG_BITS | u64::from(self.tag)
-    }
-
-    fn decode(cursor: u64) -> IndexCursor {
-        let closed = cursor >> TAG_BITS & ((1 << (PREFIX_BITS + 1)) - 1);
-        if closed == 0 {
-            return IndexCursor { prefix: 0, depth: 0, tag: 0 };
-        }
-        let close = closed.trailing_zeros();
-        let prefix = (closed ^ (1 << close)) >> 1;
-        IndexCursor { prefix, depth: PREFIX_BITS - close, tag: cursor as u16 }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -718,8 +687,8 @@ mod tests {
         for depth in 0..=PREFIX_BITS {
             let prefix = ((1 << PREFIX_BITS) - 1) & !((1 << (PREFIX_BITS - depth)) - 1);
             for tag in [0, 1, u16::MAX] {
-                let cursor = IndexCursor { prefix, depth, tag };
-                assert_eq!(IndexCursor::decode(cursor.encode()), cursor);
+                let cursor = Cursor { prefix, depth, tag };
+                assert_eq!(Cursor::decode(cursor.encode()), cursor);
                 assert!(cursor.encode() < 1 << 48);
             }
         }

@@ -11,8 +11,9 @@
 //! A member longer than [`INLINE_MAX`] is stored apart ([`Longs`]); its length here is
 //! [`LONG`] and its number lies where its bytes would.
 
-use super::prefetch;
 use super::slab::Slab;
+use crate::store::item::class;
+use crate::store::table::prefetch;
 use std::cmp::Ordering;
 use std::ops::Range;
 
@@ -30,17 +31,6 @@ const RUN: u16 = 4;
 const COLUMNS: usize = 10;
 
 const _: () = assert!(INLINE_MAX < LONG as usize);
-
-/// The size of the allocation that holds `len` bytes: the size classes of mimalloc and jemalloc, so
-/// that what is counted is what is taken.
-#[inline]
-pub(super) fn class(len: usize) -> usize {
-    if len <= 128 {
-        return len.next_multiple_of(16);
-    }
-    let octave = 1 << (len - 1).ilog2();
-    len.next_multiple_of(octave / 4)
-}
 
 /// Members too long for a leaf, by number.
 #[derive(Default)]
